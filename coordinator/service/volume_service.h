@@ -1,0 +1,84 @@
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "coordinator/protocol/connection.h"
+#include "coordinator/volume/volume.h"
+#include "csvfs/base/blocking.h"
+#include "csvfs/base/ids.h"
+#include "csvfs/base/random.h"
+#include "csvfs/base/task.h"
+#include "iscsi/open_lun.h"
+
+namespace csv::service {
+
+/// How long the coordinator waits for what.
+struct Timing {
+  Duration key_sweep = 1s;          ///< Between two reads of the LUN's keys.
+  Duration lease_term = 3s;         ///< Of a membership lease; a session unheard for longer may be fenced.
+  Duration reconnect_grace = 10s;   ///< A disconnected session is fenced after this, or after the lease when it blocks somebody.
+  Duration shipped_for = 10s;       ///< A file with unaligned writers stays shipped this long after the last one.
+  Duration maintenance = 200ms;     ///< Between two rounds of cleaning up.
+};
+
+struct Surroundings {
+  Loop* loop = nullptr;
+  Random* random = nullptr;
+  iscsi::LunOpener open_lun;
+  std::function<std::unique_ptr<Worker>()> make_worker;  ///< The volume's writer thread.
+  std::function<TimePoint()> open_until;  ///< This node's membership lease: past it nothing is answered.
+  NodeId node{};
+  std::uint16_t cluster = 0;
+  volume::ClusterTag tag;
+  std::string volume;
+  Timing timing;
+};
+
+/// A volume being coordinated: sessions, admissions, layouts, the catalog, the sweep of keys. It
+/// lives from a takeover until it is destroyed, or stops by itself (its path lost, its key gone, an
+/// error of a catalog write, superseded). It never serves again after that; a new takeover does.
+///
+/// One loop; destroying it is like a crash of the process as far as the LUN can tell, unless
+/// close() came first.
+class VolumeService {
+ public:
+  /// The takeover, in the order of docs/safety.md: register a fresh coordinator key, check that no
+  /// newer cluster owns the volume, fence former coordinators, write the epoch to both superblocks,
+  /// open the catalog, fence keys without a live row, then serve.
+  static Task<Expected<std::unique_ptr<VolumeService>>> take_over(Surroundings surroundings);
+  virtual ~VolumeService() = default;
+
+  /// A mount's connection whose first message was this Hello.
+  virtual void accept(std::unique_ptr<protocol::Connection> connection, protocol::Message hello) = 0;
+  /// Called once if it stops by itself, with why.
+  virtual void on_stopped(Function<void(Error)> handler) = 0;
+  /// Good order: stops accepting, drains its own LUN queue, checkpoints, closes. The key stays
+  /// registered for the successor to preempt (A13, A20).
+  virtual Task<void> close() = 0;
+
+  struct SessionStatus {
+    SessionId session{};
+    NodeId node{};
+    bool connected = false, admitted = false;
+    Key key{};
+    std::uint64_t open_files = 0, layouts = 0, requests = 0;
+    std::uint64_t redirected_read_bytes = 0, redirected_write_bytes = 0;
+  };
+  struct Status {
+    Epoch epoch{};
+    Key key{};
+    TimePoint since{};
+    std::uint64_t total_blocks = 0, free_blocks = 0, inodes = 0;
+    std::uint64_t transactions = 0, changes = 0, fences = 0, stale_commits = 0, recalls = 0;
+    iscsi::LunCounters lun;  ///< Of the coordinator's own I/O: catalog and redirected content.
+    std::uint64_t content_read_bytes = 0, content_write_bytes = 0;  ///< The latter's share.
+    std::vector<SessionStatus> sessions;
+  };
+  [[nodiscard]] virtual Status status() const = 0;
+  [[nodiscard]] virtual Epoch epoch() const = 0;
+  [[nodiscard]] virtual Key key() const = 0;
+};
+
+}  // namespace csv::service

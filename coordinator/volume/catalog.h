@@ -1,0 +1,233 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "coordinator/volume/volume.h"
+#include "csvfs/base/error.h"
+#include "csvfs/base/function.h"
+#include "csvfs/base/ids.h"
+
+namespace csv::volume {
+
+/// An inode's attributes. Times are ns since 1970.
+struct Attr {
+  InodeId inode{};
+  std::uint32_t mode = 0;        ///< With the type bits.
+  std::uint32_t uid = 0, gid = 0;
+  std::uint32_t nlink = 0;
+  std::uint64_t rdev = 0;
+  std::uint64_t size = 0;        ///< Bytes; of a directory: number of entries; of a symlink: its target's length.
+  std::uint64_t blocks = 0;      ///< Blocks of kBlockSize that the file holds.
+  std::int64_t atime = 0, mtime = 0, ctime = 0, btime = 0;
+  std::uint64_t truncation = 0;  ///< Grows whenever the file shrinks (A11).
+  InodeId parent{};              ///< Of a directory: the one above. Of a file: its home (A17).
+};
+
+struct AttrChange {
+  std::optional<std::uint32_t> mode, uid, gid;  ///< mode: permission bits only.
+  std::optional<std::int64_t> atime, mtime;
+};
+
+struct Entry {
+  std::string name;
+  std::uint64_t cookie = 0;  ///< Position in its directory; never reused there.
+  Attr attr;
+};
+
+enum class BlockState : std::uint8_t {
+  hole = 0,       ///< No space: zeros.
+  unwritten = 1,  ///< Space whose content is not the file's: zeros.
+  written = 2,
+  granted = 3,    ///< Unwritten, and given to a session that may be writing it now.
+};
+
+/// A run of a file in one state and, except for a hole, one place. In blocks of kBlockSize.
+struct Mapping {
+  std::uint64_t file_block = 0;
+  std::uint64_t count = 0;
+  std::uint64_t lun_block = 0;  ///< From the start of the LUN. 0 for a hole.
+  BlockState state = BlockState::hole;
+  GrantId grant{};
+};
+
+/// A run of blocks on the LUN.
+struct Run {
+  std::uint64_t lun_block = 0;
+  std::uint64_t count = 0;
+  auto operator<=>(const Run&) const = default;
+};
+
+enum class AdmissionState : std::uint8_t { registering = 0, admitted = 1, fenced = 2 };
+
+/// A process's permission to use the LUN, as a row (A1, A2).
+struct AdmissionRow {
+  Key key{};
+  SessionId session{};
+  NodeId node{};
+  std::uint64_t incarnation = 0;
+  AdmissionState state{};
+};
+struct SessionRow {
+  SessionId id{};
+  NodeId node{};
+  std::uint64_t incarnation = 0;
+  bool ended = false;  ///< Nothing it holds counts any more; what it held is being cleaned up.
+};
+
+struct SlotResult {
+  std::uint64_t sequence = 0;
+  std::string reply;
+};
+
+/// A volume's metadata database. All of it belongs to the volume's writer thread; nothing here
+/// knows of networks, leases or clocks (times come in as arguments).
+///
+/// Everything between run() and its return is one transaction. The operations are called by the
+/// bodies of changes only. An operation that refuses (ENOENT, EEXIST, ENOSPC, ...) has changed
+/// nothing. Bad names (empty, "." and "..", '/' or NUL inside, over 255 bytes) are EINVAL or
+/// ENAMETOOLONG. Inodes that do not exist: ESTALE.
+class Catalog {
+ public:
+  virtual ~Catalog() = default;
+
+  /// Makes the tables of an empty volume (with the root directory) in `store`.
+  static Expected<void> create(CatalogStore& store, std::int64_t now);
+  /// Opens what `store` holds: the log is recovered, interrupted growth finished. Reads a few
+  /// pages, whatever the size of the volume. Errc::refused for a newer schema.
+  static Expected<std::unique_ptr<Catalog>> open(CatalogStore& store);
+
+  /// One request's part of a group commit.
+  struct Change {
+    Function<Expected<void>(Catalog&)> body;
+    bool read_only = false;
+    Expected<void> result;  ///< After run(): what body said. Valid only if run() succeeded.
+  };
+  /// Runs the bodies in order, each in its savepoint (undone alone if it refuses), in transactions
+  /// of bounded size (C1), and returns once all is durable. If a statement destroys the transaction
+  /// (A12), the group is run again one by one: bodies must be repeatable. An error from run() itself
+  /// means the outcome is unknown: answer nobody and give the volume up.
+  virtual Expected<void> run(std::span<Change> changes) = 0;
+  /// Work between groups: checkpoint when the log is long, growth of the database (C4), one step of
+  /// freeing (orphans without openers are freed by reap()). Errors as run().
+  virtual Expected<void> maintain() = 0;
+
+  // Names. `now` becomes the times that POSIX says change.
+  virtual Expected<Attr> attr(InodeId inode) = 0;
+  virtual Expected<Attr> lookup(InodeId parent, std::string_view name) = 0;  ///< "." and ".." too.
+  virtual Expected<std::vector<Entry>> list(InodeId directory, std::uint64_t after_cookie,
+                                            std::size_t limit) = 0;
+  struct NewInode {
+    std::uint32_t mode = 0;
+    std::uint32_t uid = 0, gid = 0;  ///< gid and S_ISGID as a set-group-id parent says.
+    std::uint64_t rdev = 0;
+    std::string target;  ///< Of a symbolic link: 1 to 4095 bytes.
+  };
+  virtual Expected<Attr> make(InodeId parent, std::string_view name, const NewInode& what,
+                              std::int64_t now) = 0;
+  virtual Expected<Attr> link(InodeId inode, InodeId parent, std::string_view name,
+                              std::int64_t now) = 0;
+  /// Removes a name. An inode that lost its last one becomes an orphan: it stays, with its data,
+  /// until reap(). Returns its attributes afterwards (nlink 0: orphaned).
+  virtual Expected<Attr> unlink(InodeId parent, std::string_view name, std::int64_t now) = 0;
+  virtual Expected<Attr> rmdir(InodeId parent, std::string_view name, std::int64_t now) = 0;
+  /// flags: RENAME_NOREPLACE, RENAME_EXCHANGE of <linux/fs.h>. Returns the inode that was replaced,
+  /// if any (nlink 0: orphaned). A directory into itself: EINVAL.
+  virtual Expected<std::optional<Attr>> rename(InodeId parent, std::string_view name,
+                                               InodeId new_parent, std::string_view new_name,
+                                               std::uint32_t flags, std::int64_t now) = 0;
+  virtual Expected<Attr> change(InodeId inode, const AttrChange& to, std::int64_t now) = 0;
+  /// mtime and ctime become `now`, never going backwards.
+  virtual Expected<Attr> touch(InodeId inode, std::int64_t now) = 0;
+  virtual Expected<std::string> read_link(InodeId inode) = 0;
+
+  virtual Expected<std::string> xattr(InodeId inode, std::string_view name) = 0;  ///< ENODATA
+  virtual Expected<std::string> list_xattrs(InodeId inode) = 0;  ///< Names, each ended by NUL.
+  /// flags: XATTR_CREATE, XATTR_REPLACE. Value at most 64 KiB, name 255, all of an inode 256 KiB.
+  virtual Expected<void> set_xattr(InodeId inode, std::string_view name, std::string_view value,
+                                   std::uint32_t flags, std::int64_t now) = 0;
+  virtual Expected<void> remove_xattr(InodeId inode, std::string_view name, std::int64_t now) = 0;
+
+  // Space. File offsets and sizes are below 16 TiB, else EFBIG.
+  /// The state of [first, first + count), complete and in order, joined where it can be.
+  virtual Expected<std::vector<Mapping>> map(InodeId inode, std::uint64_t first,
+                                             std::uint64_t count) = 0;
+  /// Blocks in memory only, for a write that is made before its transaction: nobody else gets them;
+  /// forgotten by cancel_reservation() or when the process ends. Near `goal` (a LUN block, 0: where
+  /// the inode's last extent or folder is), in at most `most_runs` runs. ENOSPC.
+  virtual Expected<std::vector<Run>> reserve_space(InodeId inode, std::uint64_t count,
+                                                   std::uint64_t goal, std::size_t most_runs) = 0;
+  virtual void cancel_reservation(std::span<const Run> runs) = 0;
+  /// Puts reserved blocks under [file_block, …) of the inode as `state` (unwritten, written, or
+  /// granted with a grant). What stood there before must be holes.
+  virtual Expected<void> place(InodeId inode, std::uint64_t file_block, std::span<const Run> runs,
+                               BlockState state, GrantId grant) = 0;
+  /// Gives every hole of [first, first + count) unwritten space. ENOSPC changes nothing.
+  virtual Expected<void> fill(InodeId inode, std::uint64_t first, std::uint64_t count) = 0;
+  /// Unwritten becomes written. Granted or hole in the range is our own mistake.
+  virtual Expected<void> mark_written(InodeId inode, std::uint64_t first, std::uint64_t count) = 0;
+  /// Of a grant: these blocks have been written. stale_commit if the inode's truncation counter is
+  /// not `truncation` or any block is not of this grant any more (A11). Already written by the same
+  /// commit is not a reason.
+  virtual Expected<void> commit_grant(InodeId inode, GrantId grant, std::uint64_t first,
+                                      std::uint64_t count, std::uint64_t truncation) = 0;
+  /// What is left of a session's grants on an inode (all inodes: InodeId{}) becomes dying space
+  /// again, at most `limit` blocks a call; the number freed.
+  virtual Expected<std::uint64_t> drop_grants(SessionId session, InodeId inode, std::uint64_t limit) = 0;
+  virtual Expected<GrantId> new_grant(SessionId session, InodeId inode) = 0;
+  /// Size becomes at least `size` (a write beyond the end).
+  virtual Expected<Attr> grow(InodeId inode, std::uint64_t size, std::int64_t now) = 0;
+  /// Size becomes exactly this. Shrinking: blocks beyond are freed in steps (maintain), the
+  /// truncation counter grows. The bytes of the last block beyond the size must be zeroed by the
+  /// caller, before. Growing: a hole.
+  virtual Expected<Attr> truncate(InodeId inode, std::uint64_t size, std::int64_t now) = 0;
+  /// [first, first + count) becomes a hole (freed) or unwritten (kept).
+  virtual Expected<Attr> punch(InodeId inode, std::uint64_t first, std::uint64_t count,
+                               bool keep_space, std::int64_t now) = 0;
+  /// Space beyond the end that a growing file was given and did not use is freed, unless asked for
+  /// by fallocate (kept_beyond_end).
+  virtual Expected<void> trim(InodeId inode) = 0;
+  virtual Expected<void> keep_beyond_end(InodeId inode) = 0;
+  /// An orphan that nobody has open: its space starts dying, its rows go, in steps (maintain).
+  virtual Expected<void> reap(InodeId inode) = 0;
+  virtual Expected<std::vector<InodeId>> orphans(InodeId after, std::size_t limit) = 0;
+  /// lseek: the first offset at or after `offset` that is data (hole), ENXIO where there is none.
+  virtual Expected<std::uint64_t> seek(InodeId inode, std::uint64_t offset, bool data) = 0;
+
+  // The life of a freed block (A15): used, dying, clean, free.
+  /// Runs whose layouts are all gone, to be unmapped; oldest first.
+  virtual Expected<std::vector<Run>> dying(std::size_t limit) = 0;
+  /// The UNMAP of these (of dying()) has been answered: they are free.
+  virtual Expected<void> make_free(std::span<const Run> runs) = 0;
+
+  struct Space {
+    std::uint64_t total = 0, free = 0;  ///< Blocks; free: what can be given out, dying included.
+    std::uint64_t inodes = 0;
+  };
+  virtual Expected<Space> space() = 0;
+
+  // Sessions and admissions.
+  virtual Expected<SessionRow> new_session(NodeId node, std::uint64_t incarnation) = 0;
+  virtual Expected<std::vector<SessionRow>> sessions() = 0;  ///< Ended ones too, until forgotten.
+  virtual Expected<void> end_session(SessionId session) = 0;
+  /// Its grants are dropped: rows and slots go.
+  virtual Expected<void> forget_session(SessionId session) = 0;
+  /// A fresh number for a key; never given out twice.
+  virtual Expected<std::uint64_t> new_key_number() = 0;
+  virtual Expected<void> put_admission(const AdmissionRow& row) = 0;
+  virtual Expected<void> remove_admission(Key key) = 0;
+  virtual Expected<std::vector<AdmissionRow>> admissions() = 0;
+  virtual Expected<std::optional<SlotResult>> slot(SessionId session, std::uint32_t slot) = 0;
+  virtual Expected<void> put_slot(SessionId session, std::uint32_t slot, const SlotResult& result) = 0;
+
+  struct Statistics {
+    std::uint64_t transactions = 0, changes = 0, checkpoints = 0, wal_bytes = 0;
+  };
+  [[nodiscard]] virtual Statistics statistics() const = 0;
+};
+
+}  // namespace csv::volume

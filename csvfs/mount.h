@@ -1,0 +1,107 @@
+#pragma once
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "coordinator/protocol/connection.h"
+#include "csvfs/base/buffer.h"
+#include "csvfs/base/ids.h"
+#include "csvfs/base/random.h"
+#include "csvfs/base/status_board.h"
+#include "csvfs/base/task.h"
+#include "iscsi/open_lun.h"
+
+namespace csv {
+
+/// What a Mount stands on: in production FUSE's daemon gives it the real things, in a simulation
+/// everything is virtual.
+struct MountSurroundings {
+  Loop* loop = nullptr;
+  Random* random = nullptr;
+  iscsi::LunOpener open_lun;                         ///< A fresh way to the volume's LUN.
+  std::function<void(protocol::Connected)> connect;  ///< To whoever coordinates the volume now.
+  std::function<TimePoint()> open_until;             ///< The I/O gate (membership lease).
+  std::string volume;
+  NodeId node{};
+};
+
+struct Caller {
+  std::uint32_t uid = 0, gid = 0;
+};
+
+/// A node's mount of one volume: the file system as plain calls. Names and attributes come from the
+/// coordinator; content goes straight to the LUN under layouts, or through the coordinator where
+/// there can be none. Every folder is *concurrent*: nothing is cached but stable layouts.
+///
+/// All calls on the loop's thread. A call waits, through reconnects and changes of coordinator, for
+/// as long as waiting can help; it answers an error only if the file system says so, or EIO when
+/// the session under which a file was opened has ended (a fence).
+class Mount {
+ public:
+  enum class Handle : std::uint64_t {};  ///< An open file or directory of a program.
+
+  /// Starts connecting in the background; calls wait for it.
+  static std::unique_ptr<Mount> start(MountSurroundings surroundings);
+  virtual ~Mount() = default;  ///< Like a crash of the process: nothing is said to anybody.
+  /// Until the first admission: the error that makes waiting hopeless (refused: no such volume, a
+  /// foreign LUN), or success once the volume can be used.
+  virtual Task<Expected<void>> ready() = 0;
+  /// Good order: waits for what is in flight, returns everything, says goodbye.
+  virtual Task<void> end() = 0;
+
+  virtual Task<Expected<wire::Attr>> lookup(InodeId parent, std::string name) = 0;
+  virtual Task<Expected<wire::Attr>> attr(InodeId inode) = 0;
+  virtual Task<Expected<wire::Attr>> change(wire::SetAttr to) = 0;
+  virtual Task<Expected<wire::Attr>> make(Caller caller, wire::Make what) = 0;
+  virtual Task<Expected<wire::Attr>> link(InodeId inode, InodeId parent, std::string name) = 0;
+  virtual Task<Expected<void>> unlink(InodeId parent, std::string name, bool directory) = 0;
+  virtual Task<Expected<void>> rename(wire::Rename what) = 0;
+  virtual Task<Expected<std::string>> read_link(InodeId inode) = 0;
+  virtual Task<Expected<wire::Entries>> list(InodeId directory, std::uint64_t after_cookie,
+                                             std::uint32_t limit) = 0;
+  virtual Task<Expected<std::string>> xattr(InodeId inode, std::string name) = 0;
+  virtual Task<Expected<std::string>> list_xattrs(InodeId inode) = 0;
+  virtual Task<Expected<void>> set_xattr(wire::SetXattr what) = 0;
+  virtual Task<Expected<void>> remove_xattr(InodeId inode, std::string name) = 0;
+  virtual Task<Expected<wire::FsStat>> statistics() = 0;
+
+  struct Opened {
+    Handle handle{};
+    wire::Attr attr;
+  };
+  virtual Task<Expected<Opened>> open(InodeId inode, bool truncate) = 0;
+  /// O_CREAT: makes the file and opens it. EEXIST if it exists.
+  virtual Task<Expected<Opened>> create(Caller caller, wire::Make what) = 0;
+  /// Never fails; waits for the coordinator to know, so that a following unlink frees the file.
+  virtual Task<void> close(Handle handle) = 0;
+  struct Content {
+    Buffer buffer;             ///< Owns the bytes.
+    std::size_t skip = 0;      ///< The content begins here (reads are widened to blocks).
+    std::size_t length = 0;    ///< Short only at the end of the file.
+  };
+  virtual Task<Expected<Content>> read(Handle handle, std::uint64_t offset, std::uint32_t length) = 0;
+  struct WriteOptions {
+    bool append = false;  ///< At the true end, whatever `offset` says.
+    bool durable = false; ///< O_SYNC, O_DSYNC: answered past the volatile cache.
+  };
+  /// `data` must stay valid until the task ends. All of it is written, or an error.
+  virtual Task<Expected<std::uint32_t>> write(Handle handle, std::uint64_t offset,
+                                              std::span<const std::byte> data,
+                                              WriteOptions options) = 0;
+  virtual Task<Expected<void>> sync(Handle handle) = 0;
+  virtual Task<Expected<void>> allocate(Handle handle, wire::Allocate what) = 0;
+  virtual Task<Expected<std::uint64_t>> seek(Handle handle, std::uint64_t offset, std::uint32_t whence) = 0;
+
+  [[nodiscard]] virtual MountCounters counters() const = 0;
+  struct State {
+    AccessMode mode{};
+    std::string reason;
+    TimePoint since{};
+    SessionId session{};
+    Key key{};
+  };
+  [[nodiscard]] virtual State state() const = 0;
+};
+
+}  // namespace csv

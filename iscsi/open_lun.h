@@ -1,0 +1,18 @@
+#pragma once
+#include <functional>
+#include <string>
+
+#include "iscsi/lun.h"
+
+namespace csv::iscsi {
+
+/// Connects to the LUN at `url` and finds out what it is, answering on `home`. Refuses what cannot
+/// be used, saying why: no such target or LUN, not a disk, block size neither 512 nor 4096, not
+/// ready. Write-protected is told in the profile, not refused here.
+void open_lun(Loop& home, std::string url, LunOptions options,
+              Function<void(Expected<std::unique_ptr<Lun>>)> done);
+
+/// How a part that reconnects by itself opens its LUN: production binds open_lun, tests a RAM LUN.
+using LunOpener = std::function<void(LunOptions, Function<void(Expected<std::unique_ptr<Lun>>)>)>;
+
+}  // namespace csv::iscsi
