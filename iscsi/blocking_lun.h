@@ -27,7 +27,8 @@ class BlockingLun {
   Expected<void> read(std::span<const Read> reads, int depth = 16);
   Expected<void> write(std::uint64_t offset, std::span<const std::byte> data,
                        Lun::WriteOptions options = {});
-  Expected<void> write(std::span<const Write> writes, Lun::WriteOptions options = {}, int depth = 32);
+  Expected<void> write(std::span<const Write> writes, Lun::WriteOptions options = {},
+                       int depth = 32);
   Expected<void> flush();
   Expected<void> write_zeroes(std::uint64_t offset, std::uint64_t length);
   Expected<void> unmap(std::uint64_t offset, std::uint64_t length);

@@ -33,7 +33,7 @@ enum class ReservationType : std::uint8_t {
 
 struct KeyList {
   std::uint32_t generation = 0;  ///< PRGENERATION; 0 again after the target lost its memory.
-  std::vector<Key> keys;         ///< One entry a registered nexus, so a key may stand several times.
+  std::vector<Key> keys;  ///< One entry a registered nexus, so a key may stand several times.
 };
 struct Reservation {
   std::uint32_t generation = 0;
@@ -43,7 +43,7 @@ struct Reservation {
 struct ReservationCapabilities {
   bool persist_through_power_loss = false;  ///< PTPL_C: APTPL may be asked for.
   bool all_target_ports = false;            ///< ATP_C
-  std::uint16_t type_mask = 0;              ///< Bit n: type n is supported. 0: the target does not say.
+  std::uint16_t type_mask = 0;  ///< Bit n: type n is supported. 0: the target does not say.
 };
 struct FullStatusEntry {
   Key key{};
@@ -54,7 +54,8 @@ struct FullStatusEntry {
 };
 
 struct Geometry {
-  std::uint32_t block_size = 512;    ///< Logical block: 512 or 4096. Offsets and lengths are multiples.
+  std::uint32_t block_size =
+      512;  ///< Logical block: 512 or 4096. Offsets and lengths are multiples.
   std::uint64_t block_count = 0;
   std::uint32_t physical_block_size = 4096;
   [[nodiscard]] std::uint64_t size_bytes() const { return block_size * block_count; }
@@ -63,14 +64,14 @@ struct Geometry {
 /// What this target can do, found by asking it when the Lun was made.
 struct TargetProfile {
   std::string vendor, product, revision;
-  std::string identity;              ///< VPD page 83h designator of the LUN, "naa.…", "eui.…", "t10.…".
+  std::string identity;  ///< VPD page 83h designator of the LUN, "naa.…", "eui.…", "t10.…".
   bool write_protected = false;
-  bool write_cache = false;          ///< WCE: an answered write may be volatile until flush() or FUA.
-  bool fua = false;                  ///< DPOFUA: the FUA bit is honoured.
+  bool write_cache = false;  ///< WCE: an answered write may be volatile until flush() or FUA.
+  bool fua = false;          ///< DPOFUA: the FUA bit is honoured.
   bool write_same = false;
   bool unmap = false;
-  bool unmap_zeroes = false;         ///< LBPRZ: an unmapped block reads as zeros.
-  bool preempt_and_abort = false;    ///< Else a fence is PREEMPT and then reset().
+  bool unmap_zeroes = false;       ///< LBPRZ: an unmapped block reads as zeros.
+  bool preempt_and_abort = false;  ///< Else a fence is PREEMPT and then reset().
   bool read_full_status = false;
   bool aptpl = false;
   std::uint64_t max_transfer = 0;    ///< Bytes a command may carry; larger requests are split.
@@ -95,8 +96,9 @@ struct LunCounters {
 ///
 /// Errors of commands: lun_lost; fenced (a RESERVATION CONFLICT on a nexus that was registered, or
 /// unit attention 2Ah/03h-05h); reservation_conflict (the same where we never registered);
-/// unsupported_by_target; std::errc::no_space_on_device (thin LUN exhausted, 27h/07h); io_error with the sense
-/// in the message. Unit attentions and TASK ABORTED after a reset are repeated inside.
+/// unsupported_by_target; std::errc::no_space_on_device (thin LUN exhausted, 27h/07h); io_error
+/// with the sense in the message. Unit attentions and TASK ABORTED after a reset are repeated
+/// inside.
 ///
 /// Offsets and lengths are in bytes and multiples of block_size, else Errc::refused. A buffer stays
 /// valid until the answer. Requests of any length are split to the target's limits. Commands may be
@@ -117,7 +119,8 @@ class Lun {
   /// Sees every write answered before the call, by any node.
   virtual void read(std::uint64_t offset, std::span<std::byte> out, Done done) = 0;
   struct WriteOptions {
-    bool fua = false;  ///< Answered only once past the volatile cache. A flush where the target has no FUA.
+    bool fua = false;  ///< Answered only once past the volatile cache. A flush where the target has
+                       ///< no FUA.
   };
   /// On failure any subset of the blocks may have been written.
   virtual void write(std::uint64_t offset, std::span<const std::byte> data, WriteOptions options,
@@ -152,16 +155,20 @@ class Lun {
 };
 
 /// How to reach a LUN:
-///   iscsi://[user%secret@]HOST:PORT/TARGET/LUN   (numeric HOST; several portals separated by commas;
+///   iscsi://[user%secret@]HOST:PORT/TARGET/LUN   (numeric HOST; several portals separated by
+///   commas;
 ///                                                 secrets belong in LunOptions)
 ///   /dev/…                                        a local block device (FC, multipath)
-///   file:PATH                                     an image file, for tests and the embedded run: a RAM LUN's
-///                                                 semantics over a mapped file, one process at a time
+///   file:PATH                                     an image file, for tests and the embedded run: a
+///   RAM LUN's
+///                                                 semantics over a mapped file, one process at a
+///                                                 time
 struct LunOptions {
   std::string initiator = "iqn.2026-01.org.csvfs:node";  ///< One name a node.
-  std::uint64_t isid_seed = 0;      ///< With the session's index gives its fixed ISID: (node, process, path).
-  int sessions = 1;                 ///< Nexuses; each has its own loop thread and ISID.
-  Duration deadline = 10s;          ///< For a command; exceeding it ends the Lun.
+  std::uint64_t isid_seed =
+      0;             ///< With the session's index gives its fixed ISID: (node, process, path).
+  int sessions = 1;  ///< Nexuses; each has its own loop thread and ISID.
+  Duration deadline = 10s;  ///< For a command; exceeding it ends the Lun.
   std::string chap_user, chap_secret;
   bool header_digest = false, data_digest = false;
 };

@@ -24,10 +24,10 @@ class AsioLoop final : public Loop {
   void cancel(TimerId timer) override;
   [[nodiscard]] bool here() const override;
 
-  void run();                             ///< Until stop().
-  void start(const std::string& name);    ///< A thread of its own, named so (15 characters).
+  void run();                           ///< Until stop().
+  void start(const std::string& name);  ///< A thread of its own, named so (15 characters).
   void stop();
-  boost::asio::io_context& context();     ///< For those who need sockets and descriptors.
+  boost::asio::io_context& context();  ///< For those who need sockets and descriptors.
 
  private:
   struct State;

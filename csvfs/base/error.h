@@ -16,16 +16,16 @@ enum class Errc : std::uint16_t {
   fenced = 3,           ///< Our key is gone from the LUN: issue no further I/O on this admission.
   corrupt = 4,          ///< A checksum or structure check failed: the bytes must not be used.
   unknown_outcome = 5,  ///< The command may or may not have taken, or may yet take, effect.
-  lun_lost = 6,         ///< The way to the LUN is gone; every command in flight is of unknown outcome.
-  stale_commit = 7,     ///< The mapping changed since the grant was given: nothing was applied.
-  session_ended = 8,    ///< The coordinator no longer knows the session: its state is gone.
-  refused = 9,          ///< Bad input or a state that forbids it; nothing changed. See the message.
-  closed = 10,          ///< The connection ended; whether the peer saw the request is unknown.
+  lun_lost = 6,      ///< The way to the LUN is gone; every command in flight is of unknown outcome.
+  stale_commit = 7,  ///< The mapping changed since the grant was given: nothing was applied.
+  session_ended = 8,  ///< The coordinator no longer knows the session: its state is gone.
+  refused = 9,        ///< Bad input or a state that forbids it; nothing changed. See the message.
+  closed = 10,        ///< The connection ended; whether the peer saw the request is unknown.
   unsupported_by_target = 11,  ///< The target does not have this command (ILLEGAL REQUEST).
   reservation_conflict = 12,   ///< The target refused because of somebody's reservation.
-  superseded = 13,      ///< A newer cluster or coordinator owns this volume: stop serving it.
-  retry = 14,           ///< Not now; the same request may be sent again unchanged.
-  not_durable = 15,     ///< The target lost what its volatile cache held.
+  superseded = 13,   ///< A newer cluster or coordinator owns this volume: stop serving it.
+  retry = 14,        ///< Not now; the same request may be sent again unchanged.
+  not_durable = 15,  ///< The target lost what its volatile cache held.
 };
 
 const std::error_category& csv_category() noexcept;
@@ -43,14 +43,17 @@ namespace csv {
 class [[nodiscard]] Error {
  public:
   Error() = default;
-  Error(std::error_code code, std::string message = {}) : code_{code}, message_{std::move(message)} {}
+  Error(std::error_code code, std::string message = {})
+      : code_{code}, message_{std::move(message)} {}
   Error(Errc code, std::string message = {}) : Error{make_error_code(code), std::move(message)} {}
   Error(std::errc code, std::string message = {})
       : Error{std::make_error_code(code), std::move(message)} {}
 
   [[nodiscard]] std::error_code code() const noexcept { return code_; }
   /// The sentence; the code's own text where none was given.
-  [[nodiscard]] std::string message() const { return message_.empty() ? code_.message() : message_; }
+  [[nodiscard]] std::string message() const {
+    return message_.empty() ? code_.message() : message_;
+  }
   /// The same error seen from one level up: "reading superblock A: <message>".
   [[nodiscard]] Error within(std::string_view doing) const {
     return Error{code_, std::string{doing} + ": " + message()};
@@ -123,8 +126,8 @@ class [[nodiscard]] Expected<void> {
   auto& name = *name##_or_error
 
 /// The same for an Expected<void>.
-#define CSV_CO_CHECK(expr)                                                 \
-  do {                                                                     \
+#define CSV_CO_CHECK(expr)                                                   \
+  do {                                                                       \
     if (auto csv_result = (expr); !csv_result) co_return csv_result.error(); \
   } while (false)
 

@@ -5,20 +5,20 @@
 
 namespace csv {
 
-enum class NodeId : std::uint8_t {};         ///< 1..63, as configured; the heartbeat slots and keys hold it.
-enum class Epoch : std::uint64_t {};         ///< Grows by one with every change of a volume's coordinator.
-enum class InodeId : std::uint64_t {};       ///< Never reused within a volume. 1 is the root.
-enum class SessionId : std::uint64_t {};     ///< What a mount holds at the coordinator. Never reused.
-enum class GrantId : std::uint64_t {};       ///< Space given to a session to write. Never reused. 0: none.
-enum class Key : std::uint64_t {};           ///< A reservation key; never 0 (which means "unregister").
+enum class NodeId : std::uint8_t {
+};  ///< 1..63, as configured; the heartbeat slots and keys hold it.
+enum class Epoch : std::uint64_t {};  ///< Grows by one with every change of a volume's coordinator.
+enum class InodeId : std::uint64_t {};    ///< Never reused within a volume. 1 is the root.
+enum class SessionId : std::uint64_t {};  ///< What a mount holds at the coordinator. Never reused.
+enum class GrantId : std::uint64_t {
+};                                  ///< Space given to a session to write. Never reused. 0: none.
+enum class Key : std::uint64_t {};  ///< A reservation key; never 0 (which means "unregister").
 
 inline constexpr InodeId kRootInode{1};
 
 template <typename E>
-  requires std::is_enum_v<E>
-constexpr auto raw(E value) noexcept {
-  return static_cast<std::underlying_type_t<E>>(value);
-}
+requires std::is_enum_v<E>
+constexpr auto raw(E value) noexcept { return static_cast<std::underlying_type_t<E>>(value); }
 
 /// What a key is for. Each dies separately, so each has its own key.
 enum class KeyRole : std::uint8_t { mount = 0, coordinator = 1, heartbeat = 2 };

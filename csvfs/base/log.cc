@@ -23,7 +23,8 @@ spdlog::level::level_enum to_spdlog(Level level) {
 void set_up(const std::string& program, Level least) {
   auto logger = spdlog::stderr_logger_mt(program);
   // Under systemd the journal has the time, and takes the priority from a prefix.
-  logger->set_pattern(std::getenv("JOURNAL_STREAM") ? "%n: %v" : "%Y-%m-%dT%H:%M:%S.%e %n[%P] %l %v");
+  logger->set_pattern(std::getenv("JOURNAL_STREAM") ? "%n: %v"
+                                                    : "%Y-%m-%dT%H:%M:%S.%e %n[%P] %l %v");
   logger->set_level(to_spdlog(least));
   logger->flush_on(spdlog::level::debug);
   spdlog::set_default_logger(std::move(logger));

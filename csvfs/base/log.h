@@ -9,7 +9,8 @@ namespace csv::log {
 /// The door to logging (spdlog). One line a transition, "event key=value key=value", at the place
 /// that decided it. Any thread.
 enum class Level { debug, info, warning, error };
-void set_up(const std::string& program, Level least);  ///< To stderr; without the time under systemd.
+void set_up(const std::string& program,
+            Level least);  ///< To stderr; without the time under systemd.
 bool enabled(Level level);
 void write(Level level, std::string_view line);
 
@@ -23,7 +24,8 @@ void info(fmt::format_string<Args...> text, Args&&... args) {
 }
 template <typename... Args>
 void warning(fmt::format_string<Args...> text, Args&&... args) {
-  if (enabled(Level::warning)) write(Level::warning, fmt::format(text, std::forward<Args>(args)...));
+  if (enabled(Level::warning))
+    write(Level::warning, fmt::format(text, std::forward<Args>(args)...));
 }
 template <typename... Args>
 void error(fmt::format_string<Args...> text, Args&&... args) {

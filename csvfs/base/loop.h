@@ -8,8 +8,8 @@ namespace csv {
 
 using namespace std::chrono_literals;
 
-/// Time since boot on CLOCK_BOOTTIME (it goes on while the machine sleeps); in a simulation, virtual
-/// time. Only differences mean something, and never across machines.
+/// Time since boot on CLOCK_BOOTTIME (it goes on while the machine sleeps); in a simulation,
+/// virtual time. Only differences mean something, and never across machines.
 using Duration = std::chrono::nanoseconds;
 using TimePoint = std::chrono::time_point<std::chrono::steady_clock, Duration>;
 /// Nanoseconds since 1970, for what people see and for file times.

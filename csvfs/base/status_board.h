@@ -14,20 +14,27 @@ namespace csv {
 
 /// What a mount publishes for `csvctl status` and metrics. Monotonic counters.
 struct MountCounters {
-  std::uint64_t operations = 0;                         ///< File operations answered.
-  std::uint64_t direct_reads = 0, direct_read_bytes = 0;    ///< Sent to the LUN by this node.
+  std::uint64_t operations = 0;                           ///< File operations answered.
+  std::uint64_t direct_reads = 0, direct_read_bytes = 0;  ///< Sent to the LUN by this node.
   std::uint64_t direct_writes = 0, direct_write_bytes = 0;
-  std::uint64_t redirected_reads = 0, redirected_read_bytes = 0;  ///< Content that went through the coordinator.
+  std::uint64_t redirected_reads = 0,
+                redirected_read_bytes = 0;  ///< Content that went through the coordinator.
   std::uint64_t redirected_writes = 0, redirected_write_bytes = 0;
   std::uint64_t requests = 0, reconnects = 0, recalls = 0, readmissions = 0, stale_commits = 0;
 };
 
-enum class AccessMode : std::uint8_t { unavailable = 0, paused = 1, direct = 2, block_redirected = 3, redirected = 4 };
+enum class AccessMode : std::uint8_t {
+  unavailable = 0,
+  paused = 1,
+  direct = 2,
+  block_redirected = 3,
+  redirected = 4
+};
 
 /// What csvd knows of a volume on this node.
 struct BoardVolume {
-  std::string name;       ///< At most 63 bytes.
-  std::string endpoint;   ///< Of its coordinator, "address:port"; empty: not known.
+  std::string name;      ///< At most 63 bytes.
+  std::string endpoint;  ///< Of its coordinator, "address:port"; empty: not known.
   Epoch epoch{};
   Key coordinator_key{};
   NodeId coordinator{};
@@ -36,7 +43,7 @@ struct BoardVolume {
 struct BoardMount {
   std::uint32_t pid = 0;
   AccessMode mode{};
-  std::string reason;     ///< Why it is not direct; at most 127 bytes.
+  std::string reason;  ///< Why it is not direct; at most 127 bytes.
   TimePoint since{};
   MountCounters counters;
 };

@@ -1,8 +1,8 @@
 #pragma once
 #include <coroutine>
+#include <cstdint>
 #include <deque>
 #include <exception>
-#include <cstdint>
 #include <memory>
 #include <optional>
 #include <unordered_map>
@@ -100,7 +100,8 @@ inline Task<void> Promise<void>::get_return_object() {
 
 /// Awaits what a callback will say:
 ///
-///   auto result = co_await completion<Expected<void>>([&](auto done) { lun.read(at, out, std::move(done)); });
+///   auto result = co_await completion<Expected<void>>([&](auto done) { lun.read(at, out,
+///   std::move(done)); });
 ///
 /// `start` is called at once with a callable to be called once, on this loop's thread, at once or
 /// later. If the awaiting task is destroyed first, the call does nothing. A callable destroyed
@@ -213,9 +214,8 @@ inline Task<void> sleep(Loop& loop, Duration delay) {
 
 /// Lets everything else that is queued on the loop go first.
 inline Task<void> yield(Loop& loop) {
-  co_await completion<bool>([&loop](auto done) {
-    loop.post([done = std::move(done)]() mutable { done(true); });
-  });
+  co_await completion<bool>(
+      [&loop](auto done) { loop.post([done = std::move(done)]() mutable { done(true); }); });
 }
 
 /// Something tasks wait for. Waiters are resumed through the loop, in the order they came, so that

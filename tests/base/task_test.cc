@@ -60,7 +60,8 @@ TEST_CASE("task: CSV_CO_TRY hands on a move-only value, or the reason there is n
   CHECK(run(true).error() == Errc::stale_epoch);
 }
 
-TEST_CASE("task: the end of a scope destroys a waiting task, and its late completion does nothing") {
+TEST_CASE(
+    "task: the end of a scope destroys a waiting task, and its late completion does nothing") {
   AsioLoop loop;
   bool gone = false, went_on = false;
   std::optional<Completion<bool>::Done> late;
