@@ -17,12 +17,13 @@ namespace csv::volume {
 /// An inode's attributes. Times are ns since 1970.
 struct Attr {
   InodeId inode{};
-  std::uint32_t mode = 0;        ///< With the type bits.
+  std::uint32_t mode = 0;  ///< With the type bits.
   std::uint32_t uid = 0, gid = 0;
   std::uint32_t nlink = 0;
   std::uint64_t rdev = 0;
-  std::uint64_t size = 0;        ///< Bytes; of a directory: number of entries; of a symlink: its target's length.
-  std::uint64_t blocks = 0;      ///< Blocks of kBlockSize that the file holds.
+  std::uint64_t size =
+      0;  ///< Bytes; of a directory: number of entries; of a symlink: its target's length.
+  std::uint64_t blocks = 0;  ///< Blocks of kBlockSize that the file holds.
   std::int64_t atime = 0, mtime = 0, ctime = 0, btime = 0;
   std::uint64_t truncation = 0;  ///< Grows whenever the file shrinks (A11).
   InodeId parent{};              ///< Of a directory: the one above. Of a file: its home (A17).
@@ -35,7 +36,8 @@ struct AttrChange {
 
 struct Entry {
   std::string name;
-  std::uint64_t cookie = 0;  ///< Position in its directory; never reused there.
+  std::uint64_t cookie = 0;  ///< Position in its directory; never reused there. At least 3: the
+                             ///< mount gives 1 and 2 to "." and "..".
   Attr attr;
 };
 
@@ -43,7 +45,7 @@ enum class BlockState : std::uint8_t {
   hole = 0,       ///< No space: zeros.
   unwritten = 1,  ///< Space whose content is not the file's: zeros.
   written = 2,
-  granted = 3,    ///< Unwritten, and given to a session that may be writing it now.
+  granted = 3,  ///< Unwritten, and given to a session that may be writing it now.
 };
 
 /// A run of a file in one state and, except for a hole, one place. In blocks of kBlockSize.
@@ -109,12 +111,15 @@ class Catalog {
   };
   /// Runs the bodies in order, each in its savepoint (undone alone if it refuses), in transactions
   /// of bounded size (C1), and returns once all is durable. If a statement destroys the transaction
-  /// (A12), the group is run again one by one: bodies must be repeatable. An error from run() itself
-  /// means the outcome is unknown: answer nobody and give the volume up.
+  /// (A12), the group is run again one by one: bodies must be repeatable. An error from run()
+  /// itself means the outcome is unknown: answer nobody and give the volume up.
   virtual Expected<void> run(std::span<Change> changes) = 0;
   /// Work between groups: checkpoint when the log is long, growth of the database (C4), one step of
   /// freeing (orphans without openers are freed by reap()). Errors as run().
   virtual Expected<void> maintain() = 0;
+  /// Everything in the log goes into the database, so that the next open finds an empty log.
+  /// Destroying a catalog without this writes nothing. Errors as run().
+  virtual Expected<void> checkpoint() = 0;
 
   // Names. `now` becomes the times that POSIX says change.
   virtual Expected<Attr> attr(InodeId inode) = 0;
@@ -141,7 +146,8 @@ class Catalog {
                                                InodeId new_parent, std::string_view new_name,
                                                std::uint32_t flags, std::int64_t now) = 0;
   virtual Expected<Attr> change(InodeId inode, const AttrChange& to, std::int64_t now) = 0;
-  /// mtime and ctime become `now`, never going backwards.
+  /// mtime and ctime become `now`, or the ctime the inode has if that is later (a clock that steps
+  /// back): only a program can set mtime back.
   virtual Expected<Attr> touch(InodeId inode, std::int64_t now) = 0;
   virtual Expected<std::string> read_link(InodeId inode) = 0;
 
@@ -166,8 +172,15 @@ class Catalog {
   /// granted with a grant). What stood there before must be holes.
   virtual Expected<void> place(InodeId inode, std::uint64_t file_block, std::span<const Run> runs,
                                BlockState state, GrantId grant) = 0;
-  /// Gives every hole of [first, first + count) unwritten space. ENOSPC changes nothing.
-  virtual Expected<void> fill(InodeId inode, std::uint64_t first, std::uint64_t count) = 0;
+  /// How far an operation came whose work may be too large for one transaction.
+  struct Progress {
+    Attr attr;
+    std::uint64_t done =
+        0;  ///< Blocks from `first` on. Less than `count`: go on there, in another change.
+  };
+  /// Gives the holes of [first, first + count) unwritten space, from the front. ENOSPC if all of
+  /// its holes together do not fit, and then nothing has changed.
+  virtual Expected<Progress> fill(InodeId inode, std::uint64_t first, std::uint64_t count) = 0;
   /// Unwritten becomes written. Granted or hole in the range is our own mistake.
   virtual Expected<void> mark_written(InodeId inode, std::uint64_t first, std::uint64_t count) = 0;
   /// Of a grant: these blocks have been written. stale_commit if the inode's truncation counter is
@@ -177,7 +190,8 @@ class Catalog {
                                       std::uint64_t count, std::uint64_t truncation) = 0;
   /// What is left of a session's grants on an inode (all inodes: InodeId{}) becomes dying space
   /// again, at most `limit` blocks a call; the number freed.
-  virtual Expected<std::uint64_t> drop_grants(SessionId session, InodeId inode, std::uint64_t limit) = 0;
+  virtual Expected<std::uint64_t> drop_grants(SessionId session, InodeId inode,
+                                              std::uint64_t limit) = 0;
   virtual Expected<GrantId> new_grant(SessionId session, InodeId inode) = 0;
   /// Size becomes at least `size` (a write beyond the end).
   virtual Expected<Attr> grow(InodeId inode, std::uint64_t size, std::int64_t now) = 0;
@@ -185,9 +199,10 @@ class Catalog {
   /// truncation counter grows. The bytes of the last block beyond the size must be zeroed by the
   /// caller, before. Growing: a hole.
   virtual Expected<Attr> truncate(InodeId inode, std::uint64_t size, std::int64_t now) = 0;
-  /// [first, first + count) becomes a hole (freed) or unwritten (kept).
-  virtual Expected<Attr> punch(InodeId inode, std::uint64_t first, std::uint64_t count,
-                               bool keep_space, std::int64_t now) = 0;
+  /// [first, first + count) becomes a hole (freed; always all of it at once) or unwritten (kept:
+  /// what is a hole stays one; grants on it end).
+  virtual Expected<Progress> punch(InodeId inode, std::uint64_t first, std::uint64_t count,
+                                   bool keep_space, std::int64_t now) = 0;
   /// Space beyond the end that a growing file was given and did not use is freed, unless asked for
   /// by fallocate (kept_beyond_end).
   virtual Expected<void> trim(InodeId inode) = 0;
@@ -207,7 +222,10 @@ class Catalog {
   struct Space {
     std::uint64_t total = 0, free = 0;  ///< Blocks; free: what can be given out, dying included.
     std::uint64_t inodes = 0;
+    std::uint64_t dying = 0;  ///< Of `free`: not given out before make_free().
+    bool freeing = false;     ///< maintain() has steps of freeing left: more will be dying.
   };
+  /// After ENOSPC: with `dying` or `freeing` it is worth freeing first and trying again.
   virtual Expected<Space> space() = 0;
 
   // Sessions and admissions.
@@ -222,7 +240,8 @@ class Catalog {
   virtual Expected<void> remove_admission(Key key) = 0;
   virtual Expected<std::vector<AdmissionRow>> admissions() = 0;
   virtual Expected<std::optional<SlotResult>> slot(SessionId session, std::uint32_t slot) = 0;
-  virtual Expected<void> put_slot(SessionId session, std::uint32_t slot, const SlotResult& result) = 0;
+  virtual Expected<void> put_slot(SessionId session, std::uint32_t slot,
+                                  const SlotResult& result) = 0;
 
   struct Statistics {
     std::uint64_t transactions = 0, changes = 0, checkpoints = 0, wal_bytes = 0;
