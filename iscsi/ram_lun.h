@@ -1,0 +1,107 @@
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "csvfs/base/random.h"
+#include "iscsi/lun.h"
+#include "iscsi/open_lun.h"
+
+namespace csv::iscsi {
+
+/// What a plan is told of a command before it starts its way.
+struct RamCommand {
+  enum class Kind { read, write, flush, zero, unmap, reservation, keys, reset };
+  Kind kind{};
+  std::uint64_t offset = 0, length = 0;
+  std::string_view initiator;
+  std::uint64_t number = 0;  ///< Counts all commands the disk was ever sent.
+};
+
+/// What becomes of a command: faults as data. A command travels to the target, where its
+/// reservation check is made on arrival; it is then inside the target until it takes effect, and
+/// its answer travels back.
+struct RamFate {
+  Duration to_target{}, inside{}, to_initiator{};
+  /// If the session ends while it travels: it arrives all the same, `late_by` after it would have
+  /// (what the target's socket had received). What is already inside always takes effect, unless
+  /// aborted by PREEMPT AND ABORT, LUN RESET or power loss.
+  bool lands_late = false;
+  Duration late_by{};
+  /// Fails with this in place of taking effect; of a write the first `torn_blocks` were written.
+  Error failure;
+  std::uint64_t torn_blocks = 0;
+  /// Takes effect, but the answer never comes: the Lun is lost instead.
+  bool answer_lost = false;
+};
+using RamPlan = std::function<RamFate(const RamCommand&)>;
+
+struct RamDiskOptions {
+  Geometry geometry{.block_size = 512, .block_count = 131072, .physical_block_size = 4096};
+  std::string identity = "naa.6001405c5f000001";
+  bool write_cache = false;
+  bool fua = true;
+  bool write_same = true;
+  bool unmap = true;
+  bool unmap_zeroes =
+      true;  ///< Else an unmapped block keeps what it had: the worst a target may do.
+  bool write_protected = false;
+  bool preempt_and_abort = true;
+  bool read_full_status = true;
+  bool aptpl = true;
+  /// A registration belongs to the session instance: a new login is a new nexus, and the entry of a
+  /// dead session stays listed.
+  bool zombies = false;
+  std::uint64_t max_transfer = 1 << 20;
+  std::uint64_t max_write_same = 32 << 20;
+  std::uint64_t max_unmap = 64 << 20;
+  std::uint64_t thin_bytes = ~0ull;  ///< Beyond this much allocated (in 64 KiB), writes fail.
+
+  /// As tgt 1.0.85 behaves: no PREEMPT AND ABORT, no full status, no APTPL, zombies.
+  static RamDiskOptions like_tgt();
+};
+
+/// A logical unit in memory, or over a mapped image file, with the semantics of a real target:
+/// persistent reservations, a volatile write cache, commands that execute late. It is shared by all
+/// Luns connected to it and lives as long as one of them. Any thread.
+///
+/// Delays and late commands run on `clock`, which must outlive the disk; without one there are no
+/// delays, and what a closing session had in flight has taken effect or never will.
+class RamDisk {
+ public:
+  static std::shared_ptr<RamDisk> create(RamDiskOptions options, Loop* clock = nullptr);
+  /// The image at `path`: geometry from its size, exclusively locked (flock) against other
+  /// processes; within this process everybody gets the same disk. Reservations are forgotten with
+  /// the process. The page cache is its volatile write cache.
+  static Expected<std::shared_ptr<RamDisk>> open_file(const std::string& path,
+                                                      std::uint32_t block_size = 512);
+  virtual ~RamDisk() = default;
+
+  /// Logs in: options.sessions new nexuses. The names of their ports follow from initiator, seed
+  /// and index; a login under a name in use ends the older session and what it had in flight.
+  /// Fails with lun_lost while the initiator is unreachable.
+  virtual Expected<std::unique_ptr<Lun>> connect(Loop& home, LunOptions options,
+                                                 RamPlan plan = {}) = 0;
+  /// connect() as production's parts want it, each login taking `login` on the home loop.
+  static LunOpener opener(std::shared_ptr<RamDisk> disk, Loop& home, RamPlan plan = {},
+                          Duration login = {});
+
+  /// The way of one initiator to the disk. Cutting it ends its sessions.
+  virtual void set_reachable(const std::string& initiator, bool reachable) = 0;
+  /// The target loses power: of the blocks not flushed an arbitrary subset keeps its new content,
+  /// any command inside may be torn, all sessions end, PRGENERATION is 0, and without APTPL the
+  /// reservations are forgotten.
+  virtual void power_loss(Random& random) = 0;
+
+  /// The content past all reservations, for tests and tools. Multiples of the block size.
+  virtual void peek(std::uint64_t offset, std::span<std::byte> out) const = 0;
+  virtual void poke(std::uint64_t offset, std::span<const std::byte> data) = 0;
+  [[nodiscard]] virtual std::uint64_t unflushed_blocks() const = 0;
+  [[nodiscard]] virtual std::uint64_t allocated_bytes() const = 0;
+  /// Commands of ended sessions that have not executed yet.
+  [[nodiscard]] virtual std::size_t late_commands() const = 0;
+  [[nodiscard]] virtual const RamDiskOptions& options() const = 0;
+};
+
+}  // namespace csv::iscsi
