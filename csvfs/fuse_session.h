@@ -1,0 +1,34 @@
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "csvfs/base/asio_loop.h"
+#include "csvfs/mount.h"
+
+namespace csv {
+
+/// A Mount at a mount point: reads the kernel's requests on the mount's loop and has each answered.
+/// No thread of its own: a request is read, sent on and answered by the one loop thread, so nothing
+/// is handed between threads. All calls on the loop's thread.
+class FuseSession {
+ public:
+  struct Options {
+    std::string source;                ///< What df and /proc/mounts show: the volume's name.
+    std::vector<std::string> options;  ///< "ro", "noexec", … as mount(8) has them.
+  };
+  /// Mounts at `mountpoint`, or on nothing where `descriptor` is a socket to a test that plays the
+  /// kernel. `on_ended` comes once, when the kernel has unmounted us.
+  static Expected<std::unique_ptr<FuseSession>> start(AsioLoop& loop, Mount& mount,
+                                                      const std::string& mountpoint,
+                                                      const Options& options,
+                                                      std::function<void()> on_ended,
+                                                      int descriptor = -1);
+  virtual ~FuseSession() = default;  ///< Unmounts; requests still waiting are answered EIO.
+  /// Takes the mount point away (lazily, if it is busy); on_ended follows.
+  virtual void unmount() = 0;
+  [[nodiscard]] virtual std::uint64_t operations() const = 0;
+};
+
+}  // namespace csv
