@@ -297,11 +297,6 @@ class TcpListener final : public Transport::Listener {
 
 }  // namespace
 
-Expected<void> check_endpoint(const std::string& endpoint) {
-  CSV_TRY(parse(endpoint));
-  return {};
-}
-
 void TcpTransport::connect(const std::string& endpoint, Connected done) {
   auto to = parse(endpoint);
   if (!to) {

@@ -39,7 +39,4 @@ class TcpTransport final : public Transport {
   Options options_;
 };
 
-/// Whether `endpoint` is a numeric address with a port: for the configuration's checks.
-Expected<void> check_endpoint(const std::string& endpoint);
-
 }  // namespace csv::protocol

@@ -1,0 +1,64 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "csvfs/base/error.h"
+#include "csvfs/base/ids.h"
+
+namespace csv {
+
+/// A volume as this node reaches it.
+struct VolumeConfig {
+  std::string name;  ///< At most 63 of letters, digits, '.', '_', '-'.
+  std::string lun;   ///< iscsi://…, /dev/… or file:… (iscsi/lun.h).
+  int sessions = 2;
+  bool coordinate = false;  ///< This node takes it over at start if nobody coordinates it.
+  std::string chap_user;
+  std::string chap_secret_file;  ///< Read with read_secret().
+  bool header_digest = false, data_digest = false;
+  /// "safe": the array's cache outlives a power loss, whatever it reports. "ask": it is believed.
+  bool write_cache_safe = false;
+};
+
+struct PeerConfig {
+  NodeId id{};
+  std::string name;
+  std::string address;  ///< "address:port", numeric: where its csvd listens.
+};
+
+/// What /etc/csvfs/csvd.toml says, checked: docs/configuration.md has every key. A value; the same
+/// for csvd, csvfs and csvctl of a node.
+struct Config {
+  std::uint16_t cluster = 0;  ///< 1..65535
+  NodeId node{};
+  std::string node_name;
+  std::string listen;     ///< "address:port", numeric; where mounts and peers reach this csvd.
+  std::string initiator;  ///< iSCSI name of this node.
+  std::vector<PeerConfig> peers;
+  std::vector<VolumeConfig> volumes;
+};
+
+inline constexpr const char* kConfigFile = "/etc/csvfs/csvd.toml";
+inline constexpr const char* kBoardName = "csvfs-board";
+inline constexpr const char* kAdminSocket = "/run/csvfs/csvd.sock";
+
+/// Errc::refused where the text is wrong: "FILE:LINE:COLUMN: what stands there, and what was
+/// expected". Unknown keys are wrong: a misspelt option would be ignored in silence otherwise.
+Expected<Config> parse_config(std::string_view text, const std::string& file_name);
+/// The same of a file.
+Expected<Config> load_config(const std::string& path);
+
+/// The first line of a file that nobody but its owner (root, or the caller) may read: Errc::refused
+/// where others may.
+Expected<std::string> read_secret(const std::string& path);
+
+/// "iqn.2026-01.org.csvfs:NAME": the initiator name of a node without one of its own.
+std::string default_initiator(std::string_view node_name);
+
+/// What makes the ISIDs of a process's sessions its own (LunOptions::isid_seed): two processes of a
+/// node with one ISID at one target would log each other out. `tool` tells csvctl from the rest.
+std::uint64_t isid_seed(std::string_view volume, KeyRole role, bool tool = false);
+
+}  // namespace csv

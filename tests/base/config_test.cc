@@ -1,0 +1,141 @@
+#include "csvfs/base/config.h"
+
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+using namespace csv;
+
+namespace {
+
+const std::string kGood = R"([cluster]
+id = 4711
+[node]
+id = 1
+name = "node1"
+listen = "10.77.1.11:7400"
+[[peer]]
+id = 2
+name = "node2"
+address = "10.77.1.12:7400"
+[[volume]]
+name = "volume1"
+lun = "iscsi://10.77.0.1:3260/iqn.2026-01.org.csvfs.lab:san/1"
+sessions = 2
+coordinate = true
+)";
+
+std::string replaced(std::string text, const std::string& what, const std::string& by) {
+  auto at = text.find(what);
+  REQUIRE(at != std::string::npos);
+  return text.replace(at, what.size(), by);
+}
+
+std::string error_of(const std::string& text) {
+  auto config = parse_config(text, "csvd.toml");
+  REQUIRE_FALSE(config);
+  CHECK(config.error() == Errc::refused);
+  return config.error().message();
+}
+
+}  // namespace
+
+TEST_CASE("config: what the file says arrives, and what it leaves out has its default") {
+  auto config = parse_config(kGood, "csvd.toml");
+  REQUIRE_MESSAGE(config, config.error().message());
+  CHECK(config->cluster == 4711);
+  CHECK(config->node == NodeId{1});
+  CHECK(config->node_name == "node1");
+  CHECK(config->listen == "10.77.1.11:7400");
+  CHECK(config->initiator == "iqn.2026-01.org.csvfs:node1");
+  REQUIRE(config->peers.size() == 1);
+  CHECK(config->peers[0].id == NodeId{2});
+  CHECK(config->peers[0].address == "10.77.1.12:7400");
+  REQUIRE(config->volumes.size() == 1);
+  const auto& volume = config->volumes[0];
+  CHECK(volume.name == "volume1");
+  CHECK(volume.sessions == 2);
+  CHECK(volume.coordinate);
+  CHECK_FALSE(volume.write_cache_safe);
+  auto alone = parse_config(R"([cluster]
+id = 1
+[node]
+id = 63
+name = "Node_A"
+listen = "[::1]:7400"
+initiator = "iqn.2001-04.com.example:a"
+)",
+                            "x");
+  REQUIRE(alone);
+  CHECK(alone->peers.empty());
+  CHECK(alone->initiator == "iqn.2001-04.com.example:a");
+  CHECK(default_initiator("Node_A") == "iqn.2026-01.org.csvfs:node-a");
+}
+
+TEST_CASE("config: what is wrong is named with its file, line and column, and what was expected") {
+  struct Case {
+    std::string text, place, about;
+  };
+  const Case cases[] = {
+      {replaced(kGood, "4711", "70000"), "csvd.toml:2:6: ", "from 1 to 65535, found 70000"},
+      {replaced(kGood, "4711", "\"4711\""), "csvd.toml:2:6: ", "an integer"},
+      {replaced(kGood, "id = 1\n", "id = 64\n"), "csvd.toml:4:6: ", "from 1 to 63"},
+      {replaced(kGood, "10.77.1.11:7400", "node1:7400"), "csvd.toml:6:10: ", "numeric address"},
+      {replaced(kGood, "10.77.1.12:7400", "10.77.1.12"), "csvd.toml:10:11: ", "numeric address"},
+      {replaced(kGood, "sessions", "session"), "csvd.toml:14:1: ", "unknown key 'session'"},
+      {replaced(kGood, "[node]", "[nodes]"), "csvd.toml:3:2: ", "unknown key 'nodes'"},
+      {replaced(kGood, "sessions = 2", "sessions = 0"), "csvd.toml:14:12: ", "from 1 to 8"},
+      {replaced(kGood, "coordinate = true", "coordinate = 1"),
+       "csvd.toml:15:14: ", "true or false, found an integer"},
+      {replaced(kGood, "iscsi://", "http://"), "csvd.toml:13:7: ", "a LUN"},
+      {replaced(kGood, "name = \"volume1\"\n", ""), "csvd.toml:11:", "missing 'name'"},
+      {replaced(kGood, "id = 2", "id = 1"), "csvd.toml:8:6: ", "node 1 is already configured"},
+      {replaced(kGood, "\"node2\"", "\"node1\""), "csvd.toml:9:8: ", "already configured"},
+      {kGood + "[[volume]]\nname = \"volume1\"\nlun = \"file:/x\"\n",
+       "csvd.toml:17:8: ", "already configured"},
+      {kGood + "chap_user = \"me\"\n", "csvd.toml:16:13: ", "belong together"},
+      {kGood + "write_cache = \"maybe\"\n", "csvd.toml:16:15: ", "\"ask\" or \"safe\""},
+      {replaced(kGood, "[[peer]]", "[peer]"), "csvd.toml:7:1: ", "[[peer]] tables"},
+      {replaced(kGood, "id = 4711", "id = "), "csvd.toml:2:", ""},
+      {"", "csvd.toml: ", "missing table [cluster]"},
+  };
+  for (const auto& one : cases) {
+    auto message = error_of(one.text);
+    CAPTURE(message);
+    CHECK(message.starts_with(one.place));
+    CHECK(message.find(one.about) != std::string::npos);
+  }
+}
+
+TEST_CASE("config: a file that is not there is an error with its name") {
+  auto config = load_config("/nonexistent/csvd.toml");
+  REQUIRE_FALSE(config);
+  CHECK(config.error() == std::errc::no_such_file_or_directory);
+  CHECK(config.error().message().find("/nonexistent/csvd.toml") != std::string::npos);
+}
+
+TEST_CASE("config: a secret that others may read is refused") {
+  auto path = std::filesystem::temp_directory_path() / ("csv_secret_" + std::to_string(::getpid()));
+  std::ofstream{path} << "swordfish\n";
+  ::chmod(path.c_str(), 0600);
+  auto secret = read_secret(path);
+  REQUIRE(secret);
+  CHECK(*secret == "swordfish");
+  ::chmod(path.c_str(), 0640);
+  CHECK_FALSE(read_secret(path));
+  ::chmod(path.c_str(), 0600);
+  std::ofstream{path, std::ios::trunc};
+  CHECK_FALSE(read_secret(path));
+  std::filesystem::remove(path);
+  CHECK_FALSE(read_secret(path));
+}
+
+TEST_CASE("config: the processes of a node have ISIDs of their own") {
+  CHECK(isid_seed("volume1", KeyRole::mount) != isid_seed("volume1", KeyRole::coordinator));
+  CHECK(isid_seed("volume1", KeyRole::mount) != isid_seed("volume2", KeyRole::mount));
+  CHECK(isid_seed("volume1", KeyRole::mount) != isid_seed("volume1", KeyRole::mount, true));
+  CHECK(isid_seed("volume1", KeyRole::mount) == isid_seed("volume1", KeyRole::mount));
+}
