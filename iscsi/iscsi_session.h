@@ -1,0 +1,110 @@
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "csvfs/base/error.h"
+#include "csvfs/base/function.h"
+#include "csvfs/base/loop.h"
+#include "iscsi/scsi.h"
+#include "iscsi/scsi_commands.h"
+
+namespace csv::iscsi {
+
+/// One SCSI command on its way: what to send and, when it comes back, what became of it. Belongs to
+/// the session from submit() until it comes back. At most one of `in` and `out` is not empty.
+struct ScsiCommand {
+  virtual ~ScsiCommand() = default;
+
+  Cdb cdb;
+  ScsiPurpose purpose = ScsiPurpose::data;
+  std::span<std::byte> in;
+  std::span<const std::byte> out;
+
+  Expected<void> result;
+  std::size_t received = 0;  ///< Of `in`. A data command that got less than all has failed.
+
+ private:
+  friend class IscsiSession;
+  int attempts = 0;
+  TimePoint give_up{};  ///< Set when it was first sent.
+};
+
+/// One libiscsi login: one nexus, on a thread of its own, which alone touches the context. There is
+/// no reconnect: the first loss, exceeded deadline or fence ends the session.
+///
+/// The one place where unit attentions, aborted tasks and busy targets are dealt with (scsi.h says
+/// how): a command comes back when it has succeeded, failed for good, or the session has ended.
+///
+/// submit() and the controls may be called from any thread. Events come on the session's own
+/// thread.
+class IscsiSession {
+ public:
+  using Batch = std::vector<std::unique_ptr<ScsiCommand>>;
+
+  struct Options {
+    std::string thread_name = "iscsi";
+    std::string initiator, target;
+    std::string portal;  ///< Numeric ADDRESS:PORT.
+    int lun = 0;
+    std::uint64_t isid = 0;  ///< 40 bits are used.
+    std::string chap_user, chap_secret;
+    bool header_digest = false;
+    Duration deadline = std::chrono::seconds{10};
+  };
+  struct Events {
+    /// Once: logged in, so that commands go out; or why not (then nothing else follows).
+    Function<void(Expected<void>)> connected;
+    /// Commands that came back, in one go for each turn of the thread.
+    Function<void(Batch)> answered;
+    /// Once, if it had connected, also after close(): the connection is gone, so that nothing is
+    /// sent from or received into a buffer any more. With what was unanswered.
+    Function<void(Error, Batch)> ended;
+  };
+  struct Counters {
+    std::atomic<std::uint64_t> retries{0}, conflicts{0}, timeouts{0};
+  };
+
+  /// Starts to connect.
+  IscsiSession(Options options, Events events);
+  /// Drops the connection and joins the thread; unanswered commands are destroyed.
+  ~IscsiSession();
+  IscsiSession(const IscsiSession&) = delete;
+  IscsiSession& operator=(const IscsiSession&) = delete;
+
+  /// False if the session has ended or is being closed: the command stays with the caller.
+  bool submit(std::unique_ptr<ScsiCommand>& command);
+  /// How many commands it has: for choosing the least loaded.
+  [[nodiscard]] int load() const { return load_.load(std::memory_order_relaxed); }
+  /// Whether the nexus is known to hold a registration: from the next answer on, a conflict means
+  /// that it was fenced.
+  void set_registered(bool registered) { registered_ = registered; }
+  [[nodiscard]] bool registered() const { return registered_; }
+
+  /// Sends nothing more until resume(); `quiet` is called (session's thread) once nothing is in
+  /// flight. Neither is called if the session ends first.
+  void quiesce(Function<void()> quiet);
+  /// LOGICAL UNIT RESET. Only while quiet, for whether the target answers our own commands that a
+  /// reset aborts is up to the target.
+  void reset(Function<void(Expected<void>)> answered);
+  void resume();
+  /// Ends the session with `why`; everything unanswered comes back through `ended`.
+  void close(Error why);
+
+  [[nodiscard]] const Counters& counters() const { return counters_; }
+
+ private:
+  struct Worker;  // what the session's thread owns; the only user of libiscsi
+  struct Shared;  // what other threads leave for it
+
+  std::unique_ptr<Shared> shared_;
+  std::atomic<int> load_{0};
+  std::atomic<bool> registered_{false};
+  Counters counters_;
+  std::unique_ptr<Worker> worker_;
+};
+
+}  // namespace csv::iscsi

@@ -1,0 +1,46 @@
+#include "iscsi/open_lun.h"
+
+#include <utility>
+
+#include "iscsi/iscsi_lun.h"
+#include "iscsi/lun_url.h"
+#include "iscsi/ram_lun.h"
+
+namespace csv::iscsi {
+namespace {
+
+using Opened = Function<void(Expected<std::unique_ptr<Lun>>)>;
+
+void answer(Loop& home, Opened done, Expected<std::unique_ptr<Lun>> result) {
+  home.post(
+      [done = std::move(done), result = std::move(result)]() mutable { done(std::move(result)); });
+}
+
+void open_address(Loop& home, IscsiAddress address, LunOptions options, Opened done) {
+  IscsiLun::open(home, std::move(address), std::move(options), std::move(done));
+}
+
+void open_address(Loop& home, ImagePath image, LunOptions options, Opened done) {
+  auto disk = RamDisk::open_file(image.path);
+  if (!disk) return answer(home, std::move(done), disk.error());
+  answer(home, std::move(done), (*disk)->connect(home, std::move(options)));
+}
+
+void open_address(Loop& home, const DevicePath& device, LunOptions, Opened done) {
+  answer(home, std::move(done),
+         Error{Errc::refused, device.path + ": local devices are not built in"});
+}
+
+}  // namespace
+
+void open_lun(Loop& home, std::string url, LunOptions options, Opened done) {
+  auto address = parse_lun_url(url);
+  if (!address) return answer(home, std::move(done), address.error());
+  std::visit(
+      [&](auto&& each) {
+        open_address(home, std::move(each), std::move(options), std::move(done));
+      },
+      std::move(*address));
+}
+
+}  // namespace csv::iscsi

@@ -1,0 +1,180 @@
+#include "iscsi/scsi.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <string_view>
+
+namespace csv::iscsi {
+namespace {
+
+std::uint8_t at(std::span<const std::byte> bytes, std::size_t index) {
+  return std::to_integer<std::uint8_t>(bytes[index]);
+}
+
+std::string_view name_of_key(std::uint8_t key) {
+  switch (key) {
+    case sense_key::no_sense: return "NO SENSE";
+    case sense_key::recovered_error: return "RECOVERED ERROR";
+    case sense_key::not_ready: return "NOT READY";
+    case sense_key::medium_error: return "MEDIUM ERROR";
+    case sense_key::hardware_error: return "HARDWARE ERROR";
+    case sense_key::illegal_request: return "ILLEGAL REQUEST";
+    case sense_key::unit_attention: return "UNIT ATTENTION";
+    case sense_key::data_protect: return "DATA PROTECT";
+    case sense_key::aborted_command: return "ABORTED COMMAND";
+    default: return "SENSE KEY";
+  }
+}
+
+std::string_view name_of_code(std::uint16_t code) {
+  switch (code) {
+    case 0x0401: return "becoming ready";
+    case 0x040a: return "asymmetric access state transition";
+    case 0x1a00: return "parameter list length error";
+    case 0x2000: return "invalid command operation code";
+    case 0x2100: return "logical block address out of range";
+    case 0x2400: return "invalid field in CDB";
+    case 0x2500: return "logical unit not supported";
+    case 0x2600: return "invalid field in parameter list";
+    case 0x2604: return "invalid release of persistent reservation";
+    case 0x2700: return "write protected";
+    case 0x2707: return "space allocation failed";
+    case 0x2900: return "power on or reset";
+    case 0x2901: return "power on";
+    case 0x2902: return "bus reset";
+    case 0x2903: return "device reset";
+    case 0x2907: return "nexus loss";
+    case 0x2a01: return "mode parameters changed";
+    case 0x2a03: return "reservations preempted";
+    case 0x2a04: return "reservations released";
+    case 0x2a05: return "registrations preempted";
+    case 0x2a09: return "capacity changed";
+    case 0x2f00: return "commands cleared by another initiator";
+    case 0x3807: return "thin provisioning soft threshold reached";
+    case 0x3a00: return "medium not present";
+    case 0x3f0e: return "reported LUNs changed";
+    default: return {};
+  }
+}
+
+Verdict fail(Error error) { return {Verdict::Action::fail, std::move(error)}; }
+Verdict end(Error error) { return {Verdict::Action::end, std::move(error)}; }
+Verdict repeat() { return {Verdict::Action::repeat, {}}; }
+Verdict repeat_later() { return {Verdict::Action::repeat_later, {}}; }
+
+/// A unit attention is told instead of doing the command, so any command may follow it again; but
+/// some tell us that we may not.
+Verdict unit_attention(const Sense& sense, bool registered) {
+  if (registered && sense.code >= 0x2a03 && sense.code <= 0x2a05)
+    return end({Errc::fenced, "our registration was taken away: " + describe(sense)});
+  return repeat();
+}
+
+Verdict illegal_request(const Sense& sense, ScsiPurpose purpose) {
+  switch (sense.code) {
+    case 0x2000: return fail({Errc::unsupported_by_target, describe(sense)});
+    case 0x2500: return end({Errc::lun_lost, "the LUN is gone: " + describe(sense)});
+    case 0x2400:
+    case 0x2600:
+      // For reads and writes only a bug of ours leads here; elsewhere a target says with it which
+      // service actions and options it lacks.
+      if (purpose != ScsiPurpose::data) return fail({Errc::unsupported_by_target, describe(sense)});
+      return fail({std::errc::io_error, describe(sense)});
+    case 0x2100:
+      return fail(
+          {std::errc::io_error, "beyond the end of the LUN; has it shrunk? " + describe(sense)});
+    default: return fail({std::errc::io_error, describe(sense)});
+  }
+}
+
+Verdict check_condition(const Sense& sense, ScsiPurpose purpose, bool registered) {
+  if (sense.key == sense_key::recovered_error || sense.key == sense_key::no_sense) return {};
+  if (sense.deferred && sense.key != sense_key::unit_attention)
+    return fail(
+        {Errc::not_durable, "an earlier, answered command failed later: " + describe(sense)});
+  switch (sense.key) {
+    case sense_key::unit_attention: return unit_attention(sense, registered);
+    case sense_key::illegal_request: return illegal_request(sense, purpose);
+    case sense_key::not_ready:
+      if (sense.code == 0x0401 || sense.code == 0x040a) return repeat_later();
+      return fail({std::errc::io_error, describe(sense)});
+    case sense_key::data_protect:
+      if (sense.code == 0x2707)
+        return fail(
+            {std::errc::no_space_on_device, "the thin LUN has no space left: " + describe(sense)});
+      return fail({std::errc::read_only_file_system, describe(sense)});
+    case sense_key::aborted_command:
+      if (purpose == ScsiPurpose::preempt)
+        return fail({Errc::unknown_outcome, "PREEMPT was aborted: " + describe(sense)});
+      return repeat();
+    default: return fail({std::errc::io_error, describe(sense)});
+  }
+}
+
+}  // namespace
+
+std::optional<Sense> parse_sense(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return std::nullopt;
+  auto format = at(bytes, 0) & 0x7f;
+  if (format == 0x70 || format == 0x71) {
+    if (bytes.size() < 3) return std::nullopt;
+    Sense sense{.key = static_cast<std::uint8_t>(at(bytes, 2) & 0xf), .deferred = format == 0x71};
+    // The additional length (byte 7) says whether ASC and ASCQ are there.
+    if (bytes.size() >= 14 && at(bytes, 7) >= 6)
+      sense.code = static_cast<std::uint16_t>((at(bytes, 12) << 8) | at(bytes, 13));
+    return sense;
+  }
+  if (format == 0x72 || format == 0x73) {
+    if (bytes.size() < 4) return std::nullopt;
+    return Sense{.key = static_cast<std::uint8_t>(at(bytes, 1) & 0xf),
+                 .code = static_cast<std::uint16_t>((at(bytes, 2) << 8) | at(bytes, 3)),
+                 .deferred = format == 0x73};
+  }
+  return std::nullopt;
+}
+
+std::string describe(const Sense& sense) {
+  auto text = fmt::format("{}{} {:02X}/{:02X}", sense.deferred ? "deferred " : "",
+                          name_of_key(sense.key), sense.code >> 8, sense.code & 0xff);
+  if (auto name = name_of_code(sense.code); !name.empty()) text += fmt::format(" ({})", name);
+  return text;
+}
+
+std::string describe(ScsiStatus status) {
+  switch (status) {
+    case ScsiStatus::good: return "GOOD";
+    case ScsiStatus::check_condition: return "CHECK CONDITION";
+    case ScsiStatus::condition_met: return "CONDITION MET";
+    case ScsiStatus::busy: return "BUSY";
+    case ScsiStatus::reservation_conflict: return "RESERVATION CONFLICT";
+    case ScsiStatus::task_set_full: return "TASK SET FULL";
+    case ScsiStatus::aca_active: return "ACA ACTIVE";
+    case ScsiStatus::task_aborted: return "TASK ABORTED";
+  }
+  return fmt::format("SCSI status {:02X}", static_cast<unsigned>(status));
+}
+
+Verdict judge(ScsiStatus status, const std::optional<Sense>& sense, ScsiPurpose purpose,
+              bool registered) {
+  switch (status) {
+    case ScsiStatus::good:
+    case ScsiStatus::condition_met: return {};
+    case ScsiStatus::check_condition:
+      if (!sense) return fail({std::errc::io_error, "CHECK CONDITION without readable sense"});
+      return check_condition(*sense, purpose, registered);
+    case ScsiStatus::reservation_conflict:
+      if (purpose == ScsiPurpose::data && registered)
+        return end({Errc::fenced, "RESERVATION CONFLICT on a registered nexus"});
+      return fail({Errc::reservation_conflict, "RESERVATION CONFLICT"});
+    case ScsiStatus::busy:
+    case ScsiStatus::task_set_full: return repeat_later();
+    case ScsiStatus::task_aborted:
+      if (purpose == ScsiPurpose::preempt)
+        return fail({Errc::unknown_outcome, "PREEMPT was aborted by a reset"});
+      return repeat();
+    case ScsiStatus::aca_active: break;
+  }
+  return fail({std::errc::io_error, describe(status)});
+}
+
+}  // namespace csv::iscsi

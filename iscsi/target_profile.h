@@ -1,0 +1,45 @@
+#pragma once
+#include <span>
+#include <string>
+
+#include "csvfs/base/error.h"
+#include "csvfs/base/function.h"
+#include "csvfs/base/task.h"
+#include "iscsi/lun.h"
+#include "iscsi/scsi.h"
+#include "iscsi/scsi_commands.h"
+
+namespace csv::iscsi {
+
+/// Asks one logical unit one thing at a time: a session, or SG_IO. Answers on the loop that the
+/// asking task runs on. Unit attentions are dealt with beneath.
+class ScsiAsker {
+ public:
+  virtual ~ScsiAsker() = default;
+  struct Question {
+    Cdb cdb;
+    std::span<std::byte> in;
+    std::span<const std::byte> out;
+    ScsiPurpose purpose = ScsiPurpose::question;
+  };
+  /// How many bytes of `in` came, or what went wrong (scsi.h).
+  virtual void ask(Question question, Function<void(Expected<std::size_t>)> done) = 0;
+};
+
+/// What a logical unit is and can do. Sizes in the profile are those the target names, 0 where it
+/// names none.
+struct LunDescription {
+  Geometry geometry;
+  TargetProfile profile;
+};
+
+/// Finds out by asking, without changing anything: INQUIRY and its pages, READ CAPACITY(16), MODE
+/// SENSE, PERSISTENT RESERVE IN, REPORT SUPPORTED OPERATION CODES. Refuses what is not a disk or
+/// has a geometry that we do not support. Meant for a nexus that has not registered a key: the
+/// probe for PREEMPT AND ABORT names a key that nobody has.
+///
+/// Where a reservation keeps an unregistered nexus from asking about the cache, the profile says
+/// the careful thing: a volatile cache without FUA.
+Task<Expected<LunDescription>> describe_lun(ScsiAsker& asker);
+
+}  // namespace csv::iscsi
