@@ -1,0 +1,68 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "csvfs/base/ids.h"
+#include "csvfs/base/loop.h"
+
+namespace csv::protocol {
+class Connection;
+struct Message;
+}  // namespace csv::protocol
+
+namespace csv::cluster {
+
+/// Who says that it coordinates a volume. Of several the highest (epoch, key) holds: the epoch is
+/// made on the LUN, so a higher one is a later takeover.
+struct Coordinator {
+  NodeId node{};
+  std::string endpoint;  ///< Where its csvd listens.
+  Epoch epoch{};
+  Key key{};
+  bool operator==(const Coordinator&) const = default;
+};
+
+struct PeerStatus {
+  NodeId id{};
+  std::string name;
+  std::string address;
+  bool present = false;           ///< It echoed a beat within the last term.
+  std::uint64_t incarnation = 0;  ///< One life of its csvd; 0: never heard.
+  TimePoint last_echo{};          ///< When it last echoed one of ours.
+  TimePoint last_heard{};         ///< When its own last beat came.
+};
+
+/// The cluster as this node's csvd sees it: who is here, who coordinates which volume, and until
+/// when this node may act (the membership lease, A14). One loop. What it knows is lost with the
+/// process, and heard again within a beat.
+class Membership {
+ public:
+  virtual ~Membership() = default;
+
+  /// A peer's connection whose first message was this Beat.
+  virtual void accept(std::unique_ptr<protocol::Connection> connection, protocol::Message beat) = 0;
+
+  /// What this node coordinates from now on, and no longer: the peers hear of it with the next
+  /// echo.
+  virtual void coordinating(const std::string& volume, Epoch epoch, Key key) = 0;
+  virtual void gave_up(const std::string& volume) = 0;
+
+  /// Who coordinates the volume as far as is known; this node too. Kept when that node goes silent:
+  /// nobody else is known.
+  [[nodiscard]] virtual std::optional<Coordinator> coordinator(const std::string& volume) const = 0;
+  /// The I/O gate of a volume on this node: closed at and after this moment. Grows only.
+  [[nodiscard]] virtual TimePoint open_until(const std::string& volume) const = 0;
+  /// This node's own lease, for what it coordinates.
+  [[nodiscard]] virtual TimePoint open_until() const = 0;
+
+  [[nodiscard]] virtual std::vector<PeerStatus> peers() const = 0;
+  /// Every peer has echoed a beat of ours since we started: what is claimed is known.
+  [[nodiscard]] virtual bool heard_from_all() const = 0;
+  /// A peer that is present says that it coordinates the volume.
+  [[nodiscard]] virtual bool claimed_by_peer(const std::string& volume) const = 0;
+};
+
+}  // namespace csv::cluster
