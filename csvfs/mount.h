@@ -10,6 +10,7 @@
 #include "csvfs/base/random.h"
 #include "csvfs/base/status_board.h"
 #include "csvfs/base/task.h"
+#include "csvfs/interrupt.h"
 #include "iscsi/open_lun.h"
 
 namespace csv {
@@ -36,7 +37,11 @@ struct Caller {
 ///
 /// All calls on the loop's thread. A call waits, through reconnects and changes of coordinator, for
 /// as long as waiting can help; it answers an error only if the file system says so, or EIO when
-/// the session under which a file was opened has ended (a fence).
+/// the session under which a file was opened has ended (a fence). Those that take an Interrupt
+/// answer EINTR once it is raised, unless they have begun to take effect.
+///
+/// Destroy a Mount before the tasks that wait for it, without running the loop in between: nothing
+/// touches their memory any more then.
 class Mount {
  public:
   enum class Handle : std::uint64_t {};  ///< An open file or directory of a program.
@@ -52,46 +57,57 @@ class Mount {
 
   virtual Task<Expected<wire::Attr>> lookup(InodeId parent, std::string name) = 0;
   virtual Task<Expected<wire::Attr>> attr(InodeId inode) = 0;
-  virtual Task<Expected<wire::Attr>> change(wire::SetAttr to) = 0;
-  virtual Task<Expected<wire::Attr>> make(Caller caller, wire::Make what) = 0;
-  virtual Task<Expected<wire::Attr>> link(InodeId inode, InodeId parent, std::string name) = 0;
-  virtual Task<Expected<void>> unlink(InodeId parent, std::string name, bool directory) = 0;
-  virtual Task<Expected<void>> rename(wire::Rename what) = 0;
+  virtual Task<Expected<wire::Attr>> change(wire::SetAttr to, Interrupt* interrupt = nullptr) = 0;
+  virtual Task<Expected<wire::Attr>> make(Caller caller, wire::Make what,
+                                          Interrupt* interrupt = nullptr) = 0;
+  virtual Task<Expected<wire::Attr>> link(InodeId inode, InodeId parent, std::string name,
+                                          Interrupt* interrupt = nullptr) = 0;
+  virtual Task<Expected<void>> unlink(InodeId parent, std::string name, bool directory,
+                                      Interrupt* interrupt = nullptr) = 0;
+  virtual Task<Expected<void>> rename(wire::Rename what, Interrupt* interrupt = nullptr) = 0;
   virtual Task<Expected<std::string>> read_link(InodeId inode) = 0;
   virtual Task<Expected<wire::Entries>> list(InodeId directory, std::uint64_t after_cookie,
                                              std::uint32_t limit) = 0;
   virtual Task<Expected<std::string>> xattr(InodeId inode, std::string name) = 0;
   virtual Task<Expected<std::string>> list_xattrs(InodeId inode) = 0;
-  virtual Task<Expected<void>> set_xattr(wire::SetXattr what) = 0;
-  virtual Task<Expected<void>> remove_xattr(InodeId inode, std::string name) = 0;
+  virtual Task<Expected<void>> set_xattr(wire::SetXattr what, Interrupt* interrupt = nullptr) = 0;
+  virtual Task<Expected<void>> remove_xattr(InodeId inode, std::string name,
+                                            Interrupt* interrupt = nullptr) = 0;
   virtual Task<Expected<wire::FsStat>> statistics() = 0;
 
   struct Opened {
     Handle handle{};
     wire::Attr attr;
   };
-  virtual Task<Expected<Opened>> open(InodeId inode, bool truncate) = 0;
+  virtual Task<Expected<Opened>> open(InodeId inode, bool truncate,
+                                      Interrupt* interrupt = nullptr) = 0;
   /// O_CREAT: makes the file and opens it. EEXIST if it exists.
-  virtual Task<Expected<Opened>> create(Caller caller, wire::Make what) = 0;
+  virtual Task<Expected<Opened>> create(Caller caller, wire::Make what,
+                                        Interrupt* interrupt = nullptr) = 0;
   /// Never fails; waits for the coordinator to know, so that a following unlink frees the file.
   virtual Task<void> close(Handle handle) = 0;
   struct Content {
-    Buffer buffer;             ///< Owns the bytes.
-    std::size_t skip = 0;      ///< The content begins here (reads are widened to blocks).
-    std::size_t length = 0;    ///< Short only at the end of the file.
+    Buffer buffer;           ///< Owns the bytes.
+    std::size_t skip = 0;    ///< The content begins here (reads are widened to blocks).
+    std::size_t length = 0;  ///< Short only at the end of the file.
   };
-  virtual Task<Expected<Content>> read(Handle handle, std::uint64_t offset, std::uint32_t length) = 0;
+  virtual Task<Expected<Content>> read(Handle handle, std::uint64_t offset,
+                                       std::uint32_t length) = 0;
   struct WriteOptions {
-    bool append = false;  ///< At the true end, whatever `offset` says.
-    bool durable = false; ///< O_SYNC, O_DSYNC: answered past the volatile cache.
+    bool append = false;   ///< At the true end, whatever `offset` says.
+    bool durable = false;  ///< O_SYNC, O_DSYNC: answered past the volatile cache.
   };
   /// `data` must stay valid until the task ends. All of it is written, or an error.
   virtual Task<Expected<std::uint32_t>> write(Handle handle, std::uint64_t offset,
-                                              std::span<const std::byte> data,
-                                              WriteOptions options) = 0;
-  virtual Task<Expected<void>> sync(Handle handle) = 0;
-  virtual Task<Expected<void>> allocate(Handle handle, wire::Allocate what) = 0;
-  virtual Task<Expected<std::uint64_t>> seek(Handle handle, std::uint64_t offset, std::uint32_t whence) = 0;
+                                              std::span<const std::byte> data, WriteOptions options,
+                                              Interrupt* interrupt = nullptr) = 0;
+  /// Past the volatile cache; `content_only` (fdatasync): the times of the file may not be yet.
+  virtual Task<Expected<void>> sync(Handle handle, bool content_only = false,
+                                    Interrupt* interrupt = nullptr) = 0;
+  virtual Task<Expected<void>> allocate(Handle handle, wire::Allocate what,
+                                        Interrupt* interrupt = nullptr) = 0;
+  virtual Task<Expected<std::uint64_t>> seek(Handle handle, std::uint64_t offset,
+                                             std::uint32_t whence) = 0;
 
   [[nodiscard]] virtual MountCounters counters() const = 0;
   struct State {

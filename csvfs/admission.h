@@ -1,0 +1,68 @@
+#pragma once
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "csvfs/base/task.h"
+#include "csvfs/coordinator_client.h"
+#include "csvfs/lun_path.h"
+#include "iscsi/open_lun.h"
+
+namespace csv {
+
+/// The permission of this mount to do I/O on the LUN, and the path that stands for it: asked for
+/// when a session begins, and again (with a fresh key, over a fresh path) whenever the path is
+/// lost. While it lasts, the mount's heartbeat slot is rewritten every second through the path,
+/// which is also how it finds out that it was fenced. One loop.
+class Admission {
+ public:
+  struct Setup {
+    Loop* loop = nullptr;
+    iscsi::LunOpener open_lun;
+    std::string volume;
+    NodeId node{};
+  };
+  Admission(Setup setup, CoordinatorClient& client);
+  ~Admission();  ///< Nothing of ours is in flight afterwards.
+  Admission(const Admission&) = delete;
+  Admission& operator=(const Admission&) = delete;
+
+  void session_began(const wire::HelloReply& about);
+  /// What was admitted under it is over; commands in flight fail.
+  void session_ended();
+  /// I/O on `path` failed because the path is lost. No effect if it is not the current one.
+  void lost(const std::shared_ptr<LunPath>& path, const Error& why);
+  /// Good order: the key is unregistered, if the target still answers, and the path closed.
+  Task<void> leave();
+
+  /// Null while there is none: wait for changed().
+  [[nodiscard]] const std::shared_ptr<LunPath>& path() const { return path_; }
+  [[nodiscard]] Signal& changed() { return changed_; }
+  /// Why there is no path.
+  [[nodiscard]] const Error& trouble() const { return trouble_; }
+  [[nodiscard]] std::uint64_t admissions() const { return admissions_; }
+
+ private:
+  Task<void> keep_admitted();
+  Task<Expected<std::shared_ptr<LunPath>>> admit();
+  Task<Expected<std::unique_ptr<iscsi::Lun>>> open();
+  Expected<void> check(iscsi::Lun& lun) const;
+  Task<Expected<void>> write_slot(std::shared_ptr<LunPath> path);
+  Task<void> beat(std::shared_ptr<LunPath> path);
+
+  Setup setup_;
+  CoordinatorClient* client_;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  Signal changed_;  ///< Admitted, lost, or the session changed.
+  std::optional<wire::HelloReply> about_;
+  std::array<std::byte, 16> volume_id_{};
+  std::shared_ptr<LunPath> path_;
+  std::shared_ptr<LunPath> candidate_;  // registered, not admitted yet
+  Error trouble_;
+  std::uint64_t admissions_ = 0, counter_ = 0;
+  bool leaving_ = false;
+  TaskScope tasks_;
+};
+
+}  // namespace csv

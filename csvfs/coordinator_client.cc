@@ -1,0 +1,415 @@
+#include "csvfs/coordinator_client.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "coordinator/protocol/failure.h"
+#include "csvfs/base/log.h"
+
+namespace csv {
+namespace {
+
+constexpr Duration kFirstBackoff = 50ms, kLongestBackoff = 1s;
+constexpr Duration kConnectWithin = 3s;
+constexpr Duration kGreetWithin = 10s;
+/// A coordinator that answers nothing for this long while something waits is not there any more;
+/// the mount asks for its statistics every second, so something always waits.
+constexpr Duration kSilence = 5s;
+constexpr Duration kRetryAfter = 20ms;
+
+}  // namespace
+
+struct CoordinatorClient::Call {
+  wire::Request request;
+  CallOptions options;
+  Function<void(Expected<Answer>)> done;
+  std::uint64_t id = 0;  // 0: not sent yet
+  bool has_slot = false;
+  Epoch sent_in{};
+  TimePoint sent_at{};
+};
+
+/// A caller that is destroyed while it waits takes its call along: the bulk data is its own.
+class CoordinatorClient::Stay {
+ public:
+  Stay(CoordinatorClient* client, CallPtr call)
+      : client_{client}, alive_{client->alive_}, call_{std::move(call)} {}
+  Stay(const Stay&) = delete;
+  Stay& operator=(const Stay&) = delete;
+  ~Stay() {
+    bool content = !std::exchange(call_->options.bulk, {}).empty();
+    if (alive_.expired() || client_->unqueue(call_)) return;
+    // Its slot is lost with it: whether the change took effect will not be known.
+    if (content) client_->unanswered_.erase(call_->id);
+  }
+
+ private:
+  CoordinatorClient* client_;
+  std::weak_ptr<bool> alive_;
+  CallPtr call_;
+};
+
+CoordinatorClient::CoordinatorClient(Setup setup, Owner& owner)
+    : setup_{std::move(setup)}, owner_{&owner} {
+  backoff_ = kFirstBackoff;
+  setup_.loop->post([this, alive = std::weak_ptr{alive_}] {
+    if (!alive.expired()) connect();
+  });
+}
+
+CoordinatorClient::~CoordinatorClient() { setup_.loop->cancel(timer_); }
+
+wire::Frame CoordinatorClient::frame() const {
+  wire::Frame made;
+  made.set_epoch(raw(epoch_));
+  made.set_coordinator_key(raw(coordinator_key_));
+  return made;
+}
+
+// --- Connecting -------------------------------------------------------------------------------
+
+void CoordinatorClient::connect() {
+  if (stage_ != Stage::idle) return;
+  stage_ = Stage::connecting;
+  auto attempt = ++attempt_;
+  auto alive = std::weak_ptr{alive_};
+  timer_ = setup_.loop->after(kConnectWithin, [this, alive, attempt] {
+    if (!alive.expired() && attempt == attempt_)
+      disconnect(Error{std::errc::timed_out, "connecting to the coordinator takes too long"});
+  });
+  setup_.connect([this, alive, attempt](Expected<std::unique_ptr<protocol::Connection>> made) {
+    if (alive.expired() || attempt != attempt_ || stage_ != Stage::connecting) return;
+    if (!made) return disconnect(made.error());
+    connected_to(*std::move(made));
+  });
+}
+
+void CoordinatorClient::connected_to(std::unique_ptr<protocol::Connection> connection) {
+  stage_ = Stage::greeting;
+  connection_ = std::move(connection);
+  auto attempt = attempt_;
+  auto alive = std::weak_ptr{alive_};
+  setup_.loop->cancel(timer_);
+  timer_ = setup_.loop->after(kGreetWithin, [this, alive, attempt] {
+    if (!alive.expired() && attempt == attempt_)
+      disconnect(Error{std::errc::timed_out, "the coordinator does not answer a greeting"});
+  });
+  connection_->start(
+      [this, alive, attempt](protocol::Message message) {
+        if (!alive.expired() && attempt == attempt_) received(std::move(message));
+      },
+      [this, alive, attempt](const Error& why) {
+        if (!alive.expired() && attempt == attempt_) disconnect(why);
+      });
+  protocol::Message hello;
+  hello.frame = frame();
+  auto& body = *hello.frame.mutable_hello();
+  body.set_protocol(1);
+  body.set_volume(setup_.volume);
+  body.set_node(raw(setup_.node));
+  body.set_incarnation(setup_.incarnation);
+  body.set_session(raw(session_));
+  if (session_ != SessionId{}) owner_->declare(body);
+  connection_->send(std::move(hello));
+}
+
+void CoordinatorClient::disconnect(Error why) {
+  if (stage_ == Stage::idle || stage_ == Stage::stopped) return;
+  bool was_open = stage_ == Stage::open;
+  stage_ = Stage::idle;
+  auto attempt = ++attempt_;
+  setup_.loop->cancel(timer_);
+  auto alive = std::weak_ptr{alive_};
+  // We may be inside one of its handlers: it goes once they have returned.
+  setup_.loop->post([old = std::shared_ptr<protocol::Connection>{std::move(connection_)}] {});
+  if (was_open) {
+    ++reconnects_;
+    backoff_ = kFirstBackoff;
+    log::info("mount disconnected volume={} session={} why=\"{}\"", setup_.volume, raw(session_),
+              why.message());
+  }
+  trouble_ = std::move(why);
+  timer_ = setup_.loop->after(backoff_, [this, alive, attempt] {
+    if (!alive.expired() && attempt == attempt_) connect();
+  });
+  backoff_ = std::min(backoff_ * 2, kLongestBackoff);
+  owner_->connection_changed();
+}
+
+void CoordinatorClient::stop() {
+  setup_.loop->cancel(timer_);
+  ++attempt_;
+  stage_ = Stage::stopped;
+  setup_.loop->post([old = std::shared_ptr<protocol::Connection>{std::move(connection_)}] {});
+}
+
+void CoordinatorClient::watch() {
+  auto attempt = attempt_;
+  auto alive = std::weak_ptr{alive_};
+  timer_ = setup_.loop->after(1s, [this, alive, attempt] {
+    if (alive.expired() || attempt != attempt_) return;
+    auto now = setup_.loop->now();
+    bool waits = std::any_of(unanswered_.begin(), unanswered_.end(), [&](const auto& each) {
+      return now - each.second->sent_at > kSilence;
+    });
+    if (waits && now - heard_ > kSilence)
+      return disconnect(Error{std::errc::timed_out, "the coordinator has fallen silent"});
+    watch();
+  });
+}
+
+// --- Receiving --------------------------------------------------------------------------------
+
+bool CoordinatorClient::is_stale(const wire::Frame& frame) const {
+  if (frame.epoch() != raw(epoch_)) return frame.epoch() < raw(epoch_);
+  return frame.coordinator_key() != raw(coordinator_key_);
+}
+
+void CoordinatorClient::adopt(const wire::Frame& frame) {
+  epoch_ = Epoch{frame.epoch()};
+  coordinator_key_ = Key{frame.coordinator_key()};
+}
+
+void CoordinatorClient::received(protocol::Message message) {
+  if (stage_ == Stage::greeting) {
+    if (message.frame.has_hello_reply()) return greeted(message.frame);
+    return disconnect(Error{Errc::refused, "the coordinator's first word is no answer to Hello"});
+  }
+  if (stage_ != Stage::open) return;
+  if (is_stale(message.frame)) {
+    log::warning("mount drops a message of a former coordinator volume={} epoch={} known={}",
+                 setup_.volume, message.frame.epoch(), raw(epoch_));
+    return;
+  }
+  heard_ = setup_.loop->now();
+  switch (message.frame.body_case()) {
+    case wire::Frame::kReply: return replied(std::move(message));
+    case wire::Frame::kNotice:
+      notices_.insert_or_assign(message.frame.id(), epoch_);
+      return owner_->noticed(message.frame.id(), message.frame.notice());
+    default:
+      return disconnect(Error{Errc::refused, "the coordinator sent what only mounts may send"});
+  }
+}
+
+void CoordinatorClient::greeted(const wire::Frame& frame) {
+  const auto& reply = frame.hello_reply();
+  auto failure = protocol::decode(reply.failure());
+  bool stale = frame.epoch() < raw(epoch_) ||
+               (frame.epoch() == raw(epoch_) && epoch_ != Epoch{} && is_stale(frame));
+  if (failure.code()) {
+    // A former coordinator that does not know it yet must not end our session.
+    if (failure == Errc::session_ended && !stale && session_ != SessionId{}) {
+      adopt(frame);
+      return end_session(failure);
+    }
+    return disconnect(failure);
+  }
+  if (stale) return disconnect(Error{Errc::stale_epoch, "a former coordinator answered"});
+  bool fresh = SessionId{reply.session()} != session_;
+  if (fresh && session_ != SessionId{})
+    return end_session(Error{Errc::session_ended, "the coordinator gave us another session"});
+  adopt(frame);
+  session_ = SessionId{reply.session()};
+  stage_ = Stage::open;
+  trouble_ = {};
+  backoff_ = kFirstBackoff;
+  heard_ = setup_.loop->now();
+  setup_.loop->cancel(timer_);
+  log::info("mount connected volume={} session={} fresh={} epoch={} coordinator={}", setup_.volume,
+            raw(session_), fresh, raw(epoch_), connection_->peer());
+  // Answers to notices of a former coordinator would be taken for answers to others.
+  std::erase_if(notices_, [this](const auto& each) { return each.second != epoch_; });
+  auto attempt = attempt_;
+  for (auto& [id, call] : unanswered_) send(*call);
+  protocol::Message done;
+  done.frame = this->frame();
+  done.frame.mutable_resume_done();
+  connection_->send(std::move(done));
+  watch();
+  owner_->greeted(reply, fresh);
+  owner_->connection_changed();
+  if (attempt == attempt_) pump();
+}
+
+void CoordinatorClient::replied(protocol::Message message) {
+  auto found = unanswered_.find(message.frame.id());
+  if (found == unanswered_.end()) return;  // of a repeat whose first answer we had
+  auto call = found->second;
+  auto& reply = *message.frame.mutable_reply();
+  if (reply.failure().code() == 0) {
+    Answer answer;
+    answer.reply = std::move(reply);
+    answer.bulk = std::move(message.bulk);
+    answer.session = session_;
+    answer.sent_in = call->sent_in;
+    answer.answered_in = epoch_;
+    return finish(call, std::move(answer));
+  }
+  auto error = protocol::decode(reply.failure());
+  if (error == Errc::retry) return send_again_later(call->id);
+  if (error == Errc::stale_epoch || error == Errc::not_coordinator || error == Errc::superseded)
+    return disconnect(error);
+  if (error == Errc::session_ended) return end_session(error);
+  finish(call, error);
+}
+
+void CoordinatorClient::send_again_later(std::uint64_t id) {
+  setup_.loop->after(kRetryAfter, [this, id, alive = std::weak_ptr{alive_}] {
+    if (alive.expired() || stage_ != Stage::open) return;  // a reconnect repeats it anyway
+    if (auto found = unanswered_.find(id); found != unanswered_.end()) send(*found->second);
+  });
+}
+
+void CoordinatorClient::answer(std::uint64_t notice, wire::NoticeReply reply) {
+  auto found = notices_.find(notice);
+  if (found == notices_.end()) return;
+  bool current = found->second == epoch_;
+  // Without a connection the answer is lost: the coordinator asks again on the next one.
+  if (current && stage_ != Stage::open) return;
+  notices_.erase(found);
+  if (!current) return;
+  protocol::Message message;
+  message.frame = frame();
+  message.frame.set_id(notice);
+  *message.frame.mutable_notice_reply() = std::move(reply);
+  connection_->send(std::move(message));
+}
+
+void CoordinatorClient::end_session(Error why) {
+  if (stage_ == Stage::stopped) return;
+  log::warning("mount session ended volume={} session={} why=\"{}\"", setup_.volume, raw(session_),
+               why.message());
+  session_ = SessionId{};
+  open_for_all_ = false;
+  slots_ = {};
+  notices_.clear();
+  Error ended{Errc::session_ended, why.message()};
+  std::vector<CallPtr> lost;
+  std::deque<CallPtr> again;
+  for (auto& [id, call] : std::exchange(unanswered_, {})) {
+    call->id = 0;
+    call->has_slot = false;
+    // A change may have taken effect: nobody will ever know, so it is not repeated.
+    bool over =
+        call->options.changes || call->options.early || call->options.session != SessionId{};
+    if (over)
+      lost.push_back(call);
+    else
+      again.push_back(call);
+  }
+  for (auto* queue : {&early_, &plain_, &changing_}) {
+    std::deque<CallPtr> stay;
+    for (auto& call : *queue) {
+      bool over = call->options.early || call->options.session != SessionId{};
+      if (over)
+        lost.push_back(call);
+      else
+        stay.push_back(call);
+    }
+    *queue = std::move(stay);
+  }
+  plain_.insert(plain_.begin(), again.begin(), again.end());
+  disconnect(why);
+  owner_->session_ended(why);
+  for (auto& call : lost)
+    setup_.loop->post([call, ended]() mutable { call->done(std::move(ended)); });
+}
+
+// --- Calling ----------------------------------------------------------------------------------
+
+Task<Expected<CoordinatorClient::Answer>> CoordinatorClient::call(wire::Request request,
+                                                                  CallOptions options) {
+  auto call = std::make_shared<Call>();
+  call->request = std::move(request);
+  call->options = options;
+  if (options.interrupt && options.interrupt->raised()) co_return Error{std::errc::interrupted};
+  Stay stay{this, call};
+  Interrupt::Watch watch{options.interrupt, [this, call] { interrupt(call); }};
+  co_return co_await completion<Expected<Answer>>([&](auto done) {
+    call->done = std::move(done);
+    add(call);
+  });
+}
+
+void CoordinatorClient::add(const CallPtr& call) {
+  const auto& options = call->options;
+  if (options.session != SessionId{} && options.session != session_) {
+    setup_.loop->post([call] {
+      call->done(Error{Errc::session_ended, "the session under which it was opened has ended"});
+    });
+    return;
+  }
+  auto& queue = options.early ? early_ : options.changes ? changing_ : plain_;
+  queue.push_back(call);
+  pump();
+}
+
+void CoordinatorClient::interrupt(const CallPtr& call) {
+  if (!unqueue(call)) return;  // sent: it takes its course
+  call->done(Error{std::errc::interrupted});
+}
+
+bool CoordinatorClient::unqueue(const CallPtr& call) {
+  if (call->id != 0) return false;
+  for (auto* queue : {&early_, &plain_, &changing_})
+    if (std::erase(*queue, call) > 0) return true;
+  return false;
+}
+
+void CoordinatorClient::open() {
+  open_for_all_ = true;
+  pump();
+}
+
+bool CoordinatorClient::take_slot(Call& call) {
+  for (std::uint32_t number = 0; number < slots_.size(); ++number) {
+    auto& slot = slots_[number];
+    if (slot.busy) continue;
+    slot.busy = true;
+    call.has_slot = true;
+    call.request.set_slot(number);
+    call.request.set_sequence(++slot.sequence);
+    return true;
+  }
+  return false;
+}
+
+void CoordinatorClient::pump() {
+  if (stage_ != Stage::open) return;
+  auto send_first = [this](std::deque<CallPtr>& queue) {
+    auto call = std::move(queue.front());
+    queue.pop_front();
+    call->id = next_id_++;
+    call->sent_in = epoch_;
+    unanswered_.emplace(call->id, call);
+    ++requests_;
+    send(*call);
+  };
+  while (!early_.empty()) send_first(early_);
+  if (!open_for_all_) return;
+  while (!plain_.empty()) send_first(plain_);
+  while (!changing_.empty() && take_slot(*changing_.front())) send_first(changing_);
+}
+
+void CoordinatorClient::send(Call& call) {
+  call.sent_at = setup_.loop->now();
+  protocol::Message message;
+  message.frame = frame();
+  message.frame.set_id(call.id);
+  *message.frame.mutable_request() = call.request;
+  message.bulk = Buffer::copy_of(call.options.bulk);
+  connection_->send(std::move(message));
+}
+
+void CoordinatorClient::finish(const CallPtr& call, Expected<Answer> result) {
+  unanswered_.erase(call->id);
+  if (call->has_slot) slots_[call->request.slot()].busy = false;
+  auto attempt = attempt_;
+  auto alive = std::weak_ptr{alive_};
+  call->done(std::move(result));
+  if (!alive.expired() && attempt == attempt_) pump();
+}
+
+}  // namespace csv

@@ -1,0 +1,65 @@
+#include "csvfs/file_table.h"
+
+#include <algorithm>
+
+namespace csv {
+
+bool File::busy(std::uint64_t begin, std::uint64_t end, bool writes_only) const {
+  return std::any_of(in_flight.begin(), in_flight.end(), [&](const Range& each) {
+    return each.begin < end && begin < each.end && (each.write || !writes_only);
+  });
+}
+
+bool File::collides(const Range& write) const {
+  return std::any_of(in_flight.begin(), in_flight.end(), [&](const Range& each) {
+    return each.write && each.begin < write.end && write.begin < each.end &&
+           (each.alone || write.alone);
+  });
+}
+
+FilePtr FileTable::find(InodeId inode) const {
+  auto found = files_.find(inode);
+  return found == files_.end() ? nullptr : found->second;
+}
+
+FilePtr FileTable::get(InodeId inode, SessionId session) {
+  auto& file = files_[inode];
+  if (!file) file = std::make_shared<File>(*loop_, inode, session);
+  return file;
+}
+
+void FileTable::forget_unused(const FilePtr& file) {
+  if (file->handles > 0 || file->asking > 0 || file->returning || find(file->inode) != file) return;
+  files_.erase(file->inode);
+}
+
+void FileTable::end_session() {
+  for (auto& [inode, file] : files_) {
+    file->ended = true;
+    file->extents.clear();
+    file->changed.notify();
+  }
+  files_.clear();
+}
+
+void FileTable::begin_epoch() {
+  for (auto& [inode, file] : files_) file->recalled = 0;
+}
+
+FilePtr FileTable::least_used() const {
+  FilePtr found;
+  for (const auto& [inode, file] : files_) {
+    if (file->extents.empty() || file->returning || file->asking > 0 || !file->in_flight.empty())
+      continue;
+    if (!found || file->used < found->used) found = file;
+  }
+  return found;
+}
+
+std::size_t FileTable::extents() const {
+  std::size_t sum = 0;
+  for (const auto& [inode, file] : files_) sum += file->extents.size();
+  return sum;
+}
+
+}  // namespace csv

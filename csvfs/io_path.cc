@@ -1,0 +1,499 @@
+#include "csvfs/io_path.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+namespace csv {
+namespace {
+
+constexpr std::uint64_t kBlock = 4096;  ///< The volume's; space is given out in these.
+constexpr std::uint64_t kLeastGrant =
+    64 * 1024;  ///< Shorter writes at the end go through the coordinator.
+constexpr std::uint64_t kAskAhead = 16ull << 20;    ///< Read layouts are asked for this far.
+constexpr std::uint32_t kMostRedirected = 1 << 20;  ///< Of one message.
+constexpr int kTries = 8;  ///< Layouts that recalls kept taking away; then the coordinator does it.
+constexpr Duration kShippedFor = 1s;  ///< How long an answer `shipped` saves asking again.
+constexpr Duration kGatePoll = 20ms;  ///< The gate is a number in shared memory: nobody calls.
+constexpr std::size_t kMostExtents = 256 * 1024;
+
+constexpr std::uint64_t down(std::uint64_t value, std::uint64_t unit) {
+  return value - value % unit;
+}
+constexpr std::uint64_t up(std::uint64_t value, std::uint64_t unit) {
+  return down(value + unit - 1, unit);
+}
+
+std::uint64_t end_of(std::uint64_t offset, std::uint64_t length) {
+  constexpr auto kMost = std::numeric_limits<std::uint64_t>::max();
+  return length > kMost - offset ? kMost : offset + length;
+}
+
+Error over() {
+  return Error{std::errc::io_error, "the session under which it was opened has ended"};
+}
+
+/// That a layout was asked for and may yet be given.
+class Asking {
+ public:
+  explicit Asking(FilePtr file) : file_{std::move(file)} { ++file_->asking; }
+  Asking(const Asking&) = delete;
+  Asking& operator=(const Asking&) = delete;
+  ~Asking() {
+    --file_->asking;
+    file_->changed.notify();
+  }
+
+ private:
+  FilePtr file_;
+};
+
+}  // namespace
+
+IoPath::IoPath(Loop& loop, CoordinatorClient& client, Admission& admission, FileTable& files,
+               std::function<TimePoint()> open_until, MountCounters& counters)
+    : loop_{&loop},
+      client_{&client},
+      admission_{&admission},
+      files_{&files},
+      open_until_{std::move(open_until)},
+      counters_{&counters},
+      flushed_{loop} {}
+
+bool IoPath::gate_open() const { return loop_->now() < open_until_(); }
+
+std::uint64_t IoPath::block_size() const { return admission_->path()->lun().geometry().block_size; }
+
+bool IoPath::usable_now(const File& file) const {
+  return !file.ended && admission_->path() && gate_open();
+}
+
+/// Until I/O may be sent. What follows it without a wait in between may rely on that.
+Task<Expected<void>> IoPath::usable(FilePtr file, Interrupt* interrupt) {
+  Interrupt::Watch watch{interrupt, [this] { admission_->changed().notify(); }};
+  for (;;) {
+    if (file->ended) co_return over();
+    if (usable_now(*file)) co_return Expected<void>{};
+    if (interrupt && interrupt->raised()) co_return Error{std::errc::interrupted};
+    if (admission_->path())
+      co_await sleep(*loop_, kGatePoll);
+    else
+      co_await admission_->changed().wait();
+  }
+}
+
+/// Until a later admission has fenced the key under which the commands were sent: none of them can
+/// take effect any more.
+Task<void> IoPath::outcome_known(FilePtr file, std::shared_ptr<LunPath> lost) {
+  while (!file->ended && (!admission_->path() || admission_->path() == lost))
+    co_await admission_->changed().wait();
+}
+
+// --- Layouts ----------------------------------------------------------------------------------
+
+Task<Expected<IoPath::Layout>> IoPath::ask(FilePtr file, std::uint64_t offset, std::uint64_t length,
+                                           bool write, Interrupt* interrupt) {
+  while (file->returning && !file->ended) co_await file->changed.wait();
+  Asking asking{file};
+  wire::Request request;
+  auto& body = *request.mutable_layout();
+  body.set_inode(raw(file->inode));
+  body.set_offset(offset);
+  body.set_length(length);
+  body.set_write(write);
+  CoordinatorClient::CallOptions options;
+  options.session = file->session;
+  options.interrupt = interrupt;
+  CSV_CO_TRY(answer, co_await client_->call(std::move(request), options));
+  const auto& reply = answer.reply.layout();
+  Layout layout;
+  layout.size = reply.size();
+  file->size = reply.size();
+  if (reply.shipped()) file->shipped_until = loop_->now() + kShippedFor;
+  layout.crossed = file->ended || reply.sequence() < file->recalled;
+  if (layout.crossed) co_return layout;
+  for (const auto& segment : reply.segments()) {
+    ExtentMap::Extent extent;
+    extent.offset = segment.offset();
+    extent.lun_offset = segment.lun_offset();
+    auto end = segment.offset() + segment.length();
+    if (segment.state() == 0) {
+      layout.zeros.emplace_back(segment.offset(), end);
+      continue;
+    }
+    if (extent.offset % kBlock != 0 || extent.lun_offset % kBlock != 0) continue;
+    if (segment.state() == 1) {
+      // Bytes beyond the size are nobody's yet: they may be written without a recall.
+      end = std::min(end, reply.size());
+      extent.state = reply.write() ? ExtentMap::State::write : ExtentMap::State::read;
+    } else {
+      extent.state = ExtentMap::State::granted;
+      extent.grant = GrantId{reply.grant()};
+      extent.truncation = reply.truncation();
+    }
+    if (end <= extent.offset) continue;
+    extent.length = end - extent.offset;
+    file->extents.insert(extent);
+    ++inserted_;
+  }
+  files_->touch(*file);
+  keep_bounded();
+  co_return layout;
+}
+
+void IoPath::keep_bounded() {
+  if (inserted_ < kMostExtents / 8) return;
+  inserted_ = 0;
+  for (auto held = files_->extents(); held > kMostExtents;) {
+    auto victim = files_->least_used();
+    if (!victim) return;
+    held -= std::min(held, victim->extents.size());
+    victim->extents.clear();
+    victim->returning = true;
+    tasks_.spawn(give_back(victim));
+  }
+}
+
+Task<void> IoPath::give_back(FilePtr file) {
+  wire::Request request;
+  request.mutable_layout_return()->set_inode(raw(file->inode));
+  request.mutable_layout_return()->set_wrote(std::exchange(file->wrote, false));
+  CoordinatorClient::CallOptions options;
+  options.session = file->session;
+  // A failure means that the session has ended, and everything with it.
+  (void)co_await client_->call(std::move(request), options);
+  file->returning = false;
+  file->changed.notify();
+}
+
+Task<void> IoPath::recall(wire::Recall what) {
+  auto file = files_->find(InodeId{what.inode()});
+  if (!file) co_return;
+  auto begin = what.offset(), end = end_of(what.offset(), what.length());
+  file->recalled = std::max(file->recalled, what.sequence());
+  if (what.reads_too())
+    file->extents.drop(begin, end);
+  else
+    file->extents.drop_writes(begin, end);
+  while (!file->ended && file->busy(begin, end, !what.reads_too())) co_await file->changed.wait();
+}
+
+// --- Reading ----------------------------------------------------------------------------------
+
+IoPath::Plan IoPath::plan_read(const File& file, std::uint64_t offset, std::uint64_t end,
+                               const Zeros& zeros) {
+  Plan plan;
+  plan.covered = offset;
+  while (plan.covered < end) {
+    auto at = plan.covered;
+    auto extent = file.extents.at(at);
+    if (extent && extent->state != ExtentMap::State::granted) {
+      plan.covered = std::min(end, extent->end());
+      plan.pieces.push_back({at, plan.covered, extent->lun_offset, extent->state, {}, 0});
+      continue;
+    }
+    auto hole = std::find_if(zeros.begin(), zeros.end(), [at](const auto& each) {
+      return each.first <= at && at < each.second;
+    });
+    if (hole == zeros.end()) break;
+    // A later answer may know more than the hole of an earlier one: go no further than it says.
+    plan.covered = std::min(end, hole->second);
+  }
+  return plan;
+}
+
+Task<Expected<Mount::Content>> IoPath::read(FilePtr file, std::uint64_t offset,
+                                            std::uint32_t length) {
+  Zeros zeros;  // holes that hold for this read alone: they were so after it began
+  std::optional<std::uint64_t> size;
+  int asked = 0;
+  for (;;) {
+    if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, nullptr));
+    if (asked > kTries || loop_->now() < file->shipped_until)
+      co_return co_await read_redirected(file, offset, length);
+    auto end = offset + length;
+    if (size) end = std::min(end, std::max(*size, offset));
+    auto plan = plan_read(*file, offset, end, zeros);
+    if (plan.covered < end) {
+      ++asked;
+      auto ahead = std::max<std::uint64_t>(end - plan.covered, kAskAhead);
+      auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+      ahead = std::min(ahead, most - plan.covered);
+      CSV_CO_TRY(layout, co_await ask(file, plan.covered, ahead, false, nullptr));
+      if (layout.crossed) continue;
+      size = layout.size;
+      zeros.insert(zeros.end(), layout.zeros.begin(), layout.zeros.end());
+      continue;
+    }
+    if (end == offset) co_return Mount::Content{};
+
+    auto path = admission_->path();
+    auto unit = block_size();
+    auto from = down(offset, unit), to = up(end, unit);
+    auto buffer = std::make_shared<Buffer>(to - from);
+    std::vector<LunPath::Read> reads;
+    std::uint64_t filled = from;
+    for (const auto& piece : plan.pieces) {
+      auto begin = down(piece.begin, unit), upto = up(piece.end, unit);
+      if (begin > filled) std::memset(buffer->data() + (filled - from), 0, begin - filled);
+      reads.push_back({piece.lun_offset - (piece.begin - begin),
+                       buffer->span().subspan(begin - from, upto - begin)});
+      filled = upto;
+    }
+    if (filled < to) std::memset(buffer->data() + (filled - from), 0, to - filled);
+    files_->touch(*file);
+    {
+      InFlight in_flight{file, {from, to, false, false}};
+      auto done = co_await path->read(std::move(reads), buffer);
+      if (!done) {
+        if (!is_path_loss(done.error())) co_return done.error();
+        // Its sessions are dropped, and a read that is still executed changes nothing.
+        admission_->lost(path, done.error());
+        continue;
+      }
+    }
+    if (file->ended) co_return over();
+    // Answered past the lease it might tell what another node has already replaced.
+    if (!gate_open()) continue;
+    if (!plan.pieces.empty()) {
+      ++counters_->direct_reads;
+      counters_->direct_read_bytes += end - offset;
+    }
+    co_return Mount::Content{std::move(*buffer), offset - from, end - offset};
+  }
+}
+
+Task<Expected<Mount::Content>> IoPath::read_redirected(FilePtr file, std::uint64_t offset,
+                                                       std::uint32_t length) {
+  Mount::Content content;
+  for (;;) {
+    auto most = std::min<std::uint32_t>(length - static_cast<std::uint32_t>(content.length),
+                                        kMostRedirected);
+    wire::Request request;
+    auto& body = *request.mutable_read();
+    body.set_inode(raw(file->inode));
+    body.set_offset(offset + content.length);
+    body.set_length(most);
+    CoordinatorClient::CallOptions options;
+    options.session = file->session;
+    CSV_CO_TRY(answer, co_await client_->call(std::move(request), options));
+    auto got = std::min<std::size_t>(answer.bulk.size(), most);
+    ++counters_->redirected_reads;
+    counters_->redirected_read_bytes += got;
+    if (content.length == 0 && (got < most || got == length)) {  // nearly always
+      content.buffer = std::move(answer.bulk);
+      content.length = got;
+      co_return content;
+    }
+    if (content.buffer.empty()) content.buffer = Buffer{length};
+    std::memcpy(content.buffer.data() + content.length, answer.bulk.data(), got);
+    content.length += got;
+    if (got < most || content.length == length) co_return content;
+  }
+}
+
+// --- Writing ----------------------------------------------------------------------------------
+
+/// Where all of [offset, end) may be written by this node, or nothing. In place only whole blocks
+/// of the LUN; into a grant also a last block that is then padded with zeros, since nobody else can
+/// see it.
+std::optional<IoPath::Plan> IoPath::plan_write(const File& file, std::uint64_t offset,
+                                               std::uint64_t end) const {
+  auto unit = block_size();
+  if (offset % unit != 0) return std::nullopt;
+  Plan plan;
+  plan.covered = offset;
+  while (plan.covered < end) {
+    auto at = plan.covered;
+    auto extent = file.extents.at(at);
+    if (!extent || extent->state == ExtentMap::State::read) return std::nullopt;
+    plan.covered = std::min(end, extent->end());
+    if (extent->state == ExtentMap::State::granted) {
+      if (at % kBlock != 0 || extent->end() < up(plan.covered, kBlock)) return std::nullopt;
+    } else if (plan.covered % unit != 0) {
+      return std::nullopt;
+    }
+    plan.pieces.push_back(
+        {at, plan.covered, extent->lun_offset, extent->state, extent->grant, extent->truncation});
+  }
+  return plan;
+}
+
+bool IoPath::worth_a_layout(const File& file, std::uint64_t offset, std::uint64_t end) const {
+  auto unit = block_size();
+  if (offset % unit != 0) return false;
+  if (end <= file.size) return end % unit == 0;
+  return offset % kBlock == 0 && end - offset >= kLeastGrant;
+}
+
+Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
+                                            std::span<const std::byte> data,
+                                            Mount::WriteOptions options, Interrupt* interrupt) {
+  auto end = offset + data.size();
+  int asked = 0;
+  for (;;) {
+    if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, interrupt));
+    if (options.append || loop_->now() < file->shipped_until)
+      co_return co_await write_redirected(file, offset, data, options, interrupt);
+    auto plan = plan_write(*file, offset, end);
+    if (!plan) {
+      if (++asked > kTries || !worth_a_layout(*file, offset, end))
+        co_return co_await write_redirected(file, offset, data, options, interrupt);
+      CSV_CO_TRY(layout, co_await ask(file, offset, data.size(), true, interrupt));
+      // It answered, and it is not enough: asking again would bring the same.
+      bool enough = layout.crossed || !usable_now(*file) || plan_write(*file, offset, end);
+      if (!enough) co_return co_await write_redirected(file, offset, data, options, interrupt);
+      continue;
+    }
+    auto last_granted = plan->pieces.back().state == ExtentMap::State::granted;
+    bool pads = last_granted && end % kBlock != 0;
+    File::Range range{offset, pads ? up(end, kBlock) : end, true, pads};
+    if (file->collides(range)) {
+      co_await file->changed.wait();
+      continue;
+    }
+    files_->touch(*file);
+    auto path = admission_->path();
+    {
+      InFlight in_flight{file, range};
+      auto written = co_await write_pieces(path, *plan, offset, data, options.durable);
+      if (!written) {
+        if (!is_path_loss(written.error())) co_return written.error();
+        admission_->lost(path, written.error());
+        // Still in flight as far as anybody knows: a recall waits for this too.
+        co_await outcome_known(file, path);
+        continue;
+      }
+      file->wrote = true;
+    }
+    auto committed = co_await commit(file, *plan);
+    if (!committed) {
+      if (committed.error() == Errc::session_ended) co_return over();
+      if (committed.error() != Errc::stale_commit) co_return committed.error();
+      ++counters_->stale_commits;
+      if (++asked > kTries)
+        co_return co_await write_redirected(file, offset, data, options, interrupt);
+      continue;
+    }
+    if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, nullptr));
+    ++counters_->direct_writes;
+    counters_->direct_write_bytes += data.size();
+    co_return static_cast<std::uint32_t>(data.size());
+  }
+}
+
+Task<Expected<void>> IoPath::write_pieces(std::shared_ptr<LunPath> path, const Plan& plan,
+                                          std::uint64_t offset, std::span<const std::byte> data,
+                                          bool durable) {
+  std::vector<LunPath::Write> writes;
+  std::shared_ptr<Buffer> padded;
+  bool in_place = false;
+  for (const auto& piece : plan.pieces) {
+    auto content = data.subspan(piece.begin - offset, piece.end - piece.begin);
+    in_place = in_place || piece.state == ExtentMap::State::write;
+    auto rest = piece.state == ExtentMap::State::granted ? piece.end % kBlock : 0;
+    auto whole = content.size() - rest;
+    if (whole > 0) writes.push_back({piece.lun_offset, content.first(whole)});
+    if (rest == 0) continue;
+    padded = std::make_shared<Buffer>(Buffer::zeroed(kBlock));
+    std::memcpy(padded->data(), content.data() + whole, rest);
+    writes.push_back({piece.lun_offset + whole, padded->span()});
+  }
+  // What goes into a grant becomes durable with its commit.
+  iscsi::Lun::WriteOptions options;
+  options.fua = durable && in_place;
+  co_return co_await path->write(std::move(writes), options, padded);
+}
+
+/// Makes what was written into grants part of the file, in order of offset.
+Task<Expected<void>> IoPath::commit(FilePtr file, const Plan& plan) {
+  for (std::size_t i = 0; i < plan.pieces.size(); ++i) {
+    auto piece = plan.pieces[i];
+    if (piece.state != ExtentMap::State::granted) continue;
+    while (i + 1 < plan.pieces.size() && plan.pieces[i + 1].grant == piece.grant)
+      piece.end = plan.pieces[++i].end;
+    wire::Request request;
+    auto& body = *request.mutable_commit();
+    body.set_inode(raw(file->inode));
+    body.set_grant(raw(piece.grant));
+    body.set_offset(piece.begin);
+    body.set_length(piece.end - piece.begin);
+    body.set_truncation(piece.truncation);
+    CoordinatorClient::CallOptions options;
+    options.changes = true;
+    options.session = file->session;
+    auto answer = co_await client_->call(std::move(request), options);
+    if (!answer) {
+      if (answer.error() == Errc::stale_commit) file->extents.drop_grant(piece.grant);
+      co_return answer.error();
+    }
+    // Asked for again when it is read: what the coordinator thinks we hold is then no question.
+    file->extents.drop(piece.begin, up(piece.end, kBlock));
+    file->size =
+        answer->reply.has_attr() ? answer->reply.attr().size() : std::max(file->size, piece.end);
+  }
+  co_return Expected<void>{};
+}
+
+Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64_t offset,
+                                                       std::span<const std::byte> data,
+                                                       Mount::WriteOptions options,
+                                                       Interrupt* interrupt) {
+  std::uint64_t done = 0;
+  while (done < data.size()) {
+    auto part = data.subspan(done, std::min<std::size_t>(data.size() - done, kMostRedirected));
+    wire::Request request;
+    auto& body = *request.mutable_write();
+    body.set_inode(raw(file->inode));
+    body.set_offset(offset + done);
+    body.set_append(options.append && done == 0);
+    CoordinatorClient::CallOptions how;
+    how.changes = true;
+    how.session = file->session;
+    how.bulk = part;
+    how.interrupt = done == 0 ? interrupt : nullptr;
+    CSV_CO_TRY(answer, co_await client_->call(std::move(request), how));
+    const auto& written = answer.reply.written();
+    if (written.length() == 0 || written.length() > part.size())
+      co_return Error{std::errc::io_error, "the coordinator wrote nothing"};
+    if (options.append && done == 0) offset = written.offset();
+    file->size = written.attr().size();
+    done += written.length();
+    ++counters_->redirected_writes;
+    counters_->redirected_write_bytes += written.length();
+  }
+  // The target has one cache: a flush through our own path covers what the coordinator wrote.
+  if (options.durable) CSV_CO_CHECK(co_await flush(file, nullptr));
+  co_return static_cast<std::uint32_t>(done);
+}
+
+// --- Flushing ---------------------------------------------------------------------------------
+
+/// A flush is of the whole LUN: one that starts after the call serves every caller until then, so
+/// at most one runs and one waits.
+Task<Expected<void>> IoPath::flush(FilePtr file, Interrupt* interrupt) {
+  auto ticket = ++flush_asked_;
+  while (flush_done_ < ticket) {
+    if (flushing_) {
+      co_await flushed_.wait();
+      continue;
+    }
+    if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, interrupt));
+    if (flushing_ || flush_done_ >= ticket) continue;
+    auto path = admission_->path();
+    if (!path->lun().profile().write_cache) co_return Expected<void>{};
+    flushing_ = true;
+    auto covers = flush_asked_;
+    auto result = co_await path->flush();
+    flushing_ = false;
+    if (result) flush_done_ = std::max(flush_done_, covers);
+    flushed_.notify();
+    if (result) continue;
+    if (!is_path_loss(result.error())) co_return result.error();
+    admission_->lost(path, result.error());
+  }
+  if (file->ended) co_return over();
+  co_return Expected<void>{};
+}
+
+}  // namespace csv

@@ -1,0 +1,98 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "csvfs/admission.h"
+#include "csvfs/base/status_board.h"
+#include "csvfs/coordinator_client.h"
+#include "csvfs/file_table.h"
+#include "csvfs/interrupt.h"
+#include "csvfs/mount.h"
+
+namespace csv {
+
+/// How the content of files is read and written: for each range straight to the LUN under a layout,
+/// or through the coordinator where there can be none. Nothing is sent to the LUN past the
+/// membership lease, and nothing that was read under a layout is answered past it. I/O of unknown
+/// outcome is repeated after the next admission, whose fence ended it. One loop.
+class IoPath {
+ public:
+  IoPath(Loop& loop, CoordinatorClient& client, Admission& admission, FileTable& files,
+         std::function<TimePoint()> open_until, MountCounters& counters);
+
+  Task<Expected<Mount::Content>> read(FilePtr file, std::uint64_t offset, std::uint32_t length);
+  /// `data` as in Mount::write.
+  Task<Expected<std::uint32_t>> write(FilePtr file, std::uint64_t offset,
+                                      std::span<const std::byte> data, Mount::WriteOptions options,
+                                      Interrupt* interrupt);
+  /// Everything answered before the call, of any file, is past the volatile cache.
+  Task<Expected<void>> flush(FilePtr file, Interrupt* interrupt);
+  /// Drops layouts; ends when nothing is in flight, or of unknown outcome, under them.
+  Task<void> recall(wire::Recall what);
+
+  /// The lease has not run out.
+  [[nodiscard]] bool gate_open() const;
+
+ private:
+  using Zeros = std::vector<std::pair<std::uint64_t, std::uint64_t>>;  // [begin, end)
+  struct Piece {
+    std::uint64_t begin = 0, end = 0;  // in the file
+    std::uint64_t lun_offset = 0;      // of begin
+    ExtentMap::State state{};
+    GrantId grant{};
+    std::uint64_t truncation = 0;
+  };
+  struct Plan {
+    std::vector<Piece> pieces;
+    std::uint64_t covered = 0;  // up to here every byte's place is known
+  };
+  struct Layout {
+    Zeros zeros;
+    std::uint64_t size = 0;
+    bool crossed = false;  // by a recall: nothing of it may be used
+  };
+
+  bool usable_now(const File& file) const;
+  Task<Expected<void>> usable(FilePtr file, Interrupt* interrupt);
+  Task<void> outcome_known(FilePtr file, std::shared_ptr<LunPath> lost);
+  Task<Expected<Layout>> ask(FilePtr file, std::uint64_t offset, std::uint64_t length, bool write,
+                             Interrupt* interrupt);
+  void keep_bounded();
+  Task<void> give_back(FilePtr file);
+
+  static Plan plan_read(const File& file, std::uint64_t offset, std::uint64_t end,
+                        const Zeros& zeros);
+  std::optional<Plan> plan_write(const File& file, std::uint64_t offset, std::uint64_t end) const;
+  bool worth_a_layout(const File& file, std::uint64_t offset, std::uint64_t end) const;
+  Task<Expected<void>> write_pieces(std::shared_ptr<LunPath> path, const Plan& plan,
+                                    std::uint64_t offset, std::span<const std::byte> data,
+                                    bool durable);
+  Task<Expected<void>> commit(FilePtr file, const Plan& plan);
+  Task<Expected<Mount::Content>> read_redirected(FilePtr file, std::uint64_t offset,
+                                                 std::uint32_t length);
+  Task<Expected<std::uint32_t>> write_redirected(FilePtr file, std::uint64_t offset,
+                                                 std::span<const std::byte> data,
+                                                 Mount::WriteOptions options, Interrupt* interrupt);
+  [[nodiscard]] std::uint64_t block_size() const;
+
+  Loop* loop_;
+  CoordinatorClient* client_;
+  Admission* admission_;
+  FileTable* files_;
+  std::function<TimePoint()> open_until_;
+  MountCounters* counters_;
+  std::size_t inserted_ = 0;  // extents since they were last counted
+
+  std::uint64_t flush_asked_ = 0, flush_done_ = 0;  // which flush serves whom
+  bool flushing_ = false;
+  Signal flushed_;
+
+  TaskScope tasks_;
+};
+
+}  // namespace csv

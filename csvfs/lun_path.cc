@@ -1,0 +1,92 @@
+#include "csvfs/lun_path.h"
+
+#include <utility>
+
+namespace csv {
+
+bool is_path_loss(const Error& error) {
+  return error == Errc::lun_lost || error == Errc::fenced || error == Errc::reservation_conflict ||
+         error == Errc::unknown_outcome;
+}
+
+/// Several commands with one answer.
+class LunPath::Together {
+ public:
+  Together(std::size_t count, Completion<Expected<void>>::Done done)
+      : left_{count}, done_{std::move(done)} {}
+  void answered(Expected<void> result) {
+    if (!result && (result_ || is_path_loss(result.error()))) result_ = std::move(result);
+    if (--left_ == 0) done_(std::move(result_));
+  }
+
+ private:
+  std::size_t left_;
+  Expected<void> result_;
+  Completion<Expected<void>>::Done done_;
+};
+
+iscsi::Done LunPath::one_of(const std::shared_ptr<Together>& together,
+                            std::shared_ptr<Buffer> keep) {
+  ++in_flight_;
+  // `keep` goes before the others hear of it: they may be the last to know its owner.
+  return [this, self = shared_from_this(), together,
+          keep = std::move(keep)](Expected<void> result) mutable {
+    auto path = std::move(self);
+    keep.reset();
+    together->answered(std::move(result));
+    path->answered();
+  };
+}
+
+void LunPath::answered() {
+  if (--in_flight_ > 0 || !closed_) return;
+  // Not inside the Lun's own call.
+  loop_->post([self = shared_from_this()] { self->lun_.reset(); });
+}
+
+Task<Expected<void>> LunPath::read(std::vector<Read> pieces, std::shared_ptr<Buffer> keep) {
+  if (pieces.empty()) co_return Expected<void>{};
+  if (closed_) co_return Errc::lun_lost;
+  co_return co_await completion<Expected<void>>([&](auto done) {
+    auto together = std::make_shared<Together>(pieces.size(), std::move(done));
+    for (auto& piece : pieces) lun_->read(piece.lun_offset, piece.out, one_of(together, keep));
+  });
+}
+
+Task<Expected<void>> LunPath::write(std::vector<Write> pieces, iscsi::Lun::WriteOptions options,
+                                    std::shared_ptr<Buffer> keep) {
+  if (pieces.empty()) co_return Expected<void>{};
+  if (closed_) co_return Errc::lun_lost;
+  co_return co_await completion<Expected<void>>([&](auto done) {
+    auto together = std::make_shared<Together>(pieces.size(), std::move(done));
+    for (auto& piece : pieces)
+      lun_->write(piece.lun_offset, piece.data, options, one_of(together, keep));
+  });
+}
+
+Task<Expected<void>> LunPath::flush() {
+  if (closed_) co_return Errc::lun_lost;
+  co_return co_await completion<Expected<void>>([&](auto done) {
+    lun_->flush(one_of(std::make_shared<Together>(1, std::move(done)), nullptr));
+  });
+}
+
+Task<Expected<void>> LunPath::register_key(Key key) {
+  if (closed_) co_return Errc::lun_lost;
+  co_return co_await completion<Expected<void>>([&](auto done) {
+    lun_->register_key(key, one_of(std::make_shared<Together>(1, std::move(done)), nullptr));
+  });
+}
+
+void LunPath::close() {
+  if (std::exchange(closed_, true)) return;
+  lun_->close();
+  if (in_flight_ == 0) loop_->post([self = shared_from_this()] { self->lun_.reset(); });
+}
+
+void LunPath::destroy() {
+  closed_ = true;
+  lun_.reset();
+}
+
+}  // namespace csv

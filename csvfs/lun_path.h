@@ -1,0 +1,68 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "csvfs/base/buffer.h"
+#include "csvfs/base/loop.h"
+#include "csvfs/base/task.h"
+#include "iscsi/lun.h"
+
+namespace csv {
+
+/// One admission's way to the LUN: the Lun that was registered under the admission's key, and the
+/// commands in flight on it. Shared by those who use it; the Lun goes once the path was closed and
+/// everything is answered. One loop.
+class LunPath : public std::enable_shared_from_this<LunPath> {
+ public:
+  LunPath(Loop& loop, std::unique_ptr<iscsi::Lun> lun, Key key)
+      : loop_{&loop}, lun_{std::move(lun)}, key_{key} {}
+  LunPath(const LunPath&) = delete;
+  LunPath& operator=(const LunPath&) = delete;
+
+  [[nodiscard]] iscsi::Lun& lun() { return *lun_; }
+  [[nodiscard]] Key key() const { return key_; }
+  [[nodiscard]] bool closed() const { return closed_; }
+
+  struct Read {
+    std::uint64_t lun_offset = 0;
+    std::span<std::byte> out;
+  };
+  struct Write {
+    std::uint64_t lun_offset = 0;
+    std::span<const std::byte> data;
+  };
+  /// All at once; answered when all are. One that lost the path outweighs other errors. `keep` owns
+  /// the memory until then, whatever becomes of the caller.
+  Task<Expected<void>> read(std::vector<Read> pieces, std::shared_ptr<Buffer> keep);
+  /// The data must outlive the path's commands, or be owned by `keep`.
+  Task<Expected<void>> write(std::vector<Write> pieces, iscsi::Lun::WriteOptions options,
+                             std::shared_ptr<Buffer> keep);
+  Task<Expected<void>> flush();
+  Task<Expected<void>> register_key(Key key);
+
+  /// Drops the sessions; what is in flight fails with lun_lost.
+  void close();
+  /// The same, and nothing touches anybody's memory any more when it returns. Not from a command's
+  /// answer.
+  void destroy();
+
+ private:
+  class Together;
+  iscsi::Done one_of(const std::shared_ptr<Together>& together, std::shared_ptr<Buffer> keep);
+  void answered();
+
+  Loop* loop_;
+  std::unique_ptr<iscsi::Lun> lun_;
+  Key key_;
+  std::uint64_t in_flight_ = 0;
+  bool closed_ = false;
+};
+
+/// Whether the error says that the path (and with it the outcome of the command) is lost, so that
+/// the command is repeated after the next admission.
+bool is_path_loss(const Error& error);
+
+}  // namespace csv

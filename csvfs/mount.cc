@@ -1,0 +1,671 @@
+#include "csvfs/mount.h"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "coordinator/protocol/limits.h"
+#include "csvfs/admission.h"
+#include "csvfs/base/check.h"
+#include "csvfs/base/log.h"
+#include "csvfs/coordinator_client.h"
+#include "csvfs/file_table.h"
+#include "csvfs/io_path.h"
+
+namespace csv {
+namespace {
+
+constexpr Duration kTick = 1s;
+/// How long what must not block for ever waits for a coordinator that is there.
+constexpr Duration kPatience = 1s;
+/// How long the end in good order waits for one thing; after that it is an end like a crash.
+constexpr Duration kFarewell = 3s;
+
+Error over() {
+  return Error{std::errc::io_error, "the session under which it was opened has ended"};
+}
+
+using Client = CoordinatorClient;
+
+class VolumeMount final : public Mount, private Client::Owner {
+ public:
+  explicit VolumeMount(MountSurroundings surroundings)
+      : surroundings_{std::move(surroundings)},
+        loop_{surroundings_.loop},
+        files_{*loop_},
+        changed_{*loop_},
+        client_{{loop_, surroundings_.connect, surroundings_.volume, surroundings_.node,
+                 surroundings_.random->next()},
+                *this},
+        admission_{{loop_, surroundings_.open_lun, surroundings_.volume, surroundings_.node},
+                   client_},
+        io_{*loop_, client_, admission_, files_, surroundings_.open_until, counters_} {
+    state_.since = loop_->now();
+    tasks_.spawn(follow_admission());
+    tasks_.spawn(tick());
+  }
+
+  Task<Expected<void>> ready() override;
+  Task<void> end() override;
+
+  Task<Expected<wire::Attr>> lookup(InodeId parent, std::string name) override;
+  Task<Expected<wire::Attr>> attr(InodeId inode) override;
+  Task<Expected<wire::Attr>> change(wire::SetAttr to, Interrupt* interrupt) override;
+  Task<Expected<wire::Attr>> make(Caller caller, wire::Make what, Interrupt* interrupt) override;
+  Task<Expected<wire::Attr>> link(InodeId inode, InodeId parent, std::string name,
+                                  Interrupt* interrupt) override;
+  Task<Expected<void>> unlink(InodeId parent, std::string name, bool directory,
+                              Interrupt* interrupt) override;
+  Task<Expected<void>> rename(wire::Rename what, Interrupt* interrupt) override;
+  Task<Expected<std::string>> read_link(InodeId inode) override;
+  Task<Expected<wire::Entries>> list(InodeId directory, std::uint64_t after_cookie,
+                                     std::uint32_t limit) override;
+  Task<Expected<std::string>> xattr(InodeId inode, std::string name) override;
+  Task<Expected<std::string>> list_xattrs(InodeId inode) override;
+  Task<Expected<void>> set_xattr(wire::SetXattr what, Interrupt* interrupt) override;
+  Task<Expected<void>> remove_xattr(InodeId inode, std::string name, Interrupt* interrupt) override;
+  Task<Expected<wire::FsStat>> statistics() override;
+
+  Task<Expected<Opened>> open(InodeId inode, bool truncate, Interrupt* interrupt) override;
+  Task<Expected<Opened>> create(Caller caller, wire::Make what, Interrupt* interrupt) override;
+  Task<void> close(Handle handle) override;
+  Task<Expected<Content>> read(Handle handle, std::uint64_t offset, std::uint32_t length) override;
+  Task<Expected<std::uint32_t>> write(Handle handle, std::uint64_t offset,
+                                      std::span<const std::byte> data, WriteOptions options,
+                                      Interrupt* interrupt) override;
+  Task<Expected<void>> sync(Handle handle, bool content_only, Interrupt* interrupt) override;
+  Task<Expected<void>> allocate(Handle handle, wire::Allocate what, Interrupt* interrupt) override;
+  Task<Expected<std::uint64_t>> seek(Handle handle, std::uint64_t offset,
+                                     std::uint32_t whence) override;
+
+  [[nodiscard]] MountCounters counters() const override;
+  [[nodiscard]] State state() const override { return state_; }
+
+ private:
+  // CoordinatorClient::Owner
+  void declare(wire::Hello& hello) override;
+  void greeted(const wire::HelloReply& reply, bool fresh) override;
+  void session_ended(const Error& why) override;
+  void connection_changed() override { look(); }
+  void noticed(std::uint64_t id, const wire::Notice& notice) override;
+
+  Task<Expected<Client::Answer>> ask(wire::Request request);
+  Task<Expected<Client::Answer>> change(wire::Request request, Interrupt* interrupt,
+                                        Caller caller = {});
+  Expected<wire::Attr> noted(wire::Attr attr);
+  Expected<FilePtr> file_of(Handle handle) const;
+  bool take_wrote(InodeId inode);
+  Handle add_handle(const FilePtr& file);
+  Task<Expected<wire::Attr>> fetch_attr(InodeId inode);
+  Task<Expected<wire::FsStat>> fetch_statistics();
+  Task<Expected<wire::Attr>> open_there(InodeId inode, bool truncate, Interrupt* interrupt);
+  Task<Expected<Opened>> opened(wire::Attr attr, bool say_again);
+  void open_answered();
+  Task<void> release(FilePtr file);
+  Task<void> answer_recall(std::uint64_t id, wire::Recall what);
+  Task<Expected<void>> tell_wrote(FilePtr file);
+  Task<Expected<void>> quiet();
+  Task<Expected<void>> say_goodbye();
+
+  /// What `task` says, or nothing if that takes longer than `limit`; it goes on all the same.
+  template <typename T>
+  Task<std::optional<Expected<T>>> within(Duration limit, Task<Expected<T>> task);
+  template <typename Done, typename T>
+  static Task<void> settle(Task<Expected<T>> task, std::shared_ptr<Done> done);
+
+  Task<void> follow_admission();
+  Task<void> tick();
+  void look();
+  State judge() const;
+
+  MountSurroundings surroundings_;
+  Loop* loop_;
+  MountCounters counters_;
+  FileTable files_;
+  Signal changed_;  ///< Of anything ready() and end() wait for.
+  State state_;
+  std::map<Handle, FilePtr> handles_;
+  std::uint64_t next_handle_ = 1;
+  int opens_ = 0;               // openings not answered yet
+  std::set<InodeId> released_;  // meanwhile
+  std::optional<wire::Attr> root_;
+  std::optional<wire::FsStat> statistics_;
+  bool admitted_once_ = false;
+  Epoch greeted_in_{};
+
+  Client client_;
+  Admission admission_;
+  IoPath io_;
+  TaskScope tasks_;
+};
+
+// --- The session ------------------------------------------------------------------------------
+
+void VolumeMount::declare(wire::Hello& hello) {
+  std::size_t layouts = 0;
+  for (const auto& [inode, file] : files_.all()) {
+    if (file->handles > 0) hello.add_open_inodes(raw(inode));
+    bool holds = !file->extents.empty() || !file->in_flight.empty() || file->asking > 0;
+    if (holds && ++layouts <= static_cast<std::size_t>(protocol::kMaxLayoutInodes))
+      hello.add_layout_inodes(raw(inode));
+  }
+  if (layouts > static_cast<std::size_t>(protocol::kMaxLayoutInodes)) {
+    hello.clear_layout_inodes();
+    hello.set_layouts_unlisted(true);
+  }
+}
+
+void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
+  if (greeted_in_ != client_.epoch()) files_.begin_epoch();
+  greeted_in_ = client_.epoch();
+  if (fresh)
+    admission_.session_began(reply);
+  else if (admission_.path())
+    client_.open();
+  look();
+}
+
+void VolumeMount::session_ended(const Error&) {
+  files_.end_session();
+  admission_.session_ended();
+  look();
+}
+
+void VolumeMount::noticed(std::uint64_t id, const wire::Notice& notice) {
+  switch (notice.what_case()) {
+    case wire::Notice::kRecall:
+      ++counters_.recalls;
+      tasks_.spawn(answer_recall(id, notice.recall()));
+      return;
+    case wire::Notice::kQueryWrote: {
+      wire::NoticeReply reply;
+      reply.set_wrote(take_wrote(InodeId{notice.query_wrote().inode()}));
+      client_.answer(id, std::move(reply));
+      return;
+    }
+    case wire::Notice::kFenced:
+      return client_.end_session(Error{Errc::session_ended, "fenced: " + notice.fenced().reason()});
+    case wire::Notice::WHAT_NOT_SET: return;
+  }
+}
+
+Task<void> VolumeMount::answer_recall(std::uint64_t id, wire::Recall what) {
+  co_await io_.recall(std::move(what));
+  client_.answer(id, wire::NoticeReply{});
+}
+
+Task<void> VolumeMount::follow_admission() {
+  for (;;) {
+    if (admission_.path()) {
+      client_.open();
+      admitted_once_ = true;
+    }
+    look();
+    co_await admission_.changed().wait();
+  }
+}
+
+/// Once a second: what must be answered without waiting is fetched, which also tells a coordinator
+/// that has fallen silent from one that has nothing to say.
+Task<void> VolumeMount::tick() {
+  while (!admitted_once_) co_await changed_.wait();
+  for (;;) {
+    (void)co_await fetch_statistics();
+    if (!root_) (void)co_await fetch_attr(kRootInode);
+    look();
+    co_await sleep(*loop_, kTick);
+  }
+}
+
+Mount::State VolumeMount::judge() const {
+  State now;
+  now.session = client_.session();
+  if (admission_.path()) now.key = admission_.path()->key();
+  now.mode = AccessMode::paused;
+  if (!client_.connected())
+    now.reason = "no coordinator: " + client_.trouble().message();
+  else if (!admission_.path())
+    now.reason = admission_.trouble().message();
+  else if (!io_.gate_open())
+    now.reason = "no membership lease";
+  else
+    now.mode = AccessMode::direct;
+  return now;
+}
+
+void VolumeMount::look() {
+  auto now = judge();
+  bool same = now.mode == state_.mode && now.reason == state_.reason;
+  now.since = same ? state_.since : loop_->now();
+  if (now.mode != state_.mode)
+    log::info("mount mode={} volume={} session={} reason=\"{}\"",
+              now.mode == AccessMode::direct ? "direct" : "paused", surroundings_.volume,
+              raw(now.session), now.reason);
+  state_ = std::move(now);
+  changed_.notify();
+}
+
+MountCounters VolumeMount::counters() const {
+  auto now = counters_;
+  now.requests = client_.requests();
+  now.reconnects = client_.reconnects();
+  now.readmissions = std::max<std::uint64_t>(admission_.admissions(), 1) - 1;
+  return now;
+}
+
+// --- Beginning and end ------------------------------------------------------------------------
+
+Task<Expected<void>> VolumeMount::ready() {
+  while (!admitted_once_ || !statistics_ || !root_) {
+    if (!client_.connected() && client_.trouble() == Errc::refused) co_return client_.trouble();
+    if (!admission_.path() && admission_.trouble() == Errc::refused) co_return admission_.trouble();
+    co_await changed_.wait();
+  }
+  co_return Expected<void>{};
+}
+
+Task<void> VolumeMount::end() {
+  (void)co_await within(kFarewell, quiet());
+  for (const auto& [inode, file] : std::map{files_.all()})
+    (void)co_await within(kFarewell, tell_wrote(file));
+  (void)co_await within(kFarewell, say_goodbye());
+  client_.stop();
+  admission_.session_ended();
+}
+
+Task<Expected<void>> VolumeMount::quiet() {
+  for (const auto& [inode, file] : std::map{files_.all()})
+    while (!file->in_flight.empty()) co_await file->changed.wait();
+  co_return Expected<void>{};
+}
+
+Task<Expected<void>> VolumeMount::say_goodbye() {
+  co_await admission_.leave();
+  wire::Request request;
+  request.mutable_goodbye();
+  Client::CallOptions options;
+  options.early = true;
+  options.session = client_.session();
+  CSV_CO_TRY(answer, co_await client_.call(std::move(request), options));
+  (void)answer;
+  co_return Expected<void>{};
+}
+
+template <typename Done, typename T>
+Task<void> VolumeMount::settle(Task<Expected<T>> task, std::shared_ptr<Done> done) {
+  auto result = co_await task;
+  (*done)(std::optional<Expected<T>>{std::move(result)});
+}
+
+template <typename T>
+Task<std::optional<Expected<T>>> VolumeMount::within(Duration limit, Task<Expected<T>> task) {
+  using Result = std::optional<Expected<T>>;
+  Loop::TimerId timer{};
+  auto result = co_await completion<Result>([&](auto done) {
+    auto shared = std::make_shared<decltype(done)>(std::move(done));
+    timer = loop_->after(limit, [shared] { (*shared)(Result{}); });
+    tasks_.spawn(settle<decltype(done), T>(std::move(task), shared));
+  });
+  loop_->cancel(timer);
+  co_return result;
+}
+
+// --- Names and attributes ---------------------------------------------------------------------
+
+Task<Expected<Client::Answer>> VolumeMount::ask(wire::Request request) {
+  ++counters_.operations;
+  co_return co_await client_.call(std::move(request));
+}
+
+Task<Expected<Client::Answer>> VolumeMount::change(wire::Request request, Interrupt* interrupt,
+                                                   Caller caller) {
+  ++counters_.operations;
+  request.set_uid(caller.uid);
+  request.set_gid(caller.gid);
+  Client::CallOptions options;
+  options.changes = true;
+  options.interrupt = interrupt;
+  co_return co_await client_.call(std::move(request), options);
+}
+
+/// Attributes that came by, for those who like to know the size beforehand.
+Expected<wire::Attr> VolumeMount::noted(wire::Attr attr) {
+  if (auto file = files_.find(InodeId{attr.inode()})) file->size = attr.size();
+  if (InodeId{attr.inode()} == kRootInode) root_ = attr;
+  return attr;
+}
+
+bool VolumeMount::take_wrote(InodeId inode) {
+  auto file = files_.find(inode);
+  return file && std::exchange(file->wrote, false);
+}
+
+Task<Expected<wire::Attr>> VolumeMount::lookup(InodeId parent, std::string name) {
+  wire::Request request;
+  request.mutable_lookup()->set_parent(raw(parent));
+  request.mutable_lookup()->set_name(std::move(name));
+  CSV_CO_TRY(answer, co_await ask(std::move(request)));
+  // The entry shows the file's times too: the coordinator asks other mounts, and we ask ourselves.
+  InodeId inode{answer.reply.attr().inode()};
+  if (auto file = files_.find(inode); file && file->wrote) co_return co_await fetch_attr(inode);
+  co_return noted(std::move(*answer.reply.mutable_attr()));
+}
+
+Task<Expected<wire::Attr>> VolumeMount::fetch_attr(InodeId inode) {
+  wire::Request request;
+  request.mutable_get_attr()->set_inode(raw(inode));
+  request.mutable_get_attr()->set_wrote(take_wrote(inode));
+  CSV_CO_TRY(answer, co_await ask(std::move(request)));
+  co_return noted(std::move(*answer.reply.mutable_attr()));
+}
+
+Task<Expected<wire::Attr>> VolumeMount::attr(InodeId inode) {
+  if (inode != kRootInode || !root_) co_return co_await fetch_attr(inode);
+  // The root must answer while the volume is paused, or whoever looks at the mount point hangs.
+  if (!client_.connected()) co_return *root_;
+  auto fetched = co_await within(kPatience, fetch_attr(inode));
+  if (!fetched) co_return *root_;
+  co_return std::move(*fetched);
+}
+
+Task<Expected<wire::FsStat>> VolumeMount::fetch_statistics() {
+  wire::Request request;
+  request.mutable_stat_fs();
+  CSV_CO_TRY(answer, co_await client_.call(std::move(request)));
+  statistics_ = answer.reply.fs_stat();
+  co_return *statistics_;
+}
+
+Task<Expected<wire::FsStat>> VolumeMount::statistics() {
+  ++counters_.operations;
+  if (!statistics_) co_return co_await fetch_statistics();
+  if (!client_.connected()) co_return *statistics_;
+  auto fetched = co_await within(kPatience, fetch_statistics());
+  if (!fetched) co_return *statistics_;
+  co_return std::move(*fetched);
+}
+
+Task<Expected<wire::Attr>> VolumeMount::change(wire::SetAttr to, Interrupt* interrupt) {
+  InodeId inode{to.inode()};
+  to.set_wrote(take_wrote(inode));
+  wire::Request request;
+  *request.mutable_set_attr() = std::move(to);
+  auto answer = co_await change(std::move(request), interrupt);
+  if (!answer) {
+    if (auto file = files_.find(inode)) file->wrote = true;
+    co_return answer.error();
+  }
+  co_return noted(std::move(*answer->reply.mutable_attr()));
+}
+
+Task<Expected<wire::Attr>> VolumeMount::make(Caller caller, wire::Make what, Interrupt* interrupt) {
+  wire::Request request;
+  *request.mutable_make() = std::move(what);
+  request.mutable_make()->set_open(false);
+  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt, caller));
+  co_return std::move(*answer.reply.mutable_attr());
+}
+
+Task<Expected<wire::Attr>> VolumeMount::link(InodeId inode, InodeId parent, std::string name,
+                                             Interrupt* interrupt) {
+  wire::Request request;
+  auto& body = *request.mutable_link();
+  body.set_inode(raw(inode));
+  body.set_parent(raw(parent));
+  body.set_name(std::move(name));
+  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt));
+  co_return noted(std::move(*answer.reply.mutable_attr()));
+}
+
+Task<Expected<void>> VolumeMount::unlink(InodeId parent, std::string name, bool directory,
+                                         Interrupt* interrupt) {
+  wire::Request request;
+  auto& body = *request.mutable_unlink();
+  body.set_parent(raw(parent));
+  body.set_name(std::move(name));
+  body.set_directory(directory);
+  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt));
+  (void)answer;
+  co_return Expected<void>{};
+}
+
+Task<Expected<void>> VolumeMount::rename(wire::Rename what, Interrupt* interrupt) {
+  wire::Request request;
+  *request.mutable_rename() = std::move(what);
+  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt));
+  (void)answer;
+  co_return Expected<void>{};
+}
+
+Task<Expected<std::string>> VolumeMount::read_link(InodeId inode) {
+  wire::Request request;
+  request.mutable_read_link()->set_inode(raw(inode));
+  CSV_CO_TRY(answer, co_await ask(std::move(request)));
+  co_return std::move(*answer.reply.mutable_bytes()->mutable_value());
+}
+
+Task<Expected<wire::Entries>> VolumeMount::list(InodeId directory, std::uint64_t after_cookie,
+                                                std::uint32_t limit) {
+  wire::Request request;
+  auto& body = *request.mutable_read_dir();
+  body.set_inode(raw(directory));
+  body.set_cookie(after_cookie);
+  body.set_limit(limit);
+  CSV_CO_TRY(answer, co_await ask(std::move(request)));
+  co_return std::move(*answer.reply.mutable_entries());
+}
+
+Task<Expected<std::string>> VolumeMount::xattr(InodeId inode, std::string name) {
+  wire::Request request;
+  request.mutable_get_xattr()->set_inode(raw(inode));
+  request.mutable_get_xattr()->set_name(std::move(name));
+  CSV_CO_TRY(answer, co_await ask(std::move(request)));
+  co_return std::move(*answer.reply.mutable_bytes()->mutable_value());
+}
+
+Task<Expected<std::string>> VolumeMount::list_xattrs(InodeId inode) {
+  wire::Request request;
+  request.mutable_list_xattr()->set_inode(raw(inode));
+  CSV_CO_TRY(answer, co_await ask(std::move(request)));
+  co_return std::move(*answer.reply.mutable_bytes()->mutable_value());
+}
+
+Task<Expected<void>> VolumeMount::set_xattr(wire::SetXattr what, Interrupt* interrupt) {
+  wire::Request request;
+  *request.mutable_set_xattr() = std::move(what);
+  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt));
+  (void)answer;
+  co_return Expected<void>{};
+}
+
+Task<Expected<void>> VolumeMount::remove_xattr(InodeId inode, std::string name,
+                                               Interrupt* interrupt) {
+  wire::Request request;
+  request.mutable_remove_xattr()->set_inode(raw(inode));
+  request.mutable_remove_xattr()->set_name(std::move(name));
+  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt));
+  (void)answer;
+  co_return Expected<void>{};
+}
+
+// --- Open files -------------------------------------------------------------------------------
+
+Mount::Handle VolumeMount::add_handle(const FilePtr& file) {
+  Handle handle{next_handle_++};
+  handles_.emplace(handle, file);
+  ++file->handles;
+  return handle;
+}
+
+Expected<FilePtr> VolumeMount::file_of(Handle handle) const {
+  auto found = handles_.find(handle);
+  if (found == handles_.end()) return Error{std::errc::bad_file_descriptor};
+  if (found->second->ended) return over();
+  return found->second;
+}
+
+Task<Expected<wire::Attr>> VolumeMount::open_there(InodeId inode, bool truncate,
+                                                   Interrupt* interrupt) {
+  wire::Request request;
+  request.mutable_open()->set_inode(raw(inode));
+  request.mutable_open()->set_truncate(truncate);
+  ++counters_.operations;
+  Client::CallOptions options;
+  options.changes = truncate;  // otherwise it may be said twice
+  options.interrupt = interrupt;
+  CSV_CO_TRY(answer, co_await client_.call(std::move(request), options));
+  co_return std::move(*answer.reply.mutable_attr());
+}
+
+Task<Expected<Mount::Opened>> VolumeMount::open(InodeId inode, bool truncate,
+                                                Interrupt* interrupt) {
+  // An Open that overtakes the Release before it would be undone by it.
+  for (auto before = files_.find(inode); before && before->returning && !before->ended;)
+    co_await before->changed.wait();
+  ++opens_;
+  auto attr = co_await open_there(inode, truncate, interrupt);
+  if (!attr) {
+    open_answered();
+    co_return attr.error();
+  }
+  co_return co_await opened(std::move(*attr), false);
+}
+
+Task<Expected<Mount::Opened>> VolumeMount::create(Caller caller, wire::Make what,
+                                                  Interrupt* interrupt) {
+  wire::Request request;
+  *request.mutable_make() = std::move(what);
+  request.mutable_make()->set_open(true);
+  ++opens_;
+  auto answer = co_await change(std::move(request), interrupt, caller);
+  if (!answer) {
+    open_answered();
+    co_return answer.error();
+  }
+  // A coordinator that answers its predecessor's work from the slot's row knows of no open file.
+  bool unknown = answer->sent_in != answer->answered_in;
+  co_return co_await opened(std::move(*answer->reply.mutable_attr()), unknown);
+}
+
+/// The coordinator has counted the file as open. `say_again`: or it may not have. Nor does it if
+/// another handle was closed, and the Release sent, before the answer to this opening came.
+Task<Expected<Mount::Opened>> VolumeMount::opened(wire::Attr attr, bool say_again) {
+  InodeId inode{attr.inode()};
+  auto file = files_.get(inode, client_.session());
+  file->size = attr.size();
+  auto handle = add_handle(file);
+  say_again = say_again || released_.count(inode) > 0;
+  open_answered();
+  if (say_again) {
+    auto again = co_await open_there(inode, false, nullptr);
+    if (!again) {
+      co_await close(handle);
+      co_return again.error();
+    }
+  }
+  co_return Opened{handle, std::move(attr)};
+}
+
+void VolumeMount::open_answered() {
+  if (--opens_ == 0) released_.clear();
+}
+
+Task<void> VolumeMount::close(Handle handle) {
+  ++counters_.operations;
+  auto found = handles_.find(handle);
+  if (found == handles_.end()) co_return;
+  auto file = found->second;
+  handles_.erase(found);
+  if (--file->handles == 0 && !file->ended) co_await release(file);
+}
+
+/// The last handle is closed: layouts go, and the coordinator learns that the file may be freed.
+Task<void> VolumeMount::release(FilePtr file) {
+  auto quiet = [](const File& each) { return each.in_flight.empty() && each.asking == 0; };
+  while (!file->ended && (file->returning || !quiet(*file))) co_await file->changed.wait();
+  if (file->ended || file->handles > 0) co_return;
+  file->extents.clear();
+  file->returning = true;
+  if (opens_ > 0) released_.insert(file->inode);
+  wire::Request request;
+  request.mutable_release()->set_inode(raw(file->inode));
+  request.mutable_release()->set_wrote(std::exchange(file->wrote, false));
+  Client::CallOptions options;
+  options.session = file->session;
+  // A failure means that the session has ended, and the opening with it.
+  (void)co_await client_.call(std::move(request), options);
+  file->returning = false;
+  file->changed.notify();
+  files_.forget_unused(file);
+}
+
+Task<Expected<Mount::Content>> VolumeMount::read(Handle handle, std::uint64_t offset,
+                                                 std::uint32_t length) {
+  ++counters_.operations;
+  CSV_CO_TRY(file, file_of(handle));
+  if (length == 0) co_return Content{};
+  co_return co_await io_.read(file, offset, length);
+}
+
+Task<Expected<std::uint32_t>> VolumeMount::write(Handle handle, std::uint64_t offset,
+                                                 std::span<const std::byte> data,
+                                                 WriteOptions options, Interrupt* interrupt) {
+  ++counters_.operations;
+  CSV_CO_TRY(file, file_of(handle));
+  if (data.empty()) co_return 0u;
+  if (offset > protocol::kMaxOffset - data.size()) co_return std::errc::file_too_large;
+  co_return co_await io_.write(file, offset, data, options, interrupt);
+}
+
+Task<Expected<void>> VolumeMount::tell_wrote(FilePtr file) {
+  if (!file->wrote || file->ended) co_return Expected<void>{};
+  file->wrote = false;
+  wire::Request request;
+  request.mutable_wrote()->set_inode(raw(file->inode));
+  Client::CallOptions options;
+  options.session = file->session;
+  CSV_CO_TRY(answer, co_await client_.call(std::move(request), options));
+  (void)answer;
+  co_return Expected<void>{};
+}
+
+Task<Expected<void>> VolumeMount::sync(Handle handle, bool content_only, Interrupt* interrupt) {
+  ++counters_.operations;
+  CSV_CO_TRY(file, file_of(handle));
+  CSV_CO_CHECK(co_await io_.flush(file, interrupt));
+  if (content_only) co_return Expected<void>{};
+  co_return co_await tell_wrote(file);
+}
+
+Task<Expected<void>> VolumeMount::allocate(Handle handle, wire::Allocate what,
+                                           Interrupt* interrupt) {
+  CSV_CO_TRY(file, file_of(handle));
+  what.set_inode(raw(file->inode));
+  wire::Request request;
+  *request.mutable_allocate() = std::move(what);
+  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt));
+  if (answer.reply.has_attr()) (void)noted(std::move(*answer.reply.mutable_attr()));
+  co_return Expected<void>{};
+}
+
+Task<Expected<std::uint64_t>> VolumeMount::seek(Handle handle, std::uint64_t offset,
+                                                std::uint32_t whence) {
+  CSV_CO_TRY(file, file_of(handle));
+  wire::Request request;
+  auto& body = *request.mutable_seek();
+  body.set_inode(raw(file->inode));
+  body.set_offset(offset);
+  body.set_whence(whence);
+  CSV_CO_TRY(answer, co_await ask(std::move(request)));
+  co_return answer.reply.position().offset();
+}
+
+}  // namespace
+
+std::unique_ptr<Mount> Mount::start(MountSurroundings surroundings) {
+  return std::make_unique<VolumeMount>(std::move(surroundings));
+}
+
+}  // namespace csv
