@@ -307,11 +307,4 @@ std::string default_initiator(std::string_view node_name) {
   return out;
 }
 
-std::uint64_t isid_seed(std::string_view volume, KeyRole role, bool tool) {
-  // FNV-1a; what counts is that the same process gets the same seed again.
-  std::uint64_t hash = 0xcbf29ce484222325ull;
-  for (char c : volume) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
-  return (hash << 3) | (tool ? 4u : 0u) | raw(role);
-}
-
 }  // namespace csv

@@ -57,8 +57,4 @@ Expected<std::string> read_secret(const std::string& path);
 /// "iqn.2026-01.org.csvfs:NAME": the initiator name of a node without one of its own.
 std::string default_initiator(std::string_view node_name);
 
-/// What makes the ISIDs of a process's sessions its own (LunOptions::isid_seed): two processes of a
-/// node with one ISID at one target would log each other out. `tool` tells csvctl from the rest.
-std::uint64_t isid_seed(std::string_view volume, KeyRole role, bool tool = false);
-
 }  // namespace csv

@@ -132,10 +132,3 @@ TEST_CASE("config: a secret that others may read is refused") {
   std::filesystem::remove(path);
   CHECK_FALSE(read_secret(path));
 }
-
-TEST_CASE("config: the processes of a node have ISIDs of their own") {
-  CHECK(isid_seed("volume1", KeyRole::mount) != isid_seed("volume1", KeyRole::coordinator));
-  CHECK(isid_seed("volume1", KeyRole::mount) != isid_seed("volume2", KeyRole::mount));
-  CHECK(isid_seed("volume1", KeyRole::mount) != isid_seed("volume1", KeyRole::mount, true));
-  CHECK(isid_seed("volume1", KeyRole::mount) == isid_seed("volume1", KeyRole::mount));
-}
