@@ -132,6 +132,10 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     profile.max_unmap = limit(profile.max_unmap, kMostUnmap);
     write_same_works = profile.write_same;
     unmap_works = profile.unmap;
+    if (options.write_cache_safe) {
+      profile.write_cache = false;
+      lun.cache_known = true;
+    }
   }
 
   void opening_succeeded() {
@@ -391,6 +395,13 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
       }
       session->set_registered(raw(key) != 0);
     }
+    if (raw(key) != 0 && !lun.cache_known) {
+      auto asked = co_await ask_cache(*this, lun);
+      if (!asked) {
+        answer_later(std::move(done), asked.error());
+        co_return;
+      }
+    }
     answer_later(std::move(done), {});
   }
 
@@ -437,6 +448,21 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
       if (whole <= allocation || allocation == kLargest) co_return answer;
       allocation = kLargest;
     }
+  }
+
+  Task<void> report_capabilities(Function<void(Expected<ReservationCapabilities>)> done) {
+    auto answer = co_await reserve_in(ReserveIn::report_capabilities);
+    auto parsed =
+        answer ? parse_capabilities(*answer) : Expected<ReservationCapabilities>{answer.error()};
+    if (parsed && !lun.profile.all_registrants) {
+      constexpr std::uint16_t kOthers = 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6;
+      auto& mask = parsed->type_mask;
+      mask = mask == 0 ? kOthers : mask & kOthers;
+    }
+    home.post(
+        [self = shared_from_this(), done = std::move(done), parsed = std::move(parsed)]() mutable {
+          if (!self->destroyed) done(std::move(parsed));
+        });
   }
 
   template <typename T>
@@ -751,9 +777,7 @@ void IscsiLun::read_reservation(Function<void(Expected<Reservation>)> done) {
 
 void IscsiLun::report_capabilities(Function<void(Expected<ReservationCapabilities>)> done) {
   state_->home.post([state = state_, done = std::move(done)]() mutable {
-    if (state->destroyed) return;
-    state->tasks->spawn(state->read_reservations(ReserveIn::report_capabilities,
-                                                 &parse_capabilities, std::move(done)));
+    if (!state->destroyed) state->tasks->spawn(state->report_capabilities(std::move(done)));
   });
 }
 

@@ -61,7 +61,9 @@ struct Geometry {
   [[nodiscard]] std::uint64_t size_bytes() const { return block_size * block_count; }
 };
 
-/// What this target can do, found by asking it when the Lun was made.
+/// What this target can do, found by asking it when the Lun was made, or known of its make
+/// (docs/targets.md). A target may refuse to be asked about its cache by a nexus that a reservation
+/// keeps out: then write_cache is true and fua false until register_key() has answered.
 struct TargetProfile {
   std::string vendor, product, revision;
   std::string identity;  ///< VPD page 83h designator of the LUN, "naa.…", "eui.…", "t10.…".
@@ -74,6 +76,9 @@ struct TargetProfile {
   bool preempt_and_abort = false;  ///< Else a fence is PREEMPT and then reset().
   bool read_full_status = false;
   bool aptpl = false;
+  /// Reservation types 7 and 8 do what they should. Else report_capabilities() leaves them out, and
+  /// registrants only is the type to fence with.
+  bool all_registrants = true;
   std::uint64_t max_transfer = 0;    ///< Bytes a command may carry; larger requests are split.
   std::uint64_t max_write_same = 0;  ///< Bytes.
   std::uint64_t max_unmap = 0;       ///< Bytes.
@@ -95,16 +100,18 @@ struct LunCounters {
 /// Lun under a new admission and repeats what was unanswered (docs/fencing.md).
 ///
 /// Errors of commands: lun_lost; fenced (a RESERVATION CONFLICT on a nexus that was registered, or
-/// unit attention 2Ah/03h-05h); reservation_conflict (the same where we never registered);
-/// unsupported_by_target; std::errc::no_space_on_device (thin LUN exhausted, 27h/07h); io_error
-/// with the sense in the message. Unit attentions and TASK ABORTED after a reset are repeated
-/// inside.
+/// unit attention 2Ah/03h or 05h; it ends the Lun); reservation_conflict (the same where we never
+/// registered); unsupported_by_target; std::errc::no_space_on_device (thin LUN exhausted, 27h/07h);
+/// io_error with the sense in the message. Unit attentions and TASK ABORTED after a reset are
+/// repeated inside.
 ///
 /// Offsets and lengths are in bytes and multiples of block_size, else Errc::refused. A buffer stays
 /// valid until the answer. Requests of any length are split to the target's limits. Commands may be
 /// executed in any order: wait for the answer of one before sending what must come after it.
 class Lun {
  public:
+  /// On the home loop, or once that has ended. Drops the sessions; commands still unanswered are
+  /// never answered, their Done is destroyed.
   virtual ~Lun() = default;
 
   [[nodiscard]] virtual const Geometry& geometry() const = 0;
@@ -154,23 +161,25 @@ class Lun {
   virtual void read_full_status(Function<void(Expected<std::vector<FullStatusEntry>>)> done) = 0;
 };
 
-/// How to reach a LUN:
-///   iscsi://[user%secret@]HOST:PORT/TARGET/LUN   (numeric HOST; several portals separated by
-///   commas;
-///                                                 secrets belong in LunOptions)
-///   /dev/…                                        a local block device (FC, multipath)
-///   file:PATH                                     an image file, for tests and the embedded run: a
-///   RAM LUN's
-///                                                 semantics over a mapped file, one process at a
-///                                                 time
+/// How to reach a LUN. Its URL is one of
+///   iscsi://[user%secret@]PORTAL[,PORTAL...]/TARGET/LUN
+///       A portal is ADDRESS[:PORT], numeric; sessions go round them. Secrets belong in LunOptions.
+///   /dev/...
+///       A local block device (FC, multipath).
+///   file:PATH
+///       An image file, for tests and the embedded run: a RAM LUN's semantics over a mapped file,
+///       one process at a time.
 struct LunOptions {
   std::string initiator = "iqn.2026-01.org.csvfs:node";  ///< One name a node.
-  std::uint64_t isid_seed =
-      0;             ///< With the session's index gives its fixed ISID: (node, process, path).
-  int sessions = 1;  ///< Nexuses; each has its own loop thread and ISID.
+  /// With the session's index it gives its fixed ISID: (node, process, path). A login under an ISID
+  /// in use ends the older session. 0: random, for tools.
+  std::uint64_t isid_seed = 0;
+  int sessions = 1;         ///< Nexuses; each has its own loop thread and ISID.
   Duration deadline = 10s;  ///< For a command; exceeding it ends the Lun.
   std::string chap_user, chap_secret;
   bool header_digest = false, data_digest = false;
+  /// The administrator vouches for the target's cache (a battery): it counts as none.
+  bool write_cache_safe = false;
 };
 
 }  // namespace csv::iscsi

@@ -65,7 +65,8 @@ Verdict repeat_later() { return {Verdict::Action::repeat_later, {}}; }
 /// A unit attention is told instead of doing the command, so any command may follow it again; but
 /// some tell us that we may not.
 Verdict unit_attention(const Sense& sense, bool registered) {
-  if (registered && sense.code >= 0x2a03 && sense.code <= 0x2a05)
+  // 2A/04, reservations released, leaves our registration as it was.
+  if (registered && (sense.code == 0x2a03 || sense.code == 0x2a05))
     return end({Errc::fenced, "our registration was taken away: " + describe(sense)});
   return repeat();
 }

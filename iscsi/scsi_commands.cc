@@ -129,13 +129,11 @@ Cdb mode_sense_cdb(std::uint8_t page, std::uint16_t allocation) {
   return cdb;
 }
 
-Cdb report_opcode_cdb(std::uint8_t opcode, std::optional<std::uint16_t> service_action,
-                      std::uint32_t allocation) {
+Cdb report_opcode_cdb(std::uint8_t opcode, std::uint32_t allocation) {
   auto cdb = make(0xa3, 12);
   cdb.bytes[1] = 0x0c;
-  cdb.bytes[2] = service_action ? 2 : 1;
+  cdb.bytes[2] = 1;  // one command, without a service action
   cdb.bytes[3] = opcode;
-  put(&cdb.bytes[4], service_action.value_or(0));
   put(&cdb.bytes[6], allocation);
   return cdb;
 }

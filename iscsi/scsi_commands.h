@@ -26,9 +26,8 @@ Cdb inquiry_cdb(std::uint16_t allocation);
 Cdb inquiry_page_cdb(std::uint8_t page, std::uint16_t allocation);
 Cdb read_capacity_cdb(std::uint32_t allocation);
 Cdb mode_sense_cdb(std::uint8_t page, std::uint16_t allocation);
-/// REPORT SUPPORTED OPERATION CODES about one command; `service_action` where it has them.
-Cdb report_opcode_cdb(std::uint8_t opcode, std::optional<std::uint16_t> service_action,
-                      std::uint32_t allocation);
+/// REPORT SUPPORTED OPERATION CODES about one command.
+Cdb report_opcode_cdb(std::uint8_t opcode, std::uint32_t allocation);
 
 /// 10-byte forms where the address allows: some targets handle them faster, all know them.
 Cdb read_cdb(std::uint64_t lba, std::uint32_t blocks);

@@ -32,11 +32,22 @@ Task<Expected<Bytes>> ask_if_known(ScsiAsker& asker, Cdb cdb, std::size_t alloca
   co_return answer;
 }
 
-Task<Expected<std::optional<bool>>> supports(ScsiAsker& asker, std::uint8_t opcode,
-                                             std::optional<std::uint16_t> service_action) {
-  auto answer = co_await ask_if_known(asker, report_opcode_cdb(opcode, service_action, 256), 256);
+Task<Expected<std::optional<bool>>> supports(ScsiAsker& asker, std::uint8_t opcode) {
+  auto answer = co_await ask_if_known(asker, report_opcode_cdb(opcode, 256), 256);
   if (!answer) co_return answer.error();
   co_return parse_opcode_supported(*answer);
+}
+
+Task<Expected<std::size_t>> try_command(ScsiAsker& asker, Cdb cdb, std::span<std::byte> in,
+                                        std::span<const std::byte> out, ScsiPurpose purpose) {
+  co_return co_await completion<Expected<std::size_t>>([&](auto done) {
+    ScsiAsker::Question question;
+    question.cdb = cdb;
+    question.in = in;
+    question.out = out;
+    question.purpose = purpose;
+    asker.ask(question, std::move(done));
+  });
 }
 
 /// A PREEMPT AND ABORT that cannot do anything: sent with a key that this nexus does not have, so a
@@ -44,17 +55,46 @@ Task<Expected<std::optional<bool>>> supports(ScsiAsker& asker, std::uint8_t opco
 Task<Expected<bool>> probe_preempt_and_abort(ScsiAsker& asker) {
   constexpr Key kNobodys{0xffff'ff00'6373'7600};  // cluster 65535 with role 3, which is never given
   auto parameters = reserve_out_parameters(kNobodys, kNobodys, false);
-  auto got = co_await completion<Expected<std::size_t>>([&](auto done) {
-    ScsiAsker::Question question;
-    question.cdb = reserve_out_cdb(ReserveOut::preempt_and_abort,
-                                   ReservationType::exclusive_access_all_registrants);
-    question.out = parameters;
-    question.purpose = ScsiPurpose::preempt;
-    asker.ask(question, std::move(done));
-  });
+  auto cdb = reserve_out_cdb(ReserveOut::preempt_and_abort,
+                             ReservationType::exclusive_access_all_registrants);
+  auto got = co_await try_command(asker, cdb, {}, parameters, ScsiPurpose::preempt);
   if (got) co_return true;
   if (got.error() == Errc::lun_lost) co_return got.error();
   co_return got.error() == Errc::reservation_conflict;
+}
+
+/// Whether a reservation is applied to WRITE SAME and UNMAP, where one is in force that keeps this
+/// nexus from reading. Neither probe can change anything: one lies beyond the end of the LUN, the
+/// other names no blocks.
+Task<Expected<void>> check_guarded(ScsiAsker& asker, LunDescription& lun) {
+  std::vector<std::byte> block(lun.geometry.block_size);
+  auto kept_out = co_await try_command(asker, read_cdb(0, 1), block, {}, ScsiPurpose::question);
+  if (!kept_out && kept_out.error() == Errc::lun_lost) co_return kept_out.error();
+  if (kept_out || kept_out.error() != Errc::reservation_conflict) co_return Expected<void>{};
+
+  std::vector<std::byte> zeroes(lun.geometry.block_size);
+  auto beyond = write_same_cdb(lun.geometry.block_count, 1);
+  auto same = co_await try_command(asker, beyond, {}, zeroes, ScsiPurpose::question);
+  if (!same && same.error() == Errc::lun_lost) co_return same.error();
+  if (same || same.error() != Errc::reservation_conflict) lun.profile.write_same = false;
+
+  auto nothing = unmap_cdb(0);
+  auto unmap = co_await try_command(asker, nothing, {}, {}, ScsiPurpose::question);
+  if (!unmap && unmap.error() == Errc::lun_lost) co_return unmap.error();
+  if (unmap || unmap.error() != Errc::reservation_conflict) lun.profile.unmap = false;
+  co_return Expected<void>{};
+}
+
+/// What is known of makes (docs/targets.md).
+void apply_quirks(TargetProfile& profile) {
+  // tgt applies reservations neither to WRITE SAME nor to UNMAP, so that a fence does not stop
+  // them; and under an all-registrants type it goes on using the registration of whoever reserved
+  // after that was preempted.
+  if (profile.vendor == "IET" || profile.product == "VIRTUAL-DISK") {
+    profile.write_same = false;
+    profile.unmap = false;
+    profile.all_registrants = false;
+  }
 }
 
 Task<Expected<void>> ask_identity(ScsiAsker& asker, LunDescription& lun) {
@@ -97,28 +137,12 @@ Task<Expected<void>> ask_limits(ScsiAsker& asker, LunDescription& lun) {
     lun.profile.unmap = provisioning.unmap && limits.max_unmap_blocks != 0;
     lun.profile.unmap_zeroes = lun.profile.unmap_zeroes || provisioning.reads_zeroes;
   }
-  lun.profile.unmap_zeroes = lun.profile.unmap_zeroes && lun.profile.unmap;
-  co_return Expected<void>{};
-}
-
-Task<Expected<void>> ask_cache(ScsiAsker& asker, LunDescription& lun) {
-  lun.profile.write_cache = true;
-  CSV_CO_TRY(answer, co_await ask_if_known(asker, mode_sense_cdb(0x08, 252), 252));
-  auto caching = parse_caching(answer);
-  if (!caching) {
-    log::warning("lun cannot be asked about its write cache: taken for volatile lun={}",
-                 lun.profile.identity);
-    co_return Expected<void>{};
-  }
-  lun.profile.write_protected = caching->write_protected;
-  lun.profile.fua = caching->fua;
-  lun.profile.write_cache = caching->write_cache.value_or(true);
   co_return Expected<void>{};
 }
 
 Task<Expected<void>> ask_commands(ScsiAsker& asker, LunDescription& lun) {
   // Where the target does not say, WRITE SAME is tried at first use; write_zeroes falls back.
-  CSV_CO_TRY(same, co_await supports(asker, 0x93, std::nullopt));
+  CSV_CO_TRY(same, co_await supports(asker, 0x93));
   lun.profile.write_same = same.value_or(true);
 
   CSV_CO_TRY(answer,
@@ -129,17 +153,31 @@ Task<Expected<void>> ask_commands(ScsiAsker& asker, LunDescription& lun) {
              co_await ask_if_known(asker, reserve_in_cdb(ReserveIn::read_full_status, 8), 8));
   lun.profile.read_full_status = status.size() >= 8;
 
-  CSV_CO_TRY(abort, co_await supports(asker, 0x5f, 5));
-  if (abort) {
-    lun.profile.preempt_and_abort = *abort;
-    co_return Expected<void>{};
-  }
+  // Tried rather than asked: tgt reports every service action of a command it knows.
   CSV_CO_TRY(probed, co_await probe_preempt_and_abort(asker));
   lun.profile.preempt_and_abort = probed;
   co_return Expected<void>{};
 }
 
 }  // namespace
+
+Task<Expected<void>> ask_cache(ScsiAsker& asker, LunDescription& lun) {
+  lun.profile.write_cache = true;
+  lun.profile.fua = false;
+  lun.cache_known = false;
+  CSV_CO_TRY(answer, co_await ask_if_known(asker, mode_sense_cdb(0x08, 252), 252));
+  auto caching = parse_caching(answer);
+  if (!caching) {
+    log::info("lun cannot be asked about its write cache: taken for volatile for now lun={}",
+              lun.profile.identity);
+    co_return Expected<void>{};
+  }
+  lun.cache_known = true;
+  lun.profile.write_protected = caching->write_protected;
+  lun.profile.fua = caching->fua;
+  lun.profile.write_cache = caching->write_cache.value_or(true);
+  co_return Expected<void>{};
+}
 
 Task<Expected<LunDescription>> describe_lun(ScsiAsker& asker) {
   LunDescription lun;
@@ -151,6 +189,9 @@ Task<Expected<LunDescription>> describe_lun(ScsiAsker& asker) {
   CSV_CO_CHECK(co_await ask_limits(asker, lun));
   CSV_CO_CHECK(co_await ask_cache(asker, lun));
   CSV_CO_CHECK(co_await ask_commands(asker, lun));
+  CSV_CO_CHECK(co_await check_guarded(asker, lun));
+  apply_quirks(lun.profile);
+  lun.profile.unmap_zeroes = lun.profile.unmap_zeroes && lun.profile.unmap;
   co_return lun;
 }
 

@@ -31,6 +31,7 @@ class ScsiAsker {
 struct LunDescription {
   Geometry geometry;
   TargetProfile profile;
+  bool cache_known = false;  ///< Else ask_cache() has to be asked again, by a registered nexus.
 };
 
 /// Finds out by asking, without changing anything: INQUIRY and its pages, READ CAPACITY(16), MODE
@@ -38,8 +39,13 @@ struct LunDescription {
 /// has a geometry that we do not support. Meant for a nexus that has not registered a key: the
 /// probe for PREEMPT AND ABORT names a key that nobody has.
 ///
-/// Where a reservation keeps an unregistered nexus from asking about the cache, the profile says
-/// the careful thing: a volatile cache without FUA.
+/// What a make is known to do wrong (docs/targets.md) is taken out of the profile. Where a
+/// reservation keeps this nexus out, that is used to see whether the target applies it to WRITE
+/// SAME and UNMAP too: a command that a fence does not stop is one we must not use.
 Task<Expected<LunDescription>> describe_lun(ScsiAsker& asker);
+
+/// MODE SENSE: write cache, FUA, write protection. Where the target refuses to say, the careful
+/// thing: a volatile cache without FUA.
+Task<Expected<void>> ask_cache(ScsiAsker& asker, LunDescription& lun);
 
 }  // namespace csv::iscsi
