@@ -130,7 +130,7 @@ class Catalog {
     std::uint32_t mode = 0;
     std::uint32_t uid = 0, gid = 0;  ///< gid and S_ISGID as a set-group-id parent says.
     std::uint64_t rdev = 0;
-    std::string target;  ///< Of a symbolic link: 1 to 4095 bytes.
+    std::string target = {};  ///< Of a symbolic link: 1 to 4095 bytes.
   };
   virtual Expected<Attr> make(InodeId parent, std::string_view name, const NewInode& what,
                               std::int64_t now) = 0;
