@@ -23,7 +23,6 @@ namespace {
 
 constexpr const char* kPath = "catalog";
 constexpr std::string_view kWalPath = "catalog-wal";
-constexpr std::string_view kJournalPath = "catalog-journal";
 constexpr std::size_t kShmRegion = 32 * 1024;
 
 class LunStore;
@@ -356,21 +355,22 @@ const sqlite3_io_methods* io_methods() {
 // ---------------------------------------------------------------- the VFS
 
 /// Nothing, if a file of this name and purpose does not exist here.
-std::optional<File::Kind> kind_of(const char* name, int flags) {
+std::optional<File::Kind> kind_of(LunStore& store, const char* name, int flags) {
   if ((flags & SQLITE_OPEN_MAIN_DB) != 0) {
     if (name == nullptr || name != std::string_view{kPath}) return {};
     return File::Kind::database;
   }
   if ((flags & SQLITE_OPEN_WAL) != 0) return File::Kind::wal;
-  // A rollback journal would mean a change past the log.
-  if ((flags & SQLITE_OPEN_MAIN_JOURNAL) != 0) return {};
+  // A rollback journal means a change past the log. Only the switch to the log of a database that
+  // has no page yet is such a one, and needs no protection: it is not a volume yet.
+  if ((flags & SQLITE_OPEN_MAIN_JOURNAL) != 0 && store.pages().size() > 0) return {};
   return File::Kind::temporary;
 }
 
 int x_open(sqlite3_vfs* vfs, const char* name, sqlite3_file* handle, int flags, int* opened) {
   auto& store = store_of(vfs);
   handle->pMethods = nullptr;
-  auto kind = kind_of(name, flags);
+  auto kind = kind_of(store, name, flags);
   if (!kind) return SQLITE_CANTOPEN;
   auto* file = new (handle) File{};
   file->pMethods = io_methods();
@@ -388,7 +388,7 @@ int x_open(sqlite3_vfs* vfs, const char* name, sqlite3_file* handle, int flags, 
 
 int x_delete(sqlite3_vfs* vfs, const char* name, int) {
   auto& store = store_of(vfs);
-  if (name != kWalPath) return SQLITE_IOERR_DELETE_NOENT;
+  if (name != kWalPath) return SQLITE_OK;  // A journal, which was memory only.
   if (store.read_only()) return SQLITE_READONLY;
   if (!store.health()) return SQLITE_IOERR_DELETE;
   auto removed = store.wal().remove();

@@ -98,7 +98,7 @@ Expected<VolumeInfo> format(iscsi::BlockingLun& lun, const FormatOptions& option
 /// open at once, all on that thread, and all are closed before the store is destroyed.
 ///
 /// The database's pages have 4096 bytes of which 8 are reserved (SQLITE_FCNTL_RESERVE_BYTES, before
-/// the first table); journal_mode WAL, by way of OFF or MEMORY; synchronous FULL, else a commit
+/// the first table); journal_mode WAL from the start and for ever; synchronous FULL, else a commit
 /// is not durable when it returns. A page that fails its checksum is SQLITE_IOERR_CORRUPTFS.
 class CatalogStore {
  public:

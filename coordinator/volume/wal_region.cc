@@ -1,6 +1,7 @@
 #include "coordinator/volume/wal_region.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <optional>
 
@@ -36,7 +37,7 @@ std::optional<std::size_t> frame_at(std::uint64_t offset, std::size_t length) {
 }  // namespace
 
 WalRegion::WalRegion(iscsi::BlockingLun& lun, std::uint64_t offset, std::uint64_t size)
-    : lun_{&lun}, offset_{offset}, memory_{Buffer::zeroed(size)} {
+    : lun_{&lun}, offset_{offset}, capacity_{size} {
   const auto& geometry = lun.lun().geometry();
   unit_ = std::clamp<std::uint64_t>(geometry.physical_block_size, geometry.block_size, 4096);
   pages_.resize(size / disk::kFrameSize + 1);
@@ -49,10 +50,20 @@ Expected<WalRegion> WalRegion::open(iscsi::BlockingLun& lun, std::uint64_t offse
   return region;
 }
 
+/// Doubles the memory, up to the region's size.
+void WalRegion::make_room(std::uint64_t size) {
+  if (size <= memory_.size()) return;
+  auto grown = Buffer::zeroed(std::min(std::max(std::bit_ceil(size), kReadSize), capacity_));
+  if (!memory_.empty()) std::memcpy(grown.data(), memory_.data(), memory_.size());
+  memory_ = std::move(grown);
+}
+
 Expected<void> WalRegion::load() {
   std::uint64_t loaded = 0;
-  while (loaded < memory_.size()) {
-    auto end = std::min<std::uint64_t>(loaded + kReadDepth * kReadSize, memory_.size());
+  while (loaded < capacity_) {
+    auto step = loaded == 0 ? kReadSize : kReadDepth * kReadSize;  // Most logs are empty.
+    auto end = std::min<std::uint64_t>(loaded + step, capacity_);
+    make_room(end);
     std::vector<iscsi::BlockingLun::Read> reads;
     for (auto at = loaded; at < end; at += kReadSize)
       reads.push_back(
@@ -61,15 +72,19 @@ Expected<void> WalRegion::load() {
     loaded = end;
     if (ends_before(loaded)) break;
   }
-  auto header = memory_.span().first(disk::kWalHeaderSize);
-  auto zero = [](std::byte b) { return b == std::byte{}; };
-  size_ = std::all_of(header.begin(), header.end(), zero) ? 0 : loaded;
+  size_ = has_header() ? loaded : 0;
   return {};
+}
+
+bool WalRegion::has_header() const {
+  auto header = memory_.span().first(disk::kWalHeaderSize);
+  return std::any_of(header.begin(), header.end(), [](std::byte b) { return b != std::byte{}; });
 }
 
 /// Recovery stops at the first frame whose salts are not the header's, so no more than up to there
 /// need be read. (It may stop earlier: it looks at the checksums too.)
 bool WalRegion::ends_before(std::uint64_t loaded) const {
+  if (!has_header()) return true;
   const auto* salts = memory_.data() + 16;
   for (auto at = disk::kWalHeaderSize; at + disk::kFrameHeaderSize <= loaded;
        at += disk::kFrameSize)
@@ -98,10 +113,11 @@ Expected<std::size_t> WalRegion::read(std::uint64_t offset, std::span<std::byte>
 }
 
 Expected<void> WalRegion::write(std::uint64_t offset, std::span<const std::byte> data) {
-  if (offset > memory_.size() || data.size() > memory_.size() - offset)
+  if (offset > capacity_ || data.size() > capacity_ - offset)
     return Error{Errc::refused, fmt::format("the catalog's log would grow beyond its {} MiB: "
                                             "transactions without a checkpoint",
-                                            memory_.size() >> 20)};
+                                            capacity_ >> 20)};
+  make_room(offset + data.size());
   std::memcpy(memory_.data() + offset, data.data(), data.size());
   dirty(offset, offset + data.size());
   size_ = std::max(size_, offset + data.size());

@@ -17,8 +17,8 @@ namespace csv::volume {
 /// After an error the region must not be used any more.
 class WalRegion {
  public:
-  /// Reads as much as the log has: 16 MiB at a time, in reads of 1 MiB, until frames of an older
-  /// generation come.
+  /// Reads as much as the log has: 1 MiB, then 16 MiB at a time in reads of 1 MiB, until frames of
+  /// an older generation come.
   static Expected<WalRegion> open(iscsi::BlockingLun& lun, std::uint64_t offset,
                                   std::uint64_t size);
 
@@ -37,14 +37,17 @@ class WalRegion {
  private:
   WalRegion(iscsi::BlockingLun& lun, std::uint64_t offset, std::uint64_t size);
   Expected<void> load();
+  void make_room(std::uint64_t size);
+  [[nodiscard]] bool has_header() const;
   [[nodiscard]] bool ends_before(std::uint64_t loaded) const;
   void dirty(std::uint64_t from, std::uint64_t to);
   void forget_pages(std::uint64_t from, std::uint64_t to);
 
   iscsi::BlockingLun* lun_;
   std::uint64_t offset_;
-  std::uint64_t unit_;  ///< Writes are multiples of this: what the LUN writes whole.
-  Buffer memory_;
+  std::uint64_t capacity_;  ///< Of the region.
+  std::uint64_t unit_;      ///< Writes are multiples of this: what the LUN writes whole.
+  Buffer memory_;           ///< The region's start, as far as it was used.
   std::uint64_t size_ = 0;
   std::map<std::uint64_t, std::uint64_t> dirty_;  ///< From -> to; apart from each other.
   struct Sum {

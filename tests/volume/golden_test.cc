@@ -1,0 +1,89 @@
+// Images of every released version of what lies on a LUN. They are never rewritten: a new version
+// gets new ones beside them.
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "coordinator/volume/lun_vfs.h"
+#include "csvfs/base/heartbeat_slot.h"
+#include "tests/volume/lun_bench.h"
+
+using namespace csv;
+using namespace csv::volume;
+
+namespace {
+
+std::filesystem::path path_of(const std::string& name) {
+  return std::filesystem::path{__FILE__}.parent_path().parent_path() / "golden" / name;
+}
+
+std::vector<std::byte> golden(const std::string& name) {
+  std::ifstream file{path_of(name), std::ios::binary};
+  REQUIRE_MESSAGE(file.good(), path_of(name).string());
+  std::vector<char> bytes{std::istreambuf_iterator<char>{file}, {}};
+  auto seen = std::as_bytes(std::span{bytes});
+  return {seen.begin(), seen.end()};
+}
+
+bool same(std::span<const std::byte> a, std::span<const std::byte> b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end());
+}
+
+/// The same for ever.
+VolumeInfo info_of_golden() {
+  LunBench bench;
+  auto info = example_info(bench);
+  info.chunks = {info.data_offset, info.data_offset + kChunkSize,
+                 info.data_offset + 5 * kChunkSize};
+  return info;
+}
+const HeartbeatSlot kSlot{make_key({4711, NodeId{2}, KeyRole::mount, 77}), 12345, 1,
+                          WallTime{1'700'000'001'000'000'000}};
+
+std::vector<std::byte> page_of_golden(const VolumeInfo& info) {
+  std::vector<std::byte> page(disk::kPageSize);
+  for (std::size_t i = 0; i < disk::kPageSize - disk::kPageReserve; ++i)
+    page[i] = static_cast<std::byte>(i * 7);
+  disk::PageTail tail{page_checksum(info.id, 300, page), 0};
+  std::memcpy(page.data() + page.size() - sizeof tail, &tail, sizeof tail);
+  return page;
+}
+
+}  // namespace
+
+TEST_CASE("golden: version 1 is still written, byte for byte") {
+  auto info = info_of_golden();
+  CHECK(same(encode_superblock(info, Copy::a).span(), golden("superblock-1.bin")));
+  CHECK(same(encode_chunk_header(info.id, 2, info.chunks[2], 8).span(), golden("chunk-1.bin")));
+  CHECK(same(encode(kSlot, info.id), golden("slot-1.bin")));
+  CHECK(same(page_of_golden(info), golden("page-1.bin")));
+}
+
+TEST_CASE("golden: version 1 is still read") {
+  auto info = info_of_golden();
+  auto found = decode_superblock(golden("superblock-1.bin"), Copy::a);
+  REQUIRE_MESSAGE(found.state == FoundSuperblock::State::valid, found.what);
+  CHECK(found.info == info);
+  CHECK(chunk_header_problem(golden("chunk-1.bin"), info, 2).empty());
+  auto slot = decode_slot(golden("slot-1.bin"), info.id);
+  REQUIRE(slot);
+  CHECK(slot->key == kSlot.key);
+  CHECK(slot->counter == kSlot.counter);
+  CHECK(slot->written_at == kSlot.written_at);
+}
+
+// For the day of a new version: volume_test --no-skip -tc="golden: write*"
+TEST_CASE("golden: write those that are missing" * doctest::skip()) {
+  auto info = info_of_golden();
+  auto write = [](const std::string& name, std::span<const std::byte> bytes) {
+    if (std::filesystem::exists(path_of(name))) return;
+    std::ofstream{path_of(name), std::ios::binary}.write(
+        reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  };
+  write("superblock-1.bin", encode_superblock(info, Copy::a).span());
+  write("chunk-1.bin", encode_chunk_header(info.id, 2, info.chunks[2], 8).span());
+  write("slot-1.bin", encode(kSlot, info.id));
+  write("page-1.bin", page_of_golden(info));
+}
