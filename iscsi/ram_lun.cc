@@ -207,10 +207,18 @@ struct Session {
   std::size_t next_path = 0;
   bool registered = false;  ///< We asked for it; that it is so no longer is how a fence shows.
   bool ended = false, by_itself = false;
+  bool gone = false;  ///< The Lun was destroyed: nobody is told anything. Home loop only.
   Error why;
   Function<void(Error)> on_lost;
   LunCounters counters;
 };
+
+/// On the home loop, unless the Lun is gone by then.
+void tell(const std::shared_ptr<Session>& session, Done done, Expected<void> what) {
+  session->home->post([session, done = std::move(done), what = std::move(what)]() mutable {
+    if (!session->gone) done(std::move(what));
+  });
+}
 
 class Disk;
 class Target;
@@ -343,7 +351,8 @@ Expected<std::shared_ptr<Session>> Target::login(Loop& home, LunOptions options,
   session->home = &home;
   session->plan = std::move(plan);
   for (int index = 0; index < std::max(1, options.sessions); ++index) {
-    auto isid = (options.isid_seed * 64 + static_cast<std::uint64_t>(index)) & 0xffffffffffffull;
+    auto seed = options.isid_seed != 0 ? options.isid_seed : (1ull << 41) + session->id;
+    auto isid = (seed * 64 + static_cast<std::uint64_t>(index)) & 0xffffffffffffull;
     session->ports.push_back(fmt::format("{},i,0x{:012x}", options.initiator, isid));
   }
   session->options = std::move(options);
@@ -376,9 +385,7 @@ Expected<std::shared_ptr<Session>> Target::login(Loop& home, LunOptions options,
 void Target::submit(std::shared_ptr<Command> command) {
   auto& session = command->session;
   if (session->ended) {
-    session->home->post([done = std::move(command->done), why = session->why]() mutable {
-      done(Error{Errc::lun_lost, why.message()});
-    });
+    tell(session, std::move(command->done), Error{Errc::lun_lost, session->why.message()});
     return;
   }
   command->id = next_command_++;
@@ -444,7 +451,12 @@ void Target::take_effect(std::uint64_t id) {
   auto found = commands_.find(id);
   if (found == commands_.end()) return;
   auto command = found->second;
-  auto result = command->fate.failure.code() ? tear(*command) : execute(*command);
+  Expected<void> result;
+  if (command->fate.failure.code()) {
+    result = tear(*command);
+  } else if (!command->fate.lies) {
+    result = execute(*command);
+  }
   if (!commands_.contains(id)) return;  // It ended itself, or with its session.
   command->place = Command::Place::returning;
   command->result = std::move(result);
@@ -498,8 +510,7 @@ void Target::finish(Command& command, Expected<void> result) {
   commands_.erase(command.id);
   if (command.late) return;
   auto error = result.error();
-  command.session->home->post([done = std::move(command.done),
-                               result = std::move(result)]() mutable { done(std::move(result)); });
+  tell(command.session, std::move(command.done), std::move(result));
   if (error == Errc::fenced) end(command.session, error, true);
 }
 
@@ -530,12 +541,10 @@ void Target::end(const std::shared_ptr<Session>& session, Error why, bool by_its
     command.in = command.kept;
     ++each;
   }
-  if (by_itself && session->on_lost) {
-    session->home->post([handler = std::move(session->on_lost), why]() mutable { handler(why); });
-  }
-  if (told.empty()) return;
-  session->home->post([told = std::move(told), why]() mutable {
-    for (auto& done : told) done(Error{Errc::lun_lost, why.message()});
+  for (auto& done : told) tell(session, std::move(done), Error{Errc::lun_lost, why.message()});
+  if (!by_itself || !session->on_lost) return;
+  session->home->post([session, handler = std::move(session->on_lost), why]() mutable {
+    if (!session->gone) handler(why);
   });
 }
 
@@ -553,7 +562,10 @@ Expected<void> Target::apply(const ReservationTable::Result& result, bool abort)
   if (result.verdict == ReservationTable::Verdict::illegal) {
     return Error{Errc::unsupported_by_target, "ILLEGAL REQUEST (05h/26h/00h)"};
   }
-  for (auto [nexus, notice] : result.notices) notices_[nexus] = notice;
+  for (auto [nexus, notice] : result.notices) {
+    // That a reservation was released takes nothing from a nexus: repeated inside.
+    if (notice != ReservationTable::Notice::reservations_released) notices_[nexus] = notice;
+  }
   if (!abort) return {};
   std::vector<std::shared_ptr<Command>> aborted;
   for (const auto& [id, command] : commands_) {
@@ -585,9 +597,7 @@ void Target::abort_all(std::uint64_t except) {
 void Target::requeue(const std::shared_ptr<Command>& command) {
   auto& session = command->session;
   if (!command->repeatable) {
-    session->home->post([done = std::move(command->done)]() mutable {
-      done(Error{Errc::unknown_outcome, "TASK ABORTED"});
-    });
+    tell(session, std::move(command->done), Error{Errc::unknown_outcome, "TASK ABORTED"});
     return;
   }
   ++session->counters.retries;
@@ -656,11 +666,15 @@ class RamLun final : public Lun {
                 .preempt_and_abort = options.preempt_and_abort,
                 .read_full_status = options.read_full_status,
                 .aptpl = options.aptpl,
+                .all_registrants = options.all_registrants,
                 .max_transfer = options.max_transfer,
                 .max_write_same = options.write_same ? options.max_write_same : 0,
                 .max_unmap = options.unmap ? options.max_unmap : 0};
   }
-  ~RamLun() override { RamLun::close(); }
+  ~RamLun() override {
+    session_->gone = true;
+    RamLun::close();
+  }
 
   const Geometry& geometry() const override { return disk_->options().geometry; }
   const TargetProfile& profile() const override { return profile_; }
@@ -800,7 +814,8 @@ class RamLun final : public Lun {
   void report_capabilities(Function<void(Expected<ReservationCapabilities>)> done) override {
     ReservationCapabilities can{.persist_through_power_loss = profile_.aptpl,
                                 .all_target_ports = false,
-                                .type_mask = 0b1'1110'1010};
+                                .type_mask = static_cast<std::uint16_t>(
+                                    profile_.all_registrants ? 0b1'1110'1010 : 0b0'0110'1010)};
     ask<ReservationCapabilities>([can](Target&) { return can; }, std::move(done));
   }
   void read_full_status(Function<void(Expected<std::vector<FullStatusEntry>>)> done) override {
@@ -825,10 +840,7 @@ class RamLun final : public Lun {
     command->act = std::move(act);
     return command;
   }
-  void say(Done done, Expected<void> what) {
-    session_->home->post(
-        [done = std::move(done), what = std::move(what)]() mutable { done(std::move(what)); });
-  }
+  void say(Done done, Expected<void> what) { tell(session_, std::move(done), std::move(what)); }
   /// Counts the request, and answers it at once if nothing is to be sent.
   bool accepts(std::uint64_t offset, std::uint64_t length, std::uint64_t LunCounters::*requests,
                std::uint64_t LunCounters::*bytes, Done& done) {
@@ -922,6 +934,9 @@ RamDiskOptions RamDiskOptions::like_tgt() {
   options.preempt_and_abort = false;
   options.read_full_status = false;
   options.aptpl = false;
+  options.all_registrants = false;
+  options.write_same = false;
+  options.unmap = false;
   options.zombies = true;
   return options;
 }
@@ -950,6 +965,9 @@ Expected<std::shared_ptr<RamDisk>> RamDisk::open_file(const std::string& path,
   options.identity = fmt::format("t10.CSVFS   image-{:x}-{:x}", about.st_dev, about.st_ino);
   options.preempt_and_abort = true;
   options.read_full_status = true;
+  options.all_registrants = true;
+  options.write_same = true;
+  options.unmap = true;
   options.write_cache = true;
   options.fua = false;
   options.write_protected = image->read_only;

@@ -34,6 +34,9 @@ struct RamFate {
   std::uint64_t torn_blocks = 0;
   /// Takes effect, but the answer never comes: the Lun is lost instead.
   bool answer_lost = false;
+  /// Answered as if done, and never done: a target that no protocol survives, to see a checker
+  /// bite.
+  bool lies = false;
 };
 using RamPlan = std::function<RamFate(const RamCommand&)>;
 
@@ -50,6 +53,7 @@ struct RamDiskOptions {
   bool preempt_and_abort = true;
   bool read_full_status = true;
   bool aptpl = true;
+  bool all_registrants = true;  ///< Else types 7 and 8 are not reported.
   /// A registration belongs to the session instance: a new login is a new nexus, and the entry of a
   /// dead session stays listed.
   bool zombies = false;
@@ -58,7 +62,8 @@ struct RamDiskOptions {
   std::uint64_t max_unmap = 64 << 20;
   std::uint64_t thin_bytes = ~0ull;  ///< Beyond this much allocated (in 64 KiB), writes fail.
 
-  /// As tgt 1.0.85 behaves: no PREEMPT AND ABORT, no full status, no APTPL, zombies.
+  /// As tgt 1.0.85 is used (docs/targets.md): no PREEMPT AND ABORT, no full status, no APTPL, no
+  /// all-registrants types, no WRITE SAME, no UNMAP, zombies.
   static RamDiskOptions like_tgt();
 };
 

@@ -62,6 +62,7 @@ struct Bench {
                             Duration deadline = 10s) {
     LunOptions login;
     login.initiator = initiator;
+    login.isid_seed = 1;
     login.deadline = deadline;
     auto lun = disk->connect(loop, login, std::move(plan));
     REQUIRE(lun);
