@@ -59,8 +59,11 @@ class Membership {
   [[nodiscard]] virtual TimePoint open_until() const = 0;
 
   [[nodiscard]] virtual std::vector<PeerStatus> peers() const = 0;
-  /// Every peer has echoed a beat of ours since we started: what is claimed is known.
-  [[nodiscard]] virtual bool heard_from_all() const = 0;
+  /// What is claimed is known: every peer has echoed a beat of ours since we started, or its
+  /// machine refused the connection, so that no csvd runs there.
+  [[nodiscard]] virtual bool settled() const = 0;
+  /// Every peer has echoed a beat within the last term.
+  [[nodiscard]] virtual bool all_present() const = 0;
   /// A peer that is present says that it coordinates the volume.
   [[nodiscard]] virtual bool claimed_by_peer(const std::string& volume) const = 0;
 };

@@ -59,6 +59,7 @@ void StandaloneMembership::reach(Other& other) {
         if (!connected) {
           log::debug("peer_unreachable node={} why=\"{}\"", raw(other.peer.id),
                      connected.error().message());
+          other.absent = connected.error() == std::errc::connection_refused;
           return;  // the next tick tries again
         }
         other.out = *std::move(connected);
@@ -201,17 +202,25 @@ std::vector<PeerStatus> StandaloneMembership::peers() const {
   return out;
 }
 
-bool StandaloneMembership::heard_from_all() const {
+bool StandaloneMembership::present(const Other& other) const {
+  return other.echoed && with_.loop->now() - other.last_echo <= with_.timing.term;
+}
+
+bool StandaloneMembership::settled() const {
   for (const auto& [id, other] : others_)
-    if (!other->echoed) return false;
+    if (!other->echoed && !other->absent) return false;
+  return true;
+}
+
+bool StandaloneMembership::all_present() const {
+  for (const auto& [id, other] : others_)
+    if (!present(*other)) return false;
   return true;
 }
 
 bool StandaloneMembership::claimed_by_peer(const std::string& volume) const {
   for (const auto& [id, other] : others_)
-    if (other->echoed && with_.loop->now() - other->last_echo <= with_.timing.term &&
-        other->claims.count(volume) > 0)
-      return true;
+    if (present(*other) && other->claims.count(volume) > 0) return true;
   return false;
 }
 

@@ -47,7 +47,8 @@ class StandaloneMembership final : public Membership {
   [[nodiscard]] TimePoint open_until(const std::string& volume) const override;
   [[nodiscard]] TimePoint open_until() const override { return own_lease_; }
   [[nodiscard]] std::vector<PeerStatus> peers() const override;
-  [[nodiscard]] bool heard_from_all() const override;
+  [[nodiscard]] bool settled() const override;
+  [[nodiscard]] bool all_present() const override;
   [[nodiscard]] bool claimed_by_peer(const std::string& volume) const override;
 
  private:
@@ -61,7 +62,7 @@ class StandaloneMembership final : public Membership {
     Peer peer;
     std::unique_ptr<protocol::Connection> out;  ///< Our beats, its echoes.
     std::unique_ptr<protocol::Connection> in;   ///< Its beats, our echoes.
-    bool connecting = false, echoed = false;
+    bool connecting = false, echoed = false, absent = false;
     bool wrong = false;  ///< Somebody else answers at its address; said once.
     std::uint64_t incarnation = 0;
     TimePoint connected_at{}, last_echo{}, last_heard{};
@@ -74,6 +75,7 @@ class StandaloneMembership final : public Membership {
   void take_echo(Other& other, const protocol::Message& message);
   void take_beat(Other& other, const protocol::Message& message);
   void renew(const std::string& volume, NodeId by, TimePoint sent_at);
+  [[nodiscard]] bool present(const Other& other) const;
   Other* find(std::uint32_t node);
 
   Surroundings with_;

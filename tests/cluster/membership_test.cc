@@ -140,7 +140,8 @@ NodeId coordinator_seen_by(Cluster& cluster, int node) {
 
 TEST_CASE("membership: a node alone holds its own lease, as long as its csvd beats") {
   Cluster cluster{1};
-  CHECK(cluster[1].heard_from_all());
+  CHECK(cluster[1].settled());
+  CHECK(cluster[1].all_present());
   CHECK_FALSE(cluster[1].coordinator("v"));
   CHECK_FALSE(cluster.open(1));
   cluster[1].coordinating("v", Epoch{1}, Key{5});
@@ -159,7 +160,8 @@ TEST_CASE("membership: a node alone holds its own lease, as long as its csvd bea
 TEST_CASE("membership: every node learns who coordinates, where, and holds a lease from it") {
   Cluster cluster{3};
   cluster.loop.run_for(1s);
-  CHECK(cluster[2].heard_from_all());
+  CHECK(cluster[2].settled());
+  CHECK(cluster[2].all_present());
   CHECK_FALSE(cluster.open(2));
   cluster[1].coordinating("v", Epoch{4}, Key{77});
   cluster.loop.run_for(LeaseTiming{}.beat_interval);
@@ -222,6 +224,20 @@ TEST_CASE("membership: of two coordinators the higher epoch counts, then the hig
   cluster[1].gave_up("v");
   cluster.loop.run_for(1s);
   CHECK(coordinator_seen_by(cluster, 3) == NodeId{2});
+}
+
+TEST_CASE("membership: a machine without csvd is settled, one that is silent is not") {
+  Cluster cluster{1};
+  cluster.size = 3;
+  cluster.start(2);
+  cluster.loop.run_for(100ms);
+  CHECK(cluster[2].settled());  // node 1 answers, node 3's machine refuses
+  CHECK_FALSE(cluster[2].all_present());
+  cluster.stop(2);
+  cluster.cut(2, 1);
+  cluster.start(2);
+  cluster.loop.run_for(10s);
+  CHECK_FALSE(cluster[2].settled());
 }
 
 TEST_CASE("membership: a csvd that restarts claims nothing, and is known by a new incarnation") {

@@ -1,0 +1,186 @@
+#include "coordinator/service/coordination.h"
+
+#include <algorithm>
+
+#include "csvfs/base/log.h"
+
+namespace csv::service {
+
+std::string_view to_text(Coordination::State state) {
+  switch (state) {
+    case Coordination::State::idle: return "idle";
+    case Coordination::State::waiting: return "waiting";
+    case Coordination::State::taking_over: return "taking over";
+    case Coordination::State::serving: return "serving";
+    case Coordination::State::closing: return "closing";
+  }
+  return "";
+}
+
+Coordination::Coordination(Setup setup, Timing timing)
+    : setup_{std::move(setup)},
+      timing_{timing},
+      since_{setup_.loop->now()},
+      wanted_{setup_.wanted},
+      changed_{*setup_.loop} {
+  // Its first step may call others: not from inside a constructor.
+  setup_.loop->post([this, alive = std::weak_ptr{alive_}] {
+    if (alive.lock()) tasks_.spawn(keep());
+  });
+}
+
+Coordination::~Coordination() { tasks_.cancel_all(); }
+
+void Coordination::enter(State state, std::string reason) {
+  if (state == state_ && reason == reason_) return;
+  if (reason.empty())
+    log::info("coordination volume={} state=\"{}\"", setup_.volume, to_text(state));
+  else
+    log::info("coordination volume={} state=\"{}\" why=\"{}\"", setup_.volume, to_text(state),
+              reason);
+  state_ = state;
+  reason_ = std::move(reason);
+  since_ = setup_.loop->now();
+  changed_.notify();  // for stop()
+}
+
+void Coordination::answer(const Expected<void>& result) {
+  for (auto& one : std::exchange(starting_, {})) one(result);
+}
+
+Task<void> Coordination::keep() {
+  if (wanted_) co_await wait_for_claims();
+  for (;;) {
+    auto now = setup_.loop->now();
+    if (!wanted_) {
+      enter(State::idle, given_up_ ? "given up by command" : "not to be coordinated by this node");
+      pause_ = {};
+      co_await changed_.wait();
+    } else if (auto why = must_wait(); why && !commanded_) {
+      enter(State::waiting, *why);
+      co_await changed_.wait();
+    } else if (now < not_before_ && !commanded_) {
+      co_await wait_at_most(not_before_ - now);
+    } else {
+      co_await attempt();
+      commanded_ = false;
+    }
+  }
+}
+
+/// Before a start that nobody commanded: a peer may have the volume, or be about to take it.
+Task<void> Coordination::wait_for_claims() {
+  auto& membership = *setup_.membership;
+  auto until = setup_.loop->now() + timing_.patience;
+  enter(State::waiting, "asking the peers whether one coordinates it");
+  while (!membership.settled() && !commanded_ && setup_.loop->now() < until)
+    co_await wait_at_most(until - setup_.loop->now());
+  until = setup_.loop->now();
+  for (const auto& peer : membership.peers())
+    if (peer.present && peer.id < setup_.node) until += timing_.precedence;
+  while (wanted_ && !commanded_ && !membership.claimed_by_peer(setup_.volume) &&
+         setup_.loop->now() < until)
+    co_await wait_at_most(until - setup_.loop->now());
+}
+
+/// Until `time` has passed or something changed.
+Task<void> Coordination::wait_at_most(Duration time) {
+  auto timer = setup_.loop->after(time, [this] { changed_.notify(); });
+  struct Cancel {
+    Loop* loop;
+    Loop::TimerId timer;
+    ~Cancel() { loop->cancel(timer); }
+  } cancel{setup_.loop, timer};
+  co_await changed_.wait();
+}
+
+std::optional<std::string> Coordination::must_wait() const {
+  auto& membership = *setup_.membership;
+  if (auto who = membership.coordinator(setup_.volume); who && who->node != setup_.node)
+    return fmt::format("node {} coordinates it (epoch {})", raw(who->node), raw(who->epoch));
+  // Somebody took it from us. While one who may have is not heard, taking it back could go on
+  // forever between two sides that do not see each other.
+  if (beaten_ && !membership.all_present())
+    return std::string{
+        "another node took it over, and not all peers are heard: csvctl volume start takes it "
+        "back"};
+  return std::nullopt;
+}
+
+bool Coordination::superseded() const {
+  auto who = setup_.membership->coordinator(setup_.volume);
+  return who && who->node != setup_.node;
+}
+
+Task<void> Coordination::attempt() {
+  enter(State::taking_over);
+  auto began = setup_.loop->now();
+  auto taken = co_await setup_.take_over();
+  if (!taken) {
+    auto why = taken.error();
+    pause_before_next(false);
+    enter(State::waiting, fmt::format("taking it over failed: {}", why.message()));
+    answer(why);
+    co_return;
+  }
+  service_ = *std::move(taken);
+  stopped_.reset();
+  beaten_ = false;
+  service_->on_stopped([this](Error why) {
+    stopped_ = std::move(why);
+    changed_.notify();
+  });
+  setup_.membership->coordinating(setup_.volume, service_->epoch(), service_->key());
+  enter(State::serving);
+  log::info("coordinating volume={} epoch={} key={:016x} takeover_ms={}", setup_.volume,
+            raw(service_->epoch()), raw(service_->key()),
+            (setup_.loop->now() - began) / std::chrono::milliseconds{1});
+  answer({});
+  co_await serve();
+}
+
+Task<void> Coordination::serve() {
+  while (!stopped_ && wanted_ && !superseded()) co_await changed_.wait();
+  bool by_command = !wanted_;
+  auto served = setup_.loop->now() - since_;
+  if (stopped_) {
+    enter(State::waiting, stopped_->message());
+    beaten_ = *stopped_ == Errc::fenced || *stopped_ == Errc::superseded;
+  } else {
+    enter(State::closing, by_command ? "by command" : "a newer coordinator has taken over");
+    beaten_ = !by_command;
+    if (by_command) co_await service_->close();
+  }
+  // Told to the peers only now: while it closes, its mounts have nobody better to ask.
+  setup_.membership->gave_up(setup_.volume);
+  service_.reset();
+  pause_before_next(served >= timing_.steady);
+}
+
+/// What ended a long tenure may be over already; what ends one attempt after the other is not.
+void Coordination::pause_before_next(bool was_steady) {
+  pause_ = was_steady ? Duration{}
+                      : std::clamp(pause_ * 2, timing_.shortest_pause, timing_.longest_pause);
+  not_before_ = setup_.loop->now() + pause_;
+}
+
+Task<Expected<void>> Coordination::start() {
+  if (service_ && wanted_) co_return Expected<void>{};
+  wanted_ = commanded_ = true;
+  changed_.notify();
+  co_return co_await completion<Expected<void>>(
+      [this](auto done) { starting_.emplace_back(std::move(done)); });
+}
+
+Task<Expected<void>> Coordination::stop() {
+  if (!service_ && !wanted_)
+    co_return Error{Errc::refused, "this node does not coordinate volume " + setup_.volume};
+  wanted_ = commanded_ = false;
+  given_up_ = true;
+  answer(Error{Errc::refused, "stopped by another command"});
+  changed_.notify();
+  while (state_ != State::idle && !wanted_) co_await changed_.wait();
+  co_return Expected<void>{};
+}
+
+}  // namespace csv::service

@@ -1,0 +1,306 @@
+#include "coordinator/service/coordination.h"
+
+#include <doctest/doctest.h>
+
+#include <deque>
+#include <map>
+#include <optional>
+
+#include "tests/fakes/manual_loop.h"
+
+using namespace csv;
+using namespace csv::service;
+using csv::fakes::ManualLoop;
+using State = Coordination::State;
+
+namespace {
+
+/// What the membership says is whatever the test wrote here.
+class ScriptedMembership final : public cluster::Membership {
+ public:
+  void accept(std::unique_ptr<protocol::Connection>, protocol::Message) override {}
+  void coordinating(const std::string&, Epoch epoch, Key key) override {
+    own = cluster::Coordinator{NodeId{2}, "node2", epoch, key};
+  }
+  void gave_up(const std::string&) override { own.reset(); }
+  [[nodiscard]] std::optional<cluster::Coordinator> coordinator(const std::string&) const override {
+    if (own && (!peer || own->epoch > peer->epoch)) return own;
+    return peer;
+  }
+  [[nodiscard]] TimePoint open_until(const std::string&) const override { return {}; }
+  [[nodiscard]] TimePoint open_until() const override { return {}; }
+  [[nodiscard]] std::vector<cluster::PeerStatus> peers() const override { return others; }
+  [[nodiscard]] bool settled() const override { return is_settled; }
+  [[nodiscard]] bool all_present() const override { return are_all_present; }
+  [[nodiscard]] bool claimed_by_peer(const std::string&) const override { return peer.has_value(); }
+
+  std::optional<cluster::Coordinator> own, peer;
+  std::vector<cluster::PeerStatus> others;
+  bool is_settled = true, are_all_present = true;
+};
+
+class ScriptedService final : public VolumeService {
+ public:
+  ScriptedService(Epoch epoch, int& closes) : epoch_{epoch}, closes_{&closes} {}
+  void accept(std::unique_ptr<protocol::Connection>, protocol::Message) override {}
+  void on_stopped(Function<void(Error)> handler) override { stopped = std::move(handler); }
+  Task<void> close() override {
+    ++*closes_;
+    co_return;
+  }
+  [[nodiscard]] Status status() const override { return {}; }
+  [[nodiscard]] Epoch epoch() const override { return epoch_; }
+  [[nodiscard]] Key key() const override { return Key{raw(epoch_) + 100}; }
+  Function<void(Error)> stopped;
+
+ private:
+  Epoch epoch_;
+  int* closes_;
+};
+
+struct Fixture {
+  ManualLoop loop;
+  ScriptedMembership membership;
+  std::deque<Error> failures;  ///< Of the next attempts.
+  Duration takes = 10ms;
+  int attempts = 0, closes = 0;
+  std::uint64_t epoch = 0;
+  ScriptedService* serving = nullptr;
+  std::unique_ptr<Coordination> coordination;
+  std::optional<Expected<void>> answer;
+  TaskScope tasks;
+
+  void begin(bool wanted) {
+    coordination = std::make_unique<Coordination>(
+        Coordination::Setup{.loop = &loop,
+                            .membership = &membership,
+                            .volume = "v",
+                            .node = NodeId{2},
+                            .wanted = wanted,
+                            .take_over = [this] { return take_over(*this); }});
+  }
+  static Task<Expected<std::unique_ptr<VolumeService>>> take_over(Fixture& f) {
+    ++f.attempts;
+    co_await sleep(f.loop, f.takes);
+    if (!f.failures.empty()) {
+      auto why = f.failures.front();
+      f.failures.pop_front();
+      co_return why;
+    }
+    if (f.membership.peer) f.epoch = std::max(f.epoch, raw(f.membership.peer->epoch));
+    auto service = std::make_unique<ScriptedService>(Epoch{++f.epoch}, f.closes);
+    f.serving = service.get();
+    co_return std::unique_ptr<VolumeService>{std::move(service)};
+  }
+  void peer_claims(std::uint64_t at_epoch) {
+    membership.peer = cluster::Coordinator{NodeId{1}, "node1", Epoch{at_epoch}, Key{1}};
+    coordination->news();
+  }
+  void run(Duration time) {
+    for (; time > Duration{}; time -= 100ms) {
+      coordination->news();  // as every beat does
+      loop.run_for(100ms);
+    }
+  }
+  static Task<void> ask(Fixture& f, bool start) {
+    auto task = start ? f.coordination->start() : f.coordination->stop();
+    f.answer = co_await task;
+  }
+  void command(bool start) {
+    answer.reset();
+    tasks.spawn(ask(*this, start));
+  }
+  [[nodiscard]] State state() const { return coordination->state(); }
+};
+
+}  // namespace
+
+TEST_CASE("coordination: a node alone takes over at once, and tells the membership") {
+  Fixture f;
+  f.begin(true);
+  f.run(100ms);
+  CHECK(f.state() == State::serving);
+  REQUIRE(f.membership.own);
+  CHECK(f.membership.own->epoch == Epoch{1});
+  CHECK(f.coordination->service() == f.serving);
+}
+
+TEST_CASE("coordination: a volume that is not wanted here is left alone until a command") {
+  Fixture f;
+  f.begin(false);
+  f.run(1min);
+  CHECK(f.attempts == 0);
+  CHECK(f.state() == State::idle);
+  f.command(true);
+  f.run(1s);
+  REQUIRE(f.answer);
+  CHECK(*f.answer);
+  CHECK(f.state() == State::serving);
+  f.command(false);
+  f.run(1s);
+  REQUIRE(f.answer);
+  CHECK(*f.answer);
+  CHECK(f.closes == 1);
+  CHECK_FALSE(f.membership.own);
+  f.run(1min);
+  CHECK(f.attempts == 1);
+  f.command(false);
+  CHECK_FALSE(*f.answer);
+}
+
+TEST_CASE("coordination: at start it waits for peers to speak, and leaves them what they have") {
+  Fixture f;
+  f.membership.is_settled = false;
+  f.begin(true);
+  f.run(1s);
+  CHECK(f.attempts == 0);
+  SUBCASE("a peer claims it") {
+    f.peer_claims(7);
+    f.run(1min);
+    CHECK(f.attempts == 0);
+    CHECK(f.coordination->reason() == "node 1 coordinates it (epoch 7)");
+    // It gives the volume up while we hear it: nobody has it then.
+    f.membership.peer.reset();
+    f.run(1s);
+    CHECK(f.state() == State::serving);
+  }
+  SUBCASE("nobody speaks") {
+    f.run(2s);
+    CHECK(f.state() == State::serving);
+  }
+  SUBCASE("all have spoken, none claims it") {
+    f.membership.is_settled = true;
+    f.run(100ms);
+    CHECK(f.state() == State::serving);
+  }
+}
+
+TEST_CASE("coordination: of several that want it at once the lower node goes first") {
+  Fixture f;
+  f.membership.others = {{.id = NodeId{1}, .name = "node1", .address = "node1", .present = true}};
+  f.begin(true);
+  f.run(2s);
+  CHECK(f.attempts == 0);
+  f.peer_claims(1);
+  f.run(1min);
+  CHECK(f.attempts == 0);
+}
+
+TEST_CASE("coordination: a command takes it from a peer, also without waiting for anybody") {
+  Fixture f;
+  f.membership.is_settled = false;
+  f.begin(true);
+  f.peer_claims(7);
+  f.command(true);
+  f.run(200ms);
+  CHECK(f.state() == State::serving);
+  CHECK(f.epoch == 8);
+  REQUIRE(f.answer);
+  CHECK(*f.answer);
+}
+
+TEST_CASE("coordination: after a stop by itself it takes over again, with pauses that grow") {
+  Fixture f;
+  f.begin(true);
+  f.run(2min);
+  CHECK(f.attempts == 1);
+  f.serving->stopped(Error{Errc::lun_lost, "gone"});
+  f.run(500ms);
+  CHECK(f.attempts == 2);  // a long tenure: at once
+  CHECK(f.state() == State::serving);
+  CHECK(f.epoch == 2);
+  for (int i = 0; i < 20; ++i) f.failures.emplace_back(Errc::lun_lost, "still gone");
+  f.serving->stopped(Error{Errc::lun_lost, "gone"});
+  f.run(500ms);
+  CHECK(f.attempts == 2);  // a short one: not at once
+  CHECK_FALSE(f.membership.own);
+  f.run(10s);
+  CHECK(f.attempts >= 4);
+  CHECK(f.attempts <= 6);
+  auto before = f.attempts;
+  f.run(2min);
+  CHECK(f.attempts - before >= 3);
+  CHECK(f.attempts - before <= 5);
+  CHECK(f.coordination->reason() == "taking it over failed: still gone");
+  f.failures.clear();
+  f.run(1min);
+  CHECK(f.state() == State::serving);
+  CHECK(f.closes == 0);  // what stopped by itself must not be closed in good order
+}
+
+TEST_CASE("coordination: a command that fails says why, and the attempts go on") {
+  Fixture f;
+  f.begin(false);
+  f.failures.emplace_back(Errc::refused, "not our cluster");
+  f.command(true);
+  f.run(1s);
+  REQUIRE(f.answer);
+  CHECK(f.answer->error() == Errc::refused);
+  f.run(3s);
+  CHECK(f.state() == State::serving);
+}
+
+TEST_CASE("coordination: who was beaten by another node does not fight") {
+  Fixture f;
+  f.begin(true);
+  f.run(2min);
+  SUBCASE("it hears of the newer one first") {
+    f.peer_claims(9);
+    f.run(1s);
+  }
+  SUBCASE("it is fenced first") {
+    f.serving->stopped(Error{Errc::fenced, "key gone"});
+    f.peer_claims(9);
+    f.run(1s);
+  }
+  SUBCASE("it is fenced and hears of nobody") {
+    f.membership.are_all_present = false;
+    f.serving->stopped(Error{Errc::fenced, "key gone"});
+    f.run(1s);
+    CHECK(f.coordination->reason().find("not all peers are heard") != std::string::npos);
+  }
+  CHECK(f.attempts == 1);
+  CHECK(f.closes == 0);  // the catalog is another node's
+  CHECK(f.state() == State::waiting);
+  f.run(10min);
+  CHECK(f.attempts == 1);
+}
+
+TEST_CASE("coordination: who lost its key while no peer claims the volume takes it again") {
+  Fixture f;
+  f.begin(true);
+  f.run(2min);
+  f.serving->stopped(Error{Errc::fenced, "the target forgot its registrations"});
+  f.run(2s);
+  CHECK(f.state() == State::serving);
+  CHECK(f.attempts == 2);
+}
+
+TEST_CASE("coordination: a stop during a takeover gives up what it took") {
+  Fixture f;
+  f.takes = 5s;
+  f.begin(true);
+  f.run(1s);
+  CHECK(f.state() == State::taking_over);
+  f.command(false);
+  f.run(1s);
+  CHECK_FALSE(f.answer);
+  f.run(10s);
+  REQUIRE(f.answer);
+  CHECK(*f.answer);
+  CHECK(f.state() == State::idle);
+  CHECK(f.closes == 1);
+  CHECK(f.attempts == 1);
+}
+
+TEST_CASE("coordination: destroyed at any moment, it leaves nothing behind") {
+  for (auto time : {0ms, 5ms, 50ms, 3000ms}) {
+    Fixture f;
+    f.takes = 10ms;
+    f.begin(true);
+    f.command(true);
+    f.loop.run_for(time);
+    f.coordination.reset();
+    f.loop.run_for(10s);
+  }
+}
