@@ -133,6 +133,7 @@ void StandaloneMembership::accept(std::unique_ptr<protocol::Connection> connecti
   }
   // The newest connection counts: a peer gives one up before it makes another.
   other->in = std::move(connection);
+  other->last_beat = 0;
   other->in->start([this, other](protocol::Message message) { take_beat(*other, message); },
                    [other](Error) { other->in.reset(); });
   take_beat(*other, beat);
@@ -147,12 +148,18 @@ void StandaloneMembership::take_beat(Other& other, const protocol::Message& mess
     return;
   }
   other.last_heard = with_.loop->now();
-  if (other.in->queued_bytes() > kMostQueued) return;
+  other.last_beat = beat.sent_at();
+  echo(other);
+}
+
+/// Also without a new beat: repeats the last one's, with what has changed since.
+void StandaloneMembership::echo(Other& other) {
+  if (!other.in || other.last_beat == 0 || other.in->queued_bytes() > kMostQueued) return;
   protocol::Message reply;
   auto* echo = reply.frame.mutable_beat_echo();
   echo->set_node(raw(with_.node));
   echo->set_incarnation(with_.incarnation);
-  echo->set_sent_at(beat.sent_at());
+  echo->set_sent_at(other.last_beat);
   for (const auto& [volume, claim] : own_) {
     auto* one = echo->add_coordinates();
     one->set_volume(volume);
@@ -165,9 +172,13 @@ void StandaloneMembership::take_beat(Other& other, const protocol::Message& mess
 void StandaloneMembership::coordinating(const std::string& volume, Epoch epoch, Key key) {
   own_[volume] = {epoch, key};
   renew(volume, with_.node, with_.loop->now());
+  for (auto& [id, other] : others_) echo(*other);
 }
 
-void StandaloneMembership::gave_up(const std::string& volume) { own_.erase(volume); }
+void StandaloneMembership::gave_up(const std::string& volume) {
+  if (own_.erase(volume) == 0) return;
+  for (auto& [id, other] : others_) echo(*other);
+}
 
 std::optional<Coordinator> StandaloneMembership::coordinator(const std::string& volume) const {
   std::optional<Coordinator> best;

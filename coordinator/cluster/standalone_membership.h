@@ -65,6 +65,7 @@ class StandaloneMembership final : public Membership {
     bool connecting = false, echoed = false, absent = false;
     bool wrong = false;  ///< Somebody else answers at its address; said once.
     std::uint64_t incarnation = 0;
+    std::int64_t last_beat = 0;  ///< sent_at of its last one on `in`.
     TimePoint connected_at{}, last_echo{}, last_heard{};
     Claims claims;
   };
@@ -74,6 +75,7 @@ class StandaloneMembership final : public Membership {
   void beat(Other& other);
   void take_echo(Other& other, const protocol::Message& message);
   void take_beat(Other& other, const protocol::Message& message);
+  void echo(Other& other);
   void renew(const std::string& volume, NodeId by, TimePoint sent_at);
   [[nodiscard]] bool present(const Other& other) const;
   Other* find(std::uint32_t node);

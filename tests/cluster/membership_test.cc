@@ -164,7 +164,7 @@ TEST_CASE("membership: every node learns who coordinates, where, and holds a lea
   CHECK(cluster[2].all_present());
   CHECK_FALSE(cluster.open(2));
   cluster[1].coordinating("v", Epoch{4}, Key{77});
-  cluster.loop.run_for(LeaseTiming{}.beat_interval);
+  cluster.loop.settle();  // no beat has passed: they are told at once
   for (int node = 1; node <= 3; ++node) {
     CAPTURE(node);
     auto found = cluster[node].coordinator("v");

@@ -1,0 +1,241 @@
+#include "coordinator/admin/admin_server.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <filesystem>
+#include <list>
+
+#include "csvfs/base/asio.h"
+#include "csvfs/base/endian.h"
+#include "csvfs/base/log.h"
+
+namespace csv::admin {
+namespace {
+
+using asio::local::stream_protocol;
+using SystemError = boost::system::error_code;
+
+constexpr std::size_t kMostConnections = 32;
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_{fd} {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  [[nodiscard]] int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+bool may_command(int socket) {
+  ucred peer{};
+  socklen_t length = sizeof peer;
+  return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 &&
+         (peer.uid == 0 || peer.uid == ::geteuid());
+}
+
+/// One csvctl: asks, is answered, may ask again.
+class Conversation : public std::enable_shared_from_this<Conversation> {
+ public:
+  Conversation(stream_protocol::socket socket, AdminServer::Handler handler)
+      : socket_{std::move(socket)}, handler_{std::move(handler)} {}
+
+  void read() {
+    asio::async_read(socket_, asio::buffer(&length_, sizeof length_),
+                     [self = shared_from_this()](const SystemError& error, std::size_t) {
+                       if (!error) self->read_body();
+                     });
+  }
+  void close() {
+    SystemError ignored;
+    socket_.close(ignored);
+  }
+
+ private:
+  void read_body() {
+    if (length_ == 0 || length_ > kMaxAdminRequest) return close();
+    text_.resize(length_);
+    asio::async_read(socket_, asio::buffer(text_),
+                     [self = shared_from_this()](const SystemError& error, std::size_t) {
+                       if (error) return;
+                       self->handler_(std::move(self->text_), [self](std::string answer) {
+                         self->write(std::move(answer));
+                       });
+                     });
+  }
+  void write(std::string answer) {
+    text_ = std::move(answer);
+    length_ = static_cast<std::uint32_t>(text_.size());
+    std::array<asio::const_buffer, 2> both{asio::buffer(&length_, sizeof length_),
+                                           asio::buffer(text_)};
+    asio::async_write(socket_, both,
+                      [self = shared_from_this()](const SystemError& error, std::size_t) {
+                        if (!error) self->read();
+                      });
+  }
+
+  stream_protocol::socket socket_;
+  AdminServer::Handler handler_;
+  Le32 length_;
+  std::string text_;
+};
+
+class Server final : public AdminServer {
+ public:
+  Server(AsioLoop& loop, std::unique_ptr<Descriptor> lock, std::string path, Handler handler)
+      : state_{std::make_shared<State>(loop, std::move(handler))},
+        lock_{std::move(lock)},
+        path_{std::move(path)} {}
+  ~Server() override {
+    SystemError ignored;
+    state_->closed = true;
+    state_->acceptor.close(ignored);
+    for (auto& weak : state_->open)
+      if (auto one = weak.lock()) one->close();
+    ::unlink(path_.c_str());
+  }
+
+  Expected<void> bind() {
+    SystemError error;
+    auto& acceptor = state_->acceptor;
+    acceptor.open({}, error);
+    // Nobody may connect between bind and chmod: the mask makes it 0600 from the start.
+    auto mask = ::umask(0177);
+    if (!error) acceptor.bind(stream_protocol::endpoint{path_}, error);
+    ::umask(mask);
+    if (!error) acceptor.listen(16, error);
+    if (error) return errno_error(error.value(), "listening on the admin socket " + path_);
+    accept(state_);
+    return {};
+  }
+
+ private:
+  struct State {
+    State(AsioLoop& on, Handler with)
+        : loop{&on}, acceptor{on.context()}, handler{std::move(with)} {}
+    AsioLoop* loop;
+    stream_protocol::acceptor acceptor;
+    Handler handler;
+    std::list<std::weak_ptr<Conversation>> open;
+    bool closed = false;
+  };
+
+  static void accept(const std::shared_ptr<State>& state) {
+    state->acceptor.async_accept([state](const SystemError& error, stream_protocol::socket socket) {
+      if (state->closed) return;
+      if (error) {
+        log::warning("admin_accept_failed error=\"{}\"", error.message());
+        state->loop->after(100ms, [state] {
+          if (!state->closed) accept(state);
+        });
+        return;
+      }
+      state->open.remove_if([](const auto& weak) { return weak.expired(); });
+      if (!may_command(socket.native_handle())) {
+        log::warning("admin_refused why=\"the caller is not root\"");
+      } else if (state->open.size() >= kMostConnections) {
+        log::warning("admin_refused why=\"too many connections\"");
+      } else {
+        auto conversation = std::make_shared<Conversation>(std::move(socket), state->handler);
+        state->open.push_back(conversation);
+        conversation->read();
+      }
+      accept(state);
+    });
+  }
+
+  std::shared_ptr<State> state_;
+  std::unique_ptr<Descriptor> lock_;
+  std::string path_;
+};
+
+Expected<void> check_length(const std::string& path) {
+  if (path.size() >= sizeof(sockaddr_un{}.sun_path))
+    return Error{Errc::refused, "the path of the admin socket is too long: " + path};
+  return {};
+}
+
+Expected<void> transfer(int fd, std::byte* data, std::size_t size, bool sending) {
+  while (size > 0) {
+    auto n = sending ? ::send(fd, data, size, MSG_NOSIGNAL) : ::recv(fd, data, size, 0);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+      return Error{std::errc::timed_out, "csvd does not answer"};
+    if (n <= 0)
+      return Error{Errc::closed,
+                   "csvd closed the connection (it listens to root only, and logs why "
+                   "it refuses)"};
+    data += n;
+    size -= static_cast<std::size_t>(n);
+  }
+  return {};
+}
+
+}  // namespace
+
+Expected<std::unique_ptr<AdminServer>> AdminServer::listen(AsioLoop& loop, const std::string& path,
+                                                           Handler handler) {
+  CSV_TRY(check_length(path));
+  std::error_code error;
+  auto folder = std::filesystem::path{path}.parent_path();
+  std::filesystem::create_directories(folder, error);
+  if (error) return Error{error, "making " + folder.string() + ": " + error.message()};
+  auto lock_path = path + ".lock";
+  auto lock = std::make_unique<Descriptor>(
+      ::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (lock->get() < 0) return errno_error(errno, "opening " + lock_path);
+  if (::flock(lock->get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EWOULDBLOCK)
+      return Error{std::errc::address_in_use, "another csvd runs here: it holds " + lock_path};
+    return errno_error(errno, "locking " + lock_path);
+  }
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT)
+    return errno_error(errno, "removing the admin socket of a former life, " + path);
+  auto server = std::make_unique<Server>(loop, std::move(lock), path, std::move(handler));
+  CSV_TRY(server->bind());
+  return std::unique_ptr<AdminServer>{std::move(server)};
+}
+
+Expected<std::string> ask_csvd(const std::string& path, const std::string& request,
+                               Duration timeout) {
+  CSV_TRY(check_length(path));
+  Descriptor fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  if (fd.get() < 0) return errno_error(errno, "making a socket");
+  auto us = std::chrono::duration_cast<std::chrono::microseconds>(timeout).count();
+  timeval wait{.tv_sec = us / 1'000'000, .tv_usec = us % 1'000'000};
+  if (::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait) != 0 ||
+      ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) != 0)
+    return errno_error(errno, "setting a time-out");
+  sockaddr_un to{};
+  to.sun_family = AF_UNIX;
+  path.copy(to.sun_path, sizeof to.sun_path - 1);
+  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&to), sizeof to) != 0) {
+    if (errno == EACCES || errno == EPERM)
+      return errno_error(errno, "connecting to csvd at " + path + " (only root may)");
+    return Error{Errc::closed, "csvd does not run on this node: connecting to " + path + ": " +
+                                   errno_error(errno).message() +
+                                   ". Start it with: systemctl start csvd"};
+  }
+  Le32 length{static_cast<std::uint32_t>(request.size())};
+  auto text = request;
+  CSV_TRY(transfer(fd.get(), reinterpret_cast<std::byte*>(&length), sizeof length, true));
+  CSV_TRY(transfer(fd.get(), reinterpret_cast<std::byte*>(text.data()), text.size(), true));
+  CSV_TRY(transfer(fd.get(), reinterpret_cast<std::byte*>(&length), sizeof length, false));
+  if (length > kMaxAdminAnswer) return Error{Errc::corrupt, "csvd's answer is too long"};
+  text.resize(length);
+  CSV_TRY(transfer(fd.get(), reinterpret_cast<std::byte*>(text.data()), text.size(), false));
+  return text;
+}
+
+}  // namespace csv::admin

@@ -1,0 +1,34 @@
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "csvfs/base/asio_loop.h"
+#include "csvfs/base/error.h"
+#include "csvfs/base/function.h"
+
+namespace csv::admin {
+
+/// The UNIX socket behind csvctl. Requests and answers are JSON texts, each behind its length (4
+/// bytes, little-endian); docs/protocol.md has them. Only root, and the user csvd runs as, is
+/// listened to: the kernel says who connects. One csvd a socket: a lock file beside it is held for
+/// as long as the object lives, so a socket left by a crash is replaced and a living one never.
+/// One loop.
+class AdminServer {
+ public:
+  using Answer = Function<void(std::string)>;
+  /// Called for each request; may answer at once or later, from the loop.
+  using Handler = std::function<void(std::string request, Answer answer)>;
+  static Expected<std::unique_ptr<AdminServer>> listen(AsioLoop& loop, const std::string& path,
+                                                       Handler handler);
+  virtual ~AdminServer() = default;
+};
+
+inline constexpr std::size_t kMaxAdminRequest = 64 * 1024;
+inline constexpr std::size_t kMaxAdminAnswer = 16 * 1024 * 1024;
+
+/// One request to the csvd of this node, and its answer; waits. Errc::closed where no csvd answers.
+Expected<std::string> ask_csvd(const std::string& path, const std::string& request,
+                               Duration timeout);
+
+}  // namespace csv::admin

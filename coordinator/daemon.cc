@@ -1,0 +1,348 @@
+#include "coordinator/daemon.h"
+
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "coordinator/admin/admin_server.h"
+#include "coordinator/admin/status.h"
+#include "coordinator/cluster/standalone_membership.h"
+#include "coordinator/protocol/failure.h"
+#include "coordinator/protocol/first_message.h"
+#include "coordinator/protocol/tcp_transport.h"
+#include "coordinator/service/coordination.h"
+#include "csvfs/base/log.h"
+#include "csvfs/base/random.h"
+#include "csvfs/base/status_board.h"
+#include "csvfs/base/thread_worker.h"
+#include "iscsi/configured_lun.h"
+
+namespace csv {
+namespace {
+
+using Json = nlohmann::json;
+
+/// How many of the volumes' writer threads live: each ends a moment after its volume was given up,
+/// while the loop still runs.
+class CountedWorker final : public Worker {
+ public:
+  CountedWorker(std::string name, std::shared_ptr<int> alive)
+      : alive_{std::move(alive)}, worker_{std::move(name)} {
+    ++*alive_;
+  }
+  ~CountedWorker() override { --*alive_; }
+  void post(Function<void()> work) override { worker_.post(std::move(work)); }
+  Blocking& blocking() override { return worker_.blocking(); }
+
+ private:
+  std::shared_ptr<int> alive_;  // the loop's thread only
+  ThreadWorker worker_;
+};
+
+/// Connections that were told something final and may hear it before they end.
+class Farewells {
+ public:
+  explicit Farewells(Loop& loop) : loop_{&loop} {}
+  ~Farewells() {
+    for (auto& [id, one] : leaving_) loop_->cancel(one.timer);
+  }
+
+  void send(std::unique_ptr<protocol::Connection> connection, protocol::Message last) {
+    auto id = next_++;
+    auto& one = leaving_[id];
+    one.connection = std::move(connection);
+    one.timer = loop_->after(2s, [this, id] { leaving_.erase(id); });
+    one.connection->start([](protocol::Message) {}, [this, id](Error) { drop(id); });
+    one.connection->send(std::move(last));
+  }
+
+ private:
+  struct Leaving {
+    std::unique_ptr<protocol::Connection> connection;
+    Loop::TimerId timer{};
+  };
+  void drop(std::uint64_t id) {
+    loop_->cancel(leaving_.at(id).timer);
+    leaving_.erase(id);
+  }
+
+  Loop* loop_;
+  std::map<std::uint64_t, Leaving> leaving_;
+  std::uint64_t next_ = 1;
+};
+
+std::string answer_of(const Expected<void>& result) {
+  Json out{{"ok", static_cast<bool>(result)}};
+  if (!result) out["error"] = result.error().message();
+  return out.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+class Csvd final : public Daemon {
+ public:
+  Csvd(AsioLoop& loop, Config config)
+      : loop_{loop},
+        config_{std::move(config)},
+        random_{Random::from_system()},
+        incarnation_{random_.next() | 1},
+        started_{loop.now()},
+        transport_{loop},
+        farewells_{loop},
+        first_messages_{
+            loop, 5s, 256,
+            [this](std::unique_ptr<protocol::Connection> connection, protocol::Message first) {
+              accept(std::move(connection), std::move(first));
+            }} {}
+
+  Expected<void> build(const Places& places) {
+    admin_ = CSV_TRY(admin::AdminServer::listen(
+        loop_, places.socket, [this](std::string request, admin::AdminServer::Answer answer) {
+          command(std::move(request), std::move(answer));
+        }));
+    board_ = CSV_TRY(StatusBoard::create(places.board));
+    for (const auto& volume : config_.volumes) {
+      auto at = board_->find(volume.name, true);
+      if (at == StatusBoard::kVolumes)
+        return Error{Errc::refused, "the status board has no room for volume " + volume.name};
+      places_.push_back(at);
+    }
+    make_membership();
+    for (std::size_t i = 0; i < config_.volumes.size(); ++i) make_coordination(i);
+    listener_ = CSV_TRY(
+        transport_.listen(config_.listen, [this](std::unique_ptr<protocol::Connection> accepted) {
+          first_messages_.add(std::move(accepted));
+        }));
+    log::info("csvd_started node={} name={} cluster={} listen={} volumes={} peers={}",
+              raw(config_.node), config_.node_name, config_.cluster, listener_->endpoint(),
+              config_.volumes.size(), config_.peers.size());
+    return {};
+  }
+
+  void close(Duration patience, Function<void()> done) override {
+    log::info("csvd_closing");
+    listener_.reset();
+    closed_ = std::move(done);
+    // Its own timer: a volume whose LUN does not answer must not keep csvd from ending.
+    loop_.after(patience, [this] { finish("not everything ended in good order"); });
+    tasks_.spawn(give_everything_up());
+  }
+
+ private:
+  void make_membership() {
+    cluster::StandaloneMembership::Surroundings with;
+    with.loop = &loop_;
+    with.transport = &transport_;
+    with.node = config_.node;
+    with.endpoint = config_.listen;
+    with.incarnation = incarnation_;
+    for (const auto& peer : config_.peers) with.peers.push_back({peer.id, peer.name, peer.address});
+    with.changed = [this] { publish(); };
+    membership_ = std::make_unique<cluster::StandaloneMembership>(std::move(with));
+  }
+
+  void make_coordination(std::size_t index) {
+    const auto& volume = config_.volumes[index];
+    // In a former life, which crashed, this node coordinated it: the mounts wait for us.
+    auto before = board_->volume(places_[index]);
+    bool ours = before && before->coordinator == config_.node && !before->endpoint.empty();
+    service::Coordination::Setup setup;
+    setup.loop = &loop_;
+    setup.membership = membership_.get();
+    setup.volume = volume.name;
+    setup.node = config_.node;
+    setup.wanted = volume.coordinate || ours;
+    setup.take_over = [this, index] { return service::VolumeService::take_over(around(index)); };
+    coordinations_.push_back(std::make_unique<service::Coordination>(std::move(setup)));
+  }
+
+  service::Surroundings around(std::size_t index) {
+    const auto& volume = config_.volumes[index];
+    service::Surroundings out;
+    out.loop = &loop_;
+    out.random = &random_;
+    out.open_lun = iscsi::configured_opener(loop_, config_, volume);
+    out.make_worker = [this, name = "cat-" + volume.name]() -> std::unique_ptr<Worker> {
+      return std::make_unique<CountedWorker>(name, workers_);
+    };
+    out.open_until = [this] { return membership_->open_until(); };
+    out.node = config_.node;
+    out.cluster = config_.cluster;
+    out.volume = volume.name;
+    return out;
+  }
+
+  /// What the membership knows, to the mounts of this node and to the coordinations.
+  void publish() {
+    if (!membership_ || coordinations_.size() != places_.size()) return;  // still being built
+    published_.resize(places_.size());
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      const auto& name = config_.volumes[i].name;
+      auto who = membership_->coordinator(name);
+      // Until somebody is known, the board keeps what a former life knew: it may still be so.
+      if (who != published_[i]) {
+        publish(i, who);
+        published_[i] = who;
+      }
+      board_->set_open_until(places_[i], membership_->open_until(name));
+      coordinations_[i]->news();
+    }
+  }
+
+  void publish(std::size_t index, const std::optional<cluster::Coordinator>& who) {
+    BoardVolume out;
+    out.name = config_.volumes[index].name;
+    if (who) {
+      out.endpoint = who->endpoint;
+      out.epoch = who->epoch;
+      out.coordinator_key = who->key;
+      out.coordinator = who->node;
+      log::info("coordinator_known volume={} node={} endpoint={} epoch={} key={:016x}", out.name,
+                raw(who->node), who->endpoint, raw(who->epoch), raw(who->key));
+    } else {
+      log::info("coordinator_unknown volume={}", out.name);
+    }
+    board_->publish(places_[index], out);
+  }
+
+  service::Coordination* find(const std::string& volume) {
+    for (auto& each : coordinations_)
+      if (each->volume() == volume) return each.get();
+    return nullptr;
+  }
+
+  void accept(std::unique_ptr<protocol::Connection> connection, protocol::Message first) {
+    if (first.frame.has_beat()) return membership_->accept(std::move(connection), std::move(first));
+    if (!first.frame.has_hello()) {
+      log::warning(
+          "connection_dropped peer={} why=\"its first message is neither a beat nor a hello\"",
+          connection->peer());
+      return;
+    }
+    const auto& volume = first.frame.hello().volume();
+    auto* coordination = find(volume);
+    if (coordination != nullptr && coordination->service() != nullptr)
+      return coordination->service()->accept(std::move(connection), std::move(first));
+    protocol::Message refusal;
+    refusal.frame.set_id(first.frame.id());
+    *refusal.frame.mutable_hello_reply()->mutable_failure() =
+        protocol::encode(Error{Errc::not_coordinator, "node " + std::to_string(raw(config_.node)) +
+                                                          " does not coordinate volume " + volume});
+    farewells_.send(std::move(connection), std::move(refusal));
+  }
+
+  void command(std::string text, admin::AdminServer::Answer answer) {
+    auto request = Json::parse(text, nullptr, false);
+    auto field = [&request](const char* name) {
+      auto found = request.is_object() ? request.find(name) : request.end();
+      return found != request.end() && found->is_string() ? found->get<std::string>() : "";
+    };
+    auto what = field("command");
+    if (what == "status") return answer(status());
+    if (what != "volume_start" && what != "volume_stop")
+      return answer(
+          answer_of(Error{Errc::refused, "csvd does not know the command '" + what + "'"}));
+    auto* coordination = find(field("volume"));
+    if (coordination == nullptr)
+      return answer(answer_of(Error{
+          Errc::refused, "no volume '" + field("volume") + "' in the configuration of this node"}));
+    log::info("command what={} volume={}", what, coordination->volume());
+    tasks_.spawn(run(*coordination, what == "volume_start", std::move(answer)));
+  }
+
+  static Task<void> run(service::Coordination& coordination, bool start,
+                        admin::AdminServer::Answer answer) {
+    auto task = start ? coordination.start() : coordination.stop();
+    auto result = co_await task;
+    answer(answer_of(result));
+  }
+
+  std::string status() {
+    admin::StatusSources from{.clock = loop_,
+                              .config = config_,
+                              .incarnation = incarnation_,
+                              .started = started_,
+                              .membership = *membership_,
+                              .board = *board_,
+                              .coordinations = {}};
+    for (const auto& each : coordinations_) from.coordinations.push_back(each.get());
+    return admin::status_json(from);
+  }
+
+  Task<void> give_everything_up() {
+    for (auto& each : coordinations_) {
+      auto task = each->stop();
+      auto stopped = co_await task;
+      // Refused: it was not served here.
+      if (!stopped && !(stopped.error() == Errc::refused))
+        log::warning("stop_failed volume={} why=\"{}\"", each->volume(), stopped.error().message());
+    }
+    wait_for_workers();
+  }
+
+  void wait_for_workers() {
+    if (*workers_ == 0) return finish("");
+    loop_.after(10ms, [this] { wait_for_workers(); });
+  }
+
+  void finish(const std::string& trouble) {
+    if (!closed_) return;
+    publish();  // a next life must not take for its own what was given up
+    if (trouble.empty())
+      log::info("csvd_closed");
+    else
+      log::warning("csvd_closed why=\"{}\"", trouble);
+    auto done = std::move(closed_);
+    done();
+  }
+
+  AsioLoop& loop_;
+  Config config_;
+  Random random_;
+  std::uint64_t incarnation_;
+  TimePoint started_;
+  std::shared_ptr<int> workers_ = std::make_shared<int>(0);
+  protocol::TcpTransport transport_;
+  Farewells farewells_;
+  std::unique_ptr<admin::AdminServer> admin_;
+  std::unique_ptr<StatusBoard> board_;
+  std::vector<std::size_t> places_;  ///< On the board, in the order of config_.volumes.
+  std::vector<std::optional<cluster::Coordinator>> published_;
+  std::unique_ptr<cluster::StandaloneMembership> membership_;
+  std::vector<std::unique_ptr<service::Coordination>> coordinations_;
+  protocol::FirstMessages first_messages_;
+  std::unique_ptr<protocol::Transport::Listener> listener_;
+  Function<void()> closed_;
+  TaskScope tasks_;
+};
+
+}  // namespace
+
+Expected<std::unique_ptr<Daemon>> Daemon::start(AsioLoop& loop, Config config, Places places) {
+  auto csvd = std::make_unique<Csvd>(loop, std::move(config));
+  CSV_TRY(csvd->build(places));
+  return std::unique_ptr<Daemon>{std::move(csvd)};
+}
+
+void notify_systemd(const std::string& state) {
+  const char* path = std::getenv("NOTIFY_SOCKET");
+  if (path == nullptr) return;
+  sockaddr_un to{};
+  to.sun_family = AF_UNIX;
+  std::string name{path};
+  if (name.empty() || name.size() >= sizeof to.sun_path) return;
+  name.copy(to.sun_path, name.size());
+  if (name.front() == '@') to.sun_path[0] = '\0';  // an abstract one
+  int fd = ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return;
+  auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
+  if (::sendto(fd, state.data(), state.size(), MSG_NOSIGNAL, reinterpret_cast<sockaddr*>(&to),
+               length) < 0)
+    log::warning("notify_failed socket={}", name);
+  ::close(fd);
+}
+
+}  // namespace csv

@@ -1,0 +1,52 @@
+// csvd: see docs/configuration.md. Wiring only.
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "coordinator/daemon.h"
+#include "csvfs/base/asio.h"
+#include "csvfs/base/log.h"
+
+namespace {
+
+int run(const std::string& config_file, bool debug) {
+  using namespace csv;
+  log::set_up("csvd", debug ? log::Level::debug : log::Level::info);
+  auto config = load_config(config_file);
+  if (!config) {
+    std::fprintf(stderr, "csvd: %s\n", config.error().message().c_str());
+    return 2;
+  }
+  AsioLoop loop;
+  auto daemon = Daemon::start(loop, *std::move(config), {});
+  if (!daemon) {
+    std::fprintf(stderr, "csvd: %s\n", daemon.error().message().c_str());
+    return 1;
+  }
+  asio::signal_set signals{loop.context(), SIGTERM, SIGINT};
+  std::function<void(const boost::system::error_code&, int)> on_signal =
+      [&](const boost::system::error_code& error, int number) {
+        if (error) return;
+        log::info("signal number={}", number);
+        notify_systemd("STOPPING=1");
+        (*daemon)->close(20s, [&loop] { loop.stop(); });
+      };
+  signals.async_wait(on_signal);
+  notify_systemd("READY=1");
+  loop.run();
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"csvd takes part in the cluster and coordinates volumes of csvfs"};
+  std::string config = csv::kConfigFile;
+  bool debug = false;
+  app.add_option("--config", config, "The configuration")->capture_default_str();
+  app.add_flag("--debug", debug, "Log details, too");
+  CLI11_PARSE(app, argc, argv);
+  ::signal(SIGPIPE, SIG_IGN);
+  return run(config, debug);
+}
