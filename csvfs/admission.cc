@@ -110,9 +110,11 @@ Task<Expected<std::shared_ptr<LunPath>>> Admission::admit() {
   Key key{answer.reply.admission().key()};
   if (key == Key{}) co_return Error{Errc::refused, "the coordinator gave no key"};
 
-  CSV_CO_TRY(lun, co_await open());
-  CSV_CO_CHECK(check(*lun));
-  auto path = std::make_shared<LunPath>(*setup_.loop, std::move(lun), key);
+  auto lun = co_await open();
+  auto fits = lun ? check(**lun) : Expected<void>{lun.error()};
+  wrong_lun_ = !fits && fits.error() == Errc::refused;
+  if (!fits) co_return fits.error();
+  auto path = std::make_shared<LunPath>(*setup_.loop, *std::move(lun), key);
   candidate_ = path;
   path->lun().on_lost([this, alive = std::weak_ptr{alive_}, weak = std::weak_ptr{path}](Error why) {
     auto strong = weak.lock();

@@ -41,6 +41,8 @@ class Admission {
   [[nodiscard]] Signal& changed() { return changed_; }
   /// Why there is no path.
   [[nodiscard]] const Error& trouble() const { return trouble_; }
+  /// What was found is not the volume's LUN, or cannot be used: waiting will not mend it.
+  [[nodiscard]] bool wrong_lun() const { return wrong_lun_; }
   [[nodiscard]] std::uint64_t admissions() const { return admissions_; }
 
  private:
@@ -61,7 +63,7 @@ class Admission {
   std::shared_ptr<LunPath> candidate_;  // registered, not admitted yet
   Error trouble_;
   std::uint64_t admissions_ = 0, counter_ = 0;
-  bool leaving_ = false;
+  bool leaving_ = false, wrong_lun_ = false;
   TaskScope tasks_;
 };
 

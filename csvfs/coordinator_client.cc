@@ -262,19 +262,16 @@ void CoordinatorClient::send_again_later(std::uint64_t id) {
   });
 }
 
-void CoordinatorClient::answer(std::uint64_t notice, wire::NoticeReply reply) {
+bool CoordinatorClient::answer(std::uint64_t notice, wire::NoticeReply reply) {
   auto found = notices_.find(notice);
-  if (found == notices_.end()) return;
-  bool current = found->second == epoch_;
-  // Without a connection the answer is lost: the coordinator asks again on the next one.
-  if (current && stage_ != Stage::open) return;
+  if (found == notices_.end() || found->second != epoch_ || stage_ != Stage::open) return false;
   notices_.erase(found);
-  if (!current) return;
   protocol::Message message;
   message.frame = frame();
   message.frame.set_id(notice);
   *message.frame.mutable_notice_reply() = std::move(reply);
   connection_->send(std::move(message));
+  return true;
 }
 
 void CoordinatorClient::end_session(Error why) {

@@ -75,7 +75,8 @@ class CoordinatorClient {
 
   /// Calls other than early ones may be sent (the session has been admitted once).
   void open();
-  void answer(std::uint64_t notice, wire::NoticeReply reply);
+  /// False if it could not be sent; the coordinator then asks again, if it still wants to know.
+  bool answer(std::uint64_t notice, wire::NoticeReply reply);
   /// The session is over as far as this side knows (a Fenced notice).
   void end_session(Error why);
   /// No more connecting, nothing more is sent.

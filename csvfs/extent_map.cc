@@ -98,6 +98,22 @@ void ExtentMap::drop_writes(std::uint64_t begin, std::uint64_t end) {
   }
 }
 
+void ExtentMap::committed(GrantId grant, std::uint64_t begin, std::uint64_t end) {
+  if (begin >= end) return;
+  cut_at(begin);
+  cut_at(end);
+  auto at = extents_.lower_bound(begin);
+  for (; at != extents_.end() && at->first < end; ++at) {
+    auto& extent = at->second;
+    if (extent.state != State::granted || extent.grant != grant) continue;
+    extent.state = State::write;
+    extent.grant = {};
+    extent.truncation = 0;
+    at = join(at);
+  }
+  join(at);
+}
+
 void ExtentMap::drop_grant(GrantId grant) {
   std::erase_if(extents_, [grant](const auto& each) {
     return each.second.state == State::granted && each.second.grant == grant;

@@ -35,6 +35,9 @@ class ExtentMap {
   /// Write rights of [begin, end) are gone: what is written may still be read, grants are
   /// forgotten.
   void drop_writes(std::uint64_t begin, std::uint64_t end);
+  /// [begin, end) of the grant has become a part of the file: what of it is still known (has not
+  /// been recalled since) may from now on be read and written in place.
+  void committed(GrantId grant, std::uint64_t begin, std::uint64_t end);
   void drop_grant(GrantId grant);
   void clear() { extents_.clear(); }
 

@@ -10,7 +10,7 @@
 
 namespace csv {
 
-/// An open file as one session of the mount knows it: its layouts, what is in flight on it, and
+/// A file as one session of the mount knows it: its layouts, what is in flight on it, and
 /// what the coordinator has yet to be told. Dies with the session, whatever handles still point at
 /// it.
 struct File {
@@ -64,13 +64,13 @@ class InFlight {
   std::list<File::Range>::iterator at_;
 };
 
-/// The files that programs have open, by inode. One loop.
+/// The files that programs have open or that there are layouts of, by inode. One loop.
 class FileTable {
  public:
   explicit FileTable(Loop& loop) : loop_{&loop} {}
   FilePtr find(InodeId inode) const;
   FilePtr get(InodeId inode, SessionId session);  ///< Made if need be.
-  void forget_unused(const FilePtr& file);
+  void forget_unused(const FilePtr& file);        ///< No effect if it is not.
   void end_session();
   void begin_epoch();  ///< The coordinator's recalls are counted anew.
   void touch(File& file) { file.used = ++count_; }

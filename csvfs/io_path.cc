@@ -15,7 +15,7 @@ constexpr std::uint32_t kMostRedirected = 1 << 20;  ///< Of one message.
 constexpr int kTries = 8;  ///< Layouts that recalls kept taking away; then the coordinator does it.
 constexpr Duration kShippedFor = 1s;  ///< How long an answer `shipped` saves asking again.
 constexpr Duration kGatePoll = 20ms;  ///< The gate is a number in shared memory: nobody calls.
-constexpr std::size_t kMostExtents = 256 * 1024;
+constexpr std::size_t kMostExtents = 128 * 1024;
 
 constexpr std::uint64_t down(std::uint64_t value, std::uint64_t unit) {
   return value - value % unit;
@@ -164,6 +164,7 @@ Task<void> IoPath::give_back(FilePtr file) {
   (void)co_await client_->call(std::move(request), options);
   file->returning = false;
   file->changed.notify();
+  files_->forget_unused(file);
 }
 
 Task<void> IoPath::recall(wire::Recall what) {
@@ -427,8 +428,9 @@ Task<Expected<void>> IoPath::commit(FilePtr file, const Plan& plan) {
       if (answer.error() == Errc::stale_commit) file->extents.drop_grant(piece.grant);
       co_return answer.error();
     }
-    // Asked for again when it is read: what the coordinator thinks we hold is then no question.
-    file->extents.drop(piece.begin, up(piece.end, kBlock));
+    file->extents.committed(piece.grant, piece.begin, piece.end);
+    // The rest of the last block is zeros, and no longer ours alone.
+    file->extents.drop(piece.end, up(piece.end, kBlock));
     file->size =
         answer->reply.has_attr() ? answer->reply.attr().size() : std::max(file->size, piece.end);
   }

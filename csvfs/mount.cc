@@ -105,6 +105,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   void open_answered();
   Task<void> release(FilePtr file);
   Task<void> answer_recall(std::uint64_t id, wire::Recall what);
+  void say_what_was_written(std::uint64_t id, InodeId inode);
   Task<Expected<void>> tell_wrote(FilePtr file);
   Task<Expected<void>> quiet();
   Task<Expected<void>> say_goodbye();
@@ -180,9 +181,7 @@ void VolumeMount::noticed(std::uint64_t id, const wire::Notice& notice) {
       tasks_.spawn(answer_recall(id, notice.recall()));
       return;
     case wire::Notice::kQueryWrote: {
-      wire::NoticeReply reply;
-      reply.set_wrote(take_wrote(InodeId{notice.query_wrote().inode()}));
-      client_.answer(id, std::move(reply));
+      say_what_was_written(id, InodeId{notice.query_wrote().inode()});
       return;
     }
     case wire::Notice::kFenced:
@@ -192,8 +191,18 @@ void VolumeMount::noticed(std::uint64_t id, const wire::Notice& notice) {
 }
 
 Task<void> VolumeMount::answer_recall(std::uint64_t id, wire::Recall what) {
+  InodeId inode{what.inode()};
   co_await io_.recall(std::move(what));
-  client_.answer(id, wire::NoticeReply{});
+  say_what_was_written(id, inode);
+  if (auto file = files_.find(inode)) files_.forget_unused(file);
+}
+
+void VolumeMount::say_what_was_written(std::uint64_t id, InodeId inode) {
+  wire::NoticeReply reply;
+  reply.set_wrote(take_wrote(inode));
+  bool wrote = reply.wrote();
+  bool said = client_.answer(id, std::move(reply));
+  if (!said && wrote) files_.find(inode)->wrote = true;
 }
 
 Task<void> VolumeMount::follow_admission() {
@@ -260,7 +269,7 @@ MountCounters VolumeMount::counters() const {
 Task<Expected<void>> VolumeMount::ready() {
   while (!admitted_once_ || !statistics_ || !root_) {
     if (!client_.connected() && client_.trouble() == Errc::refused) co_return client_.trouble();
-    if (!admission_.path() && admission_.trouble() == Errc::refused) co_return admission_.trouble();
+    if (!admission_.path() && admission_.wrong_lun()) co_return admission_.trouble();
     co_await changed_.wait();
   }
   co_return Expected<void>{};
@@ -347,9 +356,6 @@ Task<Expected<wire::Attr>> VolumeMount::lookup(InodeId parent, std::string name)
   request.mutable_lookup()->set_parent(raw(parent));
   request.mutable_lookup()->set_name(std::move(name));
   CSV_CO_TRY(answer, co_await ask(std::move(request)));
-  // The entry shows the file's times too: the coordinator asks other mounts, and we ask ourselves.
-  InodeId inode{answer.reply.attr().inode()};
-  if (auto file = files_.find(inode); file && file->wrote) co_return co_await fetch_attr(inode);
   co_return noted(std::move(*answer.reply.mutable_attr()));
 }
 
@@ -581,12 +587,12 @@ Task<void> VolumeMount::close(Handle handle) {
   if (--file->handles == 0 && !file->ended) co_await release(file);
 }
 
-/// The last handle is closed: layouts go, and the coordinator learns that the file may be freed.
+/// The last handle is closed, and the coordinator learns that the file may be freed. Layouts stay
+/// for the next opening, until they are recalled.
 Task<void> VolumeMount::release(FilePtr file) {
-  auto quiet = [](const File& each) { return each.in_flight.empty() && each.asking == 0; };
-  while (!file->ended && (file->returning || !quiet(*file))) co_await file->changed.wait();
+  while (!file->ended && (file->returning || !file->in_flight.empty()))
+    co_await file->changed.wait();
   if (file->ended || file->handles > 0) co_return;
-  file->extents.clear();
   file->returning = true;
   if (opens_ > 0) released_.insert(file->inode);
   wire::Request request;
