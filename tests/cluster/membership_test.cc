@@ -227,7 +227,8 @@ TEST_CASE("membership: of two coordinators the higher epoch counts, then the hig
 }
 
 TEST_CASE("membership: a machine without csvd is settled, one that is silent is not") {
-  Cluster cluster{1};
+  Cluster cluster{2};
+  cluster.stop(2);
   cluster.size = 3;
   cluster.start(2);
   cluster.loop.run_for(100ms);
