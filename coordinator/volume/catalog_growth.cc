@@ -7,11 +7,11 @@ namespace csv::volume {
 
 namespace {
 constexpr std::uint64_t kChunkPages = kChunkSize / 4096;
-/// With fewer pages left another chunk is mapped.
+/// Only what frees space may use the last pages, so that a full volume can always be emptied: two
+/// chunks (of the three that a volume begins with).
+constexpr std::uint64_t kKeptForFreeing = 2 * kChunkPages;
+/// With fewer pages left beside those another chunk is mapped.
 constexpr std::uint64_t kGrowBelow = kChunkPages / 2;
-/// With fewer pages left and no space for a chunk, only operations that free go on: enough for two
-/// of the largest transactions.
-constexpr std::uint64_t kKeptForFreeing = 4096;
 }  // namespace
 
 Expected<std::uint64_t> SqlCatalog::free_pages() {
@@ -33,34 +33,24 @@ Expected<void> SqlCatalog::make_room() {
     CSV_TRY(database_->checkpoint());
     ++statistics_.checkpoints;
   }
-  auto kept = std::min<std::uint64_t>(kKeptForFreeing, store_.mapped_pages() / 4);
+  auto kept = [this] {
+    return std::min<std::uint64_t>(kKeptForFreeing, store_.mapped_pages() / 3 * 2);
+  };
   auto pages = CSV_TRY(free_pages());
-  if (pages >= kGrowBelow) {
-    pages_short_ = false;
-    return {};
-  }
-  if (CSV_TRY(grow_database(pages < kept / 2))) pages = CSV_TRY(free_pages());
-  pages_short_ = pages < kept;
+  if (pages < kept() + kGrowBelow && CSV_TRY(grow_database())) pages = CSV_TRY(free_pages());
+  pages_short_ = pages < kept();
   return {};
 }
 
-Expected<bool> SqlCatalog::grow_database(bool may_take_spare) {
-  std::optional<Run> group;
-  if (auto found = allocator_.whole_group())
-    group = *found;
-  else if (found.error() != std::errc::no_space_on_device)
-    return found.error();
-  auto at = group ? group->lun_block * kBlockSize : 0;
-  if (!group) {
-    if (!may_take_spare) return false;
-    auto row = database_->use(sql_->list_chunks);
-    while (CSV_TRY(row.row()))
-      if (row.is_null(1) && at == 0) at = row.u64(0);
-    if (at == 0) return false;
-  }
+Expected<bool> SqlCatalog::grow_database() {
   auto number = store_.info().chunks.size();
+  if (number == kMaxChunks) return false;
+  auto group = allocator_.whole_group();
+  if (!group && group.error() == std::errc::no_space_on_device) return false;
+  CSV_TRY(Expected<Run>{group});
+  auto at = group->lun_block * kBlockSize;
   auto list_it = [&]() -> Expected<void> {
-    if (group) CSV_TRY(allocator_.use({&*group, 1}));
+    CSV_TRY(allocator_.use({&*group, 1}));
     CSV_TRY(database_->run(sql_->put_chunk, at, number));
     return {};
   };
@@ -74,33 +64,11 @@ Expected<void> SqlCatalog::use_mapped_pages() {
   return database_->execute("PRAGMA max_page_count=" + std::to_string(store_.mapped_pages()));
 }
 
-Expected<void> SqlCatalog::keep_spares() {
-  std::uint64_t spares = 0;
-  {
-    auto row = database_->use(sql_->list_chunks);
-    while (CSV_TRY(row.row()))
-      if (row.is_null(1)) ++spares;
-  }
-  for (; spares < kSpareChunks; ++spares) {
-    auto group = allocator_.whole_group();
-    if (!group && group.error() == std::errc::no_space_on_device) return {};
-    CSV_TRY(Expected<Run>{group});
-    auto keep = [&]() -> Expected<void> {
-      CSV_TRY(allocator_.use({&*group, 1}));
-      CSV_TRY(database_->run(sql_->put_chunk, group->lun_block * kBlockSize, nullptr));
-      return {};
-    };
-    CSV_TRY(in_own_transaction(keep));
-  }
-  return {};
-}
-
 Expected<void> SqlCatalog::finish_growth() {
   std::vector<std::uint64_t> listed;
   {
     auto row = database_->use(sql_->list_chunks);
     while (CSV_TRY(row.row())) {
-      if (row.is_null(1)) continue;
       if (row.u64(1) != listed.size())
         return Error{Errc::corrupt, "the catalog's list of its chunks has gaps"};
       listed.push_back(row.u64(0));

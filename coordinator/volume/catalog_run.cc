@@ -31,8 +31,10 @@ Expected<void> SqlCatalog::healthy() const {
 }
 
 Expected<void> SqlCatalog::once(Expected<void> result) {
-  if (!result && failed_) failed_ = result;
-  return result;
+  if (result) return result;
+  if (failed_) failed_ = store_.health();  // says more than SQLite does
+  if (failed_) failed_ = result;
+  return failed_;
 }
 
 std::uint64_t SqlCatalog::dirty_pages() const {
@@ -180,7 +182,6 @@ Expected<void> SqlCatalog::maintain() {
     CSV_TRY(healthy());
     CSV_TRY(make_room());
     if (database_->log_bytes() >= std::min(kCheckpointAt, log_size_ / 4)) CSV_TRY(checkpoint());
-    CSV_TRY(keep_spares());
     if (CSV_TRY(space()).freeing) CSV_TRY(in_own_transaction([&] { return step_freeing(); }));
     return healthy();
   }());

@@ -37,14 +37,8 @@ Expected<void> SqlCatalog::fill_empty(std::int64_t now) {
   std::uint64_t number = 0;
   for (auto at : store_.info().chunks) {
     Run run{at / kBlockSize, kChunkSize / kBlockSize};
-    if (allocator_.contains(run)) CSV_TRY(allocator_.use({&run, 1}));
+    CSV_TRY(allocator_.use({&run, 1}));
     CSV_TRY(database_->run(sql_->put_chunk, at, number++));
-  }
-  for (std::uint64_t spare = 0; spare < kSpareChunks; ++spare) {
-    auto group = allocator_.whole_group();
-    if (!group) return group.error().within("reserving space for the catalog to grow");
-    CSV_TRY(allocator_.use({&*group, 1}));
-    CSV_TRY(database_->run(sql_->put_chunk, group->lun_block * kBlockSize, nullptr));
   }
   // store_counters() writes what differs from `stored_`: all of it, this once.
   stored_ = {UINT64_MAX, UINT64_MAX, UINT64_MAX, 0, 0, 0, 0};

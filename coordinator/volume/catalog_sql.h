@@ -39,7 +39,7 @@ CREATE TABLE groups(
   bitmap BLOB NOT NULL) STRICT;
 CREATE INDEX groups_by_longest_free ON groups(longest_free);
 CREATE TABLE fresh(first INTEGER PRIMARY KEY, count INTEGER NOT NULL) STRICT;
-CREATE TABLE chunks(at INTEGER PRIMARY KEY, number INTEGER UNIQUE) STRICT;
+CREATE TABLE chunks(number INTEGER PRIMARY KEY, at INTEGER NOT NULL UNIQUE) STRICT;
 CREATE TABLE sessions(
   id INTEGER PRIMARY KEY, node INTEGER NOT NULL, incarnation INTEGER NOT NULL,
   ended INTEGER NOT NULL) STRICT;
@@ -95,8 +95,9 @@ struct SqlCatalog::Statements {
   Statement delete_entry{"DELETE FROM entries WHERE parent=?1 AND name=?2"};
   Statement list_entries{
       "SELECT " CSV_INODE_COLUMNS
-      ",e.name,e.cookie FROM entries e INDEXED BY entries_by_cookie CROSS JOIN inodes ON id=e.inode"
-      " WHERE e.parent=?1 AND e.cookie>?2 ORDER BY e.cookie LIMIT ?3"};
+      ",name,cookie FROM (SELECT parent AS directory,name,inode,cookie FROM entries"
+      " INDEXED BY entries_by_cookie) CROSS JOIN inodes ON id=inode"
+      " WHERE directory=?1 AND cookie>?2 ORDER BY cookie LIMIT ?3"};
 
   Statement get_link{"SELECT count FROM links WHERE inode=?1 AND parent=?2"};
   Statement first_link{"SELECT parent FROM links WHERE inode=?1 ORDER BY parent LIMIT 1"};
@@ -151,8 +152,8 @@ struct SqlCatalog::Statements {
   Statement delete_dying{"DELETE FROM dying WHERE id=?1"};
   Statement list_dying{"SELECT lun_block,count FROM dying ORDER BY id LIMIT ?1"};
 
-  Statement list_chunks{"SELECT at,number FROM chunks ORDER BY number IS NULL, number, at"};
-  Statement put_chunk{"INSERT OR REPLACE INTO chunks(at,number) VALUES(?1,?2)"};
+  Statement list_chunks{"SELECT at,number FROM chunks ORDER BY number"};
+  Statement put_chunk{"INSERT INTO chunks(at,number) VALUES(?1,?2)"};
 
   Statement insert_session{"INSERT INTO sessions(id,node,incarnation,ended) VALUES(?1,?2,?3,0)"};
   Statement get_session{"SELECT ended FROM sessions WHERE id=?1"};

@@ -111,8 +111,13 @@ Expected<std::unique_ptr<Database>> Database::open(const char* path, const char*
     CSV_TRY(database->execute("PRAGMA query_only=ON"));
     return database;
   }
-  CSV_TRY(database->execute(
-      "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0"));
+  {
+    Statement mode{"PRAGMA journal_mode=WAL"};
+    auto row = database->use(mode);
+    if (!CSV_TRY(row.row()) || row.bytes(0) != "wal")
+      return Error{Errc::corrupt, "the catalog's database has no write-ahead log"};
+  }
+  CSV_TRY(database->execute("PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0"));
   sqlite3_wal_hook(
       db,
       [](void* self, sqlite3*, const char*, int frames) {

@@ -13,7 +13,6 @@
 namespace csv::volume {
 
 inline constexpr std::uint64_t kSchemaVersion = 1;
-inline constexpr std::uint64_t kSpareChunks = 2;
 inline constexpr std::uint64_t kMaxFileBlocks = 1ull << 32;  ///< 16 TiB.
 /// An extent row lies within one window of its file, so that a window's rows are found by its start
 /// and every change works on few rows.
@@ -224,8 +223,7 @@ class SqlCatalog final : public Catalog {
   // --- The database's own space (catalog_growth.cc)
   Expected<std::uint64_t> free_pages();
   Expected<void> make_room();
-  Expected<bool> grow_database(bool may_take_spare);
-  Expected<void> keep_spares();
+  Expected<bool> grow_database();
   Expected<void> use_mapped_pages();
   Expected<void> finish_growth();
 

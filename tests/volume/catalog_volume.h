@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "coordinator/volume/catalog.h"
+#include "coordinator/volume/catalog_check.h"
 #include "coordinator/volume/volume.h"
 #include "csvfs/base/check.h"
 
@@ -101,12 +102,13 @@ struct TestCatalog {
   Attr directory(std::string_view name, InodeId parent = kRootInode) {
     return must([&](Catalog& c) { return c.make(parent, name, {.mode = S_IFDIR | 0755}, now); });
   }
-  /// Reserves and places `count` blocks at `at`.
+  /// Reserves and places `count` blocks at `at`; what is written is within the file's size.
   std::vector<Run> place(InodeId inode, std::uint64_t at, std::uint64_t count,
                          BlockState state = BlockState::written, GrantId grant = {}) {
     return must([&](Catalog& c) -> Expected<std::vector<Run>> {
       auto runs = CSV_TRY(c.reserve_space(inode, count, 0, 64));
       CSV_TRY(c.place(inode, at, runs, state, grant));
+      if (state == BlockState::written) CSV_TRY(c.grow(inode, (at + count) * kBlockSize, now));
       return runs;
     });
   }
@@ -140,12 +142,21 @@ struct TestCatalog {
     }
   }
 
+  /// What check() finds, each on a line; empty: clean.
+  std::string problems() {
+    CheckReport report;
+    REQUIRE(check_catalog(store, report, {}));
+    std::string all;
+    for (const auto& problem : report.problems) all += problem + "\n";
+    return all;
+  }
+
   FileCatalogStore store;
   std::unique_ptr<Catalog> catalog;
   std::int64_t now = 2000;
 };
 
-inline std::error_code code_of(const auto& result) { return result.error().code(); }
-inline std::error_code code(std::errc number) { return std::make_error_code(number); }
+/// What went wrong, to compare with an errno: 0 if nothing.
+inline int errno_of(const auto& result) { return result ? 0 : result.error().to_errno(); }
 
 }  // namespace csv::volume
