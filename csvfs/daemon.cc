@@ -1,0 +1,247 @@
+#include "csvfs/daemon.h"
+
+#include <malloc.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "coordinator/protocol/tcp_transport.h"
+#include "csvfs/base/asio.h"
+#include "csvfs/base/asio_loop.h"
+#include "csvfs/base/log.h"
+#include "csvfs/base/status_board.h"
+#include "csvfs/fuse_session.h"
+#include "csvfs/mount.h"
+#include "iscsi/configured_lun.h"
+
+namespace csv {
+namespace {
+
+constexpr Duration kReadyWithin = 60s;  ///< csvd may be starting, or taking the volume over.
+constexpr Duration kTick = 1s;
+constexpr Duration kEndWithin = 15s;
+
+#ifndef PR_SET_IO_FLUSHER
+constexpr int PR_SET_IO_FLUSHER = 57;
+#endif
+
+/// The process is on the way of its own memory's write-back: it must neither wait for that nor be
+/// swapped out. What it locks is bounded by its pools and the layouts it may keep.
+void become_part_of_the_io_path(bool lock_memory) {
+  // Buffers of a mebibyte come and go with each request: they stay with the process.
+  ::mallopt(M_MMAP_THRESHOLD, 16 << 20);
+  ::mallopt(M_TRIM_THRESHOLD, 64 << 20);
+  if (::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0 && errno != EPERM)
+    log::warning("mount without PR_SET_IO_FLUSHER error=\"{}\"", std::strerror(errno));
+  rlimit limit{};
+  bool unlimited = ::geteuid() == 0 ||
+                   (::getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur == RLIM_INFINITY);
+  if (!lock_memory || !unlimited) return;
+  if (::mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0)
+    log::warning("mount without locked memory error=\"{}\"", std::strerror(errno));
+}
+
+/// What mount(8) and fstab say to themselves, not to a file system.
+bool is_for_mount_alone(const std::string& option) {
+  static const char* const kOptions[] = {"auto",    "noauto", "defaults", "nofail",
+                                         "_netdev", "user",   "nouser",   "users",
+                                         "owner",   "group",  "rw",       "relatime"};
+  return option.empty() || option.starts_with("x-") || option.starts_with("comment=") ||
+         std::find(std::begin(kOptions), std::end(kOptions), option) != std::end(kOptions);
+}
+
+/// The board as the mount sees it: csvd may come later than we do, and go and come again.
+class BoardView {
+ public:
+  BoardView(std::string name, std::string volume)
+      : name_{std::move(name)}, volume_{std::move(volume)} {}
+
+  Expected<std::string> endpoint() {
+    CSV_TRY(look());
+    auto known = board_->volume(at_);
+    if (!known || known->endpoint.empty())
+      return Error{Errc::retry, "no node coordinates volume " + volume_ + " as far as csvd knows"};
+    return known->endpoint;
+  }
+  [[nodiscard]] TimePoint open_until() {
+    if (!look()) return {};
+    return board_->open_until(at_);
+  }
+  void publish(const BoardMount& mount) {
+    if (look()) board_->publish(at_, mount);
+  }
+
+ private:
+  Expected<void> look() {
+    if (!board_) {
+      auto opened = StatusBoard::open(name_);
+      if (!opened)
+        return Error{Errc::retry, "csvd is not running on this node: " + opened.error().message()};
+      board_ = *std::move(opened);
+    }
+    if (at_ == StatusBoard::kVolumes) at_ = board_->find(volume_, false);
+    if (at_ == StatusBoard::kVolumes)
+      return Error{Errc::retry, "csvd does not know volume " + volume_ + " (its configuration?)"};
+    return {};
+  }
+
+  std::string name_, volume_;
+  std::unique_ptr<StatusBoard> board_;
+  std::size_t at_ = StatusBoard::kVolumes;
+};
+
+const VolumeConfig* find_volume(const Config& config, const std::string& name) {
+  auto found = std::find_if(config.volumes.begin(), config.volumes.end(),
+                            [&](const auto& each) { return each.name == name; });
+  return found == config.volumes.end() ? nullptr : &*found;
+}
+
+/// The parts in the order they need one another; they go in reverse, but for the mount, which goes
+/// before the requests that wait for it (mount.h).
+class Daemon {
+ public:
+  Daemon(DaemonOptions options, Config config, const VolumeConfig& volume,
+         std::function<void()> usable)
+      : options_{std::move(options)},
+        usable_{std::move(usable)},
+        signals_{loop_.context(), SIGTERM, SIGINT},
+        transport_{loop_},
+        board_{options_.board, options_.volume},
+        random_{Random::from_system()} {
+    MountSurroundings surroundings;
+    surroundings.loop = &loop_;
+    surroundings.random = &random_;
+    surroundings.open_lun = iscsi::configured_opener(loop_, config, volume);
+    surroundings.connect = [this](protocol::Connected done) { connect(std::move(done)); };
+    surroundings.open_until = [this] { return board_.open_until(); };
+    surroundings.volume = options_.volume;
+    surroundings.node = config.node;
+    mount_ = Mount::start(std::move(surroundings));
+  }
+  Daemon(const Daemon&) = delete;
+  Daemon& operator=(const Daemon&) = delete;
+  ~Daemon() {
+    tasks_.cancel_all();
+    mount_.reset();
+  }
+
+  Expected<void> run() {
+    signals_.async_wait([this](boost::system::error_code error, int signal) {
+      if (error) return;
+      log::info("mount asked to end volume={} signal={}", options_.volume, signal);
+      leave();
+    });
+    loop_.after(kReadyWithin, [this] { give_up_waiting(); });
+    loop_.post([this] {
+      tick();
+      tasks_.spawn(begin());
+    });
+    loop_.run();
+    return result_;
+  }
+
+ private:
+  void connect(protocol::Connected done) {
+    auto endpoint = board_.endpoint();
+    if (endpoint) return transport_.connect(*endpoint, std::move(done));
+    loop_.post([done = std::move(done), why = endpoint.error()]() mutable { done(why); });
+  }
+
+  Task<void> begin() {
+    auto ready = co_await mount_->ready();
+    if (!ready) co_return finish(ready.error());
+    FuseSession::Options fuse;
+    fuse.source = options_.volume;
+    for (const auto& option : options_.mount_options)
+      if (!is_for_mount_alone(option)) fuse.options.push_back(option);
+    auto session =
+        FuseSession::start(loop_, *mount_, options_.mountpoint, fuse, [this] { leave(); });
+    if (!session) {
+      co_await mount_->end();
+      co_return finish(session.error());
+    }
+    session_ = *std::move(session);
+    log::info("mounted volume={} at={}", options_.volume, options_.mountpoint);
+    tick_once();
+    usable_();
+  }
+
+  void give_up_waiting() {
+    if (session_ || leaving_) return;
+    finish(Error{std::errc::timed_out,
+                 "volume " + options_.volume + " cannot be used: " + mount_->state().reason});
+  }
+
+  /// The kernel has no more requests, or a signal came: once.
+  void leave() {
+    if (std::exchange(leaving_, true)) return;
+    if (!session_) return finish(Error{std::errc::interrupted, "ended before it was mounted"});
+    session_->unmount();
+    // A storage that does not answer must not keep the process: the coordinator fences it then.
+    loop_.after(kEndWithin, [this] { finish({}); });
+    tasks_.spawn(end());
+  }
+
+  Task<void> end() {
+    co_await mount_->end();
+    log::info("unmounted volume={}", options_.volume);
+    finish({});
+  }
+
+  void finish(Expected<void> result) {
+    if (std::exchange(finished_, true)) return;
+    result_ = std::move(result);
+    loop_.stop();
+  }
+
+  void tick() {
+    tick_once();
+    loop_.after(kTick, [this] { tick(); });
+  }
+
+  void tick_once() {
+    auto state = mount_->state();
+    BoardMount out;
+    out.pid = static_cast<std::uint32_t>(::getpid());
+    out.mode = session_ ? state.mode : AccessMode::unavailable;
+    out.reason = state.reason.substr(0, 127);
+    out.since = state.since;
+    out.counters = mount_->counters();
+    board_.publish(out);
+  }
+
+  DaemonOptions options_;
+  std::function<void()> usable_;
+  AsioLoop loop_;
+  asio::signal_set signals_;
+  protocol::TcpTransport transport_;
+  BoardView board_;
+  Random random_;
+  bool leaving_ = false, finished_ = false;
+  Expected<void> result_;
+  std::unique_ptr<FuseSession> session_;
+  std::unique_ptr<Mount> mount_;
+  TaskScope tasks_;
+};
+
+}  // namespace
+
+Expected<void> run_daemon(const DaemonOptions& options, std::function<void()> usable) {
+  auto config = CSV_TRY(load_config(options.config_file));
+  const auto* volume = find_volume(config, options.volume);
+  if (!volume)
+    return Error{Errc::refused,
+                 "there is no volume " + options.volume + " in " + options.config_file};
+  become_part_of_the_io_path(options.lock_memory);
+  Daemon daemon{options, config, *volume, std::move(usable)};
+  return daemon.run();
+}
+
+}  // namespace csv
