@@ -16,11 +16,15 @@ namespace csv::service {
 
 /// How long the coordinator waits for what.
 struct Timing {
-  Duration key_sweep = 1s;          ///< Between two reads of the LUN's keys.
-  Duration lease_term = 3s;         ///< Of a membership lease; a session unheard for longer may be fenced.
-  Duration reconnect_grace = 10s;   ///< A disconnected session is fenced after this, or after the lease when it blocks somebody.
-  Duration shipped_for = 10s;       ///< A file with unaligned writers stays shipped this long after the last one.
-  Duration maintenance = 200ms;     ///< Between two rounds of cleaning up.
+  Duration key_sweep = 1s;   ///< Between two reads of the LUN's keys.
+  Duration lease_term = 3s;  ///< Of a membership lease; a session unheard for longer may be fenced.
+  Duration reconnect_grace = 10s;  ///< A disconnected session is fenced after this, or after the
+                                   ///< lease when it blocks somebody.
+  Duration shipped_for =
+      10s;  ///< A file with unaligned writers stays shipped this long after the last one.
+  Duration maintenance = 200ms;  ///< Between two rounds of cleaning up.
+  Duration silence = 20s;  ///< A connected session that owes an answer to a recall and says nothing
+                           ///< this long is fenced.
 };
 
 struct Surroundings {
@@ -28,7 +32,8 @@ struct Surroundings {
   Random* random = nullptr;
   iscsi::LunOpener open_lun;
   std::function<std::unique_ptr<Worker>()> make_worker;  ///< The volume's writer thread.
-  std::function<TimePoint()> open_until;  ///< This node's membership lease: past it nothing is answered.
+  std::function<TimePoint()>
+      open_until;  ///< This node's membership lease: past it nothing is answered.
   NodeId node{};
   std::uint16_t cluster = 0;
   volume::ClusterTag tag;
@@ -41,7 +46,8 @@ struct Surroundings {
 /// error of a catalog write, superseded). It never serves again after that; a new takeover does.
 ///
 /// One loop; destroying it is like a crash of the process as far as the LUN can tell, unless
-/// close() came first.
+/// close() came first. The loop must run for a moment after that, since the writer thread ends
+/// there.
 class VolumeService {
  public:
   /// The takeover, in the order of docs/safety.md: register a fresh coordinator key, check that no
@@ -50,12 +56,14 @@ class VolumeService {
   static Task<Expected<std::unique_ptr<VolumeService>>> take_over(Surroundings surroundings);
   virtual ~VolumeService() = default;
 
-  /// A mount's connection whose first message was this Hello.
-  virtual void accept(std::unique_ptr<protocol::Connection> connection, protocol::Message hello) = 0;
+  /// A mount's connection whose first message was this Hello. The connection must take a start()
+  /// still: whoever looked at its first message hands on one that does.
+  virtual void accept(std::unique_ptr<protocol::Connection> connection,
+                      protocol::Message hello) = 0;
   /// Called once if it stops by itself, with why.
   virtual void on_stopped(Function<void(Error)> handler) = 0;
   /// Good order: stops accepting, drains its own LUN queue, checkpoints, closes. The key stays
-  /// registered for the successor to preempt (A13, A20).
+  /// registered for the successor to preempt (A13, A20). Destroy it only after the task ended.
   virtual Task<void> close() = 0;
 
   struct SessionStatus {

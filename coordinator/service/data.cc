@@ -1,0 +1,753 @@
+// Layouts, grants, and the content that the coordinator reads and writes itself.
+//
+// What keeps operations on one file apart (docs/coordinator.md):
+//  - the inode's lock, never held while waiting for a mount. What gives blocks another meaning
+//    (truncate, punch, reap), and what changes content through us, takes the whole file
+//    exclusively; making a range stable takes the range; reads, commits and new layouts share.
+//  - holds, under which layouts are recalled and new ones wait.
+#include <linux/falloc.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "coordinator/service/service.h"
+#include "csvfs/base/check.h"
+
+namespace csv::service {
+namespace {
+
+using volume::BlockState;
+using volume::Catalog;
+using volume::kBlockSize;
+using volume::Mapping;
+using volume::Run;
+
+constexpr std::uint64_t kMaxSize = kLastBlock * kBlockSize;  ///< 16 TiB
+constexpr std::uint64_t kStep = 256;  ///< 1 MiB: made stable, or granted, at least at once.
+constexpr std::uint64_t kLargestGrant = 16'384;  ///< 64 MiB
+constexpr std::uint64_t kMostAsked = 4'096;      ///< Blocks of one request that are seen to.
+constexpr std::uint64_t kReach = 16'384;  ///< What is laid out along with them, where it is ready.
+constexpr int kMostSegments = 512;
+constexpr std::size_t kMostRuns = 64;
+/// A layout waits this long for a recall of its range; then the mount gets its content through us.
+constexpr Duration kHoldPatience = 200ms;
+constexpr int kLayoutRounds = 16;
+/// How often space is freed in the hope that there is enough then.
+constexpr int kFreeingRounds = 200;
+
+Error session_ended() { return Error{Errc::session_ended, "the session has ended"}; }
+
+std::uint64_t blocks_up(std::uint64_t bytes) { return (bytes + kBlockSize - 1) / kBlockSize; }
+std::uint64_t step_down(std::uint64_t block) { return block / kStep * kStep; }
+std::uint64_t step_up(std::uint64_t block) { return step_down(block + kStep - 1); }
+Blocks blocks_of(std::uint64_t offset, std::uint64_t length) {
+  return {offset / kBlockSize, blocks_up(offset + length)};
+}
+Blocks blocks_of(const Mapping& piece) {
+  return {piece.file_block, piece.file_block + piece.count};
+}
+
+/// The part of `piece` within `range`; count 0 if there is none.
+Mapping part(const Mapping& piece, Blocks range) {
+  auto first = std::max(piece.file_block, range.first);
+  auto end = std::min(blocks_of(piece).end, range.end);
+  auto out = piece;
+  out.count = first < end ? end - first : 0;
+  if (out.count == 0) return out;
+  if (piece.state != BlockState::hole) out.lun_block += first - piece.file_block;
+  out.file_block = first;
+  return out;
+}
+
+bool is_space_short(const Error& error) {
+  return error == std::error_code{ENOSPC, std::generic_category()};
+}
+
+Expected<void> must_be_file(const volume::Attr& attr) {
+  if (S_ISREG(attr.mode)) return {};
+  return errno_error(S_ISDIR(attr.mode) ? EISDIR : EINVAL, "not a regular file");
+}
+
+/// Runs handed out to holes, in order.
+class Handout {
+ public:
+  explicit Handout(std::vector<Run> runs) : runs_{std::move(runs)} {}
+  std::vector<Run> take(std::uint64_t count) {
+    std::vector<Run> taken;
+    while (count > 0) {
+      CSV_CHECK(at_ < runs_.size());  // as much was reserved as there are holes
+      auto& run = runs_[at_];
+      auto now = std::min(count, run.count);
+      taken.push_back({run.lun_block, now});
+      run.lun_block += now;
+      run.count -= now;
+      count -= now;
+      if (run.count == 0) ++at_;
+    }
+    return taken;
+  }
+
+ private:
+  std::vector<Run> runs_;
+  std::size_t at_ = 0;
+};
+
+/// What a write to holes and unwritten space changes in the mapping.
+struct Gain {
+  struct Placement {
+    std::uint64_t file_block = 0;
+    std::vector<Run> runs;
+  };
+  std::vector<Placement> placements;
+  std::vector<Blocks> unwritten;
+  [[nodiscard]] bool any() const { return !placements.empty() || !unwritten.empty(); }
+
+  Expected<void> apply(Catalog& catalog, InodeId inode) const {
+    for (const auto& one : placements)
+      CSV_TRY(catalog.place(inode, one.file_block, one.runs, BlockState::written, GrantId{}));
+    for (auto range : unwritten) CSV_TRY(catalog.mark_written(inode, range.first, range.count()));
+    return {};
+  }
+};
+
+std::uint64_t holes_of(const std::vector<Mapping>& pieces) {
+  std::uint64_t holes = 0;
+  for (const auto& piece : pieces)
+    if (piece.state == BlockState::hole) holes += piece.count;
+  return holes;
+}
+
+bool any_granted(const std::vector<Mapping>& pieces) {
+  return std::any_of(pieces.begin(), pieces.end(),
+                     [](const auto& piece) { return piece.state == BlockState::granted; });
+}
+
+Answer shipped_answer() {
+  Answer answer;
+  answer.reply.mutable_layout()->set_shipped(true);
+  return answer;
+}
+
+void add_segment(wire::LayoutReply& layout, const Mapping& piece, std::uint32_t state) {
+  auto& out = *layout.add_segments();
+  out.set_offset(piece.file_block * kBlockSize);
+  out.set_length(piece.count * kBlockSize);
+  if (state != 0) out.set_lun_offset(piece.lun_block * kBlockSize);
+  out.set_state(state);
+}
+
+constexpr std::uint32_t kZeros = 0, kWritten = 1, kGranted = 2;
+
+/// For reading: what is written below the size, for good; the rest of what was asked for, for now.
+void lay_out_for_reading(wire::LayoutReply& layout, const std::vector<Mapping>& map, Blocks asked,
+                         std::uint64_t size) {
+  Blocks inside{0, blocks_up(size)};
+  for (const auto& piece : map) {
+    if (layout.segments_size() >= kMostSegments) return;
+    auto below = part(piece, inside);
+    if (below.count == 0) return;
+    if (below.state == BlockState::written) {
+      add_segment(layout, below, kWritten);
+    } else if (auto wanted = part(below, asked); wanted.count > 0) {
+      add_segment(layout, wanted, kZeros);
+    }
+  }
+}
+
+/// For writing: what is written below the size, and the session's own grant. Returns how many
+/// blocks from the start of `asked` on can be written under it.
+std::uint64_t lay_out_for_writing(wire::LayoutReply& layout, const std::vector<Mapping>& map,
+                                  Blocks asked, std::uint64_t size, GrantId grant) {
+  Blocks inside{0, blocks_up(size)};
+  auto ready = asked.first;
+  for (const auto& piece : map) {
+    if (layout.segments_size() >= kMostSegments) break;
+    if (piece.state == BlockState::granted && piece.grant == grant && grant != GrantId{}) {
+      add_segment(layout, piece, kGranted);
+      layout.set_grant(raw(grant));
+      if (piece.file_block <= ready) ready = blocks_of(piece).end;
+    } else if (piece.state == BlockState::written) {
+      auto below = part(piece, inside);
+      if (below.count == 0) continue;
+      add_segment(layout, below, kWritten);
+      if (below.file_block <= ready) ready = blocks_of(below).end;
+    }
+  }
+  return std::min(ready, asked.end) - asked.first;
+}
+
+}  // namespace
+
+Task<Expected<Service::Look>> Service::look(InodeId inode, Blocks range) {
+  auto body = [inode, range](Catalog& catalog) -> Expected<Look> {
+    Look seen;
+    seen.attr = CSV_TRY(catalog.attr(inode));
+    CSV_TRY(must_be_file(seen.attr));
+    if (range.first < range.end) seen.map = CSV_TRY(catalog.map(inode, range.first, range.count()));
+    return seen;
+  };
+  co_return co_await writer_.read(std::move(body));
+}
+
+// ---------------------------------------------------------------------------- layouts
+
+Task<Service::Outcome> Service::layout(CallRef call) {
+  const auto& asked = call->request.layout();
+  auto session = call->session;
+  InodeId inode{asked.inode()};
+  auto kind = asked.write() ? Layouts::Kind::write : Layouts::Kind::read;
+  if (session->key == Key{})
+    co_return Error{Errc::refused, "the session has no admitted key to do I/O with"};
+  if (asked.offset() >= kMaxSize) co_return errno_error(EFBIG, "layout");
+  auto range = blocks_of(asked.offset(),
+                         std::clamp<std::uint64_t>(asked.length(), 1, kMaxSize - asked.offset()));
+  range.end = std::min(range.end, range.first + kMostAsked);
+
+  for (int round = 0; round < kLayoutRounds; ++round) {
+    if (asked.write() && layouts_.shipped(inode)) co_return shipped_answer();
+    // No longer: whoever recalls may be waiting for a lease to end (A18).
+    if (!co_await layouts_.wait_while_held(inode, range, kind, kHoldPatience))
+      co_return shipped_answer();
+    auto lock = co_await locks_.lock(inode, range, InodeLocks::Mode::shared);
+    if (session->ending) co_return session_ended();
+    if (layouts_.held_back(inode, range, kind)) continue;
+    Blocks reach{range.first, std::min(kLastBlock, std::max(range.end, range.first + kReach))};
+    if (layouts_.held_back(inode, reach, kind)) reach = range;
+    // Recorded and numbered before the mapping is looked up, without a wait in between: a recall
+    // that starts from here on asks this session, and its number tells the mount that this answer,
+    // should it come after it, is void.
+    layouts_.add(inode, session->id, reach, kind);
+    auto sequence = recall_sequence_;
+    auto seen = co_await look(inode, reach);
+    if (!seen) {
+      if (is_stale(seen.error())) layouts_.drop(inode, session->id);
+      co_return seen.error();
+    }
+    Answer answer;
+    auto& layout = *answer.reply.mutable_layout();
+    layout.set_size(seen->attr.size);
+    layout.set_truncation(seen->attr.truncation);
+    layout.set_sequence(sequence);
+    layout.set_write(asked.write());
+    if (!asked.write()) {
+      lay_out_for_reading(layout, seen->map, range, seen->attr.size);
+      tasks_.spawn(shed_layouts(session));
+      co_return std::move(answer);
+    }
+    auto ready = lay_out_for_writing(layout, seen->map, range, seen->attr.size,
+                                     layouts_.grant(inode, session->id));
+    if (ready == range.count() || (ready > 0 && round > 0)) {
+      tasks_.spawn(shed_layouts(session));
+      co_return std::move(answer);
+    }
+    lock.release();
+    CSV_CO_TRY(can_be, co_await prepare_write(session, inode, range, seen->attr.size));
+    if (!can_be) co_return shipped_answer();
+  }
+  // Others keep taking away what was made ready: let the coordinator do it.
+  co_return shipped_answer();
+}
+
+/// Makes what it can of `asked` writable under a layout: below the end stable, beyond it granted.
+/// False where neither is possible.
+Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, Blocks asked,
+                                            std::uint64_t size_seen) {
+  bool beyond = asked.end > blocks_up(size_seen);
+  Blocks steps{step_down(asked.first), std::min(kLastBlock, step_up(asked.end))};
+  auto lock = co_await locks_.lock(inode, {steps.first, beyond ? kLastBlock : steps.end},
+                                   InodeLocks::Mode::exclusive);
+  if (session->ending) co_return session_ended();
+  CSV_CO_TRY(seen, co_await look(inode, steps));
+  auto mine = layouts_.grant(inode, session->id);
+  auto inside = blocks_up(seen.attr.size);
+
+  bool others_grant = false, missing = false;
+  std::vector<Mapping> pieces;
+  for (const auto& each : seen.map) {
+    auto wanted = part(each, asked);
+    if (wanted.count > 0 && each.state == BlockState::granted && each.grant != mine)
+      others_grant = true;
+    auto below = part(each, {0, inside});
+    if (below.count == 0 ||
+        (below.state != BlockState::hole && below.state != BlockState::unwritten))
+      continue;
+    pieces.push_back(below);
+    missing = missing || part(below, asked).count > 0;
+  }
+  if (others_grant) {
+    // Two sessions write beyond the end of one file, or what a session was granted by a former
+    // coordinator is still there. All grants come back; should it go on, the file is shipped.
+    lock.release();
+    layouts_.note_contended_write(inode, session->id, around_.timing.shipped_for);
+    auto alone = co_await quiet(session, inode, kWholeFile, false);
+    if (!alone) co_return alone.error();
+    CSV_CO_CHECK(co_await drop_unknown_grants(inode));
+    co_return true;
+  }
+  if (missing) CSV_CO_CHECK(co_await make_stable(inode, std::move(pieces)));
+  if (asked.end <= inside || !beyond) co_return true;
+
+  auto from = std::max(asked.first, inside);
+  auto step = std::clamp(blocks_up(seen.attr.size) / 8, kStep, kLargestGrant);
+  Blocks ahead{from, std::min(kLastBlock, std::max(from + step, asked.end))};
+  CSV_CO_TRY(room, co_await look(inode, ahead));
+  for (const auto& each : room.map) {
+    if (each.state == BlockState::granted && each.grant == mine) continue;
+    // Space that fallocate put beyond the end: writing there directly, before the size says so,
+    // would leave content beyond the end. What was found before it can be used.
+    if (each.state != BlockState::hole) co_return each.file_block > from;
+    if (each.file_block >= asked.end) co_return true;
+    auto least = asked.end - each.file_block;
+    CSV_CO_CHECK(co_await give_grant(session, inode, blocks_of(each), least));
+    co_return true;
+  }
+  co_return true;
+}
+
+/// Pieces below the end that are holes or unwritten become written zeros: from then on their
+/// mapping cannot change under a write (A8).
+Task<Expected<void>> Service::make_stable(InodeId inode, std::vector<Mapping> pieces) {
+  CSV_CO_TRY(runs, co_await reserve(inode, holes_of(pieces)));
+  Gain gain;
+  std::vector<Content::Extent> zeros;
+  Handout handout{runs};
+  for (const auto& piece : pieces) {
+    if (piece.state == BlockState::unwritten) {
+      gain.unwritten.push_back(blocks_of(piece));
+      zeros.push_back({piece.lun_block * kBlockSize, piece.count * kBlockSize});
+      continue;
+    }
+    gain.placements.push_back({piece.file_block, handout.take(piece.count)});
+    for (auto run : gain.placements.back().runs)
+      zeros.push_back({run.lun_block * kBlockSize, run.count * kBlockSize});
+  }
+  auto done = judge(co_await content_.zero(std::move(zeros)));
+  // Past the volatile cache before the state says so, or a power loss could show old content (A7).
+  if (done) done = judge(co_await content_.flush());
+  if (done) {
+    auto body = [inode, gain](Catalog& catalog) { return gain.apply(catalog, inode); };
+    done = co_await writer_.change(std::move(body));
+  }
+  if (!done) cancel_reservation(std::move(runs));
+  co_return std::move(done);
+}
+
+/// Blocks beyond the end, of a hole, that this session alone may write and then commit.
+Task<Expected<void>> Service::give_grant(SessionRef session, InodeId inode, Blocks hole,
+                                         std::uint64_t least) {
+  least = std::min(least, hole.count());
+  auto reserved = co_await reserve(inode, hole.count());
+  if (!reserved && is_space_short(reserved.error()) && least < hole.count())
+    reserved = co_await reserve(inode, least);
+  if (!reserved) co_return reserved.error();
+  auto runs = std::move(*reserved);
+  std::uint64_t count = 0;
+  for (auto run : runs) count += run.count;
+  auto body = [id = session->id, inode, first = hole.first, runs,
+               had = layouts_.grant(inode, session->id)](Catalog& catalog) -> Expected<GrantId> {
+    auto grant = had;
+    if (grant == GrantId{}) grant = CSV_TRY(catalog.new_grant(id, inode));
+    CSV_TRY(catalog.place(inode, first, runs, BlockState::granted, grant));
+    return grant;
+  };
+  auto grant = co_await writer_.change(std::move(body));
+  if (!grant) {
+    cancel_reservation(std::move(runs));
+    co_return grant.error();
+  }
+  layouts_.set_grant(inode, session->id, *grant, {hole.first, hole.first + count});
+  co_return Expected<void>{};
+}
+
+Task<Service::Outcome> Service::layout_return(CallRef call) {
+  const auto& asked = call->request.layout_return();
+  InodeId inode{asked.inode()};
+  if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
+  if (layouts_.may_have_grant(inode, call->session_id))
+    CSV_CO_CHECK(co_await drop_grants(call->session_id, inode));
+  layouts_.drop(inode, call->session_id);
+  co_return Answer{};
+}
+
+/// A commit waits for no recall: a mount may have to finish it before it can answer one.
+Task<Service::Outcome> Service::commit(CallRef call) {
+  const auto& asked = call->request.commit();
+  auto end = asked.offset() + asked.length();
+  if (asked.grant() == 0 || asked.length() == 0 || asked.offset() % kBlockSize != 0 ||
+      end > kMaxSize)
+    co_return Error{Errc::refused, "a commit names blocks of a grant"};
+  InodeId inode{asked.inode()};
+  auto range = blocks_of(asked.offset(), asked.length());
+  auto lock = co_await locks_.lock(inode, range, InodeLocks::Mode::shared);
+  // The session's writes were answered before it sent this, so a flush that starts now covers them.
+  CSV_CO_CHECK(judge(co_await content_.flush()));
+  auto body = [call, inode, range, end,
+               now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
+    const auto& what = call->request.commit();
+    CSV_TRY(catalog.commit_grant(inode, GrantId{what.grant()}, range.first, range.count(),
+                                 what.truncation()));
+    auto attr = CSV_TRY(catalog.attr(inode));
+    attr = CSV_TRY(end > attr.size ? catalog.grow(inode, end, now) : catalog.touch(inode, now));
+    wire::Reply reply;
+    fill(*reply.mutable_attr(), attr);
+    return reply;
+  };
+  auto outcome = co_await settle(call, std::move(body));
+  if (!outcome && outcome.error() == Errc::stale_commit) ++stale_commits_;
+  co_return std::move(outcome);
+}
+
+// ---------------------------------------------------------------------------- space
+
+/// Space in memory, or what there is after freeing what is about to become free.
+Task<Expected<std::vector<Run>>> Service::reserve(InodeId inode, std::uint64_t count) {
+  if (count == 0) co_return std::vector<Run>{};
+  for (int round = 0;; ++round) {
+    auto body = [inode, count](Catalog& catalog) {
+      return catalog.reserve_space(inode, count, 0, kMostRuns);
+    };
+    auto runs = co_await writer_.read(std::move(body));
+    if (runs || !is_space_short(runs.error()) || round >= kFreeingRounds) co_return std::move(runs);
+    CSV_CO_TRY(freed, co_await free_space());
+    if (!freed) co_return std::move(runs);
+  }
+}
+
+void Service::cancel_reservation(std::vector<Run> runs) {
+  if (!runs.empty()) tasks_.spawn(cancel_reservation_now(std::move(runs)));
+}
+
+Task<void> Service::cancel_reservation_now(std::vector<Run> runs) {
+  auto body = [runs = std::move(runs)](Catalog& catalog) -> Expected<void> {
+    catalog.cancel_reservation(runs);
+    return {};
+  };
+  (void)co_await writer_.read(std::move(body));
+}
+
+// ---------------------------------------------------------------------------- content
+
+Task<Service::Outcome> Service::read(CallRef call) {
+  const auto& asked = call->request.read();
+  InodeId inode{asked.inode()};
+  if (asked.offset() >= kMaxSize || asked.length() == 0) co_return Answer{};
+  auto length = std::min<std::uint64_t>(asked.length(), kMaxSize - asked.offset());
+  auto range = blocks_of(asked.offset(), length);
+  auto lock = co_await locks_.lock(inode, range, InodeLocks::Mode::shared);
+  if (call->session->ending) co_return session_ended();
+  CSV_CO_TRY(seen, co_await look(inode, range));
+  if (asked.offset() >= seen.attr.size) co_return Answer{};
+  length = std::min(length, seen.attr.size - asked.offset());
+  range = blocks_of(asked.offset(), length);
+  auto buffer = std::make_shared<Buffer>(Buffer::zeroed(range.count() * kBlockSize));
+  std::vector<Content::Piece> pieces;
+  for (const auto& each : seen.map) {
+    auto wanted = part(each, range);
+    if (wanted.count == 0 || wanted.state != BlockState::written) continue;
+    pieces.push_back({wanted.lun_block * kBlockSize, (wanted.file_block - range.first) * kBlockSize,
+                      wanted.count * kBlockSize});
+  }
+  CSV_CO_CHECK(judge(co_await content_.read(buffer, std::move(pieces))));
+  call->session->read_bytes += length;
+  Answer answer;
+  auto skip = asked.offset() % kBlockSize;
+  if (skip == 0) {
+    answer.bulk = std::move(*buffer);
+    answer.bulk.cut(length);
+  } else {
+    answer.bulk = Buffer::copy_of(buffer->span().subspan(skip, length));
+  }
+  co_return std::move(answer);
+}
+
+/// Unaligned, appending, or small: done here, alone with the file, so that two of them cannot each
+/// put back what the other has just replaced (A9).
+Task<Service::Outcome> Service::write(CallRef call) {
+  const auto& asked = call->request.write();
+  InodeId inode{asked.inode()};
+  auto session = call->session;
+  std::uint64_t length = call->content->size();
+  if (length == 0) co_return Error{Errc::refused, "a write of nothing"};
+  if (!asked.append() && (asked.offset() >= kMaxSize || length > kMaxSize - asked.offset()))
+    co_return errno_error(EFBIG, "write");
+  layouts_.note_contended_write(inode, session->id, around_.timing.shipped_for);
+
+  Blocks range = asked.append() ? Blocks{} : blocks_of(asked.offset(), length);
+  if (layouts_.shipped(inode)) range = kWholeFile;
+  bool clear_grants = false;
+  for (;;) {
+    auto alone = co_await quiet(session, inode, range, false);
+    if (!alone) co_return alone.error();
+    if (std::exchange(clear_grants, false)) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
+    Blocks at = asked.append() ? Blocks{} : blocks_of(asked.offset(), length);
+    CSV_CO_TRY(seen, co_await look(inode, at));
+    auto offset = asked.append() ? seen.attr.size : asked.offset();
+    if (length > kMaxSize - offset) co_return errno_error(EFBIG, "write");
+    auto needed = blocks_of(offset, length);
+    if (asked.append()) {
+      CSV_CO_TRY(tail, co_await look(inode, needed));
+      seen.map = std::move(tail.map);
+    }
+    // What others may do at the end of the file (grants, the last block) is affected by a new end.
+    if (offset + length > seen.attr.size)
+      needed = {std::min(needed.first, seen.attr.size / kBlockSize), kLastBlock};
+    if (anyone_holds(inode, needed, false)) {
+      range = needed;
+      continue;
+    }
+    if (any_granted(seen.map)) {
+      // Granted to nobody that holds it: left from before a takeover. Certain only once nobody
+      // holds anything of the file.
+      range = kWholeFile;
+      clear_grants = true;
+      continue;
+    }
+    co_return co_await write_alone(call, offset, std::move(seen));
+  }
+}
+
+/// One transaction: new space comes from a reservation, is written, and then placed as written
+/// together with the size and the answer.
+Task<Service::Outcome> Service::write_alone(CallRef call, std::uint64_t offset, Look seen) {
+  InodeId inode{call->request.write().inode()};
+  std::uint64_t length = call->content->size();
+  auto end = offset + length;
+  auto range = blocks_of(offset, length);
+  CSV_CO_TRY(image, co_await compose(call, offset, seen.map));
+  CSV_CO_TRY(runs, co_await reserve(inode, holes_of(seen.map)));
+  Gain gain;
+  Handout handout{runs};
+  std::vector<Content::Piece> pieces;
+  auto add = [&](std::uint64_t file_block, Run run) {
+    pieces.push_back({run.lun_block * kBlockSize, (file_block - range.first) * kBlockSize,
+                      run.count * kBlockSize});
+  };
+  for (const auto& piece : seen.map) {
+    if (piece.state == BlockState::hole) {
+      gain.placements.push_back({piece.file_block, handout.take(piece.count)});
+      auto file_block = piece.file_block;
+      for (auto run : gain.placements.back().runs) {
+        add(file_block, run);
+        file_block += run.count;
+      }
+      continue;
+    }
+    if (piece.state == BlockState::unwritten) gain.unwritten.push_back(blocks_of(piece));
+    add(piece.file_block, {piece.lun_block, piece.count});
+  }
+  auto done = judge(co_await content_.write(image, std::move(pieces)));
+  if (done && gain.any()) done = judge(co_await content_.flush());
+  if (!done) {
+    cancel_reservation(std::move(runs));
+    co_return done.error();
+  }
+  auto body = [inode, offset, length, end, gain,
+               now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
+    CSV_TRY(gain.apply(catalog, inode));
+    auto attr = CSV_TRY(catalog.attr(inode));
+    attr = CSV_TRY(end > attr.size ? catalog.grow(inode, end, now) : catalog.touch(inode, now));
+    wire::Reply reply;
+    auto& written = *reply.mutable_written();
+    written.set_offset(offset);
+    written.set_length(static_cast<std::uint32_t>(length));
+    fill(*written.mutable_attr(), attr);
+    return reply;
+  };
+  auto outcome = co_await settle(call, std::move(body));
+  if (!outcome) {
+    cancel_reservation(std::move(runs));
+  } else {
+    call->session->write_bytes += length;
+  }
+  co_return std::move(outcome);
+}
+
+/// Whole blocks as they are to stand: the request's content, around it what was there, and zeros
+/// where nothing was. Bytes beyond the end are zeros on the LUN already, so they stay so.
+Task<Expected<Content::BufferRef>> Service::compose(CallRef call, std::uint64_t offset,
+                                                    std::vector<Mapping> map) {
+  std::uint64_t length = call->content->size();
+  auto range = blocks_of(offset, length);
+  auto skip = offset % kBlockSize;
+  if (skip == 0 && length % kBlockSize == 0) co_return call->content;
+  auto image = std::make_shared<Buffer>(Buffer::zeroed(range.count() * kBlockSize));
+  std::vector<Content::Piece> pieces;
+  auto keep = [&](std::uint64_t block) {
+    for (const auto& each : map) {
+      auto one = part(each, {block, block + 1});
+      if (one.count > 0 && one.state == BlockState::written)
+        pieces.push_back(
+            {one.lun_block * kBlockSize, (block - range.first) * kBlockSize, kBlockSize});
+    }
+  };
+  if (skip != 0) keep(range.first);
+  bool same_block = skip != 0 && range.count() == 1;
+  if ((offset + length) % kBlockSize != 0 && !same_block) keep(range.end - 1);
+  CSV_CO_CHECK(judge(co_await content_.read(image, std::move(pieces))));
+  auto from = call->content->span();
+  std::copy(from.begin(), from.end(), image->span().begin() + static_cast<std::ptrdiff_t>(skip));
+  co_return image;
+}
+
+// ---------------------------------------------------------------------------- other mappings
+
+Task<Service::Outcome> Service::truncate(CallRef call, InodeId inode, std::uint64_t size,
+                                         std::optional<volume::AttrChange> change) {
+  if (size > kMaxSize) co_return errno_error(EFBIG, "truncate");
+  auto alone = co_await quiet(call->session, inode, kWholeFile, true);
+  if (!alone) co_return alone.error();
+  CSV_CO_TRY(seen, co_await look(inode, {}));
+  if (size < seen.attr.size && size % kBlockSize != 0) {
+    auto tail = std::min(seen.attr.size, blocks_up(size) * kBlockSize);
+    CSV_CO_CHECK(co_await zero_bytes(inode, size, tail));
+    CSV_CO_CHECK(judge(co_await content_.flush()));
+  }
+  auto body = [inode, size, change, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
+    auto attr = CSV_TRY(catalog.truncate(inode, size, now));
+    if (change) attr = CSV_TRY(catalog.change(inode, *change, now));
+    wire::Reply reply;
+    fill(*reply.mutable_attr(), attr);
+    return reply;
+  };
+  co_return co_await settle(call, std::move(body));
+}
+
+/// [from, to) lies in one block.
+Task<Expected<void>> Service::zero_bytes(InodeId inode, std::uint64_t from, std::uint64_t to) {
+  if (from >= to) co_return Expected<void>{};
+  auto block = from / kBlockSize;
+  CSV_CO_TRY(seen, co_await look(inode, {block, block + 1}));
+  const auto& piece = seen.map.front();
+  if (piece.state != BlockState::written) co_return Expected<void>{};
+  auto buffer = std::make_shared<Buffer>(kBlockSize);
+  std::vector<Content::Piece> whole{{piece.lun_block * kBlockSize, 0, kBlockSize}};
+  CSV_CO_CHECK(judge(co_await content_.read(buffer, whole)));
+  auto part_to_clear = buffer->span().subspan(from % kBlockSize, to - from);
+  std::fill(part_to_clear.begin(), part_to_clear.end(), std::byte{});
+  CSV_CO_CHECK(judge(co_await content_.write(buffer, whole)));
+  co_return Expected<void>{};
+}
+
+Task<Service::Outcome> Service::allocate(CallRef call) {
+  const auto& asked = call->request.allocate();
+  if (asked.length() == 0) co_return errno_error(EINVAL, "fallocate");
+  if (asked.offset() >= kMaxSize || asked.length() > kMaxSize - asked.offset())
+    co_return errno_error(EFBIG, "fallocate");
+  switch (asked.mode()) {
+    case 0:
+    case FALLOC_FL_KEEP_SIZE: co_return co_await fill_space(call);
+    case FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE: co_return co_await punch(call);
+    case FALLOC_FL_ZERO_RANGE:
+    case FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE: co_return co_await zero_range(call);
+    default: co_return errno_error(EOPNOTSUPP, "fallocate");
+  }
+}
+
+/// Gives every hole of the range unwritten space, in as many transactions as that takes.
+Task<Expected<void>> Service::fill_holes(SessionRef on_behalf, InodeId inode, Blocks range) {
+  int rounds = 0;
+  while (range.first < range.end) {
+    if (on_behalf->ending) co_return session_ended();
+    auto body = [inode, range](Catalog& catalog) {
+      return catalog.fill(inode, range.first, range.count());
+    };
+    auto progress = co_await writer_.change(std::move(body));
+    if (progress) {
+      range.first += progress->done;
+      continue;
+    }
+    if (!is_space_short(progress.error()) || rounds++ >= kFreeingRounds) co_return progress.error();
+    CSV_CO_TRY(freed, co_await free_space());
+    if (!freed) co_return progress.error();
+  }
+  co_return Expected<void>{};
+}
+
+/// The end of an allocation: the size, unless it is to be kept.
+Task<Service::Outcome> Service::settle_size(CallRef call, bool keep_size) {
+  const auto& asked = call->request.allocate();
+  InodeId inode{asked.inode()};
+  auto end = asked.offset() + asked.length();
+  auto body = [inode, end, keep_size, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
+    auto attr = CSV_TRY(catalog.attr(inode));
+    if (end > attr.size && keep_size) CSV_TRY(catalog.keep_beyond_end(inode));
+    bool grows = end > attr.size && !keep_size;
+    attr = CSV_TRY(grows ? catalog.grow(inode, end, now) : catalog.touch(inode, now));
+    wire::Reply reply;
+    fill(*reply.mutable_attr(), attr);
+    return reply;
+  };
+  co_return co_await settle(call, std::move(body));
+}
+
+Task<Service::Outcome> Service::fill_space(CallRef call) {
+  const auto& asked = call->request.allocate();
+  InodeId inode{asked.inode()};
+  auto range = blocks_of(asked.offset(), asked.length());
+  auto alone = co_await quiet(call->session, inode, kWholeFile, false);
+  if (!alone) co_return alone.error();
+  CSV_CO_TRY(seen, co_await look(inode, range));
+  // Granted blocks are not holes, but would become some again when the grant ends.
+  if (any_granted(seen.map)) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
+  CSV_CO_CHECK(co_await fill_holes(call->session, inode, range));
+  co_return co_await settle_size(call, (asked.mode() & FALLOC_FL_KEEP_SIZE) != 0);
+}
+
+/// Zeros in the blocks that a range covers only in part. Returns those that it covers wholly, where
+/// a block that holds the end of the file counts as whole if nothing of the file follows the range.
+Task<Expected<Blocks>> Service::zero_edges(InodeId inode, std::uint64_t offset, std::uint64_t end) {
+  CSV_CO_TRY(seen, co_await look(inode, {}));
+  bool to_the_end = end >= seen.attr.size;
+  Blocks inner{blocks_up(offset), to_the_end ? blocks_up(end) : end / kBlockSize};
+  CSV_CO_CHECK(co_await zero_bytes(inode, offset, std::min(end, inner.first * kBlockSize)));
+  if (!to_the_end && inner.end >= inner.first)
+    CSV_CO_CHECK(co_await zero_bytes(inode, inner.end * kBlockSize, end));
+  // Before the transaction that answers for it.
+  CSV_CO_CHECK(judge(co_await content_.flush()));
+  co_return inner;
+}
+
+Task<Service::Outcome> Service::punch(CallRef call) {
+  const auto& asked = call->request.allocate();
+  InodeId inode{asked.inode()};
+  auto end = asked.offset() + asked.length();
+  auto range = blocks_of(asked.offset(), asked.length());
+  auto alone = co_await quiet(call->session, inode, range, true);
+  if (!alone) co_return alone.error();
+  CSV_CO_TRY(inner, co_await zero_edges(inode, asked.offset(), end));
+  auto body = [inode, inner, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
+    volume::Attr attr;
+    if (inner.first < inner.end) {
+      attr = CSV_TRY(catalog.punch(inode, inner.first, inner.count(), false, now)).attr;
+    } else {
+      attr = CSV_TRY(catalog.touch(inode, now));
+    }
+    wire::Reply reply;
+    fill(*reply.mutable_attr(), attr);
+    return reply;
+  };
+  co_return co_await settle(call, std::move(body));
+}
+
+Task<Service::Outcome> Service::zero_range(CallRef call) {
+  const auto& asked = call->request.allocate();
+  InodeId inode{asked.inode()};
+  auto end = asked.offset() + asked.length();
+  auto range = blocks_of(asked.offset(), asked.length());
+  auto alone = co_await quiet(call->session, inode, {range.first, kLastBlock}, true);
+  if (!alone) co_return alone.error();
+  CSV_CO_TRY(inner, co_await zero_edges(inode, asked.offset(), end));
+  while (inner.first < inner.end) {
+    if (call->session->ending) co_return session_ended();
+    auto body = [inode, inner, now = wall_now()](Catalog& catalog) {
+      return catalog.punch(inode, inner.first, inner.count(), true, now);
+    };
+    CSV_CO_TRY(progress, co_await writer_.change(std::move(body)));
+    inner.first += progress.done;
+  }
+  CSV_CO_CHECK(co_await fill_holes(call->session, inode, range));
+  co_return co_await settle_size(call, (asked.mode() & FALLOC_FL_KEEP_SIZE) != 0);
+}
+
+}  // namespace csv::service

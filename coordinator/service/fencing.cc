@@ -1,0 +1,89 @@
+#include "coordinator/service/fencing.h"
+
+#include <algorithm>
+
+#include "coordinator/service/lun_tasks.h"
+#include "csvfs/base/log.h"
+
+namespace csv::service {
+namespace {
+
+/// A key that comes back more often than this is not a late REGISTER but a target that does not do
+/// what it says.
+constexpr int kRounds = 4;
+
+bool listed(const iscsi::KeyList& list, Key key) {
+  return std::find(list.keys.begin(), list.keys.end(), key) != list.keys.end();
+}
+
+/// Gives the turn on when a fence ends, however it ends.
+struct Turn {
+  explicit Turn(bool& busy, Signal& free) : busy_{&busy}, free_{&free} { *busy_ = true; }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+  ~Turn() {
+    *busy_ = false;
+    free_->notify();
+  }
+  bool* busy_;
+  Signal* free_;
+};
+
+}  // namespace
+
+Task<Expected<iscsi::KeyList>> Fencing::keys() {
+  CSV_CO_TRY(list, co_await read_keys(*lun_));
+  if (!listed(list, mine_))
+    co_return Error{Errc::fenced, fmt::format("our key {:016x} is not registered with the LUN any "
+                                              "more",
+                                              raw(mine_))};
+  co_return std::move(list);
+}
+
+Task<Expected<void>> Fencing::remove(std::vector<Key> victims, Left left) {
+  if (victims.empty() && left == Left::nothing) co_return Expected<void>{};
+  while (busy_) co_await free_.wait();
+  Turn turn{busy_, free_};
+  co_return co_await remove_now(std::move(victims), left);
+}
+
+Task<Expected<void>> Fencing::remove_now(std::vector<Key> victims, Left left) {
+  bool abort = lun_->profile().preempt_and_abort;
+  // Without PREEMPT AND ABORT it is the reset that ends what the victims had sent. It is due even
+  // if no victim is listed: a fence before us may have got as far as the PREEMPT and no further.
+  bool must_reset = left == Left::maybe && !abort;
+  for (int round = 0; round < kRounds; ++round) {
+    CSV_CO_TRY(before, co_await keys());
+    std::vector<Key> standing;
+    for (auto key : victims)
+      if (listed(before, key)) standing.push_back(key);
+    for (auto key : standing) {
+      Preempt what{.mine = mine_, .victim = key, .type = type_, .abort = abort};
+      auto done = co_await preempt(*lun_, what);
+      if (!done && abort && done.error() == Errc::unsupported_by_target) {
+        abort = what.abort = false;
+        must_reset = true;
+        done = co_await preempt(*lun_, what);
+      }
+      if (!abort) must_reset = true;
+      // Its status proves nothing (another fencer may have been faster): the keys do, below.
+      if (!done && done.error() == Errc::lun_lost) co_return done.error();
+      log::info("fence key={:016x} node={} round={} preempt=\"{}\"", raw(key),
+                raw(parts_of(key).node), round, done ? "done" : done.error().message());
+    }
+    if (must_reset) {
+      CSV_CO_CHECK(co_await reset(*lun_));
+      must_reset = false;
+    }
+    CSV_CO_TRY(after, co_await keys());
+    if (std::none_of(victims.begin(), victims.end(), [&](Key key) { return listed(after, key); })) {
+      count_ += standing.size();
+      co_return Expected<void>{};
+    }
+  }
+  co_return Error{std::errc::io_error,
+                  fmt::format("the target still lists key {:016x} after {} preempts",
+                              raw(victims.front()), kRounds)};
+}
+
+}  // namespace csv::service

@@ -1,0 +1,49 @@
+#pragma once
+#include <vector>
+
+#include "csvfs/base/task.h"
+#include "iscsi/lun.h"
+
+namespace csv::service {
+
+/// Takes keys away from the volume's LUN, on behalf of the coordinator's own key. One fence runs at
+/// a time. Loop's thread.
+///
+/// Whoever calls has committed the keys' rows as fenced before (A1): a registration that comes
+/// later is then known for what it is.
+class Fencing {
+ public:
+  Fencing(Loop& loop, iscsi::Lun& lun, Key mine) : lun_{&lun}, mine_{mine}, free_{loop} {}
+
+  /// The type that every PREEMPT names. Set once the reservation is known.
+  void set_type(iscsi::ReservationType type) { type_ = type; }
+  [[nodiscard]] iscsi::ReservationType type() const { return type_; }
+
+  /// How sure it is that nothing of a key is still on its way.
+  enum class Left {
+    maybe,    ///< Commands may be executing, even if the key is not listed any more.
+    nothing,  ///< Never sent I/O, or said itself that all of it was answered.
+  };
+  /// When it succeeds none of `victims` is registered, every command sent under them has ended, and
+  /// `mine` is registered still. Errors mean that this could not be brought about: Errc::fenced
+  /// where our own key is gone, else what the LUN said. No victims and `maybe`: ends the commands
+  /// of keys that are gone already.
+  Task<Expected<void>> remove(std::vector<Key> victims, Left left);
+
+  /// The keys on the LUN. Errc::fenced if ours is not among them.
+  Task<Expected<iscsi::KeyList>> keys();
+
+  [[nodiscard]] std::uint64_t count() const { return count_; }
+
+ private:
+  Task<Expected<void>> remove_now(std::vector<Key> victims, Left left);
+
+  iscsi::Lun* lun_;
+  Key mine_;
+  iscsi::ReservationType type_ = iscsi::ReservationType::exclusive_access_all_registrants;
+  Signal free_;
+  bool busy_ = false;
+  std::uint64_t count_ = 0;  ///< Keys removed.
+};
+
+}  // namespace csv::service

@@ -1,0 +1,126 @@
+#pragma once
+#include <map>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "coordinator/service/inode_locks.h"
+#include "csvfs/base/ids.h"
+#include "csvfs/base/task.h"
+
+namespace csv::service {
+
+/// A set of blocks of a file, as disjoint ranges.
+class BlockSet {
+ public:
+  void add(Blocks range);
+  void remove(Blocks range);
+  [[nodiscard]] bool overlaps(Blocks range) const;
+  [[nodiscard]] bool empty() const { return ranges_.empty(); }
+
+ private:
+  friend class Layouts;
+  std::map<std::uint64_t, std::uint64_t> ranges_;  ///< first -> end
+};
+
+/// Who may do I/O on what by itself, as far as the coordinator knows: always at least what the
+/// mounts hold, sometimes more. In memory only; after a takeover the sessions say it anew.
+///
+/// A hold keeps new layouts of a range back while the ones that exist are recalled and until the
+/// change they were recalled for is done. Loop's thread.
+class Layouts {
+ public:
+  enum class Kind { read, write };  ///< A write layout may be read under, too.
+
+  explicit Layouts(Loop& loop) : loop_{&loop} {}
+
+  /// `session` is about to be told this range. Recorded before the mapping is even looked up, so
+  /// that a recall that starts meanwhile asks it.
+  void add(InodeId inode, SessionId session, Blocks range, Kind kind);
+  /// Said by the session itself, to a coordinator that knew nothing of it: all kinds, and there may
+  /// be a grant.
+  void declare(InodeId inode, SessionId session);
+  void set_grant(InodeId inode, SessionId session, GrantId grant, Blocks range);
+  /// The session's current grant on the inode; GrantId{}: none we know of.
+  [[nodiscard]] GrantId grant(InodeId inode, SessionId session) const;
+  [[nodiscard]] bool may_have_grant(InodeId inode, SessionId session) const;
+  void grant_dropped(InodeId inode, SessionId session);
+
+  /// Sessions that hold something in `range`: write layouts only, or all.
+  [[nodiscard]] std::vector<SessionId> holders(InodeId inode, Blocks range, bool reads_too) const;
+  /// The session has answered a recall of this. Without reads_too its write layouts may still be
+  /// read under.
+  void dropped(InodeId inode, SessionId session, Blocks range, bool reads_too);
+  void drop(InodeId inode, SessionId session);
+  /// All of a session that ended.
+  void drop(SessionId session);
+
+  [[nodiscard]] std::size_t count(SessionId session) const;
+  /// The session's inode with the lowest number above `after`; InodeId{}: none.
+  [[nodiscard]] InodeId next_of(SessionId session, InodeId after) const;
+
+  class Hold {
+   public:
+    Hold() = default;
+    Hold(Hold&& other) noexcept;
+    Hold& operator=(Hold&& other) noexcept;
+    ~Hold() { release(); }
+    void release();
+
+   private:
+    friend class Layouts;
+    Layouts* layouts_ = nullptr;
+    InodeId inode_{};
+    std::uint64_t id_ = 0;
+  };
+  /// Keeps new write layouts of `range` back, and read layouts if reads_too.
+  [[nodiscard]] Hold hold(InodeId inode, Blocks range, bool reads_too);
+  [[nodiscard]] bool held_back(InodeId inode, Blocks range, Kind kind) const;
+  /// Until it is not held back any more. False if that takes longer than `patience`.
+  Task<bool> wait_while_held(InodeId inode, Blocks range, Kind kind, Duration patience);
+
+  // Files that several sessions write in ways no layout can serve (A9).
+  /// A redirected write, or a fight over grants. Decides whether the file becomes, or stays,
+  /// shipped.
+  void note_contended_write(InodeId inode, SessionId by, Duration shipped_for);
+  [[nodiscard]] bool shipped(InodeId inode) const;
+
+  /// Forgets what does not matter any more.
+  void prune();
+
+ private:
+  struct Holder {
+    BlockSet reads, writes;
+    GrantId grant{};
+    bool may_have_grant = false;
+    [[nodiscard]] bool nothing() const {
+      return reads.empty() && writes.empty() && !may_have_grant;
+    }
+  };
+  struct Holding {
+    Blocks range;
+    bool reads_too = false;
+  };
+  struct File {
+    explicit File(Loop& loop) : changed{loop} {}
+    std::map<SessionId, Holder> holders;
+    std::map<std::uint64_t, Holding> holds;
+    Signal changed;
+    TimePoint last_contended{}, shipped_until{};
+    SessionId last_writer{};
+  };
+  using FileRef = std::shared_ptr<File>;
+
+  File& file(InodeId inode);
+  [[nodiscard]] const File* find(InodeId inode) const;
+  Holder& holder(InodeId inode, SessionId session);
+  void tidy(InodeId inode, SessionId session);
+  [[nodiscard]] bool idle(const File& file) const;
+
+  Loop* loop_;
+  std::map<InodeId, FileRef> files_;
+  std::map<SessionId, std::set<InodeId>> by_session_;
+  std::uint64_t next_hold_ = 1;
+};
+
+}  // namespace csv::service

@@ -1,0 +1,224 @@
+// Asking mounts for what they hold.
+#include <algorithm>
+
+#include "coordinator/service/service.h"
+#include "csvfs/base/log.h"
+
+namespace csv::service {
+namespace {
+
+/// Blocks of a grant that go in one transaction.
+constexpr std::uint64_t kDropAtOnce = 1u << 16;
+/// A session with more layouts is asked for its first ones back: neither side's memory is endless.
+constexpr std::size_t kMaxLayouts = 60'000;
+constexpr int kShedAtOnce = 512;
+
+Error session_ended() { return Error{Errc::session_ended, "the session has ended"}; }
+
+/// It may hold layouts that nobody has told us of.
+bool unknown_holder(const Session& session) { return !session.declared && session.key != Key{}; }
+
+bool unlisted_holder(const Session& session, InodeId inode) {
+  return session.layouts_unlisted && !session.unlisted_told.contains(inode);
+}
+
+bool same(Blocks a, Blocks b) { return a.first == b.first && a.end == b.end; }
+
+}  // namespace
+
+bool Service::anyone_holds(InodeId inode, Blocks range, bool reads_too) const {
+  if (!layouts_.holders(inode, range, reads_too).empty()) return true;
+  return std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& each) {
+    return unknown_holder(*each.second) || unlisted_holder(*each.second, inode);
+  });
+}
+
+/// The lock comes first, because most of the time nobody holds anything. Where somebody does, it is
+/// given up for the recall (what the mount must do before it answers may need it), while the hold
+/// keeps new layouts back, and the question is asked again under the lock.
+Task<Expected<Service::Quiet>> Service::quiet(SessionRef on_behalf, InodeId inode, Blocks range,
+                                              bool reads_too) {
+  Quiet quiet;
+  for (;;) {
+    quiet.lock = co_await locks_.lock(inode, kWholeFile, InodeLocks::Mode::exclusive);
+    if (on_behalf && on_behalf->ending) co_return session_ended();
+    if (!anyone_holds(inode, range, reads_too)) co_return std::move(quiet);
+    quiet.lock.release();
+    quiet.hold = layouts_.hold(inode, range, reads_too);
+    CSV_CO_CHECK(co_await recall(on_behalf, inode, range, reads_too));
+  }
+}
+
+/// Under a hold of the range. Afterwards nobody holds a layout of it, nothing under one is in
+/// flight, and what was granted there is free again.
+Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, Blocks range,
+                                     bool reads_too) {
+  for (;;) {
+    auto silent = std::find_if(sessions_.begin(), sessions_.end(),
+                               [](const auto& each) { return unknown_holder(*each.second); });
+    if (silent == sessions_.end()) break;
+    if (on_behalf && on_behalf->ending) co_return session_ended();
+    auto session = silent->second;  // kept: it may end meanwhile
+    Counted waiting{session->waited_for};
+    co_await sessions_changed_.wait();
+  }
+
+  struct Wait {
+    SessionRef session;
+    AskedRef asked;
+    Blocks range;
+    bool reads_too = false;
+  };
+  std::vector<Wait> waits;
+  auto holders = layouts_.holders(inode, range, reads_too);
+  for (auto& [id, session] : sessions_) {
+    bool unlisted = unlisted_holder(*session, inode);
+    if (!unlisted && std::find(holders.begin(), holders.end(), id) == holders.end()) continue;
+    Wait wait{session, nullptr, range, reads_too};
+    // A grant is dropped as a whole, so all of it must have come back.
+    if (unlisted || layouts_.may_have_grant(inode, id)) wait.range = kWholeFile;
+    wait.reads_too = reads_too || unlisted;
+    wait.asked = ask_back(session, inode, wait.range, wait.reads_too);
+    waits.push_back(std::move(wait));
+  }
+  for (auto& wait : waits) {
+    while (!wait.asked->answered) {
+      if (on_behalf && on_behalf->ending) co_return session_ended();
+      co_await wait.asked->changed.wait();
+    }
+    CSV_CO_CHECK(
+        co_await came_back(wait.session, inode, wait.range, wait.reads_too, wait.asked->wrote));
+  }
+  co_return Expected<void>{};
+}
+
+AskedRef Service::ask_back(const SessionRef& session, InodeId inode, Blocks range, bool reads_too) {
+  wire::Notice notice;
+  auto& recall = *notice.mutable_recall();
+  recall.set_inode(raw(inode));
+  recall.set_offset(range.first * volume::kBlockSize);
+  recall.set_length(range.count() * volume::kBlockSize);
+  recall.set_reads_too(reads_too);
+  // Layouts given before this one carry a lower number: an answer that is still on its way is known
+  // as overtaken.
+  recall.set_sequence(++recall_sequence_);
+  ++recalls_;
+  return ask(session, std::move(notice));
+}
+
+/// The session has answered a recall, or is gone.
+Task<Expected<void>> Service::came_back(SessionRef session, InodeId inode, Blocks range,
+                                        bool reads_too, bool wrote) {
+  bool whole = same(range, kWholeFile);
+  bool granted = session->gone || unlisted_holder(*session, inode) ||
+                 layouts_.may_have_grant(inode, session->id);
+  if (wrote) CSV_CO_CHECK(co_await touch(inode));
+  if (whole && granted) CSV_CO_CHECK(co_await drop_grants(session->id, inode));
+  layouts_.dropped(inode, session->id, range, reads_too);
+  if (whole && reads_too && session->layouts_unlisted) session->unlisted_told.insert(inode);
+  co_return Expected<void>{};
+}
+
+Task<Expected<void>> Service::drop_grants(SessionId session, InodeId inode) {
+  for (;;) {
+    auto drop = [session, inode](volume::Catalog& catalog) {
+      return catalog.drop_grants(session, inode, kDropAtOnce);
+    };
+    CSV_CO_TRY(dropped, co_await writer_.change(std::move(drop)));
+    if (dropped == 0) break;
+  }
+  layouts_.grant_dropped(inode, session);
+  co_return Expected<void>{};
+}
+
+Task<Expected<void>> Service::drop_unknown_grants(InodeId inode) {
+  std::set<SessionId> all = ended_;
+  for (const auto& [id, session] : sessions_) all.insert(id);
+  for (auto session : all) CSV_CO_CHECK(co_await drop_grants(session, inode));
+  co_return Expected<void>{};
+}
+
+/// After the session closed the file: the space beyond its end that it did not use. It is asked,
+/// because a write of it may still be under way, or of unknown outcome.
+Task<void> Service::take_back_grant(SessionRef session, InodeId inode) {
+  auto hold = layouts_.hold(inode, kWholeFile, false);
+  if (!layouts_.may_have_grant(inode, session->id)) co_return;
+  auto asked = ask_back(session, inode, kWholeFile, false);
+  while (!asked->answered) co_await asked->changed.wait();
+  if (auto back = co_await came_back(session, inode, kWholeFile, false, asked->wrote); !back) {
+    log::warning("grant not dropped inode={} session={} reason=\"{}\"", raw(inode),
+                 raw(session->id), back.error().message());
+    co_return;
+  }
+  // Not while an fallocate, whose space this could be, is halfway.
+  auto lock = co_await locks_.lock(inode, kWholeFile, InodeLocks::Mode::exclusive);
+  auto trim = [inode](volume::Catalog& catalog) { return catalog.trim(inode); };
+  auto trimmed = co_await writer_.change(std::move(trim));
+  if (!trimmed && !is_stale(trimmed.error()))
+    log::warning("space beyond the end not freed inode={} reason=\"{}\"", raw(inode),
+                 trimmed.error().message());
+}
+
+Task<void> Service::shed_layouts(SessionRef session) {
+  if (layouts_.count(session->id) <= kMaxLayouts) co_return;
+  if (!shedding_.insert(session->id).second) co_return;
+  struct Turn {
+    explicit Turn(std::set<SessionId>& of, SessionId who) : all{&of}, id{who} {}
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+    ~Turn() { all->erase(id); }
+    std::set<SessionId>* all;
+    SessionId id;
+  } turn{shedding_, session->id};
+  InodeId inode{};
+  for (int i = 0; i < kShedAtOnce && !session->ending; ++i) {
+    inode = layouts_.next_of(session->id, inode);
+    if (inode == InodeId{}) break;
+    auto hold = layouts_.hold(inode, kWholeFile, true);
+    auto asked = ask_back(session, inode, kWholeFile, true);
+    while (!asked->answered) co_await asked->changed.wait();
+    auto back = co_await came_back(session, inode, kWholeFile, true, asked->wrote);
+    if (!back) co_return;
+  }
+}
+
+/// For the times of a file that others write directly.
+Task<Expected<void>> Service::ask_who_wrote(SessionRef asker, InodeId inode) {
+  struct Wait {
+    SessionRef session;
+    AskedRef asked;
+  };
+  std::vector<Wait> waits;
+  for (auto id : layouts_.holders(inode, kWholeFile, false)) {
+    auto found = sessions_.find(id);
+    if (id == asker->id || found == sessions_.end() || found->second->ending) continue;
+    if (lease_is_over(*found->second)) continue;
+    wire::Notice notice;
+    notice.mutable_query_wrote()->set_inode(raw(inode));
+    auto asked = ask(found->second, std::move(notice));
+    asked->must_come_back = false;
+    waits.push_back({found->second, std::move(asked)});
+  }
+  bool wrote = false;
+  for (auto& wait : waits) {
+    // One that is away is not fenced for the sake of a time stamp; it says later what it wrote.
+    while (!wait.asked->answered && !lease_is_over(*wait.session) && !asker->ending)
+      co_await wait.asked->changed.wait();
+    if (!wait.asked->answered) wait.session->asked.erase(wait.asked->id);
+    wrote = wrote || wait.asked->wrote;
+  }
+  if (wrote) CSV_CO_CHECK(co_await touch(inode));
+  co_return Expected<void>{};
+}
+
+/// Nothing to do for a file that is gone.
+Task<Expected<void>> Service::touch(InodeId inode) {
+  auto set = [inode, now = wall_now()](volume::Catalog& catalog) {
+    return catalog.touch(inode, now);
+  };
+  auto touched = co_await writer_.change(std::move(set));
+  if (!touched && !is_stale(touched.error())) co_return touched.error();
+  co_return Expected<void>{};
+}
+
+}  // namespace csv::service

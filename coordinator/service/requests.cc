@@ -1,0 +1,300 @@
+// Names and attributes: one function a request. Each is one transaction, so these need no locks of
+// their own; what depends on the mapping of a file is in data.cc.
+#include <linux/fs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "coordinator/service/service.h"
+
+namespace csv::service {
+namespace {
+
+using volume::Catalog;
+
+/// A directory's listing is cut where the message gets long.
+constexpr std::size_t kMaxListed = 1024;
+constexpr std::size_t kMaxListedBytes = 256 * 1024;
+
+Expected<wire::Reply> attr_reply(Expected<volume::Attr> attr) {
+  if (!attr) return attr.error();
+  wire::Reply reply;
+  fill(*reply.mutable_attr(), *attr);
+  return reply;
+}
+
+Expected<wire::Reply> bytes_reply(Expected<std::string> bytes) {
+  if (!bytes) return bytes.error();
+  wire::Reply reply;
+  reply.mutable_bytes()->set_value(*std::move(bytes));
+  return reply;
+}
+
+Expected<wire::Reply> empty_reply(Expected<void> done) {
+  if (!done) return done.error();
+  return wire::Reply{};
+}
+
+Answer answered(wire::Reply reply) {
+  Answer answer;
+  answer.reply = std::move(reply);
+  return answer;
+}
+
+}  // namespace
+
+Task<Service::Outcome> Service::lookup(CallRef call) {
+  auto body = [call](Catalog& catalog) {
+    const auto& asked = call->request.lookup();
+    return attr_reply(catalog.lookup(InodeId{asked.parent()}, asked.name()));
+  };
+  CSV_CO_TRY(reply, co_await writer_.read(std::move(body)));
+  co_return answered(std::move(reply));
+}
+
+Task<Service::Outcome> Service::get_attr(CallRef call) {
+  const auto& asked = call->request.get_attr();
+  InodeId inode{asked.inode()};
+  if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
+  CSV_CO_CHECK(co_await ask_who_wrote(call->session, inode));
+  auto body = [inode](Catalog& catalog) { return attr_reply(catalog.attr(inode)); };
+  CSV_CO_TRY(reply, co_await writer_.read(std::move(body)));
+  co_return answered(std::move(reply));
+}
+
+Task<Service::Outcome> Service::set_attr(CallRef call) {
+  const auto& asked = call->request.set_attr();
+  InodeId inode{asked.inode()};
+  auto now = wall_now();
+  // What was written directly so far comes before a time that is set now.
+  if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
+  volume::AttrChange change;
+  if (asked.has_mode()) change.mode = asked.mode() & 07777u;
+  if (asked.has_uid()) change.uid = asked.uid();
+  if (asked.has_gid()) change.gid = asked.gid();
+  if (asked.has_atime()) change.atime = asked.atime();
+  if (asked.has_mtime()) change.mtime = asked.mtime();
+  if (asked.atime_now()) change.atime = now;
+  if (asked.mtime_now()) change.mtime = now;
+  bool changes = change.mode || change.uid || change.gid || change.atime || change.mtime;
+  if (asked.has_size())
+    co_return co_await truncate(call, inode, asked.size(),
+                                changes ? std::optional{change} : std::nullopt);
+  auto body = [inode, change, now](Catalog& catalog) {
+    return attr_reply(catalog.change(inode, change, now));
+  };
+  co_return co_await settle(call, std::move(body));
+}
+
+Task<Service::Outcome> Service::read_link(CallRef call) {
+  auto body = [call](Catalog& catalog) {
+    return bytes_reply(catalog.read_link(InodeId{call->request.read_link().inode()}));
+  };
+  CSV_CO_TRY(reply, co_await writer_.read(std::move(body)));
+  co_return answered(std::move(reply));
+}
+
+Task<Service::Outcome> Service::make(CallRef call) {
+  auto body = [call, now = wall_now()](Catalog& catalog) {
+    const auto& asked = call->request.make();
+    Catalog::NewInode what;
+    what.mode = asked.mode();
+    what.uid = call->request.uid();
+    what.gid = call->request.gid();
+    what.rdev = asked.rdev();
+    what.target = asked.target();
+    return attr_reply(catalog.make(InodeId{asked.parent()}, asked.name(), what, now));
+  };
+  auto outcome = co_await settle(call, std::move(body));
+  if (outcome && call->request.make().open())
+    opened(call->session, InodeId{outcome->reply.attr().inode()});
+  co_return std::move(outcome);
+}
+
+Task<Service::Outcome> Service::link(CallRef call) {
+  auto body = [call, now = wall_now()](Catalog& catalog) {
+    const auto& asked = call->request.link();
+    return attr_reply(
+        catalog.link(InodeId{asked.inode()}, InodeId{asked.parent()}, asked.name(), now));
+  };
+  co_return co_await settle(call, std::move(body));
+}
+
+Task<Service::Outcome> Service::unlink(CallRef call) {
+  auto body = [call, now = wall_now()](Catalog& catalog) {
+    const auto& asked = call->request.unlink();
+    InodeId parent{asked.parent()};
+    return attr_reply(asked.directory() ? catalog.rmdir(parent, asked.name(), now)
+                                        : catalog.unlink(parent, asked.name(), now));
+  };
+  auto outcome = co_await settle(call, std::move(body));
+  if (outcome && outcome->reply.attr().nlink() == 0)
+    orphaned(InodeId{outcome->reply.attr().inode()});
+  co_return std::move(outcome);
+}
+
+Task<Service::Outcome> Service::rename(CallRef call) {
+  auto body = [call, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
+    const auto& asked = call->request.rename();
+    auto replaced =
+        CSV_TRY(catalog.rename(InodeId{asked.parent()}, asked.name(), InodeId{asked.new_parent()},
+                               asked.new_name(), asked.flags(), now));
+    wire::Reply reply;
+    if (replaced) fill(*reply.mutable_attr(), *replaced);
+    return reply;
+  };
+  if ((call->request.rename().flags() &
+       ~static_cast<unsigned>(RENAME_NOREPLACE | RENAME_EXCHANGE)) != 0)
+    co_return errno_error(EINVAL, "rename flags");
+  auto outcome = co_await settle(call, std::move(body));
+  if (outcome && outcome->reply.has_attr() && outcome->reply.attr().nlink() == 0)
+    orphaned(InodeId{outcome->reply.attr().inode()});
+  co_return std::move(outcome);
+}
+
+Task<Service::Outcome> Service::open(CallRef call) {
+  const auto& asked = call->request.open();
+  auto session = call->session;
+  InodeId inode{asked.inode()};
+  bool had = session->open.contains(inode);
+  // Before anything is looked up, so that a file that loses its last name now is kept for us.
+  if (reaping_.contains(inode)) co_return errno_error(ESTALE, "the file has been removed");
+  opened(session, inode);
+  Outcome outcome = Answer{};
+  if (asked.truncate()) {
+    outcome = co_await truncate(call, inode, 0, std::nullopt);
+  } else {
+    auto body = [inode](Catalog& catalog) { return attr_reply(catalog.attr(inode)); };
+    auto reply = co_await writer_.read(std::move(body));
+    outcome = reply ? Outcome{answered(*std::move(reply))} : Outcome{reply.error()};
+  }
+  if (!outcome && !had) closed(session, inode);
+  co_return std::move(outcome);
+}
+
+Task<Service::Outcome> Service::release(CallRef call) {
+  const auto& asked = call->request.release();
+  InodeId inode{asked.inode()};
+  if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
+  closed(call->session, inode);
+  if (layouts_.may_have_grant(inode, call->session_id))
+    tasks_.spawn(take_back_grant(call->session, inode));
+  co_return Answer{};
+}
+
+Task<Service::Outcome> Service::read_dir(CallRef call) {
+  auto body = [call](Catalog& catalog) -> Expected<wire::Reply> {
+    const auto& asked = call->request.read_dir();
+    InodeId directory{asked.inode()};
+    auto limit = std::clamp<std::size_t>(asked.limit(), 1, kMaxListed);
+    auto attr = CSV_TRY(catalog.attr(directory));
+    auto listed = CSV_TRY(catalog.list(directory, asked.cookie(), limit));
+    wire::Reply reply;
+    auto& entries = *reply.mutable_entries();
+    entries.set_parent(raw(attr.parent));
+    std::size_t bytes = 0;
+    for (const auto& entry : listed) {
+      auto& out = *entries.add_entries();
+      out.set_name(entry.name);
+      out.set_cookie(entry.cookie);
+      fill(*out.mutable_attr(), entry.attr);
+      bytes += out.ByteSizeLong();
+      if (bytes > kMaxListedBytes) break;
+    }
+    entries.set_end(listed.size() < limit &&
+                    static_cast<std::size_t>(entries.entries_size()) == listed.size());
+    return reply;
+  };
+  CSV_CO_TRY(reply, co_await writer_.read(std::move(body)));
+  co_return answered(std::move(reply));
+}
+
+Task<Service::Outcome> Service::get_xattr(CallRef call) {
+  auto body = [call](Catalog& catalog) {
+    const auto& asked = call->request.get_xattr();
+    return bytes_reply(catalog.xattr(InodeId{asked.inode()}, asked.name()));
+  };
+  CSV_CO_TRY(reply, co_await writer_.read(std::move(body)));
+  co_return answered(std::move(reply));
+}
+
+Task<Service::Outcome> Service::list_xattr(CallRef call) {
+  auto body = [call](Catalog& catalog) {
+    return bytes_reply(catalog.list_xattrs(InodeId{call->request.list_xattr().inode()}));
+  };
+  CSV_CO_TRY(reply, co_await writer_.read(std::move(body)));
+  co_return answered(std::move(reply));
+}
+
+Task<Service::Outcome> Service::set_xattr(CallRef call) {
+  auto body = [call, now = wall_now()](Catalog& catalog) {
+    const auto& asked = call->request.set_xattr();
+    return empty_reply(
+        catalog.set_xattr(InodeId{asked.inode()}, asked.name(), asked.value(), asked.flags(), now));
+  };
+  co_return co_await settle(call, std::move(body));
+}
+
+Task<Service::Outcome> Service::remove_xattr(CallRef call) {
+  auto body = [call, now = wall_now()](Catalog& catalog) {
+    const auto& asked = call->request.remove_xattr();
+    return empty_reply(catalog.remove_xattr(InodeId{asked.inode()}, asked.name(), now));
+  };
+  co_return co_await settle(call, std::move(body));
+}
+
+Task<Service::Outcome> Service::stat_fs(CallRef) {
+  auto body = [](Catalog& catalog) { return catalog.space(); };
+  CSV_CO_TRY(space, co_await writer_.read(std::move(body)));
+  Answer answer;
+  auto& out = *answer.reply.mutable_fs_stat();
+  out.set_total_blocks(space.total);
+  out.set_free_blocks(space.free);
+  out.set_inodes(space.inodes);
+  co_return std::move(answer);
+}
+
+Task<Service::Outcome> Service::wrote(CallRef call) {
+  CSV_CO_CHECK(co_await touch(InodeId{call->request.wrote().inode()}));
+  co_return Answer{};
+}
+
+Task<Service::Outcome> Service::seek(CallRef call) {
+  const auto& asked = call->request.seek();
+  if (asked.whence() != SEEK_DATA && asked.whence() != SEEK_HOLE)
+    co_return errno_error(EINVAL, "lseek");
+  auto body = [call](Catalog& catalog) {
+    const auto& what = call->request.seek();
+    return catalog.seek(InodeId{what.inode()}, what.offset(), what.whence() == SEEK_DATA);
+  };
+  CSV_CO_TRY(offset, co_await writer_.read(std::move(body)));
+  Answer answer;
+  answer.reply.mutable_position()->set_offset(offset);
+  co_return std::move(answer);
+}
+
+// ---------------------------------------------------------------------------- open files
+
+void Service::opened(const SessionRef& session, InodeId inode) {
+  if (session->gone) return;
+  session->open.insert(inode);
+  openers_[inode].insert(session->id);
+}
+
+void Service::closed(const SessionRef& session, InodeId inode) {
+  session->open.erase(inode);
+  auto found = openers_.find(inode);
+  if (found == openers_.end()) return;
+  found->second.erase(session->id);
+  if (!found->second.empty()) return;
+  openers_.erase(found);
+  if (orphans_.contains(inode)) reap_due_.notify();
+}
+
+void Service::orphaned(InodeId inode) {
+  orphans_.insert(inode);
+  reap_due_.notify();
+}
+
+}  // namespace csv::service

@@ -1,0 +1,250 @@
+#pragma once
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "coordinator/service/content.h"
+#include "coordinator/service/inode_locks.h"
+#include "coordinator/service/layouts.h"
+#include "coordinator/service/session.h"
+#include "coordinator/service/takeover.h"
+#include "coordinator/service/volume_service.h"
+#include "coordinator/service/writer.h"
+
+namespace csv::service {
+
+/// One request of a session, for as long as anything of it is under way on either thread. The
+/// writer thread reads of it what never changes: session number and request.
+struct Call {
+  SessionRef session;
+  SessionId session_id{};
+  std::uint64_t id = 0;
+  wire::Request request;
+  std::shared_ptr<Buffer> content;
+  std::optional<std::string> stored;  ///< The reply that its transaction stored.
+};
+using CallRef = std::shared_ptr<Call>;
+
+struct Answer {
+  wire::Reply reply;
+  Buffer bulk;
+};
+
+/// The VolumeService. Its parts: volume_service.cc (life, connections, dispatch), sessions.cc
+/// (hello, admission, fences, the watch over who is late), recall.cc (asking for layouts back),
+/// requests.cc (names and attributes), data.cc (layouts and content), upkeep.cc (what runs in the
+/// background).
+class Service final : public VolumeService {
+ public:
+  Service(Surroundings around, Taken taken);
+  ~Service() override;
+
+  void accept(std::unique_ptr<protocol::Connection> connection, protocol::Message hello) override;
+  void on_stopped(Function<void(Error)> handler) override;
+  Task<void> close() override;
+  [[nodiscard]] Status status() const override;
+  [[nodiscard]] Epoch epoch() const override { return epoch_; }
+  [[nodiscard]] Key key() const override { return key_; }
+
+ private:
+  using Outcome = Expected<Answer>;
+  using Rule = Layouts::Kind;
+
+  // volume_service.cc
+  void stop(Error why);
+  [[nodiscard]] bool serving() const { return !stopped_ && !closing_; }
+  [[nodiscard]] bool gate_open() const { return loop_.now() < around_.open_until(); }
+  [[nodiscard]] std::int64_t wall_now() const {
+    return static_cast<std::int64_t>(loop_.wall_now());
+  }
+  /// An error of our own I/O: those that end our way to the LUN stop the service, so that nobody is
+  /// told of them.
+  Expected<void> judge(Expected<void> io);
+  void received(const LinkRef& link, protocol::Message message);
+  void received_request(const SessionRef& session, protocol::Message message);
+  Task<void> handle(CallRef call);
+  Task<Outcome> dispatch(CallRef call);
+  Task<Outcome> unknown(CallRef call);
+  void answer(const CallRef& call, Outcome outcome);
+  void send(const LinkRef& link, wire::Frame frame, Buffer bulk = {});
+  void send_reply(const SessionRef& session, std::uint64_t id, wire::Reply reply, Buffer bulk = {});
+  void disconnected(const LinkRef& link);
+  /// The mount may read what was sent before the connection goes.
+  void close_soon(LinkRef link);
+  /// Runs `body` as a change of this request: its reply is stored for a repeat in the same
+  /// transaction (exactly once). The body returns the reply.
+  template <typename F>
+  Task<Outcome> settle(CallRef call, F body) {
+    return settle_erased(std::move(call),
+                         Function<Expected<wire::Reply>(volume::Catalog&)>{std::move(body)});
+  }
+  Task<Outcome> settle_erased(CallRef call, Function<Expected<wire::Reply>(volume::Catalog&)> body);
+
+  // sessions.cc
+  Task<void> greet(LinkRef link, wire::Hello hello);
+  Task<Expected<SessionRef>> session_for(wire::Hello hello);
+  Task<Expected<void>> load_slots(SessionRef session);
+  void attach(const SessionRef& session, const LinkRef& link, const wire::Hello& hello);
+  void declare(const SessionRef& session, const wire::Hello& hello);
+  void refuse(const LinkRef& link, const Error& why);
+  enum class End { fenced, said_goodbye };
+  Task<void> end_session(SessionRef session, std::string why, End how);
+  Task<void> end_in_background(SessionRef session, std::string why);
+  /// Rows, PREEMPT, rows (A1). An error means that we cannot coordinate any more.
+  Task<Expected<void>> fence(std::vector<Key> keys, SessionId ends, Fencing::Left left);
+  Task<void> fence_in_background(std::vector<Key> keys, Fencing::Left left);
+  Task<Outcome> admit_begin(CallRef call);
+  Task<Outcome> admit_done(CallRef call);
+  Task<Outcome> goodbye(CallRef call);
+  void resume_done(const SessionRef& session);
+  void noticed(const SessionRef& session, std::uint64_t id, const wire::NoticeReply& reply);
+  AskedRef ask(const SessionRef& session, wire::Notice notice);
+  void send_notice(const SessionRef& session, const Asked& asked);
+  void nudge_all();  ///< Whoever waits for a session looks around.
+  Task<void> watch();
+  [[nodiscard]] bool lease_is_over(const Session& session) const;
+
+  // recall.cc
+  /// Nobody but the caller touches these blocks, by layout or through us, until it is destroyed.
+  struct Quiet {
+    Layouts::Hold hold;
+    InodeLocks::Held lock;
+  };
+  [[nodiscard]] bool anyone_holds(InodeId inode, Blocks range, bool reads_too) const;
+  /// `on_behalf`: gives up with session_ended if that session ends. None: our own upkeep.
+  Task<Expected<Quiet>> quiet(SessionRef on_behalf, InodeId inode, Blocks range, bool reads_too);
+  Task<Expected<void>> recall(SessionRef on_behalf, InodeId inode, Blocks range, bool reads_too);
+  AskedRef ask_back(const SessionRef& session, InodeId inode, Blocks range, bool reads_too);
+  Task<Expected<void>> came_back(SessionRef session, InodeId inode, Blocks range, bool reads_too,
+                                 bool wrote);
+  /// What is left of a session's grants on an inode becomes free space; it holds no layout of them.
+  Task<Expected<void>> drop_grants(SessionId session, InodeId inode);
+  /// The same for whoever may have some, for blocks that turn out to be granted to nobody we know.
+  Task<Expected<void>> drop_unknown_grants(InodeId inode);
+  Task<void> take_back_grant(SessionRef session, InodeId inode);
+  Task<void> shed_layouts(SessionRef session);
+  Task<Expected<void>> ask_who_wrote(SessionRef asker, InodeId inode);
+  Task<Expected<void>> touch(InodeId inode);
+
+  // requests.cc
+  Task<Outcome> lookup(CallRef call);
+  Task<Outcome> get_attr(CallRef call);
+  Task<Outcome> set_attr(CallRef call);
+  Task<Outcome> read_link(CallRef call);
+  Task<Outcome> make(CallRef call);
+  Task<Outcome> link(CallRef call);
+  Task<Outcome> unlink(CallRef call);
+  Task<Outcome> rename(CallRef call);
+  Task<Outcome> open(CallRef call);
+  Task<Outcome> release(CallRef call);
+  Task<Outcome> read_dir(CallRef call);
+  Task<Outcome> get_xattr(CallRef call);
+  Task<Outcome> set_xattr(CallRef call);
+  Task<Outcome> list_xattr(CallRef call);
+  Task<Outcome> remove_xattr(CallRef call);
+  Task<Outcome> stat_fs(CallRef call);
+  Task<Outcome> wrote(CallRef call);
+  Task<Outcome> seek(CallRef call);
+  void opened(const SessionRef& session, InodeId inode);
+  void closed(const SessionRef& session, InodeId inode);
+  void orphaned(InodeId inode);
+
+  // data.cc
+  struct Look {
+    volume::Attr attr;
+    std::vector<volume::Mapping> map;
+  };
+  Task<Expected<Look>> look(InodeId inode, Blocks range);
+  Task<Outcome> layout(CallRef call);
+  Task<Outcome> layout_return(CallRef call);
+  Task<Outcome> commit(CallRef call);
+  Task<Outcome> read(CallRef call);
+  Task<Outcome> write(CallRef call);
+  Task<Outcome> allocate(CallRef call);
+  Task<Outcome> truncate(CallRef call, InodeId inode, std::uint64_t size,
+                         std::optional<volume::AttrChange> change);
+  Task<Outcome> write_alone(CallRef call, std::uint64_t offset, Look seen);
+  Task<Expected<Content::BufferRef>> compose(CallRef call, std::uint64_t offset,
+                                             std::vector<volume::Mapping> map);
+  Task<Expected<bool>> prepare_write(SessionRef session, InodeId inode, Blocks asked,
+                                     std::uint64_t size_seen);
+  Task<Expected<void>> make_stable(InodeId inode, std::vector<volume::Mapping> pieces);
+  Task<Expected<void>> give_grant(SessionRef session, InodeId inode, Blocks hole,
+                                  std::uint64_t least);
+  Task<Expected<std::vector<volume::Run>>> reserve(InodeId inode, std::uint64_t count);
+  void cancel_reservation(std::vector<volume::Run> runs);
+  Task<void> cancel_reservation_now(std::vector<volume::Run> runs);
+  Task<Expected<void>> zero_bytes(InodeId inode, std::uint64_t from, std::uint64_t to);
+  Task<Expected<Blocks>> zero_edges(InodeId inode, std::uint64_t offset, std::uint64_t end);
+  Task<Expected<void>> fill_holes(SessionRef on_behalf, InodeId inode, Blocks range);
+  Task<Outcome> settle_size(CallRef call, bool keep_size);
+  Task<Outcome> fill_space(CallRef call);
+  Task<Outcome> punch(CallRef call);
+  Task<Outcome> zero_range(CallRef call);
+
+  // upkeep.cc
+  Task<void> sweep_keys();
+  Task<Expected<void>> sweep_once();
+  Task<Expected<void>> reserve_again();
+  Task<void> beat();
+  Task<void> maintain();
+  /// One round of making freed blocks free. False: there was nothing to be done.
+  Task<Expected<bool>> free_space();
+  Task<Expected<bool>> free_dying();
+  Task<void> find_orphans();
+  Task<void> reap_orphans();
+  Task<void> reap(InodeId inode);
+  Task<void> clean_up_ended();
+  Task<Expected<void>> clean_up(SessionId session);
+
+  Surroundings around_;
+  Loop& loop_;
+  TenureRef tenure_;
+  std::unique_ptr<Fencing> fencing_;
+  const Key key_;
+  const Epoch epoch_;
+  const TimePoint since_;
+
+  Writer writer_;
+  Content content_;
+  InodeLocks locks_;
+  Layouts layouts_;
+
+  std::map<SessionId, SessionRef> sessions_;        ///< Live and ending ones.
+  std::map<Key, volume::AdmissionRow> admissions_;  ///< As committed, or about to be fenced.
+  std::map<InodeId, std::set<SessionId>> openers_;
+  std::set<NodeId> greeting_;     ///< One Hello of a node at a time.
+  std::size_t arrivals_ = 0;      ///< Links whose Hello is being answered.
+  std::set<InodeId> orphans_;     ///< Without a name; to be reaped.
+  std::set<InodeId> reaping_;     ///< Nobody may open them any more.
+  std::set<SessionId> shedding_;  ///< Being asked for some of their layouts.
+  std::set<SessionId> ended_;     ///< Whose grants are still to be freed.
+  Signal sessions_changed_;       ///< One declared itself, ended, ...
+  Signal reap_due_, clean_due_, freed_;
+  bool freeing_ = false;        ///< One round of unmapping at a time.
+  std::set<Key> foreign_seen_;  ///< Of other clusters; logged once.
+
+  std::uint64_t recall_sequence_;
+  std::uint64_t next_notice_ = 1;
+  bool stopped_ = false, closing_ = false;
+  TimePoint own_write_answered_;  ///< The last of our own writes: the LUN answers us.
+  std::uint32_t key_generation_ = 0;
+  Function<void(Error)> told_of_stop_;
+  std::optional<Error> stop_reason_;
+  volume::Catalog::Space space_;
+  std::uint64_t stale_commits_ = 0, recalls_ = 0;
+
+  /// Watched by handlers that others keep: they find out that we are gone.
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  TaskScope tasks_;  ///< Last: what runs uses all of the above.
+};
+
+/// The inode is gone: nothing is left to be done for it.
+bool is_stale(const Error& error);
+/// What the catalog says of an inode, as it crosses the wire.
+void fill(wire::Attr& out, const volume::Attr& attr);
+
+}  // namespace csv::service

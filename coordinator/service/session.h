@@ -1,0 +1,100 @@
+#pragma once
+#include <array>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "coordinator/protocol/connection.h"
+#include "coordinator/protocol/limits.h"
+#include "csvfs/base/ids.h"
+#include "csvfs/base/task.h"
+
+namespace csv::service {
+
+struct Session;
+
+/// A connection of a mount, from its Hello on, and the session it speaks for, once that is known.
+struct Link {
+  std::unique_ptr<protocol::Connection> connection;
+  std::weak_ptr<Session> session;
+  std::deque<protocol::Message> early;  ///< Came before its session was known.
+};
+using LinkRef = std::shared_ptr<Link>;
+
+/// A notice that a mount owes an answer. Sent again on every new connection of the session until it
+/// is answered or the session is gone.
+struct Asked {
+  explicit Asked(Loop& loop) : changed{loop} {}
+  std::uint64_t id = 0;
+  wire::Notice notice;
+  TimePoint since{};
+  bool answered = false;  ///< Or the session is gone.
+  bool wrote = false;
+  bool must_come_back = true;  ///< The session is fenced rather than waited for without end.
+  Signal changed;              ///< Also when whoever waits should look around.
+};
+using AskedRef = std::shared_ptr<Asked>;
+
+/// Counts something for as long as it lives.
+struct Counted {
+  explicit Counted(std::size_t& what) : count{&what} { ++*count; }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+  ~Counted() { --*count; }
+  std::size_t* count;
+};
+
+/// What a mount holds at the coordinator. Its row survives the coordinator; what is here is what
+/// the mount says again in its Hello, or what the slots' rows say.
+///
+/// Ends with a fence and never comes back: `ending` from the moment that is decided (from then on
+/// no request of it takes effect any more), `gone` when its keys are off the LUN (from then on what
+/// it held may be given to others).
+struct Session {
+  Session(Loop& loop, SessionId number, NodeId of, std::uint64_t life)
+      : id{number}, node{of}, incarnation{life}, disconnected_at{loop.now()}, over{loop} {}
+
+  const SessionId id;
+  const NodeId node;
+  const std::uint64_t incarnation;
+
+  LinkRef link;  ///< None: disconnected.
+  TimePoint disconnected_at;
+  bool declared = false;  ///< It has said, to this coordinator, what it holds.
+  bool resumed = false;   ///< On this connection, it has repeated what was unanswered.
+  bool settled = false;   ///< Since the takeover it has, once, repeated what was unanswered.
+  bool ending = false, gone = false;
+  Signal over;  ///< When gone.
+
+  Key key{};          ///< Admitted: the one under which it does I/O. Key{}: none.
+  Key registering{};  ///< Asked for and not admitted yet.
+
+  std::set<InodeId> open;
+  bool layouts_unlisted = false;    ///< Holds more layouts than it could say: any file's, but for
+  std::set<InodeId> unlisted_told;  ///< these, which were recalled since.
+
+  struct Slot {
+    std::uint64_t sequence = 0;  ///< Of the last one whose effect is durable.
+    std::string reply;
+    bool busy = false;
+  };
+  std::array<Slot, protocol::kSlots> slots;
+  bool slots_known = false;  ///< False after a takeover until they are read.
+
+  std::map<std::uint64_t, std::size_t> requests;  ///< In flight: id, and bytes of content.
+  std::size_t request_bytes = 0;
+  std::set<std::uint64_t> leaving;  ///< Of them, those that wait for the session's end.
+  std::map<std::uint64_t, AskedRef> asked;
+  std::size_t waited_for = 0;  ///< By operations that cannot go on before it has declared itself.
+  int silent_ticks = 0;        ///< How long it has said nothing while it owes an answer.
+
+  std::uint64_t total_requests = 0, read_bytes = 0, write_bytes = 0;
+
+  [[nodiscard]] bool connected() const { return link != nullptr; }
+};
+using SessionRef = std::shared_ptr<Session>;
+
+}  // namespace csv::service

@@ -1,0 +1,442 @@
+// Who a mount is, and when it is over: hello, admission, fences.
+#include <algorithm>
+
+#include "coordinator/protocol/failure.h"
+#include "coordinator/service/service.h"
+#include "csvfs/base/log.h"
+
+namespace csv::service {
+namespace {
+
+constexpr std::uint32_t kProtocol = 1;
+/// One mount a node; the rest are about to end.
+constexpr std::size_t kMaxSessions = 128;
+constexpr Duration kWatch = 250ms;
+
+using volume::AdmissionRow;
+using volume::AdmissionState;
+
+struct Greeting {
+  Greeting(std::set<NodeId>& all, NodeId of, Signal& changed)
+      : greeting{&all}, node{of}, done{&changed} {
+    greeting->insert(node);
+  }
+  Greeting(const Greeting&) = delete;
+  Greeting& operator=(const Greeting&) = delete;
+  ~Greeting() {
+    greeting->erase(node);
+    done->notify();
+  }
+  std::set<NodeId>* greeting;
+  NodeId node;
+  Signal* done;
+};
+
+}  // namespace
+
+// ---------------------------------------------------------------------------- hello
+
+Task<void> Service::greet(LinkRef link, wire::Hello hello) {
+  Counted arrival{arrivals_};
+  if (hello.protocol() != kProtocol || hello.volume() != around_.volume) {
+    refuse(link,
+           Error{Errc::not_coordinator, fmt::format("volume {} (protocol {}) is not served here",
+                                                    hello.volume(), hello.protocol())});
+    co_return;
+  }
+  if (hello.node() == 0 || hello.node() > protocol::kMaxNode || hello.incarnation() == 0) {
+    refuse(link, Error{Errc::refused, "a hello must name its node and its incarnation"});
+    co_return;
+  }
+  // One at a time, so that two connections of one mount cannot make two sessions.
+  NodeId node{static_cast<std::uint8_t>(hello.node())};
+  while (greeting_.contains(node)) co_await sessions_changed_.wait();
+  Greeting turn{greeting_, node, sessions_changed_};
+  auto session = co_await session_for(hello);
+  if (!link->connection) co_return;
+  if (!session) {
+    refuse(link, session.error());
+    co_return;
+  }
+  attach(*session, link, hello);
+}
+
+Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
+  NodeId node{static_cast<std::uint8_t>(hello.node())};
+  if (hello.session() != 0) {
+    auto found = sessions_.find(SessionId{hello.session()});
+    if (found == sessions_.end() || found->second->ending || found->second->node != node ||
+        found->second->incarnation != hello.incarnation())
+      co_return Error{Errc::session_ended, fmt::format("session {} of node {} has ended",
+                                                       hello.session(), hello.node())};
+    auto session = found->second;
+    CSV_CO_CHECK(co_await load_slots(session));
+    if (session->ending) co_return Error{Errc::session_ended, "the session has ended"};
+    co_return session;
+  }
+  // A node has one mount of a volume, so another session of it is of a mount that is no more. Its
+  // key is fenced before the new one is let in.
+  for (auto at = sessions_.begin(); at != sessions_.end();) {
+    auto other = (at++)->second;
+    if (other->node != node) continue;
+    // It did not get the answer to its first Hello.
+    if (other->incarnation == hello.incarnation() && !other->ending && other->declared)
+      co_return other;
+    auto after = other->id;
+    co_await end_session(other, "its node has a new mount", End::fenced);
+    at = sessions_.upper_bound(after);  // the map changed meanwhile
+  }
+  if (sessions_.size() >= kMaxSessions)
+    co_return Error{Errc::retry, "the volume has too many sessions"};
+  auto make_row = [node, incarnation = hello.incarnation()](volume::Catalog& catalog) {
+    return catalog.new_session(node, incarnation);
+  };
+  CSV_CO_TRY(row, co_await writer_.change(std::move(make_row)));
+  auto session = std::make_shared<Session>(loop_, row.id, node, hello.incarnation());
+  session->slots_known = true;
+  session->declared = session->settled = true;  // it holds nothing
+  sessions_[row.id] = session;
+  log::info("session new session={} node={}", raw(row.id), raw(node));
+  co_return session;
+}
+
+/// The slots' last results, after a takeover: so that a request the former coordinator has executed
+/// is answered, not executed again.
+Task<Expected<void>> Service::load_slots(SessionRef session) {
+  if (session->slots_known) co_return Expected<void>{};
+  using Results = std::vector<std::optional<volume::SlotResult>>;
+  auto look = [id = session->id](volume::Catalog& catalog) -> Expected<Results> {
+    Results results;
+    for (std::uint32_t slot = 0; slot < protocol::kSlots; ++slot)
+      results.push_back(CSV_TRY(catalog.slot(id, slot)));
+    return results;
+  };
+  CSV_CO_TRY(results, co_await writer_.read(std::move(look)));
+  for (std::size_t slot = 0; slot < results.size(); ++slot) {
+    if (!results[slot]) continue;
+    session->slots[slot].sequence = results[slot]->sequence;
+    session->slots[slot].reply = std::move(results[slot]->reply);
+  }
+  session->slots_known = true;
+  co_return Expected<void>{};
+}
+
+void Service::attach(const SessionRef& session, const LinkRef& link, const wire::Hello& hello) {
+  // From here on nothing of its former connection is read any more (A13).
+  if (session->link) disconnected(LinkRef{session->link});
+  session->link = link;
+  link->session = session;
+  session->silent_ticks = 0;
+  session->resumed = hello.session() == 0;  // a new one has nothing to repeat
+  declare(session, hello);
+
+  const auto& info = tenure_->info;
+  wire::Frame frame;
+  auto& reply = *frame.mutable_hello_reply();
+  reply.set_session(raw(session->id));
+  reply.set_volume_id(reinterpret_cast<const char*>(info.id.data()), info.id.size());
+  reply.set_lun_identity(info.lun_identity);
+  reply.set_cluster(info.cluster);
+  reply.set_slot_offset(volume::slot_offset(info, session->node, KeyRole::mount));
+  reply.set_lun_size(info.lun_size);
+  log::info("session connected session={} node={} peer={}", raw(session->id), raw(session->node),
+            link->connection->peer());
+  send(link, std::move(frame));
+  while (!link->early.empty() && link->connection) {
+    auto message = std::move(link->early.front());
+    link->early.pop_front();
+    received(link, std::move(message));
+  }
+  if (session->resumed) resume_done(session);
+}
+
+void Service::declare(const SessionRef& session, const wire::Hello& hello) {
+  for (auto inode : hello.open_inodes()) opened(session, InodeId{inode});
+  if (session->declared) return;  // what it holds it got from us: we know at least as much
+  for (auto inode : hello.layout_inodes()) layouts_.declare(InodeId{inode}, session->id);
+  session->layouts_unlisted = hello.layouts_unlisted();
+  session->declared = true;
+  sessions_changed_.notify();
+  reap_due_.notify();
+}
+
+void Service::refuse(const LinkRef& link, const Error& why) {
+  wire::Frame frame;
+  *frame.mutable_hello_reply()->mutable_failure() = protocol::encode(why);
+  log::info("hello refused reason=\"{}\"", why.message());
+  send(link, std::move(frame));
+  close_soon(link);
+}
+
+// ---------------------------------------------------------------------------- notices
+
+AskedRef Service::ask(const SessionRef& session, wire::Notice notice) {
+  auto asked = std::make_shared<Asked>(loop_);
+  asked->id = next_notice_++;
+  asked->notice = std::move(notice);
+  asked->since = loop_.now();
+  if (session->gone) {
+    asked->answered = true;
+    return asked;
+  }
+  session->asked[asked->id] = asked;
+  // Before it has repeated what was unanswered it is asked for nothing: a commit that the former
+  // coordinator did not get must not be overtaken by the recall of what it commits (A11).
+  if (session->resumed) send_notice(session, *asked);
+  return asked;
+}
+
+void Service::send_notice(const SessionRef& session, const Asked& asked) {
+  if (!session->link) return;
+  wire::Frame frame;
+  frame.set_id(asked.id);
+  *frame.mutable_notice() = asked.notice;
+  send(session->link, std::move(frame));
+}
+
+void Service::resume_done(const SessionRef& session) {
+  session->resumed = session->settled = true;
+  reap_due_.notify();
+  auto all = session->asked;
+  for (const auto& [id, asked] : all) send_notice(session, *asked);
+}
+
+void Service::noticed(const SessionRef& session, std::uint64_t id, const wire::NoticeReply& reply) {
+  auto found = session->asked.find(id);
+  if (found == session->asked.end()) return;  // answered before, on an earlier connection
+  auto asked = found->second;
+  session->asked.erase(found);
+  asked->answered = true;
+  asked->wrote = reply.wrote();
+  asked->changed.notify();
+}
+
+void Service::nudge_all() {
+  for (auto& [id, session] : sessions_)
+    for (auto& [number, asked] : session->asked) asked->changed.notify();
+  sessions_changed_.notify();
+}
+
+// ---------------------------------------------------------------------------- admission
+
+Task<Service::Outcome> Service::admit_begin(CallRef call) {
+  auto session = call->session;
+  if (session->ending) co_return Error{Errc::session_ended, "the session has ended"};
+  // An attempt that came to nothing. Its key has done no I/O; should its REGISTER still come, the
+  // sweep finds it.
+  std::vector<Key> given_up;
+  for (auto& [key, row] : admissions_)
+    if (row.session == session->id && row.state == AdmissionState::registering)
+      given_up.push_back(key);
+  auto make_row = [cluster = around_.cluster, node = session->node, id = session->id,
+                   incarnation =
+                       session->incarnation](volume::Catalog& catalog) -> Expected<AdmissionRow> {
+    AdmissionRow row;
+    row.key = make_key({cluster, node, KeyRole::mount, CSV_TRY(catalog.new_key_number())});
+    row.session = id;
+    row.node = node;
+    row.incarnation = incarnation;
+    row.state = AdmissionState::registering;
+    CSV_TRY(catalog.put_admission(row));
+    return row;
+  };
+  CSV_CO_TRY(row, co_await writer_.change(std::move(make_row)));
+  // Known before the answer, and so before the key can be on the LUN: the sweep finds its row.
+  admissions_[row.key] = row;
+  if (session->ending) co_return Error{Errc::session_ended, "the session has ended"};
+  session->registering = row.key;
+  if (!given_up.empty())
+    tasks_.spawn(fence_in_background(std::move(given_up), Fencing::Left::nothing));
+  Answer answer;
+  auto& admission = *answer.reply.mutable_admission();
+  admission.set_key(raw(row.key));
+  admission.set_reservation_type(static_cast<std::uint32_t>(fencing_->type()));
+  co_return std::move(answer);
+}
+
+/// Consent after the registration, never before it: a REGISTER that was overtaken by a fence finds
+/// its row fenced (A1).
+Task<Service::Outcome> Service::admit_done(CallRef call) {
+  auto session = call->session;
+  Key key{call->request.admit_done().key()};
+  auto is_ours = [&](AdmissionState state) {
+    auto found = admissions_.find(key);
+    return found != admissions_.end() && found->second.session == session->id &&
+           found->second.state == state && !session->ending;
+  };
+  if (is_ours(AdmissionState::admitted)) co_return Answer{};  // a repeat
+  if (!is_ours(AdmissionState::registering))
+    co_return Error{Errc::refused, "the key is not one that this session may register"};
+  auto keys = co_await fencing_->keys();
+  if (!keys) {
+    stop(keys.error());
+    co_return keys.error();
+  }
+  if (std::find(keys->keys.begin(), keys->keys.end(), key) == keys->keys.end())
+    co_return Error{Errc::fenced,
+                    fmt::format("key {:016x} is not registered with the LUN", raw(key))};
+  // The former way to the LUN may have writes under way that the session is about to repeat.
+  std::vector<Key> former;
+  for (auto& [other, row] : admissions_)
+    if (row.session == session->id && row.state == AdmissionState::admitted)
+      former.push_back(other);
+  if (!former.empty()) {
+    auto fenced = co_await fence(std::move(former), SessionId{}, Fencing::Left::maybe);
+    if (!fenced) co_return fenced.error();
+  }
+  if (!is_ours(AdmissionState::registering))
+    co_return Error{Errc::session_ended, "the session or its admission ended meanwhile"};
+  auto row = admissions_[key];
+  row.state = AdmissionState::admitted;
+  auto admit = [row](volume::Catalog& catalog) { return catalog.put_admission(row); };
+  CSV_CO_CHECK(co_await writer_.change(std::move(admit)));
+  // Its end may have been decided meanwhile; that transaction comes after ours.
+  if (!is_ours(AdmissionState::registering))
+    co_return Error{Errc::session_ended, "the session ended meanwhile"};
+  admissions_[key] = row;
+  session->key = key;
+  session->registering = Key{};
+  log::info("admitted session={} node={} key={:016x}", raw(session->id), raw(session->node),
+            raw(key));
+  co_return Answer{};
+}
+
+// ---------------------------------------------------------------------------- ends
+
+Task<Service::Outcome> Service::goodbye(CallRef call) {
+  auto session = call->session;
+  session->leaving.insert(call->id);  // the end does not wait for who waits for it
+  co_await end_session(session, "it said goodbye", End::said_goodbye);
+  if (session->link) close_soon(session->link);
+  co_return Answer{};
+}
+
+Task<void> Service::end_in_background(SessionRef session, std::string why) {
+  co_await end_session(std::move(session), std::move(why), End::fenced);
+}
+
+Task<void> Service::end_session(SessionRef session, std::string why, End how) {
+  if (session->ending) {
+    while (!session->gone) co_await session->over.wait();
+    co_return;
+  }
+  session->ending = true;
+  log::info("session ends session={} node={} key={:016x} reason=\"{}\"", raw(session->id),
+            raw(session->node), raw(session->key), why);
+  if (how == End::fenced && session->link) {
+    wire::Frame frame;
+    frame.mutable_notice()->mutable_fenced()->set_reason(why);
+    frame.set_id(next_notice_++);
+    send(session->link, std::move(frame));
+  }
+  // Its requests end: those that wait for somebody give up, the others come to their end. Only then
+  // nothing of it can take effect any more.
+  nudge_all();
+  while (session->requests.size() > session->leaving.size()) co_await sessions_changed_.wait();
+
+  std::vector<Key> keys;
+  for (auto& [key, row] : admissions_)
+    if (row.session == session->id) keys.push_back(key);
+  auto fenced =
+      co_await fence(std::move(keys), session->id,
+                     how == End::said_goodbye || session->key == Key{} ? Fencing::Left::nothing
+                                                                       : Fencing::Left::maybe);
+  if (!fenced) co_return;  // stopped: what it held stays its own
+
+  session->gone = true;
+  if (how == End::fenced && session->link) {
+    auto link = std::exchange(session->link, nullptr);
+    close_soon(std::move(link));
+  }
+  layouts_.drop(session->id);
+  auto open = session->open;
+  for (auto inode : open) closed(session, inode);
+  auto asked = std::exchange(session->asked, {});
+  for (auto& [id, one] : asked) {
+    one->answered = true;
+    one->changed.notify();
+  }
+  sessions_.erase(session->id);
+  ended_.insert(session->id);
+  session->over.notify();
+  sessions_changed_.notify();
+  reap_due_.notify();
+  clean_due_.notify();
+}
+
+Task<void> Service::fence_in_background(std::vector<Key> keys, Fencing::Left left) {
+  (void)co_await fence(std::move(keys), SessionId{}, left);  // a failure stops the service
+}
+
+Task<Expected<void>> Service::fence(std::vector<Key> keys, SessionId ends, Fencing::Left left) {
+  // Before anything can be answered about these keys, and in the order in which the transactions
+  // go.
+  std::vector<AdmissionRow> rows;
+  for (auto key : keys) {
+    auto found = admissions_.find(key);
+    if (found == admissions_.end()) continue;
+    found->second.state = AdmissionState::fenced;
+    rows.push_back(found->second);
+  }
+  auto mark = [rows, ends](volume::Catalog& catalog) -> Expected<void> {
+    for (const auto& row : rows) CSV_TRY(catalog.put_admission(row));
+    if (ends != SessionId{}) CSV_TRY(catalog.end_session(ends));
+    return {};
+  };
+  auto done = co_await writer_.change(std::move(mark));
+  if (done) done = co_await fencing_->remove(keys, left);
+  if (done) {
+    // A REGISTER that comes later than this is a key without a row: the sweep's.
+    auto forget = [rows](volume::Catalog& catalog) -> Expected<void> {
+      for (const auto& row : rows) CSV_TRY(catalog.remove_admission(row.key));
+      return {};
+    };
+    done = co_await writer_.change(std::move(forget));
+  }
+  if (!done) {
+    stop(done.error().within("fencing"));
+    co_return done.error();
+  }
+  for (const auto& row : rows) admissions_.erase(row.key);
+  co_return Expected<void>{};
+}
+
+// ---------------------------------------------------------------------------- who is late
+
+bool Service::lease_is_over(const Session& session) const {
+  // Rates of clocks are trusted to 1 %.
+  auto term = around_.timing.lease_term + around_.timing.lease_term / 100;
+  return !session.connected() && loop_.now() >= session.disconnected_at + term;
+}
+
+/// Ends sessions that somebody waits for in vain, or that do not come back.
+Task<void> Service::watch() {
+  for (;;) {
+    co_await sleep(loop_, kWatch);
+    if (!serving()) co_return;
+    // A stalled array is nobody's fault: while it does not answer us either, no clock runs (A18).
+    bool storage_answers = loop_.now() - own_write_answered_ < 2 * around_.timing.key_sweep;
+    auto all = sessions_;
+    for (auto& [id, session] : all) {
+      if (session->ending) continue;
+      if (session->connected()) {
+        bool owes = !session->asked.empty();
+        session->silent_ticks = owes && storage_answers ? session->silent_ticks + 1 : 0;
+        if (session->silent_ticks * kWatch >= around_.timing.silence)
+          tasks_.spawn(end_in_background(session, "it does not answer a recall"));
+        continue;
+      }
+      bool wanted = session->waited_for > 0 ||
+                    std::any_of(session->asked.begin(), session->asked.end(),
+                                [](const auto& each) { return each.second->must_come_back; });
+      if (wanted && lease_is_over(*session)) {
+        tasks_.spawn(end_in_background(session, "it is away and others wait for what it holds"));
+      } else if (loop_.now() >= session->disconnected_at + around_.timing.reconnect_grace) {
+        tasks_.spawn(end_in_background(session, "it did not come back"));
+      }
+    }
+    nudge_all();
+  }
+}
+
+}  // namespace csv::service

@@ -1,0 +1,261 @@
+#include "coordinator/service/takeover.h"
+
+#include <map>
+#include <set>
+
+#include "coordinator/service/lun_tasks.h"
+#include "csvfs/base/log.h"
+
+namespace csv::service {
+namespace {
+
+using iscsi::ReservationType;
+
+std::string_view name_of(ReservationType type) {
+  return type == ReservationType::exclusive_access_all_registrants
+             ? "Exclusive Access, All Registrants"
+             : "Exclusive Access, Registrants Only";
+}
+
+Key fresh_key(const Surroundings& around) {
+  constexpr std::uint64_t kNumbers = (1ull << 38) - 1;
+  return make_key(
+      {around.cluster, around.node, KeyRole::coordinator, 1 + around.random->below(kNumbers)});
+}
+
+Task<Expected<std::unique_ptr<iscsi::Lun>>> open_lun(const Surroundings& around) {
+  iscsi::LunOptions options;
+  // Fixed for (node, role), so that a new login ends what an earlier life of ours left.
+  options.isid_seed = std::uint64_t{raw(around.node)} * 4 + raw(KeyRole::coordinator);
+  auto opened = co_await completion<Expected<std::unique_ptr<iscsi::Lun>>>(
+      [&around, &options](auto done) { around.open_lun(options, std::move(done)); });
+  if (opened && (*opened)->profile().write_protected)
+    co_return Error{Errc::refused, "the LUN of volume " + around.volume + " is write-protected"};
+  co_return std::move(opened);
+}
+
+Expected<void> check_identity(const Surroundings& around, const volume::VolumeInfo& info,
+                              const iscsi::Lun& lun) {
+  if (info.label != around.volume)
+    return Error{Errc::refused,
+                 fmt::format("the LUN holds volume '{}', not '{}'", info.label, around.volume)};
+  if (info.cluster != around.cluster)
+    return Error{Errc::refused, fmt::format("volume {} belongs to cluster {}, not to {}",
+                                            around.volume, info.cluster, around.cluster)};
+  auto identity = volume::lun_identity(lun.profile());
+  if (info.lun_identity != identity)
+    return Error{Errc::refused,
+                 fmt::format("volume {} was formatted on LUN '{}', but this one is '{}': a copy "
+                             "that must not be used beside its original",
+                             around.volume, info.lun_identity, identity)};
+  if (lun.geometry().size_bytes() < info.lun_size)
+    return Error{Errc::refused,
+                 fmt::format("volume {} needs {} bytes, its LUN has shrunk to {}", around.volume,
+                             info.lun_size, lun.geometry().size_bytes())};
+  return {};
+}
+
+Expected<void> check_tag(const Surroundings& around, const volume::VolumeInfo& info) {
+  if (info.tag > around.tag)
+    return Error{Errc::superseded,
+                 fmt::format("volume {} is owned by a newer configuration of the cluster "
+                             "({}.{}.{}, ours is {}.{}.{})",
+                             around.volume, info.tag.forced, info.tag.epoch, info.tag.sequence,
+                             around.tag.forced, around.tag.epoch, around.tag.sequence)};
+  return {};
+}
+
+Error foreign(const Surroundings& around, Key key) {
+  return Error{Errc::refused,
+               fmt::format("the LUN of volume {} is in use by somebody else: key {:016x} is not of "
+                           "cluster {}. If that is a leftover: csvctl reservation clear",
+                           around.volume, raw(key), around.cluster)};
+}
+
+/// Makes sure that a reservation stands under which only registered nexuses have access, and says
+/// its type. Ours if there was none.
+Task<Expected<ReservationType>> ensure_reservation(const Surroundings& around, iscsi::Lun& lun,
+                                                   Key mine) {
+  CSV_CO_TRY(found, co_await read_reservation(lun));
+  if (found.type == ReservationType::none) {
+    auto preferred = ReservationType::exclusive_access_all_registrants;
+    auto capabilities = co_await report_capabilities(lun);
+    auto bit = 1u << static_cast<unsigned>(preferred);
+    if (capabilities && capabilities->type_mask != 0 && (capabilities->type_mask & bit) == 0)
+      preferred = ReservationType::exclusive_access_registrants_only;
+    auto reserved = co_await reserve(lun, mine, preferred);
+    if (!reserved && reserved.error() == Errc::unsupported_by_target)
+      reserved = co_await reserve(lun, mine, ReservationType::exclusive_access_registrants_only);
+    // Another node may have been faster: what counts is what stands now.
+    CSV_CO_TRY(now, co_await read_reservation(lun));
+    if (now.type == ReservationType::none)
+      co_return reserved ? Error{std::errc::io_error,
+                                 "the target reports no reservation after "
+                                 "accepting ours"}
+                         : reserved.error().within("reserving the LUN");
+    found = now;
+  }
+  if (found.type == ReservationType::exclusive_access_registrants_only &&
+      parts_of(found.holder).cluster != around.cluster)
+    co_return foreign(around, found.holder);
+  if (found.type != ReservationType::exclusive_access_registrants_only &&
+      found.type != ReservationType::exclusive_access_all_registrants)
+    co_return Error{Errc::refused, fmt::format("a reservation of type {} stands on the LUN of "
+                                               "volume {}, which is not one of ours",
+                                               static_cast<int>(found.type), around.volume)};
+  co_return found.type;
+}
+
+Task<Expected<volume::VolumeInfo>> read_superblocks(TenureRef tenure, bool repair) {
+  Function<Expected<volume::VolumeInfo>(Tenure&)> work = [repair](Tenure& on) {
+    return volume::read_superblocks(on.blocking, repair);
+  };
+  co_return co_await on_writer<Expected<volume::VolumeInfo>>(std::move(tenure), std::move(work));
+}
+
+/// Looks before anything is changed: may we have this volume at all?
+Task<Expected<void>> look(const Surroundings& around, TenureRef tenure, Key mine) {
+  CSV_CO_TRY(info, co_await read_superblocks(tenure, false));
+  CSV_CO_CHECK(check_identity(around, info, *tenure->lun));
+  // Before the first PREEMPT: the side that is not the newest must not fight (A5).
+  CSV_CO_CHECK(check_tag(around, info));
+  CSV_CO_TRY(list, co_await read_keys(*tenure->lun));
+  for (auto key : list.keys)
+    if (key != mine && parts_of(key).cluster != around.cluster) co_return foreign(around, key);
+  co_return Expected<void>{};
+}
+
+/// From its end on no former coordinator can write, whatever it had queued (A2, A13).
+Task<Expected<void>> fence_coordinators(const Surroundings& around, Taken& taken) {
+  CSV_CO_TRY(list, co_await taken.fencing->keys());
+  std::set<Key> former;
+  for (auto key : list.keys) {
+    auto parts = parts_of(key);
+    if (key != taken.key && parts.cluster == around.cluster && parts.role == KeyRole::coordinator)
+      former.insert(key);
+  }
+  // Also where none is listed: a takeover that died between PREEMPT and RESET would leave just
+  // that.
+  std::vector<Key> victims{former.begin(), former.end()};
+  co_return co_await taken.fencing->remove(std::move(victims), Fencing::Left::maybe);
+}
+
+/// The epoch is made on the LUN, not in a message (A5, A6).
+Task<Expected<void>> write_epoch(const Surroundings& around, Taken& taken) {
+  auto tenure = taken.tenure;
+  // Again, now that nobody else can write them: whoever was fenced may have been taking over.
+  CSV_CO_TRY(info, co_await read_superblocks(tenure, true));
+  CSV_CO_CHECK(check_tag(around, info));
+  info.epoch = Epoch{raw(info.epoch) + 1};
+  info.coordinator = around.node;
+  info.coordinator_key = taken.key;
+  info.tag = around.tag;
+  Function<Expected<void>(Tenure&)> work = [info](Tenure& on) mutable -> Expected<void> {
+    CSV_TRY(volume::write_superblocks(on.blocking, info));
+    on.info = info;
+    return {};
+  };
+  CSV_CO_CHECK(co_await on_writer<Expected<void>>(tenure, std::move(work)));
+  taken.epoch = tenure->info.epoch;
+  co_return Expected<void>{};
+}
+
+struct Rows {
+  std::vector<volume::SessionRow> sessions;
+  std::vector<volume::AdmissionRow> admissions;
+};
+
+Expected<Rows> open_catalog(Tenure& on) {
+  on.store = CSV_TRY(volume::open_catalog_store(on.blocking, on.info, on.random));
+  on.catalog = CSV_TRY(volume::Catalog::open(*on.store));
+  Rows rows;
+  std::array<volume::Catalog::Change, 1> look;
+  look[0].read_only = true;
+  look[0].body = [&rows](volume::Catalog& catalog) -> Expected<void> {
+    rows.sessions = CSV_TRY(catalog.sessions());
+    rows.admissions = CSV_TRY(catalog.admissions());
+    return {};
+  };
+  CSV_TRY(on.catalog->run(look));
+  CSV_TRY(look[0].result);
+  return rows;
+}
+
+Expected<void> forget_admissions(Tenure& on, const std::vector<Key>& keys) {
+  std::array<volume::Catalog::Change, 1> forget;
+  forget[0].body = [&keys](volume::Catalog& catalog) -> Expected<void> {
+    for (auto key : keys) CSV_TRY(catalog.remove_admission(key));
+    return {};
+  };
+  CSV_TRY(on.catalog->run(forget));
+  return std::move(forget[0].result);
+}
+
+/// Fences every key without a live row: of mounts that ended or were being fenced while the former
+/// coordinator died, of a cold start. What they hold is still theirs, so it is freed only later.
+Task<Expected<void>> fence_the_dead(const Surroundings& around, Taken& taken) {
+  Function<Expected<Rows>(Tenure&)> open = [](Tenure& on) { return open_catalog(on); };
+  CSV_CO_TRY(rows, co_await on_writer<Expected<Rows>>(taken.tenure, std::move(open)));
+  std::set<SessionId> live_sessions;
+  for (const auto& row : rows.sessions)
+    if (!row.ended) live_sessions.insert(row.id);
+  std::set<Key> live, dead;
+  for (const auto& row : rows.admissions) {
+    bool lives = row.state != volume::AdmissionState::fenced && live_sessions.contains(row.session);
+    (lives ? live : dead).insert(row.key);
+    if (lives) taken.admissions.push_back(row);
+  }
+  taken.sessions = std::move(rows.sessions);
+  std::vector<Key> dead_rows{dead.begin(), dead.end()};
+
+  CSV_CO_TRY(list, co_await taken.fencing->keys());
+  for (auto key : list.keys)
+    if (key != taken.key && parts_of(key).cluster == around.cluster && !live.contains(key))
+      dead.insert(key);
+  if (dead.empty()) co_return Expected<void>{};
+  std::vector<Key> victims{dead.begin(), dead.end()};
+  CSV_CO_CHECK(co_await taken.fencing->remove(std::move(victims), Fencing::Left::maybe));
+  if (dead_rows.empty()) co_return Expected<void>{};
+  Function<Expected<void>(Tenure&)> forget = [dead_rows](Tenure& on) {
+    return forget_admissions(on, dead_rows);
+  };
+  co_return co_await on_writer<Expected<void>>(taken.tenure, std::move(forget));
+}
+
+Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
+  auto& lun = *taken.tenure->lun;
+  // First of all: under the reservation an unregistered nexus may not even read the superblocks.
+  CSV_CO_CHECK(co_await register_key(lun, taken.key));
+  if (auto may = co_await look(around, taken.tenure, taken.key); !may) {
+    // Nothing of ours has happened; leave nothing. The answer changes nothing any more.
+    (void)co_await register_key(lun, Key{});
+    co_return may.error();
+  }
+  CSV_CO_TRY(type, co_await ensure_reservation(around, lun, taken.key));
+  taken.fencing->set_type(type);
+  CSV_CO_CHECK(co_await fence_coordinators(around, taken));
+  CSV_CO_CHECK(co_await write_epoch(around, taken));
+  // Only now: the catalog is opened (its log recovered) by the one who alone can write it, and its
+  // rows say which keys live.
+  CSV_CO_CHECK(co_await fence_the_dead(around, taken));
+  log::info("takeover volume={} epoch={} key={:016x} sessions={} reservation=\"{}\"", around.volume,
+            raw(taken.epoch), raw(taken.key), taken.sessions.size(), name_of(type));
+  co_return Expected<void>{};
+}
+
+}  // namespace
+
+Task<Expected<Taken>> take_over_volume(Surroundings around) {
+  auto opened = co_await open_lun(around);
+  if (!opened) co_return opened.error().within("taking over volume " + around.volume);
+  Taken taken;
+  taken.key = fresh_key(around);
+  taken.tenure =
+      Tenure::make(*around.loop, std::move(*opened), around.make_worker(), around.random->next());
+  taken.fencing = std::make_unique<Fencing>(*around.loop, *taken.tenure->lun, taken.key);
+  auto took = co_await take(around, taken);
+  if (!took) co_return took.error().within("taking over volume " + around.volume);
+  co_return std::move(taken);
+}
+
+}  // namespace csv::service

@@ -1,0 +1,237 @@
+// What runs in the background: the sweep of keys, our own sign of life, cleaning up.
+#include <algorithm>
+
+#include "coordinator/service/lun_tasks.h"
+#include "coordinator/service/service.h"
+#include "csvfs/base/heartbeat_slot.h"
+#include "csvfs/base/log.h"
+
+namespace csv::service {
+namespace {
+
+constexpr std::size_t kOrphansAtOnce = 256;
+constexpr std::size_t kReapersAtOnce = 32;
+constexpr std::size_t kDyingAtOnce = 256;
+constexpr std::uint64_t kDropAtOnce = 1u << 16;
+
+}  // namespace
+
+// ---------------------------------------------------------------------------- keys
+
+Task<void> Service::sweep_keys() {
+  for (;;) {
+    co_await sleep(loop_, around_.timing.key_sweep);
+    if (!serving()) co_return;
+    auto swept = co_await sweep_once();
+    if (swept) continue;
+    stop(swept.error().within("looking at the keys on the LUN"));
+    co_return;
+  }
+}
+
+/// Any key of our cluster without a row is a registration that came after its fence, or somebody
+/// who never asked (A1).
+Task<Expected<void>> Service::sweep_once() {
+  CSV_CO_TRY(list, co_await fencing_->keys());
+  // PRGENERATION counts up; only a power on sets it back. What the cache held is lost with it (A7):
+  // the catalog in memory may believe what the LUN has forgotten.
+  if (list.generation < key_generation_ && tenure_->lun->profile().write_cache)
+    co_return Error{Errc::not_durable, "the target lost power, and what its write cache held"};
+  key_generation_ = list.generation;
+
+  // Rows are looked at after the keys were read: a key that is on the LUN has had its row before.
+  // Fenced rows are in the hands of the fence that fenced them.
+  std::set<Key> strays;
+  for (auto key : list.keys) {
+    if (key == key_ || admissions_.contains(key)) continue;
+    if (parts_of(key).cluster == around_.cluster) {
+      strays.insert(key);
+    } else if (foreign_seen_.insert(key).second) {
+      log::warning("foreign key on the LUN volume={} key={:016x}", around_.volume, raw(key));
+    }
+  }
+  if (!strays.empty()) {
+    log::warning("keys without a row volume={} count={} first={:016x}", around_.volume,
+                 strays.size(), raw(*strays.begin()));
+    std::vector<Key> victims{strays.begin(), strays.end()};
+    CSV_CO_CHECK(co_await fencing_->remove(std::move(victims), Fencing::Left::maybe));
+  }
+  CSV_CO_TRY(reservation, co_await read_reservation(*tenure_->lun));
+  if (reservation.type == iscsi::ReservationType::none) {
+    log::warning("the reservation was gone volume={}", around_.volume);
+    CSV_CO_CHECK(co_await reserve_again());
+  }
+  co_return Expected<void>{};
+}
+
+Task<Expected<void>> Service::reserve_again() {
+  co_return co_await service::reserve(*tenure_->lun, key_, fencing_->type());
+}
+
+/// Our slot. That we can write it is also how we know that the LUN still takes our writes.
+Task<void> Service::beat() {
+  std::uint64_t counter = 0;
+  for (;;) {
+    HeartbeatSlot slot;
+    slot.key = key_;
+    slot.counter = ++counter;
+    slot.written_at = loop_.wall_now();
+    auto bytes = encode(slot, tenure_->info.id);
+    auto buffer = std::make_shared<Buffer>(Buffer::copy_of(bytes));
+    auto at = volume::slot_offset(tenure_->info, around_.node, KeyRole::coordinator);
+    auto written = co_await completion<Expected<void>>([this, &buffer, at](auto done) {
+      tenure_->lun->write(at, buffer->span(), {},
+                          [buffer, done = std::move(done)](Expected<void> result) mutable {
+                            done(std::move(result));
+                          });
+    });
+    if (!serving()) co_return;
+    if (!written) {
+      stop(written.error().within("writing the coordinator's heartbeat slot"));
+      co_return;
+    }
+    own_write_answered_ = loop_.now();
+    co_await sleep(loop_, around_.timing.key_sweep);
+    if (!serving()) co_return;
+  }
+}
+
+// ---------------------------------------------------------------------------- space
+
+Task<void> Service::maintain() {
+  for (;;) {
+    co_await writer_.maintain();
+    // As long as there is something to free: whoever deletes much wants the space back.
+    for (bool more = true; more && serving();) {
+      auto freed = co_await free_space();
+      if (!freed) log::warning("freeing space: {}", freed.error().message());
+      more = freed && *freed;
+    }
+    layouts_.prune();
+    co_await sleep(loop_, around_.timing.maintenance);
+    if (!serving()) co_return;
+  }
+}
+
+Task<Expected<bool>> Service::free_space() {
+  auto body = [](volume::Catalog& catalog) { return catalog.space(); };
+  CSV_CO_TRY(space, co_await writer_.read(std::move(body)));
+  space_ = space;
+  if (space.dying == 0 && !space.freeing) co_return false;
+  if (space.freeing) co_await writer_.maintain();
+  co_return co_await free_dying();
+}
+
+/// One at a time: were the same blocks unmapped twice, the second UNMAP could hit them after they
+/// were given out again (A15).
+Task<Expected<bool>> Service::free_dying() {
+  while (freeing_) co_await freed_.wait();
+  struct Turn {
+    explicit Turn(Service& of) : service{&of} { service->freeing_ = true; }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+    ~Turn() {
+      service->freeing_ = false;
+      service->freed_.notify();
+    }
+    Service* service;
+  } turn{*this};
+  auto look_for = [](volume::Catalog& catalog) { return catalog.dying(kDyingAtOnce); };
+  CSV_CO_TRY(runs, co_await writer_.read(std::move(look_for)));
+  if (runs.empty()) co_return true;
+  std::vector<Content::Extent> extents;
+  for (auto run : runs)
+    extents.push_back({run.lun_block * volume::kBlockSize, run.count * volume::kBlockSize});
+  // An UNMAP that was refused has been answered, too. One of unknown outcome ends the Lun, and us.
+  auto unmapped = judge(co_await content_.unmap(std::move(extents)));
+  if (!unmapped && stopped_) co_return unmapped.error();
+  if (!unmapped) log::warning("unmap refused: {}", unmapped.error().message());
+  auto make_free = [runs](volume::Catalog& catalog) { return catalog.make_free(runs); };
+  CSV_CO_CHECK(co_await writer_.change(std::move(make_free)));
+  co_return true;
+}
+
+// ---------------------------------------------------------------------------- orphans
+
+/// Those that a former coordinator left.
+Task<void> Service::find_orphans() {
+  InodeId after{};
+  for (;;) {
+    auto look_for = [after](volume::Catalog& catalog) {
+      return catalog.orphans(after, kOrphansAtOnce);
+    };
+    auto found = co_await writer_.read(std::move(look_for));
+    if (!found) {
+      log::warning("looking for orphans: {}", found.error().message());
+      co_return;
+    }
+    for (auto inode : *found) orphaned(inode);
+    if (found->size() < kOrphansAtOnce) co_return;
+    after = found->back();
+  }
+}
+
+Task<void> Service::reap_orphans() {
+  for (;;) {
+    // A session that has not come back since the takeover may have any of them open.
+    bool all_known = std::all_of(sessions_.begin(), sessions_.end(),
+                                 [](const auto& each) { return each.second->settled; });
+    for (auto inode : orphans_) {
+      if (!all_known || reaping_.size() >= kReapersAtOnce) break;
+      if (openers_.contains(inode) || reaping_.contains(inode)) continue;
+      reaping_.insert(inode);
+      tasks_.spawn(reap(inode));
+    }
+    co_await reap_due_.wait();
+  }
+}
+
+Task<void> Service::reap(InodeId inode) {
+  {
+    // Nobody has it open, but a mount may keep layouts of what it had open.
+    auto alone = co_await quiet(nullptr, inode, kWholeFile, true);
+    if (alone) {
+      auto body = [inode](volume::Catalog& catalog) { return catalog.reap(inode); };
+      auto reaped = co_await writer_.change(std::move(body));
+      if (!reaped && !is_stale(reaped.error()))
+        log::warning("orphan not freed inode={} reason=\"{}\"", raw(inode),
+                     reaped.error().message());
+    }
+  }
+  // Also where it failed: it stays an orphan in the catalog, for the next takeover.
+  orphans_.erase(inode);
+  reaping_.erase(inode);
+  reap_due_.notify();
+}
+
+// ---------------------------------------------------------------------------- ended sessions
+
+Task<void> Service::clean_up_ended() {
+  for (;;) {
+    auto all = ended_;
+    for (auto session : all) {
+      auto cleaned = co_await clean_up(session);
+      // Stays in the catalog for the next takeover.
+      if (!cleaned)
+        log::warning("session not cleaned up session={} reason=\"{}\"", raw(session),
+                     cleaned.error().message());
+      ended_.erase(session);
+    }
+    if (ended_.empty()) co_await clean_due_.wait();
+  }
+}
+
+/// Its keys are off the LUN, so nothing can be written to what it was granted.
+Task<Expected<void>> Service::clean_up(SessionId session) {
+  for (;;) {
+    auto drop = [session](volume::Catalog& catalog) {
+      return catalog.drop_grants(session, InodeId{}, kDropAtOnce);
+    };
+    CSV_CO_TRY(dropped, co_await writer_.change(std::move(drop)));
+    if (dropped == 0) break;
+  }
+  auto forget = [session](volume::Catalog& catalog) { return catalog.forget_session(session); };
+  co_return co_await writer_.change(std::move(forget));
+}
+
+}  // namespace csv::service

@@ -1,0 +1,64 @@
+#pragma once
+#include <deque>
+#include <memory>
+#include <optional>
+#include <type_traits>
+
+#include "coordinator/service/tenure.h"
+
+namespace csv::service {
+
+/// The bridge from the loop to the volume's catalog: requests hand in bodies, which are gathered
+/// into group commits on the writer thread; a task goes on once its body's group is durable.
+///
+/// A body may run twice (catalog.h) and may outlive the task that handed it in, so it owns what it
+/// uses and writes to nothing but its result. Look-ups go in groups of their own, which cost no
+/// commit, in turn with the changes.
+///
+/// When a group fails its outcome is unknown: no task that waits for it or comes later goes on, and
+/// `failed` is called once. Loop's thread.
+class Writer {
+ public:
+  Writer(TenureRef tenure, Function<void(Error)> failed);
+  ~Writer();
+
+  template <typename F>
+  auto change(F body) -> Task<std::invoke_result_t<F&, volume::Catalog&>> {
+    return submit<std::invoke_result_t<F&, volume::Catalog&>>(std::move(body), false);
+  }
+  template <typename F>
+  auto read(F body) -> Task<std::invoke_result_t<F&, volume::Catalog&>> {
+    return submit<std::invoke_result_t<F&, volume::Catalog&>>(std::move(body), true);
+  }
+  /// One round of Catalog::maintain(), between two groups.
+  Task<void> maintain();
+  /// Everything handed in has been answered. Hand in nothing meanwhile.
+  Task<void> idle();
+  /// The log goes into the database, for a good end. As with a group, no return if it fails.
+  Task<Expected<void>> checkpoint();
+
+  [[nodiscard]] volume::Catalog::Statistics statistics() const;
+
+ private:
+  using Body = Function<Expected<void>(volume::Catalog&)>;
+  struct State;
+
+  template <typename R>
+  Task<R> submit(Function<R(volume::Catalog&)> body, bool read_only) {
+    auto result = std::make_shared<std::optional<R>>();
+    Body erased = [result, body = std::move(body)](volume::Catalog& catalog) mutable {
+      result->emplace(body(catalog));
+      return **result ? Expected<void>{} : Expected<void>{(*result)->error()};
+    };
+    auto outcome = co_await completion<Expected<void>>([this, &erased, read_only](auto done) {
+      enqueue(std::move(erased), read_only, std::move(done));
+    });
+    if (!outcome) co_return outcome.error();
+    co_return std::move(**result);
+  }
+  void enqueue(Body body, bool read_only, Completion<Expected<void>>::Done done);
+
+  std::shared_ptr<State> state_;
+};
+
+}  // namespace csv::service
