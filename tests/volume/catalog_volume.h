@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "coordinator/volume/catalog.h"
 #include "coordinator/volume/catalog_check.h"
+#include "coordinator/volume/database.h"
 #include "coordinator/volume/volume.h"
 #include "csvfs/base/check.h"
 
@@ -24,7 +26,10 @@ inline constexpr std::uint64_t kBlocksPerMiB = kMiB / kBlockSize;
 class FileCatalogStore final : public CatalogStore {
  public:
   explicit FileCatalogStore(std::uint64_t data_size) {
-    std::string pattern = std::filesystem::temp_directory_path() / "csv-catalog-XXXXXX";
+    std::filesystem::path memory{"/dev/shm"};  // nothing here must survive a power loss
+    std::string pattern =
+        (::access(memory.c_str(), W_OK) == 0 ? memory : std::filesystem::temp_directory_path()) /
+        "csv-catalog-XXXXXX";
     CSV_CHECK(::mkdtemp(pattern.data()) != nullptr);
     directory_ = pattern;
     path_ = directory_ / "catalog";
@@ -149,6 +154,20 @@ struct TestCatalog {
     std::string all;
     for (const auto& problem : report.problems) all += problem + "\n";
     return all;
+  }
+
+  /// Changes the database behind the catalog's back.
+  void sql(const std::string& statements) {
+    auto database = Database::open(store.path(), store.vfs(), {});
+    REQUIRE(database);
+    auto done = (*database)->execute(statements);
+    REQUIRE_MESSAGE(done, done.error().message());
+  }
+  std::vector<std::uint8_t> first_page() const {
+    std::vector<std::uint8_t> bytes(4096);
+    std::ifstream file{store.path(), std::ios::binary};
+    file.read(reinterpret_cast<char*>(bytes.data()), 4096);
+    return bytes;
   }
 
   FileCatalogStore store;
