@@ -13,6 +13,7 @@
 #include "csvfs/base/random.h"
 #include "csvfs/base/task.h"
 #include "iscsi/iscsi_session.h"
+#include "iscsi/lun_range.h"
 #include "iscsi/target_profile.h"
 
 namespace csv::iscsi {
@@ -232,22 +233,6 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     submit(session, std::move(command));
   }
 
-  /// Any thread. Whether [offset, offset + length) is whole blocks of this LUN.
-  Expected<void> check_range(std::string_view what, std::uint64_t offset,
-                             std::uint64_t length) const {
-    auto block = lun.geometry.block_size;
-    auto size = lun.geometry.size_bytes();
-    if (offset % block || length % block)
-      return Error{Errc::refused,
-                   fmt::format("{} of {} bytes at {}: not a multiple of the block size {}", what,
-                               length, offset, block)};
-    if (offset > size || length > size - offset)
-      return Error{Errc::refused,
-                   fmt::format("{} of {} bytes at {}: beyond the end of the LUN ({} bytes)", what,
-                               length, offset, size)};
-    return {};
-  }
-
   /// Any thread. Sends `length` bytes of something in parts; `fill` makes each, by its place in it.
   template <typename Fill>
   void submit_parts(std::uint64_t length, std::uint64_t most, Done done, Fill&& fill) {
@@ -454,11 +439,7 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     auto answer = co_await reserve_in(ReserveIn::report_capabilities);
     auto parsed =
         answer ? parse_capabilities(*answer) : Expected<ReservationCapabilities>{answer.error()};
-    if (parsed && !lun.profile.all_registrants) {
-      constexpr std::uint16_t kOthers = 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6;
-      auto& mask = parsed->type_mask;
-      mask = mask == 0 ? kOthers : mask & kOthers;
-    }
+    if (parsed) leave_out_broken_types(lun.profile, *parsed);
     home.post(
         [self = shared_from_this(), done = std::move(done), parsed = std::move(parsed)]() mutable {
           if (!self->destroyed) done(std::move(parsed));
@@ -644,7 +625,7 @@ void IscsiLun::close() {
 
 void IscsiLun::read(std::uint64_t offset, std::span<std::byte> out, Done done) {
   auto& state = *state_;
-  auto valid = state.check_range("a read", offset, out.size());
+  auto valid = check_range(state.lun.geometry, "a read", offset, out.size());
   if (!valid || out.empty()) return state.answer_later(std::move(done), std::move(valid));
   ++state.counts.reads;
   state.counts.read_bytes += out.size();
@@ -658,7 +639,7 @@ void IscsiLun::read(std::uint64_t offset, std::span<std::byte> out, Done done) {
 void IscsiLun::write(std::uint64_t offset, std::span<const std::byte> data, WriteOptions options,
                      Done done) {
   auto& state = *state_;
-  auto valid = state.check_range("a write", offset, data.size());
+  auto valid = check_range(state.lun.geometry, "a write", offset, data.size());
   if (!valid || data.empty()) return state.answer_later(std::move(done), std::move(valid));
   ++state.counts.writes;
   state.counts.write_bytes += data.size();
@@ -686,7 +667,7 @@ void IscsiLun::flush(Done done) {
 }
 
 void IscsiLun::write_zeroes(std::uint64_t offset, std::uint64_t length, Done done) {
-  auto valid = state_->check_range("zeros", offset, length);
+  auto valid = check_range(state_->lun.geometry, "zeros", offset, length);
   if (!valid || length == 0) return state_->answer_later(std::move(done), std::move(valid));
   ++state_->counts.zeroes;
   state_->home.post([state = state_, offset, length, done = std::move(done)]() mutable {
@@ -696,7 +677,7 @@ void IscsiLun::write_zeroes(std::uint64_t offset, std::uint64_t length, Done don
 }
 
 void IscsiLun::unmap(std::uint64_t offset, std::uint64_t length, Done done) {
-  auto valid = state_->check_range("an unmap", offset, length);
+  auto valid = check_range(state_->lun.geometry, "an unmap", offset, length);
   if (!valid || length == 0 || !state_->unmap_works)
     return state_->answer_later(std::move(done), std::move(valid));
   ++state_->counts.unmaps;

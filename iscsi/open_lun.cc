@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "iscsi/iscsi_lun.h"
+#include "iscsi/local_lun.h"
 #include "iscsi/lun_url.h"
 #include "iscsi/ram_lun.h"
 
@@ -26,9 +27,9 @@ void open_address(Loop& home, ImagePath image, LunOptions options, Opened done) 
   answer(home, std::move(done), (*disk)->connect(home, std::move(options)));
 }
 
-void open_address(Loop& home, const DevicePath& device, LunOptions, Opened done) {
-  answer(home, std::move(done),
-         Error{Errc::refused, device.path + ": local devices are not built in"});
+void open_address(Loop& home, DevicePath device, LunOptions options, Opened done) {
+  LocalLun::open(home, std::move(device.path), std::move(options), BlockDevice::Kind::device,
+                 std::move(done));
 }
 
 }  // namespace

@@ -161,6 +161,13 @@ Task<Expected<void>> ask_commands(ScsiAsker& asker, LunDescription& lun) {
 
 }  // namespace
 
+void leave_out_broken_types(const TargetProfile& profile, ReservationCapabilities& capabilities) {
+  if (profile.all_registrants) return;
+  constexpr std::uint16_t kOthers = 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6;
+  auto& mask = capabilities.type_mask;
+  mask = mask == 0 ? kOthers : mask & kOthers;
+}
+
 Task<Expected<void>> ask_cache(ScsiAsker& asker, LunDescription& lun) {
   lun.profile.write_cache = true;
   lun.profile.fua = false;

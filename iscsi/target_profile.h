@@ -44,6 +44,9 @@ struct LunDescription {
 /// SAME and UNMAP too: a command that a fence does not stop is one we must not use.
 Task<Expected<LunDescription>> describe_lun(ScsiAsker& asker);
 
+/// Takes the reservation types out that this target is known to do wrong.
+void leave_out_broken_types(const TargetProfile& profile, ReservationCapabilities& capabilities);
+
 /// MODE SENSE: write cache, FUA, write protection. Where the target refuses to say, the careful
 /// thing: a volatile cache without FUA.
 Task<Expected<void>> ask_cache(ScsiAsker& asker, LunDescription& lun);

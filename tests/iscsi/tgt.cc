@@ -113,11 +113,11 @@ bool Tgt::launch() {
                directory_ + "/control", directory_ + "/log");
   bool up = false;
   for (int i = 0; i < 500 && !up; ++i) {
-    up = admin({"--mode", "target", "--op", "new", "--tid", "1", "--targetname", kTarget});
+    up = admin({"--mode", "sys", "--op", "show"});
     if (!up) std::this_thread::sleep_for(std::chrono::milliseconds{10});
   }
   if (!up) return false;
-  bool good = true;
+  bool good = admin({"--mode", "target", "--op", "new", "--tid", "1", "--targetname", kTarget});
   for (auto [name, value] : {std::pair{"MaxRecvDataSegmentLength", "262144"},
                              {"MaxBurstLength", "1048576"},
                              {"FirstBurstLength", "262144"}})
