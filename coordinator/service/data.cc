@@ -346,8 +346,13 @@ Task<Expected<void>> Service::give_grant(SessionRef session, InodeId inode, Bloc
   for (auto run : runs) count += run.count;
   auto body = [id = session->id, inode, first = hole.first, runs,
                had = layouts_.grant(inode, session->id)](Catalog& catalog) -> Expected<GrantId> {
-    auto grant = had;
-    if (grant == GrantId{}) grant = CSV_TRY(catalog.new_grant(id, inode));
+    if (had != GrantId{}) {
+      auto more = catalog.place(inode, first, runs, BlockState::granted, had);
+      if (more) return had;
+      // A grant that was committed to its last block has ended.
+      if (more.error() != Errc::refused) return more.error();
+    }
+    auto grant = CSV_TRY(catalog.new_grant(id, inode));
     CSV_TRY(catalog.place(inode, first, runs, BlockState::granted, grant));
     return grant;
   };

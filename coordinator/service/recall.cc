@@ -125,7 +125,7 @@ Task<Expected<void>> Service::drop_grants(SessionId session, InodeId inode) {
       return catalog.drop_grants(session, inode, kDropAtOnce);
     };
     CSV_CO_TRY(dropped, co_await writer_.change(std::move(drop)));
-    if (dropped == 0) break;
+    if (dropped < kDropAtOnce) break;
   }
   layouts_.grant_dropped(inode, session);
   co_return Expected<void>{};
@@ -200,9 +200,11 @@ Task<Expected<void>> Service::ask_who_wrote(SessionRef asker, InodeId inode) {
     waits.push_back({found->second, std::move(asked)});
   }
   bool wrote = false;
+  auto give_up = loop_.now() + around_.timing.lease_term;
   for (auto& wait : waits) {
     // One that is away is not fenced for the sake of a time stamp; it says later what it wrote.
-    while (!wait.asked->answered && !lease_is_over(*wait.session) && !asker->ending)
+    while (!wait.asked->answered && !lease_is_over(*wait.session) && !asker->ending &&
+           loop_.now() < give_up)
       co_await wait.asked->changed.wait();
     if (!wait.asked->answered) wait.session->asked.erase(wait.asked->id);
     wrote = wrote || wait.asked->wrote;

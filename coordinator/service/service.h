@@ -106,6 +106,7 @@ class Service final : public VolumeService {
   void nudge_all();  ///< Whoever waits for a session looks around.
   Task<void> watch();
   [[nodiscard]] bool lease_is_over(const Session& session) const;
+  bool is_overdue(Session& session) const;
 
   // recall.cc
   /// Nobody but the caller touches these blocks, by layout or through us, until it is destroyed.

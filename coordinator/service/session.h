@@ -30,7 +30,7 @@ struct Asked {
   explicit Asked(Loop& loop) : changed{loop} {}
   std::uint64_t id = 0;
   wire::Notice notice;
-  TimePoint since{};
+  int overdue_ticks = 0;  ///< Of the watch, while it was connected and the LUN answered us.
   bool answered = false;  ///< Or the session is gone.
   bool wrote = false;
   bool must_come_back = true;  ///< The session is fenced rather than waited for without end.
@@ -89,7 +89,6 @@ struct Session {
   std::set<std::uint64_t> leaving;  ///< Of them, those that wait for the session's end.
   std::map<std::uint64_t, AskedRef> asked;
   std::size_t waited_for = 0;  ///< By operations that cannot go on before it has declared itself.
-  int silent_ticks = 0;        ///< How long it has said nothing while it owes an answer.
 
   std::uint64_t total_requests = 0, read_bytes = 0, write_bytes = 0;
 

@@ -126,7 +126,6 @@ void Service::attach(const SessionRef& session, const LinkRef& link, const wire:
   if (session->link) disconnected(LinkRef{session->link});
   session->link = link;
   link->session = session;
-  session->silent_ticks = 0;
   session->resumed = hello.session() == 0;  // a new one has nothing to repeat
   declare(session, hello);
 
@@ -174,7 +173,6 @@ AskedRef Service::ask(const SessionRef& session, wire::Notice notice) {
   auto asked = std::make_shared<Asked>(loop_);
   asked->id = next_notice_++;
   asked->notice = std::move(notice);
-  asked->since = loop_.now();
   if (session->gone) {
     asked->answered = true;
     return asked;
@@ -409,6 +407,17 @@ bool Service::lease_is_over(const Session& session) const {
   return !session.connected() && loop_.now() >= session.disconnected_at + term;
 }
 
+/// Called once a tick: counts how long answers have been owed.
+bool Service::is_overdue(Session& session) const {
+  bool overdue = false;
+  for (auto& [id, asked] : session.asked) {
+    ++asked->overdue_ticks;
+    overdue = overdue || (asked->must_come_back &&
+                          asked->overdue_ticks * kWatch >= around_.timing.recall_patience);
+  }
+  return overdue;
+}
+
 /// Ends sessions that somebody waits for in vain, or that do not come back.
 Task<void> Service::watch() {
   for (;;) {
@@ -420,9 +429,7 @@ Task<void> Service::watch() {
     for (auto& [id, session] : all) {
       if (session->ending) continue;
       if (session->connected()) {
-        bool owes = !session->asked.empty();
-        session->silent_ticks = owes && storage_answers ? session->silent_ticks + 1 : 0;
-        if (session->silent_ticks * kWatch >= around_.timing.silence)
+        if (storage_answers && is_overdue(*session))
           tasks_.spawn(end_in_background(session, "it does not answer a recall"));
         continue;
       }

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "coordinator/service/lun_tasks.h"
+#include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
 
 namespace csv::service {
@@ -25,8 +26,11 @@ Key fresh_key(const Surroundings& around) {
 
 Task<Expected<std::unique_ptr<iscsi::Lun>>> open_lun(const Surroundings& around) {
   iscsi::LunOptions options;
-  // Fixed for (node, role), so that a new login ends what an earlier life of ours left.
-  options.isid_seed = std::uint64_t{raw(around.node)} * 4 + raw(KeyRole::coordinator);
+  // Fixed for (volume, node, role), so that a new login ends what an earlier life of ours left, and
+  // nobody else's.
+  auto name = crc32c(std::as_bytes(std::span{around.volume}));
+  options.isid_seed = (std::uint64_t{name} << 16) | (std::uint64_t{raw(around.node)} << 2) |
+                      raw(KeyRole::coordinator);
   auto opened = co_await completion<Expected<std::unique_ptr<iscsi::Lun>>>(
       [&around, &options](auto done) { around.open_lun(options, std::move(done)); });
   if (opened && (*opened)->profile().write_protected)

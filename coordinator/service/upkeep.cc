@@ -228,7 +228,7 @@ Task<Expected<void>> Service::clean_up(SessionId session) {
       return catalog.drop_grants(session, InodeId{}, kDropAtOnce);
     };
     CSV_CO_TRY(dropped, co_await writer_.change(std::move(drop)));
-    if (dropped == 0) break;
+    if (dropped < kDropAtOnce) break;
   }
   auto forget = [session](volume::Catalog& catalog) { return catalog.forget_session(session); };
   co_return co_await writer_.change(std::move(forget));

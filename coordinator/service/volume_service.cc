@@ -210,7 +210,6 @@ void Service::received(const LinkRef& link, protocol::Message message) {
     link->early.push_back(std::move(message));
     return;
   }
-  session->silent_ticks = 0;
   const auto& frame = message.frame;
   switch (frame.body_case()) {
     case wire::Frame::kRequest: return received_request(session, std::move(message));

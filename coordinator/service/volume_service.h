@@ -23,8 +23,10 @@ struct Timing {
   Duration shipped_for =
       10s;  ///< A file with unaligned writers stays shipped this long after the last one.
   Duration maintenance = 200ms;  ///< Between two rounds of cleaning up.
-  Duration silence = 20s;  ///< A connected session that owes an answer to a recall and says nothing
-                           ///< this long is fenced.
+  /// A connected session that does not answer a recall this long, while the LUN answers us, is
+  /// fenced. Above a LUN command's deadline and a new admission, which the answer may have to wait
+  /// for.
+  Duration recall_patience = 30s;
 };
 
 struct Surroundings {
