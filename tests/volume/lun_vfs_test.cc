@@ -616,8 +616,8 @@ TEST_CASE("catalog store: grows by a chunk, which the superblocks and its header
     CHECK(store->mapped_pages() == 2 * disk::kPagesPerChunk);
     Sql sql{*store};
     REQUIRE(sql.run(kTable) == SQLITE_OK);
-    for (int i = 0; i < 9; ++i) {
-      REQUIRE(sql.run(fill(2000, i * 2000, 3900)) == SQLITE_OK);
+    for (int i = 1; i <= 3; ++i) {
+      REQUIRE(sql.run(fmt::format("INSERT INTO t VALUES({}, zeroblob(24000000))", i)) == SQLITE_OK);
       REQUIRE(sql.checkpoint() == SQLITE_OK);
     }
     CHECK(std::stoul(sql.ask("PRAGMA page_count")) > disk::kPagesPerChunk);
@@ -630,6 +630,6 @@ TEST_CASE("catalog store: grows by a chunk, which the superblocks and its header
   CHECK(superblock_problems(path.io)->empty());
   auto store = open(path, *found, random);
   Sql sql{*store};
-  CHECK(sql.ask("SELECT count(*) FROM t") == "18000");
+  CHECK(sql.ask("SELECT count(*) FROM t") == "3");
   CHECK(sql.ask("PRAGMA integrity_check") == "ok");
 }
