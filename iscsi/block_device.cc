@@ -4,7 +4,6 @@
 #include <linux/fs.h>
 #include <linux/pr.h>
 #include <scsi/sg.h>
-#include <spdlog/fmt/fmt.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -223,7 +222,6 @@ Expected<std::size_t> BlockDevice::scsi(const ScsiAsker::Question& question) {
       case Verdict::Action::repeat_later:
         if (attempt >= kMostRepeats)
           return Error{std::errc::device_or_resource_busy, path_ + " is not ready for commands"};
-        if (verdict.action == Verdict::Action::repeat_later) ::usleep(20'000);
     }
   }
 }

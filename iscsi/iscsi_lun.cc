@@ -1,7 +1,5 @@
 #include "iscsi/iscsi_lun.h"
 
-#include <spdlog/fmt/fmt.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>

@@ -3,7 +3,6 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <spdlog/fmt/fmt.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <time.h>

@@ -1,7 +1,5 @@
 #include "iscsi/local_lun.h"
 
-#include <spdlog/fmt/fmt.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cerrno>

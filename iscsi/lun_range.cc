@@ -1,6 +1,6 @@
 #include "iscsi/lun_range.h"
 
-#include <spdlog/fmt/fmt.h>
+#include "csvfs/base/log.h"
 
 namespace csv::iscsi {
 

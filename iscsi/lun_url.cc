@@ -1,9 +1,10 @@
 #include "iscsi/lun_url.h"
 
 #include <arpa/inet.h>
-#include <spdlog/fmt/fmt.h>
 
 #include <charconv>
+
+#include "csvfs/base/log.h"
 
 namespace csv::iscsi {
 namespace {

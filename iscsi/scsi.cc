@@ -1,8 +1,8 @@
 #include "iscsi/scsi.h"
 
-#include <spdlog/fmt/fmt.h>
-
 #include <string_view>
+
+#include "csvfs/base/log.h"
 
 namespace csv::iscsi {
 namespace {

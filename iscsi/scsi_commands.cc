@@ -1,9 +1,9 @@
 #include "iscsi/scsi_commands.h"
 
-#include <spdlog/fmt/fmt.h>
-
 #include <algorithm>
 #include <concepts>
+
+#include "csvfs/base/log.h"
 
 namespace csv::iscsi {
 namespace {

@@ -1,7 +1,5 @@
 #include "iscsi/target_profile.h"
 
-#include <spdlog/fmt/fmt.h>
-
 #include <algorithm>
 #include <vector>
 

@@ -4,7 +4,6 @@
 //   csv_lun_bench URL [--op read|write] [--pattern random|sequential] [--block BYTES] [--depth N]
 //                 [--seconds S] [--sessions N] [--range BYTES] [--key HEX] [--initiator IQN]
 //                 [--seed N]
-#include <spdlog/fmt/fmt.h>
 #include <sys/resource.h>
 
 #include <algorithm>

@@ -40,47 +40,46 @@ std::vector<Source> sources() {
 }
 
 std::vector<std::string> includes(const std::string& text, char open) {
-  static const std::regex quoted {R"(#\s*include\s*"([^"]+)")"};
+  static const std::regex quoted{R"re(#\s*include\s*"([^"]+)")re"};
   static const std::regex angled{R"(#\s*include\s*<([^>]+)>)"};
-    const auto& pattern = open == '"' ? quoted : angled;
-    std::vector<std::string> found;
-    for (std::sregex_iterator at{text.begin(), text.end(), pattern}, end; at != end; ++at)
-      found.push_back((*at)[1]);
-    return found;
-  }
+  const auto& pattern = open == '"' ? quoted : angled;
+  std::vector<std::string> found;
+  for (std::sregex_iterator at{text.begin(), text.end(), pattern}, end; at != end; ++at)
+    found.push_back((*at)[1]);
+  return found;
+}
 
-  const std::map<std::string, std::set<std::string>> kMayInclude = {
-      {"csvfs/base", {}},
-      {"iscsi", {"csvfs/base"}},
-      {"coordinator/protocol", {"csvfs/base"}},
-      {"coordinator/volume", {"coordinator/protocol", "iscsi", "csvfs/base"}},
-      {"coordinator/cluster", {"coordinator/protocol", "iscsi", "csvfs/base"}},
-      {"coordinator/service",
-       {"coordinator/volume", "coordinator/cluster", "coordinator/protocol", "iscsi",
-        "csvfs/base"}},
-      {"csvfs", {"coordinator/protocol", "iscsi", "csvfs/base"}},
-      {"coordinator/admin",
-       {"coordinator/service", "coordinator/volume", "coordinator/cluster", "coordinator/protocol",
-        "iscsi", "csvfs", "csvfs/base"}},
-      {"coordinator",
-       {"coordinator/admin", "coordinator/service", "coordinator/volume", "coordinator/cluster",
-        "coordinator/protocol", "iscsi", "csvfs/base"}},
-  };
+const std::map<std::string, std::set<std::string>> kMayInclude = {
+    {"csvfs/base", {}},
+    {"iscsi", {"csvfs/base"}},
+    {"coordinator/protocol", {"csvfs/base"}},
+    {"coordinator/volume", {"coordinator/protocol", "iscsi", "csvfs/base"}},
+    {"coordinator/cluster", {"coordinator/protocol", "iscsi", "csvfs/base"}},
+    {"coordinator/service",
+     {"coordinator/volume", "coordinator/cluster", "coordinator/protocol", "iscsi", "csvfs/base"}},
+    {"csvfs", {"coordinator/protocol", "iscsi", "csvfs/base"}},
+    {"coordinator/admin",
+     {"coordinator/service", "coordinator/volume", "coordinator/cluster", "coordinator/protocol",
+      "iscsi", "csvfs", "csvfs/base"}},
+    {"coordinator",
+     {"coordinator/admin", "coordinator/service", "coordinator/volume", "coordinator/cluster",
+      "coordinator/protocol", "iscsi", "csvfs/base"}},
+};
 
-  // A library's headers, and the only files that may include them.
-  const std::vector<std::pair<std::regex, std::regex>> kDoors = {
-      {std::regex{"fuse.*"},
-       std::regex{"csvfs/(reply\\.h|fuse_[a-z_]+\\.(h|cc)|daemon\\.(h|cc)|main\\.cc)"}},
-      {std::regex{"linux/fuse\\.h"}, std::regex{"csvfs/.*"}},
-      {std::regex{"iscsi/.*"}, std::regex{"iscsi/.*"}},
-      {std::regex{"liburing.*"}, std::regex{"iscsi/local_lun\\.cc"}},
-      {std::regex{"sqlite3\\.h"}, std::regex{"coordinator/volume/.*"}},
-      {std::regex{"spdlog/.*"}, std::regex{"csvfs/base/log\\.(h|cc)"}},
-      {std::regex{"toml\\+\\+/.*"}, std::regex{"csvfs/base/config\\.cc"}},
-      {std::regex{"CLI/.*"}, std::regex{".*/?(main|csvctl|daemon)[a-z_]*\\.cc"}},
-      {std::regex{"boost/asio.*"}, std::regex{"csvfs/base/asio\\.h"}},
-      {std::regex{"boost/interprocess/.*"}, std::regex{"csvfs/base/status_board\\.cc"}},
-  };
+// A library's headers, and the only files that may include them.
+const std::vector<std::pair<std::regex, std::regex>> kDoors = {
+    {std::regex{"fuse.*"},
+     std::regex{"csvfs/(reply\\.h|fuse_[a-z_]+\\.(h|cc)|daemon\\.(h|cc)|main\\.cc)"}},
+    {std::regex{"linux/fuse\\.h"}, std::regex{"csvfs/.*"}},
+    {std::regex{"iscsi/.*"}, std::regex{"iscsi/.*"}},
+    {std::regex{"liburing.*"}, std::regex{"iscsi/io_ring\\.cc"}},
+    {std::regex{"sqlite3\\.h"}, std::regex{"coordinator/volume/.*"}},
+    {std::regex{"spdlog/.*"}, std::regex{"csvfs/base/log\\.(h|cc)"}},
+    {std::regex{"toml\\+\\+/.*"}, std::regex{"csvfs/base/config\\.cc"}},
+    {std::regex{"CLI/.*"}, std::regex{".*/?(main|csvctl|daemon)[a-z_]*\\.cc"}},
+    {std::regex{"boost/asio.*"}, std::regex{"csvfs/base/asio\\.h"}},
+    {std::regex{"boost/interprocess/.*"}, std::regex{"csvfs/base/status_board\\.cc"}},
+};
 
 }  // namespace
 
