@@ -41,7 +41,7 @@ std::vector<Source> sources() {
 
 std::vector<std::string> includes(const std::string& text, char open) {
   static const std::regex quoted{R"re(#\s*include\s*"([^"]+)")re"};
-  static const std::regex angled{R"(#\s*include\s*<([^>]+)>)"};
+  static const std::regex angled{R"re(#\s*include\s*<([^>]+)>)re"};
   const auto& pattern = open == '"' ? quoted : angled;
   std::vector<std::string> found;
   for (std::sregex_iterator at{text.begin(), text.end(), pattern}, end; at != end; ++at)
