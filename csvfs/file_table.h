@@ -24,7 +24,7 @@ struct File {
   ExtentMap extents;
   std::uint64_t size = 0;  ///< As last heard of. A hint: it decides how to ask, never the answer.
   std::uint64_t recalled = 0;  ///< Sequence of the newest recall; older layouts are not used.
-  TimePoint shipped_until{};   ///< Until then the coordinator does all I/O.
+  TimePoint shipped_until{};   ///< Until then the coordinator does all writes.
   std::uint64_t used = 0;      ///< When, by the table's count: the least recent goes first.
   bool wrote = false;          ///< Written directly since the coordinator was last told.
 

@@ -16,6 +16,8 @@ constexpr std::uint32_t kParallelDirectWrites = 1u << 6;
 constexpr std::uint32_t kOpenFlags = FOPEN_DIRECT_IO | kParallelDirectWrites;
 constexpr std::size_t kMaxTransfer = 1 << 20;
 constexpr std::size_t kSpareBuffers = 32;
+constexpr std::uint32_t kKillSetId = 1u << 2;      // of fuse_write_in.write_flags
+constexpr std::uint32_t kPreferredIo = 64 * 1024;  // each read or write is a message: not too small
 
 void set_time(timespec& out, std::int64_t ns) {
   constexpr std::int64_t kSecond = 1'000'000'000;
@@ -66,6 +68,15 @@ fuse_entry_param to_entry_param(const wire::Attr& attr) {
 
 }  // namespace
 
+FuseState::RequestBuffer FuseState::RequestBuffer::made() {
+  constexpr std::size_t kBeforeContent = sizeof(fuse_in_header) + sizeof(fuse_write_in);
+  // libfuse reads up to a mebibyte of content and a page for the headers.
+  RequestBuffer made;
+  made.memory = Buffer{kMaxTransfer + 3 * Buffer::kAlignment};
+  made.buffer.mem = made.memory.data() + Buffer::kAlignment - kBeforeContent;
+  return made;
+}
+
 struct stat to_stat(const wire::Attr& attr) {
   struct stat out {};
   out.st_ino = attr.inode();
@@ -76,7 +87,7 @@ struct stat to_stat(const wire::Attr& attr) {
   out.st_rdev = attr.rdev();
   out.st_size = static_cast<off_t>(attr.size());
   out.st_blocks = static_cast<blkcnt_t>(attr.blocks());
-  out.st_blksize = 4096;
+  out.st_blksize = kPreferredIo;
   set_time(out.st_atim, attr.atime());
   set_time(out.st_mtim, attr.mtime());
   set_time(out.st_ctim, attr.ctime());
@@ -85,22 +96,24 @@ struct stat to_stat(const wire::Attr& attr) {
 
 void Reply::entry(const wire::Attr& attr) && {
   auto out = to_entry_param(attr);
-  fuse_reply_entry(take(), &out);
+  if (waits()) fuse_reply_entry(take(), &out);
 }
 
 void Reply::attr(const wire::Attr& attr) && {
   auto seen = to_stat(attr);
-  fuse_reply_attr(take(), &seen, 0);
+  if (waits()) fuse_reply_attr(take(), &seen, 0);
 }
 
-void Reply::opened(std::uint64_t handle) && {
+bool Reply::opened(std::uint64_t handle) && {
+  if (!waits()) return false;
   fuse_open_out out{};
   out.fh = handle;
   out.open_flags = kOpenFlags;
-  fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out);
+  return fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out) != -ENOENT;
 }
 
-void Reply::created(const wire::Attr& attr, std::uint64_t handle) && {
+bool Reply::created(const wire::Attr& attr, std::uint64_t handle) && {
+  if (!waits()) return false;
   struct {
     fuse_entry_out entry;
     fuse_open_out open;
@@ -109,10 +122,11 @@ void Reply::created(const wire::Attr& attr, std::uint64_t handle) && {
   out.entry = to_entry(attr);
   out.open.fh = handle;
   out.open.open_flags = kOpenFlags;
-  fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out);
+  return fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out) != -ENOENT;
 }
 
 void Reply::xattr(const std::string& value, std::size_t room) && {
+  if (!waits()) return;
   if (room == 0)
     fuse_reply_xattr(take(), value.size());
   else if (value.size() > room)
@@ -130,13 +144,26 @@ void Reply::statistics(const wire::FsStat& stat) && {
   out.f_files = stat.inodes() + stat.free_blocks();
   out.f_ffree = out.f_favail = stat.free_blocks();
   out.f_namemax = 255;
-  fuse_reply_statfs(take(), &out);
+  if (waits()) fuse_reply_statfs(take(), &out);
 }
 
 namespace {
 
 FuseState& state_of(fuse_req_t request) {
   return *static_cast<FuseState*>(fuse_req_userdata(request));
+}
+
+constexpr bool kLooks = false, kChanges = true;
+
+/// For a request that may have to wait: it hears of interrupts.
+Reply reply_to(fuse_req_t request, bool changes) {
+  auto owed = std::make_shared<Owed>(request, changes);
+  // The owed answer outlives libfuse's interest in the request, which ends with the answer.
+  auto on_interrupt = [](fuse_req_t interrupted, void* data) {
+    state_of(interrupted).on_interrupt(static_cast<Owed*>(data)->weak_from_this());
+  };
+  fuse_req_interrupt_func(request, on_interrupt, owed.get());
+  return Reply{std::move(owed)};
 }
 
 Caller caller_of(fuse_req_t request) {
@@ -154,7 +181,20 @@ bool unreachable(const Mount& mount) {
 // --- One task a request that must wait ------------------------------------------------------
 
 Task<void> lookup(FuseState& state, Reply reply, InodeId parent, std::string name) {
-  auto found = co_await state.mount->lookup(parent, std::move(name));
+  // "." and ".." are asked for by those who export the volume.
+  if (name == "..") {
+    auto listed = co_await state.mount->list(parent, 0, 1);
+    if (!listed) {
+      std::move(reply).error(listed.error());
+      co_return;
+    }
+    parent = InodeId{listed->parent()};
+  }
+  Expected<wire::Attr> found = std::errc::no_such_file_or_directory;
+  if (name == "." || name == "..")
+    found = co_await state.mount->attr(parent);
+  else
+    found = co_await state.mount->lookup(parent, std::move(name));
   if (found)
     std::move(reply).entry(*found);
   else
@@ -173,7 +213,7 @@ Task<void> get_attr(FuseState& state, Reply reply, InodeId inode) {
 }
 
 Task<void> set_attr(FuseState& state, Reply reply, wire::SetAttr to) {
-  auto attr = co_await state.mount->change(std::move(to));
+  auto attr = co_await state.mount->change(std::move(to), reply.interrupt());
   answer_attr(state, std::move(reply), attr);
 }
 
@@ -186,7 +226,7 @@ Task<void> read_link(FuseState& state, Reply reply, InodeId inode) {
 }
 
 Task<void> make(FuseState& state, Reply reply, Caller caller, wire::Make what) {
-  auto made = co_await state.mount->make(caller, std::move(what));
+  auto made = co_await state.mount->make(caller, std::move(what), reply.interrupt());
   if (made)
     std::move(reply).entry(*made);
   else
@@ -194,38 +234,53 @@ Task<void> make(FuseState& state, Reply reply, Caller caller, wire::Make what) {
 }
 
 Task<void> unlink(FuseState& state, Reply reply, InodeId parent, std::string name, bool directory) {
-  std::move(reply).result(co_await state.mount->unlink(parent, std::move(name), directory));
+  auto result = co_await state.mount->unlink(parent, std::move(name), directory, reply.interrupt());
+  std::move(reply).result(result);
 }
 
 Task<void> rename(FuseState& state, Reply reply, wire::Rename what) {
-  std::move(reply).result(co_await state.mount->rename(std::move(what)));
+  auto result = co_await state.mount->rename(std::move(what), reply.interrupt());
+  std::move(reply).result(result);
 }
 
 Task<void> link(FuseState& state, Reply reply, InodeId inode, InodeId parent, std::string name) {
-  auto made = co_await state.mount->link(inode, parent, std::move(name));
+  auto made = co_await state.mount->link(inode, parent, std::move(name), reply.interrupt());
   if (made)
     std::move(reply).entry(*made);
   else
     std::move(reply).error(made.error());
 }
 
+Task<void> close(FuseState& state, Mount::Handle handle) {
+  state.set_id.erase(raw(handle));
+  co_await state.mount->close(handle);
+}
+
+void remember_set_id(FuseState& state, const Mount::Opened& opened) {
+  if (opened.attr.mode() & (S_ISUID | S_ISGID))
+    state.set_id[raw(opened.handle)] = opened.attr.mode();
+}
+
 Task<void> open(FuseState& state, Reply reply, InodeId inode, bool truncate) {
-  auto opened = co_await state.mount->open(inode, truncate);
-  if (opened)
-    std::move(reply).opened(raw(opened->handle));
-  else
+  auto opened = co_await state.mount->open(inode, truncate, reply.interrupt());
+  if (!opened) {
     std::move(reply).error(opened.error());
+    co_return;
+  }
+  remember_set_id(state, *opened);
+  if (!std::move(reply).opened(raw(opened->handle))) co_await close(state, opened->handle);
 }
 
 Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what, int flags) {
   // The kernel sends CREATE for a name it did not find; another node may have made it since. Then,
   // without O_EXCL, it is an open of that file.
   wire::Make again = what;
-  auto made = co_await state.mount->create(caller, std::move(what));
+  auto made = co_await state.mount->create(caller, std::move(what), reply.interrupt());
   while (!made && made.error() == std::errc::file_exists && (flags & O_EXCL) == 0) {
     auto found = co_await state.mount->lookup(InodeId{again.parent()}, again.name());
     if (found) {
-      made = co_await state.mount->open(InodeId{found->inode()}, (flags & O_TRUNC) != 0);
+      made = co_await state.mount->open(InodeId{found->inode()}, (flags & O_TRUNC) != 0,
+                                        reply.interrupt());
       break;
     }
     if (!(found.error() == std::errc::no_such_file_or_directory)) {
@@ -233,16 +288,18 @@ Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what,
       break;
     }
     wire::Make once_more = again;
-    made = co_await state.mount->create(caller, std::move(once_more));
+    made = co_await state.mount->create(caller, std::move(once_more), reply.interrupt());
   }
-  if (made)
-    std::move(reply).created(made->attr, raw(made->handle));
-  else
+  if (!made) {
     std::move(reply).error(made.error());
+    co_return;
+  }
+  remember_set_id(state, *made);
+  if (!std::move(reply).created(made->attr, raw(made->handle))) co_await close(state, made->handle);
 }
 
-Task<void> close(FuseState& state, Reply reply, Mount::Handle handle) {
-  co_await state.mount->close(handle);
+Task<void> release(FuseState& state, Reply reply, Mount::Handle handle) {
+  co_await close(state, handle);
   std::move(reply).ok();
 }
 
@@ -255,10 +312,35 @@ Task<void> read(FuseState& state, Reply reply, Mount::Handle handle, std::uint64
     std::move(reply).error(content.error());
 }
 
+/// A write by who may not keep them takes the bits away, before it.
+Task<Expected<void>> strip_set_id(FuseState& state, InodeId inode, Mount::Handle handle,
+                                  Interrupt* interrupt) {
+  auto found = state.set_id.find(raw(handle));
+  if (found == state.set_id.end()) co_return Expected<void>{};
+  auto had = found->second;
+  state.set_id.erase(found);
+  auto mode = had & ~std::uint32_t{S_ISUID};
+  if ((mode & S_IXGRP) != 0) mode &= ~std::uint32_t{S_ISGID};  // without it the bit means locking
+  if (mode == had) co_return Expected<void>{};
+  wire::SetAttr to;
+  to.set_inode(raw(inode));
+  to.set_mode(mode & 07777);
+  auto attr = co_await state.mount->change(std::move(to), interrupt);
+  if (!attr) co_return attr.error();
+  co_return Expected<void>{};
+}
+
 Task<void> write(FuseState& state, Reply reply, Mount::Handle handle, std::uint64_t offset,
                  std::span<const std::byte> data, Mount::WriteOptions options,
-                 FuseState::RequestBuffer owner) {
-  auto written = co_await state.mount->write(handle, offset, data, options);
+                 std::optional<InodeId> strip, FuseState::RequestBuffer owner) {
+  if (strip) {
+    auto stripped = co_await strip_set_id(state, *strip, handle, reply.interrupt());
+    if (!stripped) {
+      std::move(reply).error(stripped.error());
+      co_return;
+    }
+  }
+  auto written = co_await state.mount->write(handle, offset, data, options, reply.interrupt());
   if (written)
     std::move(reply).written(*written);
   else
@@ -266,12 +348,14 @@ Task<void> write(FuseState& state, Reply reply, Mount::Handle handle, std::uint6
   if (state.spare.size() < kSpareBuffers) state.spare.push_back(std::move(owner));
 }
 
-Task<void> sync(FuseState& state, Reply reply, Mount::Handle handle) {
-  std::move(reply).result(co_await state.mount->sync(handle));
+Task<void> sync(FuseState& state, Reply reply, Mount::Handle handle, bool content_only) {
+  auto result = co_await state.mount->sync(handle, content_only, reply.interrupt());
+  std::move(reply).result(result);
 }
 
 Task<void> allocate(FuseState& state, Reply reply, Mount::Handle handle, wire::Allocate what) {
-  std::move(reply).result(co_await state.mount->allocate(handle, std::move(what)));
+  auto result = co_await state.mount->allocate(handle, std::move(what), reply.interrupt());
+  std::move(reply).result(result);
 }
 
 Task<void> seek(FuseState& state, Reply reply, Mount::Handle handle, std::uint64_t offset,
@@ -311,11 +395,13 @@ Task<void> list_xattrs(FuseState& state, Reply reply, InodeId inode, std::size_t
 }
 
 Task<void> set_xattr(FuseState& state, Reply reply, wire::SetXattr what) {
-  std::move(reply).result(co_await state.mount->set_xattr(std::move(what)));
+  auto result = co_await state.mount->set_xattr(std::move(what), reply.interrupt());
+  std::move(reply).result(result);
 }
 
 Task<void> remove_xattr(FuseState& state, Reply reply, InodeId inode, std::string name) {
-  std::move(reply).result(co_await state.mount->remove_xattr(inode, std::move(name)));
+  auto result = co_await state.mount->remove_xattr(inode, std::move(name), reply.interrupt());
+  std::move(reply).result(result);
 }
 
 /// Positions in a directory, as programs see them: 0 is before ".", 1 before "..", and after an
@@ -331,6 +417,7 @@ Task<void> list(FuseState& state, Reply reply, InodeId directory, std::uint64_t 
     std::move(reply).error(listed.error());
     co_return;
   }
+  if (!reply.waits()) co_return;
   Buffer out{room};
   std::size_t used = 0;
   auto add = [&](const char* name, const fuse_entry_param& entry, std::uint64_t next) {
@@ -395,7 +482,7 @@ void op_destroy(void* userdata) {
 
 void op_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
   auto& state = state_of(request);
-  state.requests.spawn(lookup(state, Reply{request}, InodeId{parent}, name));
+  state.requests.spawn(lookup(state, reply_to(request, kLooks), InodeId{parent}, name));
 }
 
 void op_forget(fuse_req_t request, fuse_ino_t, std::uint64_t) { Reply{request}.none(); }
@@ -406,7 +493,7 @@ void op_getattr(fuse_req_t request, fuse_ino_t inode, fuse_file_info*) {
   auto& state = state_of(request);
   if (inode == raw(kRootInode) && state.root && unreachable(*state.mount))
     return Reply{request}.attr(*state.root);
-  state.requests.spawn(get_attr(state, Reply{request}, InodeId{inode}));
+  state.requests.spawn(get_attr(state, reply_to(request, kLooks), InodeId{inode}));
 }
 
 void op_setattr(fuse_req_t request, fuse_ino_t inode, struct stat* to, int set, fuse_file_info*) {
@@ -425,12 +512,12 @@ void op_setattr(fuse_req_t request, fuse_ino_t inode, struct stat* to, int set, 
     change.set_mtime_now(true);
   else if (set & FUSE_SET_ATTR_MTIME)
     change.set_mtime(from_time(to->st_mtim));
-  state.requests.spawn(set_attr(state, Reply{request}, std::move(change)));
+  state.requests.spawn(set_attr(state, reply_to(request, kChanges), std::move(change)));
 }
 
 void op_readlink(fuse_req_t request, fuse_ino_t inode) {
   auto& state = state_of(request);
-  state.requests.spawn(read_link(state, Reply{request}, InodeId{inode}));
+  state.requests.spawn(read_link(state, reply_to(request, kLooks), InodeId{inode}));
 }
 
 wire::Make what_to_make(fuse_ino_t parent, const char* name, mode_t mode) {
@@ -445,30 +532,33 @@ void op_mknod(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mo
   auto& state = state_of(request);
   auto what = what_to_make(parent, name, mode);
   what.set_rdev(device);
-  state.requests.spawn(make(state, Reply{request}, caller_of(request), std::move(what)));
+  state.requests.spawn(
+      make(state, reply_to(request, kChanges), caller_of(request), std::move(what)));
 }
 
 void op_mkdir(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode) {
   auto& state = state_of(request);
   auto what = what_to_make(parent, name, S_IFDIR | (mode & 07777));
-  state.requests.spawn(make(state, Reply{request}, caller_of(request), std::move(what)));
+  state.requests.spawn(
+      make(state, reply_to(request, kChanges), caller_of(request), std::move(what)));
 }
 
 void op_symlink(fuse_req_t request, const char* target, fuse_ino_t parent, const char* name) {
   auto& state = state_of(request);
   auto what = what_to_make(parent, name, S_IFLNK | 0777);
   what.set_target(target);
-  state.requests.spawn(make(state, Reply{request}, caller_of(request), std::move(what)));
+  state.requests.spawn(
+      make(state, reply_to(request, kChanges), caller_of(request), std::move(what)));
 }
 
 void op_unlink(fuse_req_t request, fuse_ino_t parent, const char* name) {
   auto& state = state_of(request);
-  state.requests.spawn(unlink(state, Reply{request}, InodeId{parent}, name, false));
+  state.requests.spawn(unlink(state, reply_to(request, kChanges), InodeId{parent}, name, false));
 }
 
 void op_rmdir(fuse_req_t request, fuse_ino_t parent, const char* name) {
   auto& state = state_of(request);
-  state.requests.spawn(unlink(state, Reply{request}, InodeId{parent}, name, true));
+  state.requests.spawn(unlink(state, reply_to(request, kChanges), InodeId{parent}, name, true));
 }
 
 void op_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino_t new_parent,
@@ -480,17 +570,19 @@ void op_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino
   what.set_new_parent(new_parent);
   what.set_new_name(new_name);
   what.set_flags(flags);
-  state.requests.spawn(rename(state, Reply{request}, std::move(what)));
+  state.requests.spawn(rename(state, reply_to(request, kChanges), std::move(what)));
 }
 
 void op_link(fuse_req_t request, fuse_ino_t inode, fuse_ino_t parent, const char* name) {
   auto& state = state_of(request);
-  state.requests.spawn(link(state, Reply{request}, InodeId{inode}, InodeId{parent}, name));
+  state.requests.spawn(
+      link(state, reply_to(request, kChanges), InodeId{inode}, InodeId{parent}, name));
 }
 
 void op_open(fuse_req_t request, fuse_ino_t inode, fuse_file_info* file) {
   auto& state = state_of(request);
-  state.requests.spawn(open(state, Reply{request}, InodeId{inode}, (file->flags & O_TRUNC) != 0));
+  bool truncate = (file->flags & O_TRUNC) != 0;
+  state.requests.spawn(open(state, reply_to(request, truncate), InodeId{inode}, truncate));
 }
 
 void op_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode,
@@ -498,26 +590,32 @@ void op_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t m
   auto& state = state_of(request);
   auto what = what_to_make(parent, name, S_IFREG | (mode & 07777));
   state.requests.spawn(
-      create(state, Reply{request}, caller_of(request), std::move(what), file->flags));
+      create(state, reply_to(request, kChanges), caller_of(request), std::move(what), file->flags));
 }
 
 void op_read(fuse_req_t request, fuse_ino_t, std::size_t size, off_t offset, fuse_file_info* file) {
   auto& state = state_of(request);
   auto length = static_cast<std::uint32_t>(std::min(size, kMaxTransfer));
-  state.requests.spawn(
-      read(state, Reply{request}, handle_of(file), static_cast<std::uint64_t>(offset), length));
+  state.requests.spawn(read(state, reply_to(request, kLooks), handle_of(file),
+                            static_cast<std::uint64_t>(offset), length));
 }
 
-void op_write(fuse_req_t request, fuse_ino_t, const char* data, std::size_t size, off_t offset,
-              fuse_file_info* file) {
+void op_write(fuse_req_t request, fuse_ino_t inode, const char* data, std::size_t size,
+              off_t offset, fuse_file_info* file) {
   auto& state = state_of(request);
   Mount::WriteOptions options;
   options.append = (file->flags & O_APPEND) != 0;
   options.durable = (file->flags & (O_SYNC | O_DSYNC)) != 0;
   auto content = std::as_bytes(std::span{data, size});
+  // libfuse does not hand on the flags that only the request itself tells.
+  fuse_write_in itself{};
+  std::memcpy(&itself, static_cast<const char*>(state.current.buffer.mem) + sizeof(fuse_in_header),
+              sizeof itself);
+  std::optional<InodeId> strip;
+  if ((itself.write_flags & kKillSetId) != 0 && !state.set_id.empty()) strip = InodeId{inode};
   auto owner = std::move(state.current);  // the content lies in it
-  state.requests.spawn(write(state, Reply{request}, handle_of(file),
-                             static_cast<std::uint64_t>(offset), content, options,
+  state.requests.spawn(write(state, reply_to(request, kChanges), handle_of(file),
+                             static_cast<std::uint64_t>(offset), content, options, strip,
                              std::move(owner)));
 }
 
@@ -526,12 +624,13 @@ void op_flush(fuse_req_t request, fuse_ino_t, fuse_file_info*) { Reply{request}.
 
 void op_release(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
   auto& state = state_of(request);
-  state.requests.spawn(close(state, Reply{request}, handle_of(file)));
+  state.requests.spawn(release(state, reply_to(request, kLooks), handle_of(file)));
 }
 
-void op_fsync(fuse_req_t request, fuse_ino_t, int, fuse_file_info* file) {
+void op_fsync(fuse_req_t request, fuse_ino_t, int content_only, fuse_file_info* file) {
   auto& state = state_of(request);
-  state.requests.spawn(sync(state, Reply{request}, handle_of(file)));
+  state.requests.spawn(
+      sync(state, reply_to(request, kChanges), handle_of(file), content_only != 0));
 }
 
 void op_opendir(fuse_req_t request, fuse_ino_t, fuse_file_info*) {
@@ -542,7 +641,7 @@ void op_opendir(fuse_req_t request, fuse_ino_t, fuse_file_info*) {
 void op_readdir(fuse_req_t request, fuse_ino_t inode, std::size_t size, off_t offset,
                 fuse_file_info*) {
   auto& state = state_of(request);
-  state.requests.spawn(list(state, Reply{request}, InodeId{inode},
+  state.requests.spawn(list(state, reply_to(request, kLooks), InodeId{inode},
                             static_cast<std::uint64_t>(offset), std::min(size, kMaxTransfer),
                             false));
 }
@@ -550,7 +649,7 @@ void op_readdir(fuse_req_t request, fuse_ino_t inode, std::size_t size, off_t of
 void op_readdirplus(fuse_req_t request, fuse_ino_t inode, std::size_t size, off_t offset,
                     fuse_file_info*) {
   auto& state = state_of(request);
-  state.requests.spawn(list(state, Reply{request}, InodeId{inode},
+  state.requests.spawn(list(state, reply_to(request, kLooks), InodeId{inode},
                             static_cast<std::uint64_t>(offset), std::min(size, kMaxTransfer),
                             true));
 }
@@ -560,37 +659,47 @@ void op_releasedir(fuse_req_t request, fuse_ino_t, fuse_file_info*) { Reply{requ
 // A change of names is answered when it is durable.
 void op_fsyncdir(fuse_req_t request, fuse_ino_t, int, fuse_file_info*) { Reply{request}.ok(); }
 
+void op_ioctl(fuse_req_t request, fuse_ino_t, unsigned, void*, fuse_file_info*, unsigned,
+              const void*, std::size_t, std::size_t) {
+  Reply{request}.error(ENOTTY);
+}
+
 void op_statfs(fuse_req_t request, fuse_ino_t) {
   auto& state = state_of(request);
   if (state.statistics && unreachable(*state.mount))
     return Reply{request}.statistics(*state.statistics);
-  state.requests.spawn(statistics(state, Reply{request}));
+  state.requests.spawn(statistics(state, reply_to(request, kLooks)));
 }
+
+/// Access control lists are not kept; programs that copy files ask for them first.
+bool is_acl(const char* name) { return std::string_view{name}.starts_with("system.posix_acl_"); }
 
 void op_setxattr(fuse_req_t request, fuse_ino_t inode, const char* name, const char* value,
                  std::size_t size, int flags) {
   auto& state = state_of(request);
+  if (is_acl(name)) return Reply{request}.error(EOPNOTSUPP);
   wire::SetXattr what;
   what.set_inode(inode);
   what.set_name(name);
   what.set_value(value, size);
   what.set_flags(static_cast<std::uint32_t>(flags));
-  state.requests.spawn(set_xattr(state, Reply{request}, std::move(what)));
+  state.requests.spawn(set_xattr(state, reply_to(request, kChanges), std::move(what)));
 }
 
 void op_getxattr(fuse_req_t request, fuse_ino_t inode, const char* name, std::size_t size) {
   auto& state = state_of(request);
-  state.requests.spawn(get_xattr(state, Reply{request}, InodeId{inode}, name, size));
+  if (is_acl(name)) return Reply{request}.error(EOPNOTSUPP);
+  state.requests.spawn(get_xattr(state, reply_to(request, kLooks), InodeId{inode}, name, size));
 }
 
 void op_listxattr(fuse_req_t request, fuse_ino_t inode, std::size_t size) {
   auto& state = state_of(request);
-  state.requests.spawn(list_xattrs(state, Reply{request}, InodeId{inode}, size));
+  state.requests.spawn(list_xattrs(state, reply_to(request, kLooks), InodeId{inode}, size));
 }
 
 void op_removexattr(fuse_req_t request, fuse_ino_t inode, const char* name) {
   auto& state = state_of(request);
-  state.requests.spawn(remove_xattr(state, Reply{request}, InodeId{inode}, name));
+  state.requests.spawn(remove_xattr(state, reply_to(request, kChanges), InodeId{inode}, name));
 }
 
 void op_fallocate(fuse_req_t request, fuse_ino_t inode, int mode, off_t offset, off_t length,
@@ -601,12 +710,13 @@ void op_fallocate(fuse_req_t request, fuse_ino_t inode, int mode, off_t offset, 
   what.set_offset(static_cast<std::uint64_t>(offset));
   what.set_length(static_cast<std::uint64_t>(length));
   what.set_mode(static_cast<std::uint32_t>(mode));
-  state.requests.spawn(allocate(state, Reply{request}, handle_of(file), std::move(what)));
+  state.requests.spawn(
+      allocate(state, reply_to(request, kChanges), handle_of(file), std::move(what)));
 }
 
 void op_lseek(fuse_req_t request, fuse_ino_t, off_t offset, int whence, fuse_file_info* file) {
   auto& state = state_of(request);
-  state.requests.spawn(seek(state, Reply{request}, handle_of(file),
+  state.requests.spawn(seek(state, reply_to(request, kLooks), handle_of(file),
                             static_cast<std::uint64_t>(offset),
                             static_cast<std::uint32_t>(whence)));
 }
@@ -650,6 +760,7 @@ const fuse_lowlevel_ops& fuse_ops() {
     made.removexattr = op_removexattr;
     made.fallocate = op_fallocate;
     made.lseek = op_lseek;
+    made.ioctl = op_ioctl;
     return made;
   }();
   return ops;

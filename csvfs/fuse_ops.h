@@ -1,5 +1,7 @@
 #pragma once
 #include <functional>
+#include <map>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -12,17 +14,21 @@ namespace csv {
 struct FuseState {
   Mount* mount = nullptr;
   /// The buffer of the request being processed. An operation that needs its bytes longer than its
-  /// call (a write) takes it; otherwise the reader uses it again.
+  /// call (a write) takes it; otherwise the reader uses it again. A write's content stands behind
+  /// two headers; the buffer is placed so that it is aligned for the LUN, and never copied.
   struct RequestBuffer {
+    Buffer memory;
     fuse_buf buffer{};
     RequestBuffer() = default;
     RequestBuffer(RequestBuffer&& other) noexcept
-        : buffer{std::exchange(other.buffer, fuse_buf{})} {}
+        : memory{std::move(other.memory)}, buffer{std::exchange(other.buffer, fuse_buf{})} {}
     RequestBuffer& operator=(RequestBuffer&& other) noexcept {
-      std::swap(buffer, other.buffer);
+      memory = std::move(other.memory);
+      buffer = std::exchange(other.buffer, fuse_buf{});
       return *this;
     }
-    ~RequestBuffer() { std::free(buffer.mem); }
+    ~RequestBuffer() = default;
+    static RequestBuffer made();
   };
   RequestBuffer current;
   std::vector<RequestBuffer> spare;  ///< So that large requests do not fault fresh pages in.
@@ -31,6 +37,10 @@ struct FuseState {
   std::optional<wire::Attr> root;
   std::optional<wire::FsStat> statistics;
   std::function<void()> on_destroy;  ///< The kernel unmounted us.
+  /// The program that waits for this got a signal. Called from inside libfuse: act later.
+  std::function<void(std::weak_ptr<Owed>)> on_interrupt;
+  /// Handles of files with set-user-ID or set-group-ID bits when they were opened, and the mode.
+  std::map<std::uint64_t, std::uint32_t> set_id;
   /// The requests under way. Last: they use everything above.
   TaskScope requests;
 };

@@ -7,8 +7,11 @@
 
 #include <cerrno>
 #include <cstring>
+#include <fstream>
+#include <list>
 
 #include "csvfs/base/asio.h"
+#include "csvfs/base/log.h"
 #include "csvfs/fuse_ops.h"
 
 namespace csv {
@@ -16,6 +19,22 @@ namespace {
 
 // Requests read in one turn of the loop before it looks at its other descriptors.
 constexpr int kRequestsATurn = 32;
+
+constexpr Duration kLookAgain = 250ms;  // whether an interrupted program is being killed
+// How long a change that was sent is waited for on behalf of a killed program: the lease's term.
+constexpr Duration kGiveUpChange = 3s;
+
+/// A signal that ends a program makes SIGKILL pending for each of its threads.
+bool is_dying(pid_t thread) {
+  if (thread == 0) return true;  // of a PID namespace we cannot see: let it go
+  std::ifstream status{"/proc/" + std::to_string(thread) + "/status"};
+  if (!status) return true;
+  constexpr std::uint64_t kSigkill = 1ull << (9 - 1);
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("SigPnd:"))
+      return (std::strtoull(line.c_str() + 7, nullptr, 16) & kSigkill) != 0;
+  return false;
+}
 
 constexpr fuse_custom_io kSocketIo = {
     .writev = [](int fd, iovec* parts, int count, void*) { return ::writev(fd, parts, count); },
@@ -45,6 +64,7 @@ class Session final : public FuseSession {
       : loop_{loop}, on_ended_{std::move(on_ended)}, readable_{loop.context()} {
     state_.mount = &mount;
     state_.on_destroy = [this] { ended(); };
+    state_.on_interrupt = [this](std::weak_ptr<Owed> owed) { interrupted(std::move(owed)); };
   }
 
   Session(const Session&) = delete;
@@ -62,6 +82,7 @@ class Session final : public FuseSession {
   }
 
   Expected<void> open(const std::string& mountpoint, const Options& options, int descriptor) {
+    if (options.dying) dying_ = options.dying;
     // Root's file system of set-user-ID programs and devices, unless told otherwise; the kernel
     // checks permissions by the attributes we give it, for every user.
     std::string mount_options =
@@ -111,6 +132,7 @@ class Session final : public FuseSession {
         state_.current = std::move(state_.spare.back());
         state_.spare.pop_back();
       }
+      if (state_.current.buffer.mem == nullptr) state_.current = FuseState::RequestBuffer::made();
       auto& buffer = state_.current.buffer;
       auto received = fuse_session_receive_buf(session_, &buffer);
       if (received == -EINTR) continue;
@@ -124,6 +146,46 @@ class Session final : public FuseSession {
       if (fuse_session_exited(session_) != 0) return ended();
     }
     wait();
+  }
+
+  void interrupted(std::weak_ptr<Owed> owed) {
+    interrupted_.push_back(std::move(owed));
+    if (std::exchange(looking_, true)) return;
+    // Not from inside libfuse, which is in the middle of its list of requests.
+    loop_.post([this, alive = alive_] {
+      if (*alive) look_at_interrupted();
+    });
+  }
+
+  void look_at_interrupted() {
+    auto all = std::exchange(interrupted_, {});
+    std::erase_if(all, [this](const auto& each) {
+      auto owed = each.lock();
+      return !owed || !still_waits(*owed);
+    });
+    interrupted_.splice(interrupted_.begin(), all);
+    looking_ = !interrupted_.empty();
+    if (!looking_) return;
+    loop_.after(kLookAgain, [this, alive = alive_] {
+      if (*alive) look_at_interrupted();
+    });
+  }
+
+  /// Whether it has to be looked at again.
+  bool still_waits(Owed& owed) {
+    if (owed.request == nullptr) return false;
+    if (!owed.interrupt.raised()) {
+      if (!dying_(owed.caller)) return true;
+      owed.raised = loop_.now();
+      owed.interrupt.raise();
+      if (owed.changes || owed.request == nullptr) return owed.request != nullptr;
+    } else {
+      if (loop_.now() - owed.raised < kGiveUpChange) return true;
+      log::warning("a change is given up with its program, its outcome unknown pid={}",
+                   owed.caller);
+    }
+    fuse_reply_err(std::exchange(owed.request, nullptr), EINTR);
+    return false;
   }
 
   void ended() {
@@ -140,6 +202,9 @@ class Session final : public FuseSession {
   bool ended_ = false;
   std::string mountpoint_;
   std::uint64_t operations_ = 0;
+  std::function<bool(pid_t)> dying_ = is_dying;
+  std::list<std::weak_ptr<Owed>> interrupted_;
+  bool looking_ = false;
   asio::posix::stream_descriptor readable_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   FuseState state_;

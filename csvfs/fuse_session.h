@@ -1,4 +1,6 @@
 #pragma once
+#include <sys/types.h>
+
 #include <functional>
 #include <memory>
 #include <string>
@@ -11,12 +13,19 @@ namespace csv {
 
 /// A Mount at a mount point: reads the kernel's requests on the mount's loop and has each answered.
 /// No thread of its own: a request is read, sent on and answered by the one loop thread, so nothing
-/// is handed between threads. All calls on the loop's thread.
+/// is handed between threads. All calls on the loop's thread. Destroy the Mount first (mount.h).
+///
+/// A program that is being killed does not wait: its look-ups and reads are given up, and so are
+/// its changes, unless they have been sent; then after the membership lease's term, and it is
+/// logged that nobody knows. A signal that a program handles interrupts nothing, as on a local file
+/// system.
 class FuseSession {
  public:
   struct Options {
     std::string source;                ///< What df and /proc/mounts show: the volume's name.
     std::vector<std::string> options;  ///< "ro", "noexec", … as mount(8) has them.
+    /// Whether a thread is being killed. Where none is given: from /proc.
+    std::function<bool(pid_t)> dying;
   };
   /// Mounts at `mountpoint`, or on nothing where `descriptor` is a socket to a test that plays the
   /// kernel. `on_ended` comes once, when the kernel has unmounted us.

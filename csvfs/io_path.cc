@@ -107,9 +107,13 @@ Task<Expected<IoPath::Layout>> IoPath::ask(FilePtr file, std::uint64_t offset, s
   CSV_CO_TRY(answer, co_await client_->call(std::move(request), options));
   const auto& reply = answer.reply.layout();
   Layout layout;
+  if (reply.shipped()) {  // and says nothing else
+    layout.shipped = true;
+    if (write) file->shipped_until = loop_->now() + kShippedFor;
+    co_return layout;
+  }
   layout.size = reply.size();
   file->size = reply.size();
-  if (reply.shipped()) file->shipped_until = loop_->now() + kShippedFor;
   layout.crossed = file->ended || reply.sequence() < file->recalled;
   if (layout.crossed) co_return layout;
   for (const auto& segment : reply.segments()) {
@@ -210,8 +214,7 @@ Task<Expected<Mount::Content>> IoPath::read(FilePtr file, std::uint64_t offset,
   int asked = 0;
   for (;;) {
     if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, nullptr));
-    if (asked > kTries || loop_->now() < file->shipped_until)
-      co_return co_await read_redirected(file, offset, length);
+    if (asked > kTries) co_return co_await read_redirected(file, offset, length);
     auto end = offset + length;
     if (size) end = std::min(end, std::max(*size, offset));
     auto plan = plan_read(*file, offset, end, zeros);
@@ -221,6 +224,7 @@ Task<Expected<Mount::Content>> IoPath::read(FilePtr file, std::uint64_t offset,
       auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
       ahead = std::min(ahead, most - plan.covered);
       CSV_CO_TRY(layout, co_await ask(file, plan.covered, ahead, false, nullptr));
+      if (layout.shipped) co_return co_await read_redirected(file, offset, length);
       if (layout.crossed) continue;
       size = layout.size;
       zeros.insert(zeros.end(), layout.zeros.begin(), layout.zeros.end());
@@ -342,7 +346,8 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
         co_return co_await write_redirected(file, offset, data, options, interrupt);
       CSV_CO_TRY(layout, co_await ask(file, offset, data.size(), true, interrupt));
       // It answered, and it is not enough: asking again would bring the same.
-      bool enough = layout.crossed || !usable_now(*file) || plan_write(*file, offset, end);
+      bool enough = !layout.shipped && (layout.crossed || !usable_now(*file) ||
+                                        plan_write(*file, offset, end).has_value());
       if (!enough) co_return co_await write_redirected(file, offset, data, options, interrupt);
       continue;
     }

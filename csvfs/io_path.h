@@ -54,6 +54,7 @@ class IoPath {
   struct Layout {
     Zeros zeros;
     std::uint64_t size = 0;
+    bool shipped = false;  // there is none: the coordinator does it
     bool crossed = false;  // by a recall: nothing of it may be used
   };
 

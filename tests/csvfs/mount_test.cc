@@ -1,0 +1,458 @@
+#include "csvfs/mount.h"
+
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "tests/csvfs/world.h"
+
+using namespace csv;
+using iscsi::RamCommand;
+using iscsi::RamFate;
+using tests::bytes_of;
+using tests::pattern;
+using tests::World;
+
+namespace {
+
+wire::Make file_named(const std::string& name, InodeId parent = kRootInode) {
+  wire::Make what;
+  what.set_parent(raw(parent));
+  what.set_name(name);
+  what.set_mode(S_IFREG | 0644);
+  return what;
+}
+
+Mount::Opened create(World& world, Mount& mount, const std::string& name) {
+  auto made = world.wait(mount.create(Caller{}, file_named(name)));
+  REQUIRE_MESSAGE(made, made.error().message());
+  return *made;
+}
+
+Mount::Opened open(World& world, Mount& mount, const std::string& name) {
+  auto found = world.wait(mount.lookup(kRootInode, name));
+  REQUIRE_MESSAGE(found, found.error().message());
+  auto opened = world.wait(mount.open(InodeId{found->inode()}, false));
+  REQUIRE_MESSAGE(opened, opened.error().message());
+  return *opened;
+}
+
+void write(World& world, Mount& mount, Mount::Handle handle, std::uint64_t offset,
+           std::span<const std::byte> data, Mount::WriteOptions options = {}) {
+  auto written = world.wait(mount.write(handle, offset, data, options));
+  REQUIRE_MESSAGE(written, written.error().message());
+  REQUIRE(*written == data.size());
+}
+
+std::vector<std::byte> read(World& world, Mount& mount, Mount::Handle handle, std::uint64_t offset,
+                            std::uint32_t length) {
+  auto got = world.wait(mount.read(handle, offset, length));
+  REQUIRE_MESSAGE(got, got.error().message());
+  auto bytes = bytes_of(*got);
+  return {bytes.begin(), bytes.end()};
+}
+
+/// A file whose first `size` bytes are written, and which `mount` may write in place.
+Mount::Opened written_file(World& world, Mount& mount, const std::string& name, std::size_t size) {
+  auto file = create(world, mount, name);
+  auto content = pattern(size, 1);
+  write(world, mount, file.handle, 0, content);
+  write(world, mount, file.handle, 0, content);
+  return file;
+}
+
+constexpr auto kMiB = std::size_t{1} << 20;
+
+}  // namespace
+
+TEST_CASE(
+    "mount: what one node writes at any offset, every node reads back, as a byte model says") {
+  for (std::uint32_t block_size : {512u, 4096u}) {
+    CAPTURE(block_size);
+    World::Options options;
+    options.block_size = block_size;
+    World world{options};
+    auto& one = world.mount(1);
+    auto& two = world.mount(2);
+    auto file = create(world, one, "file");
+    auto same = open(world, two, "file");
+    std::vector<std::byte> model;
+    Random random{block_size};
+    constexpr std::size_t kMost = 3 * kMiB;
+    for (int step = 0; step < 150; ++step) {
+      CAPTURE(step);
+      bool first = random.chance(1, 2);
+      auto& mount = first ? one : two;
+      auto handle = first ? file.handle : same.handle;
+      auto offset = random.below(kMost);
+      auto length = 1 + random.below(random.chance(1, 3) ? 300'000 : 9'000);
+      // Half of it as programs with O_DIRECT do it.
+      if (random.chance(1, 2)) {
+        offset = offset / 4096 * 4096;
+        length = (length + 4095) / 4096 * 4096;
+      }
+      switch (random.below(8)) {
+        case 0: {  // truncate
+          wire::SetAttr to;
+          to.set_inode(file.attr.inode());
+          to.set_size(offset);
+          auto attr = world.wait(mount.change(to));
+          REQUIRE_MESSAGE(attr, attr.error().message());
+          model.resize(offset);
+          REQUIRE(attr->size() == model.size());
+          break;
+        }
+        case 1: {  // append
+          auto data = pattern(length, static_cast<std::uint64_t>(step));
+          Mount::WriteOptions append;
+          append.append = true;
+          write(world, mount, handle, 0, data, append);
+          model.insert(model.end(), data.begin(), data.end());
+          break;
+        }
+        case 2:
+        case 3:
+        case 4: {
+          auto data = pattern(length, static_cast<std::uint64_t>(step));
+          write(world, mount, handle, offset, data);
+          if (model.size() < offset + length) model.resize(offset + length);
+          std::memcpy(model.data() + offset, data.data(), data.size());
+          break;
+        }
+        default: break;
+      }
+      auto& reader = random.chance(1, 2) ? one : two;
+      auto its = &reader == &one ? file.handle : same.handle;
+      auto from = random.below(kMost);
+      auto many = 1 + random.below(400'000);
+      auto got = read(world, reader, its, from, static_cast<std::uint32_t>(many));
+      auto begin = std::min<std::size_t>(from, model.size());
+      auto end = std::min<std::size_t>(from + many, model.size());
+      REQUIRE(got.size() == end - begin);
+      REQUIRE(
+          std::equal(got.begin(), got.end(), model.begin() + static_cast<std::ptrdiff_t>(begin)));
+      auto attr = world.wait(reader.attr(InodeId{file.attr.inode()}));
+      REQUIRE(attr);
+      REQUIRE(attr->size() == model.size());
+    }
+    // Both ways were taken, or the run proved nothing.
+    CHECK(one.counters().direct_reads + two.counters().direct_reads > 0);
+    CHECK(one.counters().direct_writes + two.counters().direct_writes > 0);
+    CHECK(one.counters().redirected_writes + two.counters().redirected_writes > 0);
+    CHECK(one.counters().recalls + two.counters().recalls > 0);
+  }
+}
+
+TEST_CASE("mount: large aligned writes and their reads do not go through the coordinator") {
+  World world;
+  auto& mount = world.mount(1);
+  auto file = create(world, mount, "image");
+  for (std::uint64_t step = 0; step < 16; ++step)
+    write(world, mount, file.handle, step * kMiB, pattern(kMiB, step));
+  for (std::uint64_t step = 0; step < 16; ++step)
+    REQUIRE(read(world, mount, file.handle, step * kMiB, kMiB) == pattern(kMiB, step));
+  auto counters = mount.counters();
+  CHECK(counters.direct_write_bytes == 16 * kMiB);
+  CHECK(counters.direct_read_bytes == 16 * kMiB);
+  CHECK(counters.redirected_write_bytes == 0);
+  CHECK(counters.redirected_read_bytes == 0);
+  service::VolumeService::Status status;
+  world.post([&] { status = world.service().status(); });
+  CHECK(status.content_write_bytes == 0);
+  CHECK(status.content_read_bytes == 0);
+}
+
+TEST_CASE("mount: parallel writes to one file are in flight together") {
+  World world;
+  auto& mount = world.mount(1);
+  auto file = written_file(world, mount, "image", kMiB);
+  std::atomic<int> writes{0};
+  world.post([&] {
+    world.mount_plan = [&](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind == RamCommand::Kind::write && command.length == 65536) {
+        ++writes;
+        fate.inside = 100ms;
+      }
+      return fate;
+    };
+  });
+  auto data = pattern(65536, 9);
+  auto begun = world.loop().now();
+  std::vector<std::shared_ptr<World::Slot<Expected<std::uint32_t>>>> all;
+  for (std::uint64_t i = 0; i < 16; ++i)
+    all.push_back(world.begin(mount.write(file.handle, i * 65536, data, {})));
+  for (auto& each : all) CHECK(each->get());
+  CHECK(writes == 16);
+  CHECK(world.loop().now() - begun < 800ms);  // one after another they take 1.6 s
+}
+
+TEST_CASE("mount: a recall is answered only once the I/O under the layout has ended") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = written_file(world, one, "file", kMiB);
+  world.post([&] {
+    world.mount_plan = [&](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind == RamCommand::Kind::write && command.length == 65536) fate.inside = 400ms;
+      return fate;
+    };
+  });
+  auto data = pattern(65536, 9);
+  auto writing = world.begin(one.write(file.handle, 0, data, {}));
+  world.wait(sleep(world.loop(), 50ms));
+  wire::SetAttr to;
+  to.set_inode(file.attr.inode());
+  to.set_size(0);
+  auto cutting = world.begin(two.change(to));
+  CHECK_FALSE(cutting->ready_within(200ms));
+  CHECK(writing->get());
+  auto cut = cutting->get();
+  REQUIRE_MESSAGE(cut, cut.error().message());
+  CHECK(cut->size() == 0);
+  CHECK(one.counters().recalls > 0);
+  CHECK(read(world, one, file.handle, 0, 4096).empty());
+}
+
+TEST_CASE("mount: a write that lands late from a lost path never replaces what came after it") {
+  World world;
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  std::atomic<int> slow{1};
+  world.post([&] {
+    world.mount_plan = [&](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind == RamCommand::Kind::write && command.length == 65536 && slow-- > 0) {
+        fate.to_target = 300ms;
+        fate.lands_late = true;
+        fate.late_by = 1s;
+      }
+      return fate;
+    };
+  });
+  auto before = mount.state().key;
+  auto first = pattern(65536, 100), second = pattern(65536, 200);
+  auto writing = world.begin(mount.write(file.handle, 0, first, {}));
+  world.wait(sleep(world.loop(), 50ms));
+  world.post([&] {
+    world.disk().set_reachable("iqn.2026-01.org.csvfs:n2", false);
+    world.disk().set_reachable("iqn.2026-01.org.csvfs:n2", true);
+  });
+  CHECK(writing->get());  // repeated under the next admission
+  write(world, mount, file.handle, 0, second);
+  world.wait(sleep(world.loop(), 1500ms));  // the late one has tried by now
+  CHECK(world.disk().late_commands() == 0);
+  CHECK(read(world, mount, file.handle, 0, 65536) == second);
+  CHECK(mount.counters().readmissions == 1);
+  CHECK(mount.state().key != before);
+}
+
+TEST_CASE("mount: past the membership lease nothing is sent to the LUN, and I/O waits") {
+  World world;
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  std::atomic<int> content{0};
+  world.post([&] {
+    world.mount_plan = [&](const RamCommand& command) {
+      if (command.length == 65536) ++content;
+      return RamFate{};
+    };
+    world.open_until = world.loop().now();
+  });
+  auto reading = world.begin(mount.read(file.handle, 0, 65536));
+  CHECK_FALSE(reading->ready_within(300ms));
+  CHECK(content == 0);
+  world.post([&] { world.open_until = TimePoint::max(); });
+  CHECK(reading->get());
+  CHECK(content == 1);
+}
+
+TEST_CASE("mount: what was read under a lease that ran out meanwhile is read again") {
+  World world;
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  std::atomic<int> content{0};
+  world.post([&] {
+    world.mount_plan = [&](const RamCommand& command) {
+      RamFate fate;
+      if (command.length == 65536) {
+        ++content;
+        fate.inside = 150ms;
+      }
+      return fate;
+    };
+    world.open_until = world.loop().now() + 50ms;
+  });
+  auto reading = world.begin(mount.read(file.handle, 0, 65536));
+  CHECK_FALSE(reading->ready_within(400ms));
+  world.post([&] { world.open_until = TimePoint::max(); });
+  CHECK(reading->get());
+  CHECK(content == 2);
+}
+
+TEST_CASE("mount: requests survive broken connections, and take effect once") {
+  World world;
+  auto& mount = world.mount(1);
+  auto file = create(world, mount, "log");
+  Mount::WriteOptions append;
+  append.append = true;
+  std::vector<std::shared_ptr<World::Slot<Expected<std::uint32_t>>>> all;
+  std::vector<std::vector<std::byte>> lines;
+  for (std::uint64_t i = 0; i < 40; ++i) lines.push_back(pattern(100, i));
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    all.push_back(world.begin(mount.write(file.handle, 0, lines[i], append)));
+    if (i % 7 == 3) world.cut_connections();
+  }
+  for (auto& each : all) CHECK(each->get());
+  CHECK(mount.counters().reconnects >= 5);
+  auto attr = world.wait(mount.attr(InodeId{file.attr.inode()}));
+  REQUIRE(attr);
+  CHECK(attr->size() == 4000);
+  auto content = read(world, mount, file.handle, 0, 8000);
+  for (const auto& line : lines) {  // each once, in whatever order
+    int times = 0;
+    for (std::size_t at = 0; at < content.size(); at += 100)
+      if (std::equal(line.begin(), line.end(), content.begin() + static_cast<std::ptrdiff_t>(at)))
+        ++times;
+    CHECK(times == 1);
+  }
+}
+
+TEST_CASE("mount: open files, layouts and unanswered requests outlive the coordinator") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = written_file(world, one, "file", kMiB);
+  auto gone = create(world, two, "gone");
+  write(world, two, gone.handle, 0, pattern(8192, 5));
+  REQUIRE(world.wait(one.unlink(kRootInode, "gone", false)));
+  world.crash_coordinator();
+  // Content under a layout needs no coordinator; names wait for the next one.
+  auto data = pattern(65536, 77);
+  write(world, one, file.handle, 65536, data);
+  auto making = world.begin(one.make(Caller{}, file_named("new")));
+  CHECK_FALSE(making->ready_within(200ms));
+  CHECK(one.state().mode == AccessMode::paused);
+  world.take_over();
+  CHECK(making->get());
+  CHECK(read(world, one, file.handle, 65536, 65536) == data);
+  CHECK(read(world, two, gone.handle, 0, 8192) == pattern(8192, 5));  // still open there
+  CHECK(read(world, two, open(world, two, "file").handle, 65536, 65536) == data);
+}
+
+TEST_CASE("mount: after its session was ended, old handles fail with EIO and a new open works") {
+  World::Options options;
+  options.timing.reconnect_grace = 300ms;
+  options.timing.lease_term = 200ms;
+  World world{options};
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  auto session = mount.state().session;
+  // It may not talk to the coordinator for longer than that waits for it.
+  world.post([&] { world.refuse_connections = true; });
+  world.cut_connections();
+  world.wait(sleep(world.loop(), 1500ms));
+  world.post([&] { world.refuse_connections = false; });
+  for (int i = 0;
+       i < 100 && (mount.state().session == session || mount.state().mode != AccessMode::direct);
+       ++i)
+    world.wait(sleep(world.loop(), 50ms));
+  CHECK(mount.state().session != session);
+  auto old = world.wait(mount.read(file.handle, 0, 4096));
+  REQUIRE_FALSE(old);
+  CHECK(old.error().to_errno() == EIO);
+  auto again = open(world, mount, "file");
+  CHECK(read(world, mount, again.handle, 0, 4096).size() == 4096);
+  world.wait(mount.close(file.handle));
+}
+
+TEST_CASE(
+    "mount: an interrupted change that has not been sent is answered EINTR and never happens") {
+  World world;
+  auto& mount = world.mount(1);
+  world.crash_coordinator();
+  world.wait(sleep(world.loop(), 50ms));
+  Interrupt interrupt;
+  auto making = world.begin(mount.make(Caller{}, file_named("never"), &interrupt));
+  CHECK_FALSE(making->ready_within(100ms));
+  world.post([&] { interrupt.raise(); });
+  auto made = making->get();
+  REQUIRE_FALSE(made);
+  CHECK(made.error() == std::errc::interrupted);
+  world.take_over();
+  auto found = world.wait(mount.lookup(kRootInode, "never"));
+  REQUIRE_FALSE(found);
+  CHECK(found.error() == std::errc::no_such_file_or_directory);
+}
+
+TEST_CASE("mount: the root and the statistics answer while there is no coordinator") {
+  World world;
+  auto& mount = world.mount(1);
+  REQUIRE(world.wait(mount.attr(kRootInode)));
+  world.crash_coordinator();
+  world.wait(sleep(world.loop(), 50ms));
+  CHECK(world.begin(mount.attr(kRootInode))->ready_within(2s));
+  CHECK(world.begin(mount.statistics())->ready_within(2s));
+}
+
+TEST_CASE("mount: a durable write, and whatever was written before a sync, survives a power loss") {
+  World world;
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  auto data = pattern(65536, 3), more = pattern(65536, 4);
+  Mount::WriteOptions durable;
+  durable.durable = true;
+  write(world, mount, file.handle, 0, data, durable);
+  write(world, mount, file.handle, 65536, more);
+  REQUIRE(world.wait(mount.sync(file.handle)));
+  Random chance{5};
+  world.crash_coordinator();
+  world.post([&] { world.disk().power_loss(chance); });
+  world.take_over();
+  CHECK(read(world, mount, file.handle, 0, 65536) == data);
+  CHECK(read(world, mount, file.handle, 65536, 65536) == more);
+}
+
+TEST_CASE("mount: the time of a direct write is seen by the other node") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = written_file(world, one, "file", kMiB);
+  InodeId inode{file.attr.inode()};
+  auto before = world.wait(two.attr(inode));
+  REQUIRE(before);
+  world.wait(sleep(world.loop(), 20ms));
+  write(world, one, file.handle, 0, pattern(4096, 8));
+  auto after = world.wait(two.attr(inode));
+  REQUIRE(after);
+  CHECK(after->mtime() > before->mtime());
+}
+
+TEST_CASE("mount: the end in good order leaves no key and no session") {
+  World world;
+  auto& mount = world.mount(3);
+  auto file = written_file(world, mount, "file", kMiB);
+  (void)file;
+  auto key = mount.state().key;
+  world.end_mount(3);
+  service::VolumeService::Status status;
+  world.post([&] { status = world.service().status(); });
+  CHECK(status.sessions.empty());
+  auto keys = world.disk().registered_keys();
+  CHECK(std::find(keys.begin(), keys.end(), key) == keys.end());
+}
+
+TEST_CASE("mount: a LUN that is not the volume's is refused, with the reason") {
+  World world;
+  iscsi::RamDiskOptions other;
+  other.identity = "naa.5000000000000bad";
+  other.geometry.block_count = 1u << 20;
+  auto stranger = iscsi::RamDisk::create(other, &world.loop());
+  auto refused = world.mount_over(4, stranger);
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error() == Errc::refused);
+  CHECK(refused.error().message().find("naa.5000000000000bad") != std::string::npos);
+}

@@ -1,0 +1,140 @@
+#pragma once
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "coordinator/protocol/first_message.h"
+#include "coordinator/protocol/memory_transport.h"
+#include "coordinator/service/volume_service.h"
+#include "csvfs/base/asio_loop.h"
+#include "csvfs/base/thread_worker.h"
+#include "csvfs/mount.h"
+#include "iscsi/ram_lun.h"
+
+namespace csv::tests {
+
+/// A volume on a LUN in memory, its real coordinator, and mounts of several nodes: all on one loop
+/// with a thread of its own, in real time. Tests call from their own thread and wait.
+class World {
+ public:
+  struct Options {
+    std::uint32_t block_size = 512;
+    bool write_cache = true;
+    std::uint64_t size = 512ull << 20;
+    service::Timing timing;
+  };
+  explicit World(Options options);
+  World() : World(Options{}) {}
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+  ~World();
+
+  /// What `task` answers. Created here, it runs on the loop.
+  template <typename T>
+  T wait(Task<T> task) {
+    Slot<T> slot;
+    post([&] { tasks_->spawn(into(std::move(task), slot)); });
+    std::unique_lock held{slot.mutex};
+    slot.changed.wait(held, [&] { return slot.value.has_value(); });
+    return std::move(*slot.value);
+  }
+  void wait(Task<void> task);
+  /// Begins `task`; its answer is collected with finish(). Several may be under way.
+  template <typename T>
+  struct Slot {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::optional<T> value;
+    T get() {
+      std::unique_lock held{mutex};
+      changed.wait(held, [&] { return value.has_value(); });
+      return std::move(*value);
+    }
+    bool ready_within(Duration limit) {
+      std::unique_lock held{mutex};
+      return changed.wait_for(held, limit, [&] { return value.has_value(); });
+    }
+  };
+  template <typename T>
+  std::shared_ptr<Slot<T>> begin(Task<T> task) {
+    auto slot = std::make_shared<Slot<T>>();
+    post([this, slot, task = std::make_shared<Task<T>>(std::move(task))] {
+      tasks_->spawn(into_shared(std::move(*task), slot));
+    });
+    return slot;
+  }
+  /// Runs `work` on the loop and waits for its end.
+  void post(Function<void()> work);
+
+  void take_over();  ///< A coordinator; the one there was crashes.
+  void crash_coordinator();
+  void cut_connections();  ///< Of all mounts to the coordinator; they may connect again at once.
+
+  /// Of node `number`, 1 and up: ready for use.
+  Mount& mount(int number);
+  void end_mount(int number);   ///< Good order.
+  void kill_mount(int number);  ///< As by a crash.
+
+  AsioLoop& loop() { return loop_; }
+  iscsi::RamDisk& disk() { return *disk_; }
+  service::VolumeService& service() { return *service_; }
+
+  /// What ready() says of a mount whose node reaches another disk.
+  Expected<void> mount_over(int number, std::shared_ptr<iscsi::RamDisk> disk);
+
+  // Read on the loop: set them there (post).
+  bool refuse_connections = false;
+  TimePoint open_until = TimePoint::max();
+  iscsi::RamPlan mount_plan;  ///< Of the mounts' commands.
+
+ private:
+  class Cuttable;
+
+  template <typename T>
+  static Task<void> into(Task<T> task, Slot<T>& slot) {
+    auto value = co_await task;
+    std::unique_lock held{slot.mutex};
+    slot.value.emplace(std::move(value));
+    slot.changed.notify_all();
+  }
+  template <typename T>
+  static Task<void> into_shared(Task<T> task, std::shared_ptr<Slot<T>> slot) {
+    auto value = co_await task;
+    std::unique_lock held{slot->mutex};
+    slot->value.emplace(std::move(value));
+    slot->changed.notify_all();
+  }
+  static Task<bool> said(Task<void> task) {
+    co_await task;
+    co_return true;
+  }
+  static std::string initiator(int number) {
+    return "iqn.2026-01.org.csvfs:n" + std::to_string(number);
+  }
+  iscsi::LunOpener opener(std::shared_ptr<iscsi::RamDisk> disk, int number, bool of_mount);
+  MountSurroundings surroundings(int number, std::shared_ptr<iscsi::RamDisk> disk);
+  void connect(protocol::Connected done);
+
+  Options options_;
+  AsioLoop loop_;
+  std::shared_ptr<iscsi::RamDisk> disk_;
+  Random random_{42};
+  protocol::MemoryTransport transport_{loop_};
+  std::unique_ptr<protocol::FirstMessages> first_;
+  std::unique_ptr<protocol::Transport::Listener> listener_;
+  std::unique_ptr<service::VolumeService> service_;
+  std::vector<Cuttable*> connections_;
+  std::vector<std::unique_ptr<Mount>> mounts_ = std::vector<std::unique_ptr<Mount>>(8);
+  std::unique_ptr<TaskScope> tasks_ = std::make_unique<TaskScope>();
+};
+
+std::vector<std::byte> pattern(std::size_t length, std::uint64_t seed);
+std::span<const std::byte> bytes_of(const Mount::Content& content);
+
+}  // namespace csv::tests
