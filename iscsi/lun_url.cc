@@ -65,7 +65,7 @@ Expected<LunAddress> iscsi_address(std::string_view url) {
   IscsiAddress address;
   auto slash = rest.find('/');
   if (slash == std::string_view::npos)
-    return refused(url, "expected iscsi://HOST:PORT/TARGET/LUN; the target's name is missing");
+    return refused(kScheme, "expected iscsi://HOST:PORT/TARGET/LUN; the target's name is missing");
   auto portals = rest.substr(0, slash);
   auto path = rest.substr(slash + 1);
   if (auto at = portals.rfind('@'); at != std::string_view::npos) {
@@ -73,7 +73,7 @@ Expected<LunAddress> iscsi_address(std::string_view url) {
     portals = portals.substr(at + 1);
     auto percent = user.find('%');
     if (percent == std::string_view::npos || percent == 0)
-      return refused(url.substr(0, kScheme.size()), "expected USER%SECRET before '@'");
+      return refused(kScheme, "expected USER%SECRET before '@'");
     address.chap_user = user.substr(0, percent);
     address.chap_secret = user.substr(percent + 1);
   }
