@@ -319,6 +319,9 @@ class Disk final : public RamDisk, public std::enable_shared_from_this<Disk> {
   std::uint64_t unflushed_blocks() const override { return target_.lock()->medium.unflushed(); }
   std::uint64_t allocated_bytes() const override { return target_.lock()->medium.allocated(); }
   std::size_t late_commands() const override { return target_.lock()->late(); }
+  std::vector<Key> registered_keys() const override {
+    return target_.lock()->reservations.keys().keys;
+  }
   const RamDiskOptions& options() const override { return options_; }
 
   Guarded<Target>::Held lock() { return target_.lock(); }

@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "csvfs/base/random.h"
 #include "iscsi/lun.h"
@@ -106,6 +107,7 @@ class RamDisk {
   [[nodiscard]] virtual std::uint64_t allocated_bytes() const = 0;
   /// Commands of ended sessions that have not executed yet.
   [[nodiscard]] virtual std::size_t late_commands() const = 0;
+  [[nodiscard]] virtual std::vector<Key> registered_keys() const = 0;
   [[nodiscard]] virtual const RamDiskOptions& options() const = 0;
 };
 
