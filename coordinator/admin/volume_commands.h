@@ -1,0 +1,32 @@
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "coordinator/admin/tool.h"
+
+namespace csv::admin {
+
+// The commands of csvctl that take a LUN or talk to csvd. Each says on the terminal what it did or
+// why not, and answers how the program ends.
+
+struct LunChoice {
+  std::string url;
+  iscsi::LunOptions options;
+};
+
+struct FormatRequest {
+  LunChoice lun;
+  std::string name;
+  std::uint16_t cluster = 0;
+  bool yes = false;
+};
+ExitCode format_volume(const FormatRequest& request, Terminal& terminal);
+ExitCode check_volume(const LunChoice& lun, bool json, Terminal& terminal);
+ExitCode show_reservation(const LunChoice& lun, bool json, Terminal& terminal);
+ExitCode clear_reservation(const LunChoice& lun, bool yes, Terminal& terminal);
+
+ExitCode show_status(const std::string& socket, bool json, Terminal& terminal);
+ExitCode start_volume(const std::string& socket, const std::string& volume, Terminal& terminal);
+ExitCode stop_volume(const std::string& socket, const std::string& volume, Terminal& terminal);
+
+}  // namespace csv::admin

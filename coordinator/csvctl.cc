@@ -1,0 +1,186 @@
+// csvctl: see docs/csvctl.md. Wiring only.
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+#include "coordinator/admin/fs_commands.h"
+#include "coordinator/admin/tool.h"
+#include "coordinator/admin/volume_commands.h"
+#include "csvfs/base/log.h"
+
+namespace {
+
+using namespace csv;
+using namespace csv::admin;
+
+/// What the command line says, for whichever command it names.
+struct Arguments {
+  std::string config = kConfigFile, socket = kAdminSocket, initiator, chap_user, chap_secret_file;
+  LunChoice lun;
+  FormatRequest format;
+  FsRequest fs;
+  std::string volume;
+  bool json = false, yes = false, debug = false;
+  std::function<ExitCode(Terminal&)> action;
+};
+
+/// The LUN's options, once everything is parsed.
+Expected<iscsi::LunOptions> lun_options(const Arguments& given) {
+  iscsi::LunOptions out;
+  out.initiator = given.initiator.empty() ? tool_initiator(given.config) : given.initiator;
+  out.chap_user = given.chap_user;
+  if (!given.chap_secret_file.empty())
+    out.chap_secret = CSV_TRY(read_secret(given.chap_secret_file));
+  return out;
+}
+
+void add_lun_options(CLI::App& command, Arguments& given) {
+  command.add_option("--initiator", given.initiator,
+                     "iSCSI name of this node (default: the configuration's, else of the host)");
+  command.add_option("--chap-user", given.chap_user, "CHAP user at the target");
+  command.add_option("--chap-secret-file", given.chap_secret_file,
+                     "File with the CHAP secret, readable by its owner only");
+}
+
+void add_lun(CLI::App& command, Arguments& given) {
+  command.add_option("LUN", given.lun.url, "iscsi://HOST:PORT/TARGET/LUN, /dev/… or file:PATH")
+      ->required();
+  add_lun_options(command, given);
+}
+
+using Action = std::function<ExitCode(Arguments&, Terminal&)>;
+
+CLI::App* add(CLI::App& under, Arguments& given, const std::string& name, const std::string& about,
+              Action action) {
+  auto* command = under.add_subcommand(name, about);
+  command->callback([&given, action = std::move(action)] {
+    given.action = [&given, action](Terminal& terminal) { return action(given, terminal); };
+  });
+  return command;
+}
+
+void add_volume(CLI::App& app, Arguments& given) {
+  auto* volume = app.add_subcommand("volume", "Volumes: format, check, start, stop");
+  volume->require_subcommand(1);
+  auto* format = add(*volume, given, "format", "Make an empty volume on a LUN",
+                     [](Arguments& a, Terminal& terminal) {
+                       a.format.lun = a.lun;
+                       a.format.yes = a.yes;
+                       return format_volume(a.format, terminal);
+                     });
+  add_lun(*format, given);
+  format->add_option("--name", given.format.name, "The volume's name, at most 63 bytes")
+      ->required();
+  format->add_option("--cluster-id", given.format.cluster, "The cluster it belongs to, 1 to 65535")
+      ->required()
+      ->check(CLI::Range(1, 65535));
+  format->add_flag("--yes", given.yes, "Destroy whatever is on the LUN without asking");
+
+  auto* check =
+      add(*volume, given, "check",
+          "Read all of a volume that nobody serves, and say what is wrong with it",
+          [](Arguments& a, Terminal& terminal) { return check_volume(a.lun, a.json, terminal); });
+  add_lun(*check, given);
+  check->add_flag("--json", given.json, "For programs");
+
+  auto* start = add(
+      *volume, given, "start", "Let this node coordinate a volume, now",
+      [](Arguments& a, Terminal& terminal) { return start_volume(a.socket, a.volume, terminal); });
+  auto* stop = add(
+      *volume, given, "stop", "Let this node give a volume up in good order",
+      [](Arguments& a, Terminal& terminal) { return stop_volume(a.socket, a.volume, terminal); });
+  for (auto* each : {start, stop})
+    each->add_option("NAME", given.volume, "The volume, as configured")->required();
+}
+
+void add_reservation(CLI::App& app, Arguments& given) {
+  auto* reservation =
+      app.add_subcommand("reservation", "A LUN's persistent reservation and its keys");
+  reservation->require_subcommand(1);
+  auto* show = add(
+      *reservation, given, "show", "Who is registered, and what is reserved",
+      [](Arguments& a, Terminal& terminal) { return show_reservation(a.lun, a.json, terminal); });
+  add_lun(*show, given);
+  show->add_flag("--json", given.json, "For programs");
+  auto* clear = add(
+      *reservation, given, "clear",
+      "Remove all keys and the reservation from a LUN that nobody uses",
+      [](Arguments& a, Terminal& terminal) { return clear_reservation(a.lun, a.yes, terminal); });
+  add_lun(*clear, given);
+  clear->add_flag("--yes", given.yes, "Do not ask");
+}
+
+void add_fs(CLI::App& app, Arguments& given) {
+  auto* fs = app.add_subcommand(
+      "fs", "Files of a volume that nobody uses, without mounts and csvd: takes the volume over");
+  fs->require_subcommand(1);
+  auto command = [&](const std::string& name, const std::string& about,
+                     ExitCode (*run)(const FsRequest&, Terminal&)) {
+    auto* made = add(*fs, given, name, about, [run](Arguments& a, Terminal& terminal) {
+      a.fs.options.lun = a.lun.options;
+      a.fs.options.although_mounted = a.yes;
+      a.fs.json = a.json;
+      if (auto config = load_config(a.config)) a.fs.options.node = config->node;
+      return run(a.fs, terminal);
+    });
+    made->add_option("--lun", given.fs.lun, "iscsi://HOST:PORT/TARGET/LUN, /dev/… or file:PATH")
+        ->required();
+    add_lun_options(*made, given);
+    made->add_flag("--yes", given.yes, "Although mounts are registered: they are fenced");
+    return made;
+  };
+  auto* ls = command("ls", "List a directory", fs_list);
+  ls->add_option("PATH", given.fs.paths, "Of the volume; its root by default");
+  ls->add_flag("--json", given.json, "For programs");
+  auto* mkdir = command("mkdir", "Make directories", fs_make_directories);
+  mkdir->add_option("PATH", given.fs.paths, "Of the volume")->required();
+  mkdir->add_flag("-p,--parents", given.fs.parents, "Those above, too; none to make is no error");
+  auto* put = command("put", "Copy files and trees to the volume", fs_put);
+  put->add_option("LOCAL… PATH", given.fs.paths, "What, and where to on the volume")
+      ->required()
+      ->expected(2, -1);
+  auto* get = command("get", "Copy files and trees from the volume", fs_get);
+  get->add_option("PATH… LOCAL", given.fs.paths, "What of the volume, and where to")
+      ->required()
+      ->expected(2, -1);
+  auto* cat = command("cat", "Write files to the standard output", fs_cat);
+  cat->add_option("PATH", given.fs.paths, "Of the volume")->required();
+  auto* rm = command("rm", "Remove files and directories", fs_remove);
+  rm->add_option("PATH", given.fs.paths, "Of the volume")->required();
+  rm->add_flag("-r,--recursive", given.fs.recursive, "Directories with all that is below them");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments given;
+  CLI::App app{"csvctl commands csvd, and volumes of csvfs on their LUNs"};
+  app.require_subcommand(1);
+  app.add_option("--config", given.config, "This node's configuration")->capture_default_str();
+  app.add_option("--socket", given.socket, "The admin socket of csvd")->capture_default_str();
+  app.add_flag("--debug", given.debug, "Log what happens below");
+  add_volume(app, given);
+  add_reservation(app, given);
+  add_fs(app, given);
+  auto* status =
+      add(app, given, "status", "How the cluster and its volumes are",
+          [](Arguments& a, Terminal& terminal) { return show_status(a.socket, a.json, terminal); });
+  status->add_flag("--json", given.json, "For programs; the fields are only ever added to");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& wrong) {
+    return app.exit(wrong) == 0 ? 0 : static_cast<int>(ExitCode::usage);
+  }
+  ::signal(SIGPIPE, SIG_IGN);
+  log::set_up("csvctl", given.debug ? log::Level::debug : log::Level::error);
+  AsioLoop clock;
+  auto terminal = Terminal::standard(clock);
+  auto options = lun_options(given);
+  if (!options) {
+    terminal.note("csvctl: " + options.error().message());
+    return static_cast<int>(ExitCode::usage);
+  }
+  given.lun.options = *std::move(options);
+  return static_cast<int>(given.action(terminal));
+}
