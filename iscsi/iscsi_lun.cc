@@ -480,13 +480,21 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
   }
 
   Task<Expected<void>> reset_once() {
-    for (auto& each : sessions) {
-      auto* session = each.get();
-      auto quiet = co_await control([session](auto said) {
-        session->quiesce([said = std::move(said)]() mutable { said({}); });
-      });
-      if (!quiet) co_return quiet.error();
-    }
+    auto quiet = co_await control([this](auto said) {
+      // The last of the sessions' threads to be quiet says so.
+      struct Waiting {
+        std::atomic<std::size_t> left;
+        Function<void(Expected<void>)> said;
+      };
+      auto waiting = std::make_shared<Waiting>();
+      waiting->left = sessions.size();
+      waiting->said = std::move(said);
+      for (auto& each : sessions)
+        each->quiesce([waiting] {
+          if (--waiting->left == 0) waiting->said({});
+        });
+    });
+    if (!quiet) co_return quiet.error();
     auto* first = sessions.front().get();
     co_return co_await control([first](auto said) { first->reset(std::move(said)); });
   }
