@@ -38,11 +38,12 @@ Task<Expected<void>> Content::all(std::size_t count, Send send) {
   };
   auto gather = std::make_shared<Gather>();
   gather->left = count;
-  co_await completion<bool>([this, &send, gather, count](auto done) {
+  // By reference: g++ 12 destroys what a lambda within a co_await has captured by value twice.
+  co_await completion<bool>([this, &send, &gather, count](auto done) {
     gather->done.emplace(std::move(done));
     for (std::size_t i = 0; i < count; ++i) {
       ++state_->underway;
-      send(i, [state = state_, gather](Expected<void> result) {
+      send(i, [state = state_, gather = gather](Expected<void> result) {
         state->one_less();
         if (!result && gather->first_error) gather->first_error = std::move(result);
         if (--gather->left == 0) (*gather->done)(true);
