@@ -1,0 +1,879 @@
+#include <doctest/doctest.h>
+#include <linux/falloc.h>
+
+#include <cerrno>
+#include <thread>
+
+#include "coordinator/protocol/failure.h"
+#include "tests/service/harness.h"
+
+using namespace csv;
+using namespace csv::service::test;
+
+namespace {
+
+constexpr std::uint64_t kBlock = 4096, kMiB = 1 << 20;
+
+Error error_of(const wire::Reply& reply) { return protocol::decode(reply.failure()); }
+bool is_errno(const wire::Reply& reply, int number) {
+  return error_of(reply) == std::error_code{number, std::generic_category()};
+}
+std::vector<std::byte> filled(std::size_t size, char with) {
+  return std::vector<std::byte>(size, std::byte{static_cast<unsigned char>(with)});
+}
+void pause(std::chrono::milliseconds time) { std::this_thread::sleep_for(time); }
+
+wire::Request commit_request(std::uint64_t inode, const wire::LayoutReply& layout,
+                             std::uint64_t offset, std::uint64_t length) {
+  wire::Request request;
+  auto& commit = *request.mutable_commit();
+  commit.set_inode(inode);
+  commit.set_grant(layout.grant());
+  commit.set_offset(offset);
+  commit.set_length(length);
+  commit.set_truncation(layout.truncation());
+  return request;
+}
+
+wire::Request write_request(std::uint64_t inode, bool append) {
+  wire::Request request;
+  request.mutable_write()->set_inode(inode);
+  request.mutable_write()->set_append(append);
+  return request;
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------- exactly once
+
+TEST_CASE("service: a repeated request takes effect once and gets its first answer") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto file = a.create("log");
+
+  auto request = a.prepared(write_request(file, true), 3);
+  auto id = a.send(request, bytes_of("hello"));
+  auto first = a.wait(id);
+  CHECK(first.written().offset() == 0);
+  a.send_again(id);
+  REQUIRE(world.eventually([] { return true; }));
+  for (int i = 0; i < 200 && a.answers(id) < 2; ++i) pause(std::chrono::milliseconds{5});
+  CHECK(a.answers(id) == 2);
+  CHECK(a.attr(file).size() == 5);
+
+  SUBCASE("also by the next coordinator") {
+    coordinator.crash();
+    Coordinator next{world, 2};
+    REQUIRE(!a.connect(next).code());
+    a.send_again(id);
+    a.resume_done();
+    for (int i = 0; i < 200 && a.answers(id) < 3; ++i) pause(std::chrono::milliseconds{5});
+    REQUIRE(a.answers(id) == 3);
+    CHECK(a.wait(id).written().offset() == 0);
+    CHECK(a.attr(file).size() == 5);
+    auto more = a.change(write_request(file, true), bytes_of(" world"), 3);
+    CHECK(more.written().offset() == 5);
+    CHECK(a.read(file, 0, 100) == "hello world");
+  }
+}
+
+TEST_CASE("service: a repeat of a request that is still in flight joins it") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("image");
+  REQUIRE(a.truncate(file, kMiB).failure().code() == 0);
+  b.answer_recalls(false);
+  REQUIRE(b.layout(file, 0, kMiB, true).segments_size() > 0);
+
+  auto id = a.send(a.prepared(write_request(file, true), 0), bytes_of("x"));
+  REQUIRE(world.eventually([&] { return true; }));
+  for (int i = 0; i < 400 && b.held().empty(); ++i) pause(std::chrono::milliseconds{5});
+  // An append recalls what lies at the end only; b holds up to there.
+  if (b.held().empty()) {
+    CHECK(a.wait(id).written().offset() == kMiB);
+  } else {
+    a.disconnect();
+    REQUIRE(!a.connect(coordinator).code());
+    a.send_again(id);
+    a.resume_done();
+    pause(std::chrono::milliseconds{50});
+    CHECK(a.answers(id) == 0);
+    b.answer_held();
+    CHECK(a.wait(id).written().offset() == kMiB);
+    pause(std::chrono::milliseconds{50});
+    CHECK(a.answers(id) == 1);
+  }
+  CHECK(a.attr(file).size() == kMiB + 1);
+}
+
+TEST_CASE(
+    "service: requests without a sequence, with an old one, or with nothing in them are refused") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto file = a.create("f");
+  CHECK(error_of(a.call(write_request(file, true), bytes_of("x"))) == Errc::refused);
+  wire::Request old;
+  old.mutable_unlink()->set_parent(1);
+  old.mutable_unlink()->set_name("f");
+  old.set_sequence(1);
+  a.create("g");
+  CHECK(error_of(a.call(old)) == Errc::refused);
+  // Out of range in every way, and the coordinator goes on.
+  CHECK(is_errno(a.truncate(file, 1ull << 50), EFBIG));
+  CHECK(is_errno(a.write(file, (1ull << 44) - 1, "ab"), EFBIG));
+  CHECK(is_errno(a.write(99999, 0, "ab"), ESTALE));
+  CHECK(is_errno(a.write(1, 0, "ab"), EISDIR));
+  wire::Request layout;
+  layout.mutable_layout()->set_inode(file);
+  layout.mutable_layout()->set_offset(1ull << 60);
+  layout.mutable_layout()->set_write(true);
+  CHECK(is_errno(a.call(layout), EFBIG));
+  wire::LayoutReply none;
+  none.set_grant(77);
+  CHECK(error_of(a.change(commit_request(file, none, 0, kBlock))) == Errc::stale_commit);
+  CHECK(error_of(a.change(commit_request(file, none, 5, kBlock))) == Errc::refused);
+  wire::Request allocate;
+  allocate.mutable_allocate()->set_inode(file);
+  allocate.mutable_allocate()->set_length(kBlock);
+  allocate.mutable_allocate()->set_mode(FALLOC_FL_COLLAPSE_RANGE);
+  CHECK(is_errno(a.change(allocate), EOPNOTSUPP));
+  CHECK(a.attr(file).size() == 0);
+}
+
+// ---------------------------------------------------------------------------- admission
+
+TEST_CASE("admission: nothing is laid out for a session whose key the coordinator has not seen") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  auto file = a.create("f");
+  wire::Request layout;
+  layout.mutable_layout()->set_inode(file);
+  layout.mutable_layout()->set_length(kBlock);
+  CHECK(error_of(a.call(layout)) == Errc::refused);
+
+  wire::Request begin, done;
+  begin.mutable_admit_begin();
+  auto key = a.call(begin).admission().key();
+  done.mutable_admit_done()->set_key(key);
+  CHECK(error_of(a.call(done)) == Errc::fenced);  // not registered: no consent
+  a.admit();
+  CHECK(a.layout(file, 0, kBlock, false).size() == 0);
+  CHECK_FALSE(coordinator.status().sessions.empty());
+  CHECK(coordinator.status().sessions[0].admitted);
+}
+
+TEST_CASE("admission: a REGISTER that comes after its fence is preempted by the sweep") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Key late{};
+  {
+    Client a{world, 1, 11};
+    REQUIRE(!a.connect(coordinator).code());
+    wire::Request begin;
+    begin.mutable_admit_begin();
+    late = Key{a.call(begin).admission().key()};
+  }
+  // Its node's next mount ends the session, and with it the row of the key.
+  Client again{world, 1, 12};
+  REQUIRE(!again.connect(coordinator).code());
+  again.admit();
+  auto lun = world.disk->connect(world.loop, world.lun_options(77));
+  REQUIRE(lun);
+  ThreadBlocking blocking;
+  iscsi::BlockingLun io{**lun, blocking};
+  REQUIRE(io.register_key(late));
+  bool gone = false;
+  for (int i = 0; i < 400 && !gone; ++i) {
+    pause(std::chrono::milliseconds{10});
+    gone = !world.listed(late);
+  }
+  CHECK(gone);
+  CHECK(world.listed(again.key()));
+}
+
+TEST_CASE("admission: a new key of a session fences the one before") {
+  for (bool tgt : {false, true}) {
+    CAPTURE(tgt);
+    World world{tgt ? iscsi::RamDiskOptions::like_tgt() : iscsi::RamDiskOptions{}};
+    Coordinator coordinator{world, 1};
+    Client a{world, 1, 11};
+    REQUIRE(!a.connect(coordinator).code());
+    a.admit();
+    auto before = a.key();
+    a.admit();
+    CHECK(a.key() != before);
+    CHECK(!world.listed(before));
+    CHECK(world.listed(a.key()));
+    // A target that ties a registration to the session keeps the old one listed.
+    CHECK(coordinator.status().fences == (tgt ? 1u : 0u));
+  }
+}
+
+TEST_CASE("session: a node's new mount ends the old one, whose I/O the target then refuses") {
+  World world;
+  Coordinator coordinator{world, 3};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto block = filled(kBlock, 'x');
+  auto place = world.info.data_offset + world.info.data_size - kBlock;
+  REQUIRE(a.lun_write(place, block));
+  a.disconnect();
+
+  Client again{world, 1, 12};
+  REQUIRE(!again.connect(coordinator).code());
+  CHECK(!world.listed(a.key()));
+  CHECK(!a.lun_write(place, block));
+  CHECK(!a.lun_read(place, kBlock));
+  CHECK(a.connect(coordinator) == Errc::session_ended);
+}
+
+TEST_CASE("session: a goodbye takes the key off the LUN and frees what the session held") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto file = a.create("f");
+  auto layout = a.layout(file, 0, 16 * kBlock, true);
+  REQUIRE(layout.grant() != 0);
+  wire::Request goodbye;
+  goodbye.mutable_goodbye();
+  CHECK(a.call(goodbye).failure().code() == 0);
+  CHECK(!world.listed(a.key()));
+  CHECK(coordinator.status().sessions.empty());
+  Client b{world, 2, 22};
+  REQUIRE(!b.connect(coordinator).code());
+  bool freed = false;
+  for (int i = 0; i < 400 && !freed; ++i) {
+    pause(std::chrono::milliseconds{5});
+    freed = b.attr(file).blocks() == 0;
+  }
+  CHECK(freed);
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
+// ---------------------------------------------------------------------------- layouts
+
+TEST_CASE(
+    "layout: the first write to a hole makes it stable zeros, and everybody may write there") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("image");
+  REQUIRE(a.truncate(file, 8 * kMiB).failure().code() == 0);
+  auto hole = b.layout(file, 0, kMiB, false);
+  REQUIRE(hole.segments_size() == 1);
+  CHECK(hole.segments(0).state() == 0);
+
+  auto mine = a.layout(file, 2 * kMiB + 3 * kBlock, kBlock, true);
+  REQUIRE(mine.segments_size() >= 1);
+  CHECK(mine.write());
+  CHECK(mine.segments(0).state() == 1);
+  auto offset = mine.segments(0).lun_offset();
+  CHECK(world.peek(offset, kBlock) == std::vector<std::byte>(kBlock));
+  auto block = filled(kBlock, 'a');
+  REQUIRE(a.lun_write(offset, block));
+
+  auto theirs = b.layout(file, 2 * kMiB + 3 * kBlock, kBlock, true);
+  REQUIRE(theirs.segments_size() >= 1);
+  CHECK(theirs.segments(0).lun_offset() == offset);
+  CHECK(*b.lun_read(offset, kBlock) == block);
+  // A whole step was made stable, and nothing beyond it.
+  CHECK(a.attr(file).blocks() == kMiB / 512);
+  CHECK(b.recalls() == 0);
+  CHECK(a.read(file, 2 * kMiB + 3 * kBlock, 4) == "aaaa");
+}
+
+TEST_CASE("layout: truncate waits until every holder has given its layouts back") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  REQUIRE(a.write(file, 0, std::string(64 * 1024, 'x')).failure().code() == 0);
+  REQUIRE(b.layout(file, 0, kBlock, false).segments_size() == 1);
+  b.answer_recalls(false);
+
+  wire::Request request;
+  request.mutable_set_attr()->set_inode(file);
+  request.mutable_set_attr()->set_size(5000);
+  auto id = a.send(a.prepared(request, 0));
+  for (int i = 0; i < 400 && b.held().empty(); ++i) pause(std::chrono::milliseconds{5});
+  REQUIRE(b.held().size() == 1);
+  CHECK(b.held()[0].reads_too());
+  CHECK(!a.answered(id));
+  // Meanwhile nobody gets a layout, but everybody is served.
+  CHECK(b.layout(file, 0, kBlock, false).shipped());
+  CHECK(b.read(file, 0, 4) == "xxxx");
+  CHECK(b.attr(file).size() == 64 * 1024);
+  b.answer_held();
+  CHECK(a.wait(id).attr().size() == 5000);
+  // The rest of the last block is zeros, so growing shows none of what was there.
+  REQUIRE(a.truncate(file, 8192).failure().code() == 0);
+  CHECK(a.read(file, 4998, 4) == std::string("xx\0\0", 4));
+  auto laid_out = b.layout(file, 0, 8192, false);
+  CHECK(laid_out.sequence() >= coordinator.status().recalls);
+  CHECK(laid_out.truncation() == 1);
+}
+
+TEST_CASE("layout: an answer that crossed a recall carries a lower number than the recall") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  REQUIRE(a.write(file, 0, std::string(8192, 'x')).failure().code() == 0);
+  auto before = b.layout(file, 0, 8192, false);
+  b.answer_recalls(false);
+  wire::Request request;
+  request.mutable_set_attr()->set_inode(file);
+  request.mutable_set_attr()->set_size(0);
+  auto id = a.send(a.prepared(request, 0));
+  for (int i = 0; i < 400 && b.held().empty(); ++i) pause(std::chrono::milliseconds{5});
+  REQUIRE(b.held().size() == 1);
+  auto recall = b.held()[0];
+  b.answer_held();
+  a.wait(id);
+  auto after = b.layout(file, 0, 8192, false);
+  CHECK(before.sequence() < recall.sequence());
+  CHECK(after.sequence() >= recall.sequence());
+}
+
+TEST_CASE(
+    "layout: a commit into a grant grows the file, and one that a truncate overtook is stale") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  auto layout = a.layout(file, 0, 64 * 1024, true);
+  REQUIRE(layout.segments_size() >= 1);
+  CHECK(layout.segments(0).state() == 2);
+  auto data = filled(64 * 1024, 'g');
+  REQUIRE(layout.segments(0).length() >= data.size());
+  REQUIRE(a.lun_write(layout.segments(0).lun_offset(), data));
+  CHECK(b.attr(file).size() == 0);
+  auto committed = a.change(commit_request(file, layout, 0, 60'000));
+  REQUIRE(committed.failure().code() == 0);
+  CHECK(committed.attr().size() == 60'000);
+  CHECK(b.read(file, 59'999, 10) == "g");
+
+  auto more = a.layout(file, 64 * 1024, 64 * 1024, true);
+  REQUIRE(more.grant() == layout.grant());
+  REQUIRE(b.truncate(file, 0).failure().code() == 0);
+  auto late = a.change(commit_request(file, more, 64 * 1024, 64 * 1024));
+  CHECK(error_of(late) == Errc::stale_commit);
+  CHECK(b.attr(file).size() == 0);
+  CHECK(coordinator.status().stale_commits == 1);
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
+TEST_CASE("layout: a grant that was used up is followed by another") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto file = a.create("f");
+  std::uint64_t size = 0;
+  for (int round = 0; round < 3; ++round) {
+    auto layout = a.layout(file, size, kMiB, true);
+    REQUIRE(layout.segments_size() >= 1);
+    std::uint64_t granted = 0;
+    for (const auto& segment : layout.segments())
+      if (segment.state() == 2) granted += segment.length();
+    REQUIRE(granted >= kMiB);
+    auto done = a.change(commit_request(file, layout, size, granted));
+    REQUIRE_MESSAGE(done.failure().code() == 0, done.failure().message());
+    size += granted;
+    CHECK(done.attr().size() == size);
+  }
+}
+
+TEST_CASE("write: appends of two sessions all land, one after another") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("log");
+  std::vector<std::uint64_t> from_a, from_b;
+  for (std::uint32_t i = 0; i < 16; ++i) {
+    from_a.push_back(a.send(a.prepared(write_request(file, true), i), bytes_of("aaaaa")));
+    from_b.push_back(b.send(b.prepared(write_request(file, true), i), bytes_of("bbb")));
+  }
+  for (auto id : from_a) CHECK(a.wait(id).failure().code() == 0);
+  for (auto id : from_b) CHECK(b.wait(id).failure().code() == 0);
+  auto content = a.read(file, 0, 4096);
+  CHECK(content.size() == 16 * 8);
+  CHECK(std::count(content.begin(), content.end(), 'a') == 80);
+  CHECK(std::count(content.begin(), content.end(), 'b') == 48);
+  // Two writers who cannot be given layouts: the coordinator does it all for a while.
+  CHECK(a.layout(file, 0, kBlock, true).shipped());
+}
+
+TEST_CASE("write: an append goes behind what a session commits from its grant") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  auto layout = a.layout(file, 0, 64 * 1024, true);
+  REQUIRE(layout.grant() != 0);
+  REQUIRE(a.lun_write(layout.segments(0).lun_offset(), filled(64 * 1024, 'g')));
+  a.answer_recalls(false);
+  auto id = b.send(b.prepared(write_request(file, true), 0), bytes_of("tail"));
+  for (int i = 0; i < 400 && a.held().empty(); ++i) pause(std::chrono::milliseconds{5});
+  REQUIRE(a.held().size() == 1);
+  // What must be done before the recall can be answered does not wait for the recall.
+  auto committed = a.change(commit_request(file, layout, 0, 64 * 1024));
+  REQUIRE_MESSAGE(committed.failure().code() == 0, committed.failure().message());
+  CHECK(!b.answered(id));
+  a.answer_held(true);
+  CHECK(b.wait(id).written().offset() == 64 * 1024);
+  CHECK(a.read(file, 64 * 1024 - 2, 10) == "ggtail");
+  // The rest of the grant is gone.
+  CHECK(error_of(a.change(commit_request(file, layout, 64 * 1024, kBlock))) == Errc::stale_commit);
+}
+
+TEST_CASE("write: unaligned content is put between what was there, with zeros where nothing was") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto file = a.create("f");
+  REQUIRE(a.write(file, 10, "abc").failure().code() == 0);
+  CHECK(a.read(file, 0, 100) == std::string(10, '\0') + "abc");
+  REQUIRE(a.write(file, 4090, "0123456789").failure().code() == 0);
+  REQUIRE(a.write(file, 4094, "XY").failure().code() == 0);
+  CHECK(a.read(file, 4090, 100) == "0123XY6789");
+  REQUIRE(a.write(file, 100'000, "far").failure().code() == 0);
+  CHECK(a.read(file, 99'999, 10) == std::string(1, '\0') + "far");
+  CHECK(a.attr(file).size() == 100'003);
+  CHECK(a.read(file, 200'000, 10).empty());
+}
+
+TEST_CASE("allocate: fallocate, punch and zero-range do what they say, to the byte") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto file = a.create("f");
+  auto allocate = [&](int mode, std::uint64_t offset, std::uint64_t length) {
+    wire::Request request;
+    auto& body = *request.mutable_allocate();
+    body.set_inode(file);
+    body.set_mode(static_cast<std::uint32_t>(mode));
+    body.set_offset(offset);
+    body.set_length(length);
+    return a.change(request);
+  };
+  CHECK(allocate(0, 0, 100'000).attr().size() == 100'000);
+  CHECK(a.read(file, 0, 8) == std::string(8, '\0'));
+  CHECK(a.attr(file).blocks() == 25 * 8);
+  REQUIRE(a.write(file, 0, std::string(20'000, 'x')).failure().code() == 0);
+  REQUIRE(allocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 5000, 10'000).failure().code() == 0);
+  auto after = a.read(file, 0, 20'000);
+  CHECK(after.substr(0, 5000) == std::string(5000, 'x'));
+  CHECK(after.substr(5000, 10'000) == std::string(10'000, '\0'));
+  CHECK(after.substr(15'000) == std::string(5000, 'x'));
+  CHECK(a.attr(file).blocks() == 24 * 8);  // one whole block lay inside
+  REQUIRE(allocate(FALLOC_FL_ZERO_RANGE, 1000, 3000).failure().code() == 0);
+  CHECK(a.read(file, 998, 4) == std::string("xx\0\0", 4));
+  CHECK(a.read(file, 3998, 4) == std::string("\0\0xx", 4));
+  CHECK(allocate(FALLOC_FL_ZERO_RANGE, 90'000, 20'000).attr().size() == 110'000);
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
+TEST_CASE("attributes: whoever writes directly is asked before the times are told") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  REQUIRE(a.truncate(file, kMiB).failure().code() == 0);
+  REQUIRE(b.layout(file, 0, kMiB, true).segments_size() > 0);
+  auto before = a.attr(file);
+  CHECK(a.attr(file).mtime() == before.mtime());
+  b.says_wrote(true);
+  CHECK(a.attr(file).mtime() > before.mtime());
+}
+
+// ---------------------------------------------------------------------------- unlink
+
+TEST_CASE("unlink: a file that another session has open keeps its content until that is closed") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f", false);
+  REQUIRE(a.write(file, 0, std::string(kMiB / 2, 'x')).failure().code() == 0);
+  wire::Request open, release;
+  open.mutable_open()->set_inode(file);
+  release.mutable_release()->set_inode(file);
+  REQUIRE(b.call(open).failure().code() == 0);
+  CHECK(a.unlink("f").attr().nlink() == 0);
+  pause(std::chrono::milliseconds{100});
+  CHECK(b.read(file, 0, 4) == "xxxx");
+  REQUIRE(b.layout(file, 0, kBlock, false).segments_size() > 0);
+  auto recalls = b.recalls();
+  REQUIRE(b.call(release).failure().code() == 0);
+  wire::Request get;
+  get.mutable_get_attr()->set_inode(file);
+  bool gone = false;
+  for (int i = 0; i < 400 && !gone; ++i) {
+    pause(std::chrono::milliseconds{5});
+    gone = is_errno(b.call(get), ESTALE);
+  }
+  CHECK(gone);
+  CHECK(b.recalls() == recalls + 1);  // of the layout it kept
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
+TEST_CASE("unlink: after a takeover an orphan waits for the sessions that may have it open") {
+  World world;
+  Client a{world, 1, 11}, b{world, 2, 22};
+  std::uint64_t file = 0;
+  {
+    Coordinator coordinator{world, 1};
+    REQUIRE(!a.connect(coordinator).code());
+    REQUIRE(!b.connect(coordinator).code());
+    a.admit();
+    b.admit();
+    file = b.create("f");
+    REQUIRE(b.write(file, 0, "still here").failure().code() == 0);
+    REQUIRE(a.unlink("f").failure().code() == 0);
+  }
+  Coordinator next{world, 2};
+  REQUIRE(!a.connect(next).code());
+  a.resume_done();
+  pause(std::chrono::milliseconds{100});
+  wire::Hello declares;
+  declares.add_open_inodes(file);
+  REQUIRE(!b.connect(next, declares).code());
+  b.resume_done();
+  pause(std::chrono::milliseconds{100});
+  CHECK(b.read(file, 0, 100) == "still here");
+}
+
+// ---------------------------------------------------------------------------- the absent
+
+TEST_CASE(
+    "absent: a holder that went away is fenced when its lease is over, and only then passed over") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  REQUIRE(a.write(file, 0, std::string(8192, 'x')).failure().code() == 0);
+  REQUIRE(b.layout(file, 0, 8192, true).segments_size() > 0);
+  b.disconnect();
+  auto began = std::chrono::steady_clock::now();
+  REQUIRE(a.truncate(file, 0).failure().code() == 0);
+  CHECK(std::chrono::steady_clock::now() - began >= std::chrono::milliseconds{450});
+  CHECK(!world.listed(b.key()));
+  CHECK(b.connect(coordinator) == Errc::session_ended);
+}
+
+TEST_CASE("absent: after a takeover a session is taken to hold everything until it has said what") {
+  World world;
+  world.timing.lease_term = 60s;
+  Client a{world, 1, 11}, b{world, 2, 22};
+  std::uint64_t file = 0;
+  {
+    Coordinator coordinator{world, 1};
+    REQUIRE(!a.connect(coordinator).code());
+    REQUIRE(!b.connect(coordinator).code());
+    a.admit();
+    b.admit();
+    file = a.create("f");
+    REQUIRE(a.write(file, 0, std::string(8192, 'x')).failure().code() == 0);
+    REQUIRE(b.layout(file, 0, 8192, false).segments_size() > 0);
+  }
+  Coordinator next{world, 2};
+  REQUIRE(!a.connect(next).code());
+  a.resume_done();
+  wire::Request request;
+  request.mutable_set_attr()->set_inode(file);
+  request.mutable_set_attr()->set_size(0);
+  auto id = a.send(a.prepared(request, 9));
+  a.create("another");  // everything else goes on at once
+  CHECK(a.read(file, 0, 2) == "xx");
+  CHECK(!a.answered(id));
+  wire::Hello declares;
+  SUBCASE("it holds a layout: that is recalled, once it has repeated what was unanswered") {
+    declares.add_layout_inodes(file);
+    b.answer_recalls(false);
+    REQUIRE(!b.connect(next, declares).code());
+    pause(std::chrono::milliseconds{50});
+    CHECK(b.held().empty());
+    b.resume_done();
+    for (int i = 0; i < 400 && b.held().empty(); ++i) pause(std::chrono::milliseconds{5});
+    REQUIRE(b.held().size() == 1);
+    CHECK(!a.answered(id));
+    b.answer_held();
+  }
+  SUBCASE("it holds nothing") { REQUIRE(!b.connect(next, declares).code()); }
+  SUBCASE("it holds more than it can list") {
+    declares.set_layouts_unlisted(true);
+    REQUIRE(!b.connect(next, declares).code());
+    b.resume_done();
+  }
+  CHECK(a.wait(id).attr().size() == 0);
+}
+
+TEST_CASE("absent: one that is connected and does not answer a recall is fenced in the end") {
+  World world;
+  world.timing.recall_patience = 1s;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  REQUIRE(a.write(file, 0, std::string(8192, 'x')).failure().code() == 0);
+  REQUIRE(b.layout(file, 0, 8192, false).segments_size() > 0);
+  b.answer_recalls(false);
+  REQUIRE(a.truncate(file, 0).failure().code() == 0);
+  CHECK(b.fenced());
+  CHECK(!world.listed(b.key()));
+}
+
+// ---------------------------------------------------------------------------- takeover
+
+TEST_CASE("takeover: what was acknowledged is there, and the former coordinator stops") {
+  World world;
+  Coordinator old{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(old).code());
+  a.admit();
+  auto file = a.create("f");
+  REQUIRE(a.write(file, 0, "kept").failure().code() == 0);
+  auto former = old.status().key;
+  {
+    Coordinator next{world, 2};
+    CHECK(raw(next.status().epoch) == raw(old.status().epoch) + 1);
+    CHECK(!world.listed(former));
+    // The old one has its key no more; whatever it tries, it stops and answers nobody.
+    wire::Request request;
+    request.mutable_make()->set_parent(1);
+    request.mutable_make()->set_name("late");
+    request.mutable_make()->set_mode(0100644);
+    auto id = a.send(a.prepared(request, 5));
+    CHECK(old.stopped());
+    CHECK(!a.answered(id));
+    REQUIRE(!a.connect(next).code());
+    a.resume_done();
+    CHECK(a.read(file, 0, 10) == "kept");
+    wire::Request lookup;
+    lookup.mutable_lookup()->set_parent(1);
+    lookup.mutable_lookup()->set_name("late");
+    CHECK(is_errno(a.call(lookup), ENOENT));
+    next.close();
+  }
+  old.crash();
+  CHECK(world.problems().empty());
+}
+
+TEST_CASE("takeover: a newer configuration's volume is left alone, and no key stays behind") {
+  World world;
+  world.tag.epoch = 5;
+  Coordinator{world, 1}.close();
+  world.tag.epoch = 4;
+  auto refused = try_take_over(world, 2);
+  CHECK(refused.error() == Errc::superseded);
+  world.tag.epoch = 6;
+  CHECK(try_take_over(world, 2));
+}
+
+TEST_CASE("takeover: a LUN that is a copy of the formatted one, or in foreign use, is refused") {
+  World world;
+  SUBCASE("somebody else's key") {
+    auto lun = world.disk->connect(world.loop, world.lun_options(77));
+    REQUIRE(lun);
+    ThreadBlocking blocking;
+    iscsi::BlockingLun io{**lun, blocking};
+    REQUIRE(io.register_key(make_key({99, NodeId{1}, KeyRole::mount, 1})));
+    CHECK(try_take_over(world, 1).error() == Errc::refused);
+  }
+  SUBCASE("another volume's name") {
+    auto around = world.surroundings(NodeId{1});
+    around.volume = "volume2";
+    using Taken = Expected<std::unique_ptr<service::VolumeService>>;
+    auto taken = world.wait_for<Taken>([&] { return service::VolumeService::take_over(around); });
+    CHECK(taken.error() == Errc::refused);
+  }
+  CHECK(world.eventually([] { return true; }));
+}
+
+TEST_CASE(
+    "takeover: keys of mounts that ended while nobody coordinated are fenced before serving") {
+  World world;
+  Key ghost = make_key({4711, NodeId{9}, KeyRole::mount, 12345});
+  auto lun = world.disk->connect(world.loop, world.lun_options(77));
+  REQUIRE(lun);
+  ThreadBlocking blocking;
+  iscsi::BlockingLun io{**lun, blocking};
+  REQUIRE(io.register_key(ghost));
+  Coordinator coordinator{world, 1};
+  CHECK(!world.listed(ghost));
+}
+
+TEST_CASE("takeover: a power loss of the storage keeps everything that was acknowledged") {
+  iscsi::RamDiskOptions options;
+  options.write_cache = true;
+  World world{options};
+  std::uint64_t file = 0;
+  {
+    Coordinator coordinator{world, 1};
+    Client a{world, 1, 11};
+    REQUIRE(!a.connect(coordinator).code());
+    a.admit();
+    file = a.create("f");
+    REQUIRE(a.write(file, 0, "written into new space").failure().code() == 0);
+    auto layout = a.layout(file, kBlock, 64 * 1024, true);
+    REQUIRE(layout.grant() != 0);
+    REQUIRE(a.lun_write(layout.segments(layout.segments_size() - 1).lun_offset(),
+                        filled(64 * 1024, 'g')));
+    REQUIRE(a.change(commit_request(file, layout, kBlock, 64 * 1024)).failure().code() == 0);
+    for (int i = 0; i < 50; ++i) a.create("file" + std::to_string(i), false);
+    world.run([&] { world.disk->power_loss(world.random); });
+    CHECK(coordinator.stopped());
+  }
+  Coordinator next{world, 2};
+  Client b{world, 2, 22};
+  REQUIRE(!b.connect(next).code());
+  for (int i = 0; i < 50; ++i) {
+    wire::Request lookup;
+    lookup.mutable_lookup()->set_parent(1);
+    lookup.mutable_lookup()->set_name("file" + std::to_string(i));
+    CHECK(b.call(lookup).failure().code() == 0);
+  }
+  CHECK(b.attr(file).size() == kBlock + 64 * 1024);
+  CHECK(b.read(file, 0, 7) == "written");
+  CHECK(b.read(file, kBlock, 4) == "gggg");
+  CHECK(b.read(file, kBlock + 64 * 1024 - 1, 4) == "g");
+  next.close();
+  CHECK(world.problems().empty());
+}
+
+TEST_CASE("takeover: an error of the coordinator's own write stops it, and nobody is answered") {
+  World world;
+  std::atomic<bool> fail{false};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (fail && command.kind == iscsi::RamCommand::Kind::write)
+      fate.failure = Error{std::errc::io_error, "medium error"};
+    return fate;
+  };
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  fail = true;
+  wire::Request request;
+  request.mutable_make()->set_parent(1);
+  request.mutable_make()->set_name("f");
+  request.mutable_make()->set_mode(0100644);
+  auto id = a.send(a.prepared(request, 0));
+  CHECK(coordinator.stopped());
+  CHECK(!a.answered(id));
+}
+
+// ---------------------------------------------------------------------------- the gate, bounds
+
+TEST_CASE("gate: without a lease nothing is answered, and afterwards the mount gets its answer") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  world.open_for_ns = -1;
+  wire::Request request;
+  request.mutable_make()->set_parent(1);
+  request.mutable_make()->set_name("f");
+  request.mutable_make()->set_mode(0100644);
+  auto id = a.send(a.prepared(request, 0));
+  pause(std::chrono::milliseconds{100});
+  CHECK(!a.answered(id));
+  world.open_for_ns = 3'600'000'000'000;
+  REQUIRE(!a.connect(coordinator).code());
+  a.send_again(id);
+  a.resume_done();
+  CHECK(a.wait(id).failure().code() == 0);
+}
+
+TEST_CASE("service: space freed by one file can be used by the next, on a full volume") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  wire::Request statistics;
+  statistics.mutable_stat_fs();
+  auto free = a.call(statistics).fs_stat().free_blocks() * kBlock;
+  for (int round = 0; round < 3; ++round) {
+    CAPTURE(round);
+    auto name = "big" + std::to_string(round);
+    auto file = a.create(name, false);
+    wire::Request allocate;
+    allocate.mutable_allocate()->set_inode(file);
+    allocate.mutable_allocate()->set_length(free - 32 * kMiB);
+    auto done = a.change(allocate);
+    CHECK_MESSAGE(done.failure().code() == 0, done.failure().message());
+    REQUIRE(a.unlink(name).failure().code() == 0);
+  }
+  auto file = a.create("too big");
+  wire::Request allocate;
+  allocate.mutable_allocate()->set_inode(file);
+  allocate.mutable_allocate()->set_length(free + 64 * kMiB);
+  CHECK(is_errno(a.change(allocate), ENOSPC));
+}
