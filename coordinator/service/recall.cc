@@ -15,9 +15,6 @@ constexpr int kShedAtOnce = 512;
 
 Error session_ended() { return Error{Errc::session_ended, "the session has ended"}; }
 
-/// It may hold layouts that nobody has told us of.
-bool unknown_holder(const Session& session) { return !session.declared && session.key != Key{}; }
-
 bool unlisted_holder(const Session& session, InodeId inode) {
   return session.layouts_unlisted && !session.unlisted_told.contains(inode);
 }
@@ -26,10 +23,17 @@ bool same(Blocks a, Blocks b) { return a.first == b.first && a.end == b.end; }
 
 }  // namespace
 
+/// It may hold layouts of this file that nobody has told us of: unless the file is younger than the
+/// takeover, since inode numbers only grow.
+bool Service::unknown_holder(const Session& session, InodeId inode) const {
+  return !session.declared && session.key != Key{} &&
+         (first_made_ == InodeId{} || inode < first_made_);
+}
+
 bool Service::anyone_holds(InodeId inode, Blocks range, bool reads_too) const {
   if (!layouts_.holders(inode, range, reads_too).empty()) return true;
   return std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& each) {
-    return unknown_holder(*each.second) || unlisted_holder(*each.second, inode);
+    return unknown_holder(*each.second, inode) || unlisted_holder(*each.second, inode);
   });
 }
 
@@ -54,8 +58,9 @@ Task<Expected<Service::Quiet>> Service::quiet(SessionRef on_behalf, InodeId inod
 Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, Blocks range,
                                      bool reads_too) {
   for (;;) {
-    auto silent = std::find_if(sessions_.begin(), sessions_.end(),
-                               [](const auto& each) { return unknown_holder(*each.second); });
+    auto silent = std::find_if(sessions_.begin(), sessions_.end(), [&](const auto& each) {
+      return unknown_holder(*each.second, inode);
+    });
     if (silent == sessions_.end()) break;
     if (on_behalf && on_behalf->ending) co_return session_ended();
     auto session = silent->second;  // kept: it may end meanwhile
@@ -86,8 +91,7 @@ Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, Blocks
       if (on_behalf && on_behalf->ending) co_return session_ended();
       co_await wait.asked->changed.wait();
     }
-    CSV_CO_CHECK(
-        co_await came_back(wait.session, inode, wait.range, wait.reads_too, wait.asked->wrote));
+    CSV_CO_CHECK(co_await came_back(wait.session, inode, wait.range, wait.reads_too));
   }
   co_return Expected<void>{};
 }
@@ -108,11 +112,10 @@ AskedRef Service::ask_back(const SessionRef& session, InodeId inode, Blocks rang
 
 /// The session has answered a recall, or is gone.
 Task<Expected<void>> Service::came_back(SessionRef session, InodeId inode, Blocks range,
-                                        bool reads_too, bool wrote) {
+                                        bool reads_too) {
   bool whole = same(range, kWholeFile);
   bool granted = session->gone || unlisted_holder(*session, inode) ||
                  layouts_.may_have_grant(inode, session->id);
-  if (wrote) CSV_CO_CHECK(co_await touch(inode));
   if (whole && granted) CSV_CO_CHECK(co_await drop_grants(session->id, inode));
   layouts_.dropped(inode, session->id, range, reads_too);
   if (whole && reads_too && session->layouts_unlisted) session->unlisted_told.insert(inode);
@@ -145,7 +148,7 @@ Task<void> Service::take_back_grant(SessionRef session, InodeId inode) {
   if (!layouts_.may_have_grant(inode, session->id)) co_return;
   auto asked = ask_back(session, inode, kWholeFile, false);
   while (!asked->answered) co_await asked->changed.wait();
-  if (auto back = co_await came_back(session, inode, kWholeFile, false, asked->wrote); !back) {
+  if (auto back = co_await came_back(session, inode, kWholeFile, false); !back) {
     log::warning("grant not dropped inode={} session={} reason=\"{}\"", raw(inode),
                  raw(session->id), back.error().message());
     co_return;
@@ -177,13 +180,13 @@ Task<void> Service::shed_layouts(SessionRef session) {
     auto hold = layouts_.hold(inode, kWholeFile, true);
     auto asked = ask_back(session, inode, kWholeFile, true);
     while (!asked->answered) co_await asked->changed.wait();
-    auto back = co_await came_back(session, inode, kWholeFile, true, asked->wrote);
+    auto back = co_await came_back(session, inode, kWholeFile, true);
     if (!back) co_return;
   }
 }
 
 /// For the times of a file that others write directly.
-Task<Expected<void>> Service::ask_who_wrote(SessionRef asker, InodeId inode) {
+Task<void> Service::ask_who_wrote(SessionRef asker, InodeId inode) {
   struct Wait {
     SessionRef session;
     AskedRef asked;
@@ -199,7 +202,6 @@ Task<Expected<void>> Service::ask_who_wrote(SessionRef asker, InodeId inode) {
     asked->must_come_back = false;
     waits.push_back({found->second, std::move(asked)});
   }
-  bool wrote = false;
   auto give_up = loop_.now() + around_.timing.lease_term;
   for (auto& wait : waits) {
     // One that is away is not fenced for the sake of a time stamp; it says later what it wrote.
@@ -207,10 +209,7 @@ Task<Expected<void>> Service::ask_who_wrote(SessionRef asker, InodeId inode) {
            loop_.now() < give_up)
       co_await wait.asked->changed.wait();
     if (!wait.asked->answered) wait.session->asked.erase(wait.asked->id);
-    wrote = wrote || wait.asked->wrote;
   }
-  if (wrote) CSV_CO_CHECK(co_await touch(inode));
-  co_return Expected<void>{};
 }
 
 /// Nothing to do for a file that is gone.

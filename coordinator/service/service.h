@@ -101,6 +101,7 @@ class Service final : public VolumeService {
   Task<Outcome> goodbye(CallRef call);
   void resume_done(const SessionRef& session);
   void noticed(const SessionRef& session, std::uint64_t id, const wire::NoticeReply& reply);
+  Task<void> notice_answered(AskedRef asked, InodeId inode, bool wrote);
   AskedRef ask(const SessionRef& session, wire::Notice notice);
   void send_notice(const SessionRef& session, const Asked& asked);
   void nudge_all();  ///< Whoever waits for a session looks around.
@@ -114,20 +115,20 @@ class Service final : public VolumeService {
     Layouts::Hold hold;
     InodeLocks::Held lock;
   };
+  [[nodiscard]] bool unknown_holder(const Session& session, InodeId inode) const;
   [[nodiscard]] bool anyone_holds(InodeId inode, Blocks range, bool reads_too) const;
   /// `on_behalf`: gives up with session_ended if that session ends. None: our own upkeep.
   Task<Expected<Quiet>> quiet(SessionRef on_behalf, InodeId inode, Blocks range, bool reads_too);
   Task<Expected<void>> recall(SessionRef on_behalf, InodeId inode, Blocks range, bool reads_too);
   AskedRef ask_back(const SessionRef& session, InodeId inode, Blocks range, bool reads_too);
-  Task<Expected<void>> came_back(SessionRef session, InodeId inode, Blocks range, bool reads_too,
-                                 bool wrote);
+  Task<Expected<void>> came_back(SessionRef session, InodeId inode, Blocks range, bool reads_too);
   /// What is left of a session's grants on an inode becomes free space; it holds no layout of them.
   Task<Expected<void>> drop_grants(SessionId session, InodeId inode);
   /// The same for whoever may have some, for blocks that turn out to be granted to nobody we know.
   Task<Expected<void>> drop_unknown_grants(InodeId inode);
   Task<void> take_back_grant(SessionRef session, InodeId inode);
   Task<void> shed_layouts(SessionRef session);
-  Task<Expected<void>> ask_who_wrote(SessionRef asker, InodeId inode);
+  Task<void> ask_who_wrote(SessionRef asker, InodeId inode);
   Task<Expected<void>> touch(InodeId inode);
 
   // requests.cc
@@ -223,7 +224,8 @@ class Service final : public VolumeService {
   std::set<InodeId> reaping_;     ///< Nobody may open them any more.
   std::set<SessionId> shedding_;  ///< Being asked for some of their layouts.
   std::set<SessionId> ended_;     ///< Whose grants are still to be freed.
-  Signal sessions_changed_;       ///< One declared itself, ended, ...
+  InodeId first_made_{};     ///< In this epoch; everything from it on is younger than the takeover.
+  Signal sessions_changed_;  ///< One declared itself, ended, ...
   Signal reap_due_, clean_due_, freed_;
   bool freeing_ = false;        ///< One round of unmapping at a time.
   std::set<Key> foreign_seen_;  ///< Of other clusters; logged once.

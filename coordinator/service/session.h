@@ -19,6 +19,7 @@ struct Session;
 /// A connection of a mount, from its Hello on, and the session it speaks for, once that is known.
 struct Link {
   std::unique_ptr<protocol::Connection> connection;
+  Epoch epoch_known{};  ///< By the mount, when it said hello.
   std::weak_ptr<Session> session;
   std::deque<protocol::Message> early;  ///< Came before its session was known.
 };
@@ -31,8 +32,7 @@ struct Asked {
   std::uint64_t id = 0;
   wire::Notice notice;
   int overdue_ticks = 0;  ///< Of the watch, while it was connected and the LUN answered us.
-  bool answered = false;  ///< Or the session is gone.
-  bool wrote = false;
+  bool answered = false;  ///< And what it said was written is in the file's times. Or it is gone.
   bool must_come_back = true;  ///< The session is fenced rather than waited for without end.
   Signal changed;              ///< Also when whoever waits should look around.
 };

@@ -44,6 +44,11 @@ Task<void> Service::greet(LinkRef link, wire::Hello hello) {
                                                     hello.volume(), hello.protocol())});
     co_return;
   }
+  if (link->epoch_known > epoch_) {
+    // Its word alone does not stop us; the sweep will find our key gone.
+    refuse(link, Error{Errc::not_coordinator, "the mount knows a newer coordinator"});
+    co_return;
+  }
   if (hello.node() == 0 || hello.node() > protocol::kMaxNode || hello.incarnation() == 0) {
     refuse(link, Error{Errc::refused, "a hello must name its node and its incarnation"});
     co_return;
@@ -204,8 +209,20 @@ void Service::noticed(const SessionRef& session, std::uint64_t id, const wire::N
   if (found == session->asked.end()) return;  // answered before, on an earlier connection
   auto asked = found->second;
   session->asked.erase(found);
+  const auto& notice = asked->notice;
+  InodeId inode{notice.has_recall() ? notice.recall().inode() : notice.query_wrote().inode()};
+  tasks_.spawn(notice_answered(std::move(asked), inode, reply.wrote()));
+}
+
+/// Times first, and at once: a request of the same mount that comes after the answer, and sets the
+/// times itself, must not be overtaken by this.
+Task<void> Service::notice_answered(AskedRef asked, InodeId inode, bool wrote) {
+  if (wrote) {
+    auto touched = co_await touch(inode);
+    if (!touched)
+      log::warning("times not set inode={} reason=\"{}\"", raw(inode), touched.error().message());
+  }
   asked->answered = true;
-  asked->wrote = reply.wrote();
   asked->changed.notify();
 }
 

@@ -13,6 +13,7 @@ constexpr std::size_t kOrphansAtOnce = 256;
 constexpr std::size_t kReapersAtOnce = 32;
 constexpr std::size_t kDyingAtOnce = 256;
 constexpr std::uint64_t kDropAtOnce = 1u << 16;
+constexpr Duration kPrune = 5s;
 
 }  // namespace
 
@@ -99,6 +100,7 @@ Task<void> Service::beat() {
 // ---------------------------------------------------------------------------- space
 
 Task<void> Service::maintain() {
+  auto prune = loop_.now();
   for (;;) {
     co_await writer_.maintain();
     // As long as there is something to free: whoever deletes much wants the space back.
@@ -107,7 +109,10 @@ Task<void> Service::maintain() {
       if (!freed) log::warning("freeing space: {}", freed.error().message());
       more = freed && *freed;
     }
-    layouts_.prune();
+    if (loop_.now() >= prune) {
+      layouts_.prune();
+      prune = loop_.now() + kPrune;
+    }
     co_await sleep(loop_, around_.timing.maintenance);
     if (!serving()) co_return;
   }

@@ -187,6 +187,7 @@ void Service::accept(std::unique_ptr<protocol::Connection> connection, protocol:
   if (!gate_open()) return;
   auto link = std::make_shared<Link>();
   link->connection = std::move(connection);
+  link->epoch_known = Epoch{hello.frame.epoch()};
   std::weak_ptr<Link> weak = link;
   auto greeting = greet(link, std::move(*hello.frame.mutable_hello()));
   link->connection->start(

@@ -98,6 +98,12 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
   void finished(Group& group) {
     busy = false;
     statistics = group.statistics;
+    if (!group.outcome && group.kind == checkpoint) {
+      broken = true;
+      if (failed) std::exchange(failed, {})(group.outcome.error());
+      for (auto& done : std::exchange(running, {})) done(group.outcome);
+      return;
+    }
     if (!group.outcome) {
       // What waits is kept waiting, for ever: any answer could be a lie (A12).
       broken = true;

@@ -34,7 +34,7 @@ class Writer {
   Task<void> maintain();
   /// Everything handed in has been answered. Hand in nothing meanwhile.
   Task<void> idle();
-  /// The log goes into the database, for a good end. As with a group, no return if it fails.
+  /// The log goes into the database, for a good end. Tells its error, unlike a change.
   Task<Expected<void>> checkpoint();
 
   [[nodiscard]] volume::Catalog::Statistics statistics() const;
