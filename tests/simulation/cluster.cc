@@ -1,0 +1,377 @@
+#include "tests/simulation/cluster.h"
+
+#include "coordinator/protocol/failure.h"
+#include "csvfs/base/check.h"
+#include "csvfs/base/log.h"
+#include "iscsi/blocking_lun.h"
+
+namespace csv::sim {
+
+// ---------------------------------------------------------------------------- a process
+
+Process::Process(World& world, Network& network, std::string name, NodeId node, SimLoop::Skew skew)
+    : loop{std::make_unique<SimLoop>(world, std::move(name), skew)},
+      random{world.random().next()},
+      door{network.door(*loop, node)} {}
+
+void Cluster::bury(Process& process) {
+  *process.alive = false;
+  process.door.reset();
+  graveyard_.push_back(std::move(process.loop));
+}
+
+// ---------------------------------------------------------------------------- csvd
+
+Csvd::Csvd(Cluster& cluster, std::size_t node)
+    : cluster_{cluster},
+      node_{node},
+      process_{cluster.world, cluster.network, Cluster::endpoint(node) + ".csvd", Cluster::id(node),
+               cluster.nodes_[node].skew} {
+  process_.loop->enter([this] {
+    cluster::StandaloneMembership::Surroundings with;
+    with.loop = process_.loop.get();
+    with.transport = process_.door.get();
+    with.node = Cluster::id(node_);
+    with.endpoint = Cluster::endpoint(node_);
+    with.incarnation = process_.random.next() | 1;
+    for (std::size_t other = 0; other < cluster_.size(); ++other) {
+      if (other == node_) continue;
+      auto name = Cluster::endpoint(other);
+      with.peers.push_back({Cluster::id(other), name, name});
+    }
+    with.changed = [this] { publish(); };
+    membership_ = std::make_unique<cluster::StandaloneMembership>(std::move(with));
+    service::Coordination::Setup setup;
+    setup.loop = process_.loop.get();
+    setup.membership = membership_.get();
+    setup.volume = Cluster::kVolume;
+    setup.node = Cluster::id(node_);
+    // What it coordinated in a former life its mounts still wait for.
+    setup.wanted = cluster_.nodes_[node_].board.endpoint == Cluster::endpoint(node_);
+    setup.take_over = [this] { return take_over(); };
+    coordination_ = std::make_unique<service::Coordination>(std::move(setup));
+    first_messages_ = std::make_unique<protocol::FirstMessages>(
+        *process_.loop, 5s, 256,
+        [this](std::unique_ptr<protocol::Connection> connection, protocol::Message first) {
+          accept(std::move(connection), std::move(first));
+        });
+    auto listening = process_.door->listen(
+        Cluster::endpoint(node_), [this](std::unique_ptr<protocol::Connection> connection) {
+          first_messages_->add(std::move(connection));
+        });
+    CSV_CHECK(bool(listening));
+    listener_ = *std::move(listening);
+  });
+}
+
+void Csvd::accept(std::unique_ptr<protocol::Connection> connection, protocol::Message first) {
+  if (first.frame.has_beat()) return membership_->accept(std::move(connection), std::move(first));
+  CSV_CHECK(first.frame.has_hello());
+  if (auto* service = coordination_->service()) {
+    return service->accept(std::move(connection), std::move(first));
+  }
+  protocol::Message refusal;
+  refusal.frame.set_id(first.frame.id());
+  *refusal.frame.mutable_hello_reply()->mutable_failure() =
+      protocol::encode(Error{Errc::not_coordinator, "not coordinated here"});
+  connection->send(std::move(refusal));  // Closing comes behind it.
+}
+
+void Csvd::publish() {
+  if (!membership_ || !coordination_) return;  // Still being built.
+  auto& board = cluster_.nodes_[node_].board;
+  auto who = membership_->coordinator(Cluster::kVolume);
+  if (who != published_) board.endpoint = who ? who->endpoint : "";
+  published_ = who;
+  board.open_until = membership_->open_until(Cluster::kVolume);
+  coordination_->news();
+}
+
+void Csvd::kill() {
+  process_.loop->enter([this] {
+    listener_.reset();
+    first_messages_.reset();
+    tasks_.reset();
+    coordination_.reset();
+    membership_.reset();
+  });
+  cluster_.bury(process_);
+}
+
+Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over() {
+  service::Surroundings with;
+  with.loop = process_.loop.get();
+  with.random = &process_.random;
+  with.open_lun = cluster_.opener(process_, node_, 1);
+  with.make_worker = [this] { return std::make_unique<SimWorker>(cluster_.world, *process_.loop); };
+  with.open_until = [this] { return membership_->open_until(); };
+  with.node = Cluster::id(node_);
+  with.cluster = Cluster::kClusterId;
+  with.volume = Cluster::kVolume;
+  auto taken = co_await service::VolumeService::take_over(std::move(with));
+  cluster_.world.note(
+      taken ? fmt::format("node{} coordinates in epoch {}", node_ + 1, raw((*taken)->epoch()))
+            : fmt::format("node{} cannot take over: {}", node_ + 1, taken.error().message()));
+  co_return taken;
+}
+
+void Csvd::start_volume() {
+  process_.loop->post([this, alive = process_.alive] {
+    if (*alive) tasks_->spawn(start());
+  });
+}
+
+Task<void> Csvd::start() { (void)co_await coordination_->start(); }
+
+void Csvd::stop_volume(std::function<void()> done) {
+  process_.loop->post([this, alive = process_.alive, done = std::move(done)]() mutable {
+    if (*alive) tasks_->spawn(stop(std::move(done)));
+  });
+}
+
+Task<void> Csvd::stop(std::function<void()> done) {
+  (void)co_await coordination_->stop();
+  done();
+}
+
+// ---------------------------------------------------------------------------- csvfs
+
+Csvfs::Csvfs(Cluster& cluster, std::size_t node)
+    : cluster_{cluster},
+      node_{node},
+      process_{cluster.world, cluster.network, Cluster::endpoint(node) + ".csvfs",
+               Cluster::id(node), cluster.nodes_[node].skew},
+      incarnation_{cluster.world.random().next()} {
+  process_.loop->enter([this] {
+    MountSurroundings with;
+    with.loop = process_.loop.get();
+    with.random = &process_.random;
+    with.open_lun = cluster_.opener(process_, node_, 2);
+    with.connect = [this](protocol::Connected done) {
+      const auto& board = cluster_.nodes_[node_].board;
+      if (board.endpoint.empty()) {
+        return process_.loop->post([done = std::move(done)]() mutable {
+          done(Error{Errc::not_coordinator, "nobody is known to coordinate the volume"});
+        });
+      }
+      process_.door->connect(board.endpoint, std::move(done));
+    };
+    with.open_until = [this] { return cluster_.nodes_[node_].board.open_until; };
+    with.volume = Cluster::kVolume;
+    with.node = Cluster::id(node_);
+    mount_ = Mount::start(std::move(with));
+  });
+}
+
+void Csvfs::kill() {
+  process_.loop->enter([this] {
+    mount_.reset();
+    programs_.reset();
+  });
+  cluster_.bury(process_);
+}
+
+void Csvfs::end(std::function<void()> done) {
+  process_.loop->post([this, alive = process_.alive, done = std::move(done)]() mutable {
+    if (!*alive) return;
+    programs_->spawn([](Mount& mount, std::function<void()> told) -> Task<void> {
+      co_await mount.end();
+      told();
+    }(*mount_, std::move(done)));
+  });
+}
+
+// ---------------------------------------------------------------------------- the cluster
+
+Cluster::Cluster(World& on, ClusterOptions options)
+    : world{on},
+      network{on},
+      disk_loop{on, "disk", {}},
+      disk{iscsi::RamDisk::create(options.disk, &disk_loop)},
+      weather{options.weather},
+      nodes_(options.nodes) {
+  for (auto& node : nodes_) {
+    node.skew.boot = world.between(1h, 1000h);
+    node.skew.parts_per_mille = static_cast<int>(world.random().below(11)) - 5;
+    node.skew.wall = world.between(-2s, 2s);
+  }
+}
+
+Cluster::~Cluster() {
+  governed_ = false;
+  for (std::size_t node = 0; node < nodes_.size(); ++node) {
+    kill_mount(node);
+    kill_csvd(node);
+  }
+  // What the dead left behind unwinds: threads that waited for the LUN have their answers now.
+  world.run([] { return false; }, world.now() + 60s);
+}
+
+iscsi::RamFate Cluster::fate(const iscsi::RamCommand& command) {
+  auto& random = world.random();
+  iscsi::RamFate fate;
+  fate.to_target = world.between(10us, 150us);
+  fate.inside = world.between(10us, 250us);
+  fate.to_initiator = world.between(10us, 150us);
+  fate.lands_late = random.chance(1, 2);
+  fate.late_by = world.between(0ms, random.chance(1, 4) ? 4s : 50ms);
+  auto one_in = [&](std::uint64_t many) { return many > 0 && random.chance(1, many); };
+  if (one_in(weather.hiccup_in)) {
+    (random.chance(1, 2) ? fate.to_target : fate.inside) += world.between(1ms, 80ms);
+  }
+  if (one_in(weather.stall_in)) {
+    (random.chance(1, 2) ? fate.to_target : fate.inside) += world.between(1s, 14s);
+  }
+  fate.answer_lost = one_in(weather.lost_answer_in);
+  fate.lies = command.kind == iscsi::RamCommand::Kind::write && one_in(weather.lie_in);
+  return fate;
+}
+
+iscsi::LunOpener Cluster::opener(Process& process, std::size_t node, std::uint64_t isid_seed) {
+  using Opened = Function<void(Expected<std::unique_ptr<iscsi::Lun>>)>;
+  return [this, loop = process.loop.get(), alive = process.alive, node, isid_seed](
+             iscsi::LunOptions options, Opened done) {
+    options.initiator = initiator(node);
+    options.isid_seed = isid_seed;
+    auto login = world.between(1ms, 20ms);
+    loop->after(
+        login, [this, loop, alive, options = std::move(options), done = std::move(done)]() mutable {
+          if (!*alive) return;
+          done(disk->connect(*loop, std::move(options),
+                             [this](const iscsi::RamCommand& command) { return fate(command); }));
+        });
+  };
+}
+
+void Cluster::run_blocking(Function<void(iscsi::BlockingLun&)> work) {
+  SimLoop loop{world, "tool", {}};
+  auto worker = std::make_unique<SimWorker>(world, loop);
+  bool done = false;
+  worker->post([&] {
+    iscsi::LunOptions options;
+    options.initiator = "iqn.2026-01.org.csvfs:tool";
+    auto lun = disk->connect(loop, options);
+    CSV_CHECK(bool(lun));
+    {
+      iscsi::BlockingLun blocking{**lun, worker->blocking()};
+      work(blocking);
+    }
+    done = true;
+  });
+  bool over = world.run([&] { return done; }, world.now() + 1h);
+  CSV_CHECK(over);
+  worker.reset();
+}
+
+void Cluster::format() {
+  run_blocking([this](iscsi::BlockingLun& lun) {
+    Random random{world.random().next()};
+    volume::FormatOptions options;
+    options.label = kVolume;
+    options.cluster = kClusterId;
+    options.wal_size = 4ull << 20;
+    options.claim_space = false;
+    auto made = volume::format(lun, options, random, WallTime{1'800'000'000'000'000'000});
+    if (!made) check_failed(made.error().message().c_str());
+  });
+}
+
+Expected<volume::CheckReport> Cluster::check() {
+  Expected<volume::CheckReport> report = Errc::refused;
+  run_blocking([&](iscsi::BlockingLun& lun) {
+    auto key = make_key({kClusterId, NodeId{63}, KeyRole::coordinator, 1});
+    auto registered = lun.register_key(key);
+    CSV_CHECK(bool(registered));
+    report = volume::check(lun);
+    (void)lun.register_key(Key{});
+  });
+  return report;
+}
+
+void Cluster::start_csvd(std::size_t node) {
+  if (nodes_[node].csvd || !nodes_[node].powered) return;
+  nodes_[node].csvd = std::make_unique<Csvd>(*this, node);
+}
+
+void Cluster::kill_csvd(std::size_t node) {
+  if (!nodes_[node].csvd) return;
+  nodes_[node].csvd->kill();
+  nodes_[node].csvd.reset();
+}
+
+void Cluster::start_mount(std::size_t node) {
+  if (nodes_[node].mount || !nodes_[node].powered) return;
+  nodes_[node].mount = std::make_unique<Csvfs>(*this, node);
+  if (on_mounted) on_mounted(node);
+}
+
+void Cluster::kill_mount(std::size_t node) {
+  auto& mount = nodes_[node].mount;
+  if (!mount) return;
+  counters.push_back(mount->mount().counters());
+  if (on_mount_dies) {
+    on_mount_dies(node, [&mount] { mount->kill(); });
+  } else {
+    mount->kill();
+  }
+  mount.reset();
+}
+
+void Cluster::power_off(std::size_t node) {
+  network.unplug(id(node));
+  disk->set_reachable(initiator(node), false);
+  nodes_[node].powered = false;
+  kill_mount(node);
+  kill_csvd(node);
+}
+
+void Cluster::power_on(std::size_t node) {
+  nodes_[node].powered = true;
+  nodes_[node].board = {};
+  nodes_[node].skew.boot = world.between(1s, 1000h) - world.now();
+  network.plug(id(node));
+  disk->set_reachable(initiator(node), true);
+  start_csvd(node);
+  start_mount(node);
+}
+
+std::optional<std::size_t> Cluster::coordinator() const {
+  std::optional<std::size_t> found;
+  Epoch newest{};
+  for (std::size_t node = 0; node < nodes_.size(); ++node) {
+    const auto& csvd = nodes_[node].csvd;
+    if (!csvd || csvd->service() == nullptr) continue;
+    if (found && csvd->service()->epoch() < newest) continue;
+    newest = csvd->service()->epoch();
+    found = node;
+  }
+  return found;
+}
+
+void Cluster::govern() {
+  governed_ = true;
+  struct Round {
+    static void run(Cluster& cluster, int missing) {
+      if (!cluster.governed_) return;
+      missing = cluster.coordinator() ? 0 : missing + 1;
+      // An administrator is slower than csvd itself, which may be on its way already.
+      if (missing > 3) {
+        std::vector<std::size_t> able;
+        for (std::size_t node = 0; node < cluster.size(); ++node) {
+          if (cluster.csvd(node)) able.push_back(node);
+        }
+        if (!able.empty()) {
+          auto node = able[cluster.world.random().below(able.size())];
+          cluster.world.note(fmt::format("node{} is told to take over", node + 1));
+          cluster.csvd(node)->start_volume();
+          missing = 0;
+        }
+      }
+      auto pause = cluster.world.between(500ms, 1500ms);
+      cluster.world.after(pause, [&cluster, missing] { run(cluster, missing); });
+    }
+  };
+  Round::run(*this, 3);
+}
+
+}  // namespace csv::sim

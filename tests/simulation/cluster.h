@@ -1,0 +1,177 @@
+#pragma once
+#include <array>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "coordinator/cluster/standalone_membership.h"
+#include "coordinator/protocol/first_message.h"
+#include "coordinator/service/coordination.h"
+#include "coordinator/service/volume_service.h"
+#include "coordinator/volume/check.h"
+#include "csvfs/mount.h"
+#include "iscsi/ram_lun.h"
+#include "tests/simulation/network.h"
+#include "tests/simulation/worker.h"
+#include "tests/simulation/world.h"
+
+namespace csv::sim {
+
+/// What csvd leaves in shared memory for the mount of its node; outlives both.
+struct Board {
+  std::string endpoint;
+  TimePoint open_until{};
+};
+
+/// How hard the storage is to get along with, besides losing paths.
+struct DiskWeather {
+  std::uint64_t stall_in = 0;        ///< One command in so many takes seconds. 0: none.
+  std::uint64_t hiccup_in = 400;     ///< One in so many takes tens of milliseconds.
+  std::uint64_t lost_answer_in = 0;  ///< One in so many takes effect, but its answer is lost.
+  std::uint64_t lie_in = 0;          ///< One write in so many is answered and never made.
+};
+
+/// A running program of a node, with a loop and doors of its own. Killing it takes its objects away
+/// and cuts its doors; the loop lives on in the graveyard, so that worker threads find their end.
+struct Process {
+  Process(World& world, Network& network, std::string name, NodeId node, SimLoop::Skew skew);
+  std::unique_ptr<SimLoop> loop;
+  Random random;
+  std::unique_ptr<protocol::Transport> door;
+  std::shared_ptr<bool> alive = std::make_shared<bool>(true);
+};
+
+class Cluster;
+
+/// csvd on one node: the real membership, coordination and service, put together as its daemon
+/// does.
+class Csvd {
+ public:
+  Csvd(Cluster& cluster, std::size_t node);
+  void kill();  ///< The destructor alone is for the end of the world.
+
+  /// As by command: takes the volume over, from whoever has it; gives it up in good order.
+  void start_volume();
+  void stop_volume(std::function<void()> done);
+  [[nodiscard]] service::VolumeService* service() const { return coordination_->service(); }
+  [[nodiscard]] service::Coordination::State state() const { return coordination_->state(); }
+  [[nodiscard]] const std::string& reason() const { return coordination_->reason(); }
+  [[nodiscard]] Process& process() { return process_; }
+
+ private:
+  Task<void> start();
+  Task<void> stop(std::function<void()> done);
+  Task<Expected<std::unique_ptr<service::VolumeService>>> take_over();
+  void accept(std::unique_ptr<protocol::Connection> connection, protocol::Message first);
+  void publish();
+
+  Cluster& cluster_;
+  std::size_t node_;
+  Process process_;
+  std::unique_ptr<cluster::StandaloneMembership> membership_;
+  std::unique_ptr<service::Coordination> coordination_;
+  std::optional<cluster::Coordinator> published_;
+  std::unique_ptr<protocol::FirstMessages> first_messages_;
+  std::unique_ptr<protocol::Transport::Listener> listener_;
+  std::unique_ptr<TaskScope> tasks_ = std::make_unique<TaskScope>();
+};
+
+/// csvfs on one node: the real Mount, and the programs that use it.
+class Csvfs {
+ public:
+  Csvfs(Cluster& cluster, std::size_t node);
+  void kill();
+  /// Unmounts in good order.
+  void end(std::function<void()> done);
+  [[nodiscard]] Mount& mount() { return *mount_; }
+  [[nodiscard]] Process& process() { return process_; }
+  /// Programs; gone before the mount is.
+  TaskScope& programs() { return *programs_; }
+  [[nodiscard]] std::uint64_t incarnation() const { return incarnation_; }
+
+ private:
+  Cluster& cluster_;
+  std::size_t node_;
+  Process process_;
+  std::uint64_t incarnation_;
+  std::unique_ptr<Mount> mount_;
+  std::unique_ptr<TaskScope> programs_ = std::make_unique<TaskScope>();
+};
+
+struct ClusterOptions {
+  std::size_t nodes = 3;
+  iscsi::RamDiskOptions disk;
+  DiskWeather weather;
+};
+
+/// Nodes, a network and a LUN, all virtual, around the code that ships.
+class Cluster {
+ public:
+  Cluster(World& world, ClusterOptions options);
+  ~Cluster();
+
+  static constexpr const char* kVolume = "volume1";
+  static constexpr std::uint16_t kClusterId = 4711;
+
+  void format();
+  void start_csvd(std::size_t node);
+  void kill_csvd(std::size_t node);
+  void start_mount(std::size_t node);
+  void kill_mount(std::size_t node);
+  /// The whole node, without a word to anybody.
+  void power_off(std::size_t node);
+  void power_on(std::size_t node);
+  /// What is on the LUN, seen by nobody's programs: nothing may run meanwhile.
+  Expected<volume::CheckReport> check();
+
+  [[nodiscard]] std::size_t size() const { return nodes_.size(); }
+  [[nodiscard]] Csvd* csvd(std::size_t node) const { return nodes_[node].csvd.get(); }
+  [[nodiscard]] Csvfs* mount(std::size_t node) const { return nodes_[node].mount.get(); }
+  [[nodiscard]] bool powered(std::size_t node) const { return nodes_[node].powered; }
+  /// Whoever serves the volume as far as it knows itself; of several the newest.
+  [[nodiscard]] std::optional<std::size_t> coordinator() const;
+  /// The administrator: whenever nobody has served the volume for a while, some living node is told
+  /// to take it over.
+  void govern();
+  void stop_governing() { governed_ = false; }
+
+  static NodeId id(std::size_t node) { return NodeId{static_cast<std::uint8_t>(node + 1)}; }
+  static std::string initiator(std::size_t node) {
+    return "iqn.2026-01.org.csvfs:node" + std::to_string(node + 1);
+  }
+  static std::string endpoint(std::size_t node) { return "node" + std::to_string(node + 1); }
+
+  World& world;
+  Network network;
+  SimLoop disk_loop;
+  std::shared_ptr<iscsi::RamDisk> disk;
+  DiskWeather weather;
+  std::vector<MountCounters> counters;          ///< Of mounts that are gone.
+  std::function<void(std::size_t)> on_mounted;  ///< Programs may be started.
+  /// Wraps the death of a mount, which the function does.
+  std::function<void(std::size_t, const std::function<void()>&)> on_mount_dies;
+
+ private:
+  friend class Csvd;
+  friend class Csvfs;
+  struct Node {
+    Board board;
+    SimLoop::Skew skew;
+    bool powered = true;
+    std::unique_ptr<Csvd> csvd;
+    std::unique_ptr<Csvfs> mount;
+  };
+  iscsi::LunOpener opener(Process& process, std::size_t node, std::uint64_t isid_seed);
+  iscsi::RamFate fate(const iscsi::RamCommand& command);
+  void bury(Process& process);
+  /// Runs `work` on a thread that may wait for the LUN, while the world goes on.
+  void run_blocking(Function<void(iscsi::BlockingLun&)> work);
+
+  std::vector<Node> nodes_;
+  std::vector<std::unique_ptr<SimLoop>> graveyard_;
+  bool governed_ = false;
+};
+
+}  // namespace csv::sim

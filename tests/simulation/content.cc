@@ -1,0 +1,176 @@
+#include "tests/simulation/content.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "csvfs/base/check.h"
+#include "csvfs/base/log.h"
+#include "csvfs/base/random.h"
+
+namespace csv::sim {
+namespace {
+
+/// The least a LUN writes whole: two writes under way may mix at this grain.
+constexpr std::uint64_t kGrain = 512;
+constexpr std::uint64_t kRecordMagic = 0x5245434f52443a29ull;
+
+std::uint64_t word(std::uint64_t index, Stamp stamp) {
+  return stamp == 0 ? 0 : Random{stamp * 0x9e3779b97f4a7c15ull + index}.next();
+}
+
+bool shows(std::uint64_t offset, std::span<const std::byte> got, Stamp stamp) {
+  for (std::size_t at = 0; at < got.size();) {
+    auto place = offset + at;
+    auto value = word(place / 8, stamp);
+    std::byte bytes[8];
+    std::memcpy(bytes, &value, 8);
+    auto count = std::min<std::size_t>(8 - place % 8, got.size() - at);
+    if (std::memcmp(got.data() + at, bytes + place % 8, count) != 0) return false;
+    at += count;
+  }
+  return true;
+}
+
+}  // namespace
+
+void fill_pattern(std::span<std::byte> out, std::uint64_t offset, Stamp stamp) {
+  for (std::size_t at = 0; at < out.size();) {
+    auto place = offset + at;
+    auto value = word(place / 8, stamp);
+    std::byte bytes[8];
+    std::memcpy(bytes, &value, 8);
+    auto count = std::min<std::size_t>(8 - place % 8, out.size() - at);
+    std::memcpy(out.data() + at, bytes + place % 8, count);
+    at += count;
+  }
+}
+
+FileContent::Id FileContent::begin(std::uint64_t from, std::uint64_t to, Stamp stamp,
+                                   Duration now) {
+  if (writes_.size() > 64) prune();
+  auto id = next_++;
+  writes_[id] = {.from = from, .to = to, .stamp = stamp, .began = now};
+  return id;
+}
+
+void FileContent::end(Id write, Duration now) {
+  auto found = writes_.find(write);
+  if (found != writes_.end()) found->second.ended = now;
+}
+
+/// Forgets what is wholly under one later write that has ended.
+void FileContent::prune() {
+  std::set<Id> covered;
+  for (const auto& [id, old] : writes_) {
+    for (const auto& [other, later] : writes_) {
+      if (later.ended == Duration::max() || later.began <= old.ended) continue;
+      if (later.from <= old.from && old.to <= later.to) covered.insert(id);
+    }
+  }
+  // A read may have begun before the later one did: such a read is rare and short, so the last
+  // few are kept.
+  while (!covered.empty() && *covered.rbegin() + 32 >= next_) covered.erase(*covered.rbegin());
+  for (auto id : covered) writes_.erase(id);
+}
+
+std::optional<std::string> FileContent::judge(std::uint64_t offset, std::span<const std::byte> got,
+                                              Duration since, Duration now) {
+  auto end = offset + got.size();
+  std::set<std::uint64_t> cuts{offset, end};
+  for (const auto& [id, write] : writes_) {
+    if (write.from > offset && write.from < end) cuts.insert(write.from);
+    if (write.to > offset && write.to < end) cuts.insert(write.to);
+  }
+  for (auto cut = cuts.begin(); std::next(cut) != cuts.end(); ++cut) {
+    auto from = *cut, to = *std::next(cut);
+    std::vector<const Write*> over;
+    for (const auto& [id, write] : writes_) {
+      if (write.from <= from && to <= write.to && write.began < now) over.push_back(&write);
+    }
+    // Before all others, the zeros of a new file.
+    std::set<Stamp> possible;
+    auto later_than = [&](Duration ended) {
+      return std::any_of(over.begin(), over.end(), [&](const Write* write) {
+        return write->began > ended && write->ended <= since;
+      });
+    };
+    if (!later_than(Duration::min())) possible.insert(0);
+    for (const auto* write : over) {
+      if (!later_than(write->ended)) possible.insert(write->stamp);
+    }
+    auto grain = possible.size() == 1 ? to - from : kGrain;
+    for (auto at = from; at < to;) {
+      auto stop = std::min(to, (at / grain + 1) * grain);
+      if (possible.size() == 1) stop = to;
+      auto piece = got.subspan(at - offset, stop - at);
+      bool known = std::any_of(possible.begin(), possible.end(),
+                               [&](Stamp stamp) { return shows(at, piece, stamp); });
+      if (!known) {
+        auto text = fmt::format("bytes [{}, {}) show ", at, stop);
+        std::string what = "what nobody wrote there";
+        if (shows(at, piece, 0)) what = "zeros";
+        for (const auto& [id, write] : writes_) {
+          if (write.stamp != 0 && shows(at, piece, write.stamp)) {
+            what = fmt::format("write {}", write.stamp);
+          }
+        }
+        text += what + ", could show";
+        for (auto stamp : possible) text += fmt::format(" {}", stamp);
+        return text;
+      }
+      at = stop;
+    }
+  }
+  return {};
+}
+
+std::vector<std::byte> LogContent::record(Stamp stamp, std::size_t length) {
+  CSV_CHECK(length >= kLeast);
+  std::vector<std::byte> bytes(length);
+  fill_pattern(bytes, 0, stamp);
+  std::uint64_t head[3] = {kRecordMagic, stamp, length};
+  std::memcpy(bytes.data(), head, sizeof head);
+  return bytes;
+}
+
+void LogContent::begin(Stamp stamp, Duration now) { records_[stamp].began = now; }
+void LogContent::end(Stamp stamp, Duration now) { records_[stamp].ended = now; }
+
+std::optional<std::string> LogContent::judge(std::span<const std::byte> all, Duration since) const {
+  std::vector<Stamp> order;
+  std::set<Stamp> there;
+  for (std::size_t at = 0; at < all.size();) {
+    std::uint64_t head[3] = {};
+    if (all.size() - at < sizeof head) return fmt::format("a record is cut off at {}", at);
+    std::memcpy(head, all.data() + at, sizeof head);
+    auto [magic, stamp, length] = head;
+    if (magic != kRecordMagic || length < kLeast || length > all.size() - at) {
+      return fmt::format("no record begins at {} of {}", at, all.size());
+    }
+    if (!records_.contains(stamp)) return fmt::format("record {} was never written", stamp);
+    auto whole = record(stamp, length);
+    if (std::memcmp(whole.data(), all.data() + at, length) != 0) {
+      return fmt::format("record {} at {} is not what was written", stamp, at);
+    }
+    if (!there.insert(stamp).second) return fmt::format("record {} stands twice", stamp);
+    order.push_back(stamp);
+    at += length;
+  }
+  for (const auto& [stamp, record] : records_) {
+    if (record.ended < since && !there.contains(stamp)) {
+      return fmt::format("record {} was answered and is not there", stamp);
+    }
+  }
+  // Each must not come after one that began only when it had been answered.
+  Duration latest_begin = Duration::min();
+  for (auto stamp : order) {
+    const auto& record = records_.at(stamp);
+    if (record.ended < latest_begin) {
+      return fmt::format("record {} stands after one that was begun later", stamp);
+    }
+    latest_begin = std::max(latest_begin, record.began);
+  }
+  return {};
+}
+
+}  // namespace csv::sim

@@ -1,0 +1,68 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "csvfs/base/loop.h"
+
+namespace csv::sim {
+
+/// Number of a write, in the whole simulation. 0: zeros.
+using Stamp = std::uint64_t;
+
+/// What write `stamp` puts at `offset` of a file: every write has bytes of its own everywhere.
+void fill_pattern(std::span<std::byte> out, std::uint64_t offset, Stamp stamp);
+
+/// Judges what is read from one file, as a register a byte: a read shows, at each place, a write
+/// that was under way or the last that had ended before the read began. A write that nobody heard
+/// the end of may show from its beginning on, or never, until forget() says it is over.
+class FileContent {
+ public:
+  /// The file is new: all zeros.
+  FileContent() = default;
+
+  using Id = std::uint64_t;
+  /// Of a write, or with stamp 0 of zeros (a truncate, a punched hole).
+  Id begin(std::uint64_t from, std::uint64_t to, Stamp stamp, Duration now);
+  void end(Id write, Duration now);
+  /// What is wrong with what a read that began at `since` and ends `now` got, if anything.
+  std::optional<std::string> judge(std::uint64_t offset, std::span<const std::byte> got,
+                                   Duration since, Duration now);
+
+ private:
+  struct Write {
+    std::uint64_t from = 0, to = 0;
+    Stamp stamp = 0;
+    Duration began{}, ended = Duration::max();
+  };
+  void prune();
+  std::map<Id, Write> writes_;
+  Id next_ = 1;
+};
+
+/// A file to which records are only appended, by anybody.
+class LogContent {
+ public:
+  /// Bytes of a record: they say whose it is and where it ends.
+  static std::vector<std::byte> record(Stamp stamp, std::size_t length);
+  static constexpr std::size_t kLeast = 24;
+
+  void begin(Stamp stamp, Duration now);
+  void end(Stamp stamp, Duration now);
+  /// Every record that was answered before `since` is there, whole, once, and in an order that
+  /// could be; none that was not begun.
+  std::optional<std::string> judge(std::span<const std::byte> all, Duration since) const;
+
+ private:
+  struct Record {
+    Duration began{}, ended = Duration::max();
+  };
+  std::map<Stamp, Record> records_;
+};
+
+}  // namespace csv::sim

@@ -1,0 +1,64 @@
+// csv_sim --seed N [--runs M] [--calm] [--verbose] [--log]: lives of simulated clusters.
+
+#include <cstdio>
+#include <cstdlib>
+#include <string_view>
+
+#include "csvfs/base/log.h"
+#include "tests/simulation/simulation.h"
+
+int main(int argc, char** argv) {
+  std::uint64_t seed = 1, runs = 1;
+  csv::sim::Plan plan;
+  auto level = csv::log::Level::error;
+  for (int i = 1; i < argc; ++i) {
+    std::string_view arg = argv[i];
+    auto number = [&] { return ++i < argc ? std::strtoull(argv[i], nullptr, 0) : 0; };
+    if (arg == "--seed") {
+      seed = number();
+    } else if (arg == "--runs") {
+      runs = number();
+    } else if (arg == "--calm") {
+      plan = csv::sim::Plan::calm();
+    } else if (arg == "--lie") {
+      plan.lie_in = number();
+    } else if (arg == "--seconds") {
+      plan.length = std::chrono::seconds{number()};
+    } else if (arg == "--verbose") {
+      plan.verbose = true;
+    } else if (arg == "--log") {
+      level = csv::log::Level::debug;
+    } else {
+      std::fprintf(stderr,
+                   "csv_sim [--seed N] [--runs N] [--seconds N] [--calm] [--lie N] [--verbose] "
+                   "[--log]\n");
+      return 2;
+    }
+  }
+  csv::log::set_up("csv_sim", level);
+  int failed = 0;
+  for (auto end = seed + runs; seed < end; ++seed) {
+    auto result = csv::sim::simulate(seed, plan);
+    std::printf(
+        "seed %llu digest %016llx %s: %llu operations, %llu faults, %llu events, %.0f s; direct "
+        "%llu+%llu redirected %llu+%llu recalls %llu eio %llu\n",
+        static_cast<unsigned long long>(seed), static_cast<unsigned long long>(result.digest),
+        result.setting.c_str(), static_cast<unsigned long long>(result.counts.operations),
+        static_cast<unsigned long long>(result.faults),
+        static_cast<unsigned long long>(result.events),
+        static_cast<double>(result.ended.count()) / 1e9,
+        static_cast<unsigned long long>(result.mounts.direct_reads),
+        static_cast<unsigned long long>(result.mounts.direct_writes),
+        static_cast<unsigned long long>(result.mounts.redirected_reads),
+        static_cast<unsigned long long>(result.mounts.redirected_writes),
+        static_cast<unsigned long long>(result.mounts.recalls),
+        static_cast<unsigned long long>(result.counts.eio));
+    if (!result.violation.empty()) {
+      ++failed;
+      std::printf("seed %llu FAILED: %s\n", static_cast<unsigned long long>(seed),
+                  result.violation.c_str());
+    }
+    std::fflush(stdout);
+  }
+  return failed == 0 ? 0 : 1;
+}

@@ -1,0 +1,560 @@
+#include "tests/simulation/history.h"
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "csvfs/base/check.h"
+#include "csvfs/base/log.h"
+
+namespace csv::sim {
+namespace {
+
+constexpr std::uint64_t kRoot = 1;
+constexpr std::size_t kMostConfigs = 20000;
+
+char type_of(std::uint32_t mode) {
+  if (S_ISDIR(mode)) return 'd';
+  return S_ISLNK(mode) ? 'l' : 'f';
+}
+
+const char* name_of(Op::Kind kind) {
+  constexpr const char* kNames[] = {"lookup", "attr",   "list",      "read_link",   "xattr",
+                                    "read",   "make",   "mkdir",     "symlink",     "link",
+                                    "unlink", "rmdir",  "rename",    "chmod",       "truncate",
+                                    "write",  "append", "set_xattr", "remove_xattr"};
+  return kNames[static_cast<int>(kind)];
+}
+
+}  // namespace
+
+std::string describe(const Op& op) {
+  std::string text = name_of(op.kind);
+  if (op.parent != 0) text += fmt::format(" in={}", op.parent);
+  if (!op.name.empty()) text += fmt::format(" name={}", op.name);
+  if (op.inode != 0) text += fmt::format(" inode={}", op.inode);
+  if (op.new_parent != 0) text += fmt::format(" to={}/{}", op.new_parent, op.new_name);
+  if (op.flags != 0) text += fmt::format(" flags={}", op.flags);
+  if (op.kind == Op::Kind::chmod) text += fmt::format(" mode={:o}", op.mode);
+  if (op.offset != 0 || op.length != 0) text += fmt::format(" at={}+{}", op.offset, op.length);
+  if (!op.text.empty()) text += fmt::format(" text={}", op.text.substr(0, 20));
+  return text;
+}
+
+std::string describe(const Outcome& outcome) {
+  if (outcome.error != 0) return fmt::format("errno {} ({})", outcome.error, outcome.text);
+  auto text = fmt::format("ok inode={} mode={:o} nlink={} size={} length={}", outcome.inode,
+                          outcome.mode, outcome.nlink, outcome.size, outcome.length);
+  if (!outcome.text.empty()) text += " text=" + outcome.text.substr(0, 20);
+  for (const auto& entry : outcome.entries) {
+    text += fmt::format(" {}:{}({})", entry.name, entry.inode, entry.size);
+  }
+  return text;
+}
+
+History::History(Number root) {
+  Config first;
+  Inode inode;
+  inode.type = 'd';
+  inode.mode = 0755;
+  inode.links = 2;
+  inode.parent = kRoot;
+  first.inodes[kRoot] = inode;
+  first.numbers[kRoot] = root;
+  configs_.insert(std::move(first));
+}
+
+std::optional<History::Node> History::node_of(const Config& config, Number number) const {
+  for (const auto& [node, known] : config.numbers) {
+    if (known == number) return node;
+  }
+  return {};
+}
+
+void History::note_size(const Config& config, Node node, std::uint64_t& least,
+                        std::uint64_t& most) const {
+  least = most = config.inodes.at(node).size;
+  auto number = config.numbers.find(node);
+  if (number == config.numbers.end()) return;
+  for (const auto& [id, pending] : pending_) {
+    const auto& op = pending.op;
+    if (op.inode != number->second || op.kind != Op::Kind::write || config.done.contains(id))
+      continue;
+    most = std::max(most, op.offset + op.length);
+  }
+}
+
+History::Expect History::look(const Config& config, const Op& op) const {
+  using Kind = Op::Kind;
+  Expect expect;
+  auto fail = [&expect](std::initializer_list<int> errors) {
+    expect.errors = errors;
+    return expect;
+  };
+  auto fill = [&](Node node) {
+    const auto& inode = config.inodes.at(node);
+    expect.errors = {0};
+    expect.node = node;
+    expect.type = inode.type;
+    expect.mode = inode.mode;
+    expect.links = inode.links;
+    note_size(config, node, expect.least, expect.most);
+  };
+  if (op.kind == Kind::lookup) {
+    auto parent = node_of(config, op.parent);
+    if (!parent) return fail({ESTALE, ENOENT});
+    const auto& directory = config.inodes.at(*parent);
+    if (directory.type != 'd') return fail({ENOTDIR});
+    auto entry = directory.entries.find(op.name);
+    if (entry == directory.entries.end()) {
+      return directory.links == 0 ? fail({ENOENT, ESTALE}) : fail({ENOENT});
+    }
+    fill(entry->second);
+    return expect;
+  }
+  auto node = node_of(config, op.inode);
+  if (!node) {
+    expect.any = true;
+    return expect;
+  }
+  const auto& inode = config.inodes.at(*node);
+  bool may_be_gone = inode.links == 0 && !op.open;
+  switch (op.kind) {
+    case Kind::attr: fill(*node); break;
+    case Kind::list:
+      if (inode.type != 'd') return fail({ENOTDIR});
+      expect.errors = {0};
+      for (const auto& [name, entry] : inode.entries) {
+        const auto& there = config.inodes.at(entry);
+        Expect::Entry one{.name = name, .node = entry, .type = there.type, .mode = there.mode};
+        note_size(config, entry, one.least, one.most);
+        expect.entries.push_back(std::move(one));
+      }
+      break;
+    case Kind::read_link:
+      if (inode.type != 'l') return fail({EINVAL});
+      expect.errors = {0};
+      expect.text = inode.target;
+      break;
+    case Kind::xattr: {
+      auto value = inode.xattrs.find(op.name);
+      if (value == inode.xattrs.end()) {
+        expect.errors = {ENODATA};
+      } else {
+        expect.errors = {0};
+        expect.text = value->second;
+      }
+      break;
+    }
+    case Kind::read:
+      expect.errors = {0};
+      note_size(config, *node, expect.least, expect.most);
+      break;
+    default: CSV_CHECK(false);
+  }
+  if (may_be_gone) {
+    expect.errors.insert(ESTALE);
+    expect.errors.insert(ENOENT);
+  }
+  return expect;
+}
+
+History::Expect History::change(Config& config, Id id, const Op& op) const {
+  using Kind = Op::Kind;
+  Expect expect;
+  auto fail = [&expect](std::initializer_list<int> errors) {
+    expect.errors = errors;
+    return expect;
+  };
+  auto directory_of = [&](Number number, Inode*& into) -> std::set<int> {
+    auto node = node_of(config, number);
+    if (!node) return {ESTALE, ENOENT};
+    into = &config.inodes.at(*node);
+    if (into->type != 'd') return {ENOTDIR};
+    if (into->links == 0) return {ENOENT, ESTALE};
+    return {};
+  };
+  auto fill = [&](Node node) {
+    const auto& inode = config.inodes.at(node);
+    expect.errors = {0};
+    expect.node = node;
+    expect.type = inode.type;
+    expect.mode = inode.mode;
+    expect.links = inode.links;
+    note_size(config, node, expect.least, expect.most);
+  };
+  auto drop = [&](Inode& directory, const std::string& name) {
+    auto entry = directory.entries.find(name);
+    auto& inode = config.inodes.at(entry->second);
+    if (inode.type == 'd') {
+      inode.links = 0;
+      --directory.links;
+    } else {
+      --inode.links;
+    }
+    directory.entries.erase(entry);
+  };
+
+  switch (op.kind) {
+    case Kind::make_file:
+    case Kind::make_directory:
+    case Kind::make_symlink: {
+      Inode* directory = nullptr;
+      if (auto bad = directory_of(op.parent, directory); !bad.empty()) {
+        expect.errors = bad;
+        return expect;
+      }
+      if (directory->entries.contains(op.name)) return fail({EEXIST});
+      Inode made;
+      made.mode = op.mode;
+      made.links = 1;
+      made.parent = *node_of(config, op.parent);
+      if (op.kind == Kind::make_directory) {
+        made.type = 'd';
+        made.links = 2;
+        ++directory->links;
+      } else if (op.kind == Kind::make_symlink) {
+        made.type = 'l';
+        made.target = op.text;
+        made.size = op.text.size();
+      }
+      directory->entries[op.name] = id;
+      config.inodes[id] = made;
+      fill(id);
+      return expect;
+    }
+    case Kind::link: {
+      auto node = node_of(config, op.inode);
+      Inode* directory = nullptr;
+      auto bad = directory_of(op.parent, directory);
+      if (!node || config.inodes.at(*node).links == 0) bad.insert({ENOENT, ESTALE});
+      if (node && config.inodes.at(*node).type == 'd') bad.insert(EPERM);
+      if (directory != nullptr && directory->entries.contains(op.name)) bad.insert(EEXIST);
+      if (!bad.empty()) {
+        expect.errors = bad;
+        return expect;
+      }
+      directory->entries[op.name] = *node;
+      ++config.inodes.at(*node).links;
+      fill(*node);
+      return expect;
+    }
+    case Kind::unlink:
+    case Kind::rmdir: {
+      Inode* directory = nullptr;
+      if (auto bad = directory_of(op.parent, directory); !bad.empty()) {
+        expect.errors = bad;
+        return expect;
+      }
+      auto entry = directory->entries.find(op.name);
+      if (entry == directory->entries.end()) return fail({ENOENT});
+      const auto& inode = config.inodes.at(entry->second);
+      if (op.kind == Kind::unlink && inode.type == 'd') return fail({EISDIR, EPERM});
+      if (op.kind == Kind::rmdir && inode.type != 'd') return fail({ENOTDIR});
+      if (inode.type == 'd' && !inode.entries.empty()) return fail({ENOTEMPTY});
+      drop(*directory, op.name);
+      expect.errors = {0};
+      return expect;
+    }
+    case Kind::rename: {
+      Inode *from = nullptr, *to = nullptr;
+      auto bad = directory_of(op.parent, from);
+      bad.merge(directory_of(op.new_parent, to));
+      if (!bad.empty()) {
+        expect.errors = bad;
+        return expect;
+      }
+      bool exchange = (op.flags & RENAME_EXCHANGE) != 0;
+      auto source = from->entries.find(op.name);
+      auto target = to->entries.find(op.new_name);
+      bool has_target = target != to->entries.end();
+      if (source == from->entries.end() || (exchange && !has_target)) bad.insert(ENOENT);
+      if (has_target && (op.flags & RENAME_NOREPLACE) != 0) bad.insert(EEXIST);
+      if (!bad.empty()) {
+        expect.errors = bad;
+        return expect;
+      }
+      expect.errors = {0};
+      auto moved = source->second;
+      if (has_target && target->second == moved) return expect;
+      auto within = [&](Node inner, Node outer) {
+        for (auto at = inner;; at = config.inodes.at(at).parent) {
+          if (at == outer) return true;
+          if (at == kRoot) return false;
+        }
+      };
+      auto from_node = *node_of(config, op.parent), to_node = *node_of(config, op.new_parent);
+      auto& inode = config.inodes.at(moved);
+      if (inode.type == 'd' && within(to_node, moved)) bad.insert(EINVAL);
+      if (exchange && config.inodes.at(target->second).type == 'd' &&
+          within(from_node, target->second)) {
+        bad.insert(EINVAL);
+      }
+      if (has_target && !exchange) {
+        const auto& there = config.inodes.at(target->second);
+        if (inode.type == 'd' && there.type != 'd') bad.insert(ENOTDIR);
+        if (inode.type != 'd' && there.type == 'd') bad.insert(EISDIR);
+        if (there.type == 'd' && !there.entries.empty()) bad.insert({ENOTEMPTY, EEXIST});
+      }
+      if (!bad.empty()) {
+        expect.errors = bad;
+        return expect;
+      }
+      auto put = [&](Inode& directory, Node where, const std::string& name, Node what) {
+        directory.entries[name] = what;
+        auto& it = config.inodes.at(what);
+        it.parent = where;
+        if (it.type == 'd') ++directory.links;
+      };
+      if (exchange) {
+        auto other = target->second;
+        if (inode.type == 'd') --from->links;
+        if (config.inodes.at(other).type == 'd') --to->links;
+        put(*from, from_node, op.name, other);
+        put(*to, to_node, op.new_name, moved);
+      } else {
+        if (has_target) drop(*to, op.new_name);
+        from->entries.erase(op.name);
+        if (inode.type == 'd') --from->links;
+        put(*to, to_node, op.new_name, moved);
+      }
+      return expect;
+    }
+    default: break;
+  }
+
+  auto node = node_of(config, op.inode);
+  if (!node) {
+    expect.any = true;
+    return expect;
+  }
+  auto& inode = config.inodes.at(*node);
+  bool may_be_gone = inode.links == 0 && !op.open;
+  switch (op.kind) {
+    case Kind::chmod: inode.mode = op.mode; break;
+    case Kind::truncate:
+      if (inode.type == 'd') return fail({EISDIR, EINVAL});
+      if (inode.type != 'f') return fail({EINVAL});
+      inode.size = op.length;
+      break;
+    case Kind::write: inode.size = std::max(inode.size, op.offset + op.length); break;
+    case Kind::append: inode.size += op.length; break;
+    case Kind::set_xattr: inode.xattrs[op.name] = op.text; break;
+    case Kind::remove_xattr:
+      if (inode.xattrs.erase(op.name) == 0) expect.errors = {ENODATA};
+      break;
+    default: CSV_CHECK(false);
+  }
+  if (expect.errors.empty()) fill(*node);
+  if (may_be_gone) {
+    expect.errors.insert(ESTALE);
+    expect.errors.insert(ENOENT);
+  }
+  return expect;
+}
+
+bool History::bind(Config& config, Node node, Number number) const {
+  auto known = config.numbers.find(node);
+  if (known != config.numbers.end()) return known->second == number;
+  if (node_of(config, number)) return false;
+  config.numbers[node] = number;
+  return true;
+}
+
+bool History::matches(Config& config, const Op& op, const Expect& expect,
+                      const Outcome& outcome) const {
+  using Kind = Op::Kind;
+  if (expect.any) return true;
+  if (!expect.errors.contains(outcome.error)) return false;
+  if (outcome.error != 0) return true;
+  auto sized = [](const auto& want, std::uint64_t size) {
+    return want.type != 'f' || (want.least <= size && size <= want.most);
+  };
+  switch (op.kind) {
+    case Kind::unlink:
+    case Kind::rmdir:
+    case Kind::rename:
+    case Kind::set_xattr:
+    case Kind::remove_xattr:
+    case Kind::append:
+    case Kind::write: return true;
+    case Kind::read_link:
+    case Kind::xattr: return outcome.text == expect.text;
+    case Kind::read: {
+      auto clamp = [&op](std::uint64_t size) {
+        return size <= op.offset ? 0 : std::min(op.length, size - op.offset);
+      };
+      return clamp(expect.least) <= outcome.length && outcome.length <= clamp(expect.most);
+    }
+    case Kind::list: {
+      if (outcome.entries.size() != expect.entries.size()) return false;
+      for (std::size_t i = 0; i < expect.entries.size(); ++i) {
+        const auto& want = expect.entries[i];
+        const auto& got = outcome.entries[i];
+        if (want.name != got.name || want.type != type_of(got.mode) ||
+            want.mode != (got.mode & 07777) || !sized(want, got.size) ||
+            !bind(config, want.node, got.inode)) {
+          return false;
+        }
+      }
+      return true;
+    }
+    default:
+      return expect.type == type_of(outcome.mode) && expect.mode == (outcome.mode & 07777) &&
+             expect.links == outcome.nlink && sized(expect, outcome.size) &&
+             bind(config, expect.node, outcome.inode);
+  }
+}
+
+void History::see(Config& config) const {
+  for (const auto& [id, pending] : pending_) {
+    if (!pending.op.changes()) config.seen[id].insert(look(config, pending.op));
+  }
+}
+
+History::Id History::begin(Op op) {
+  auto id = next_++;
+  pending_[id] = {std::move(op)};
+  std::set<Config> next;
+  for (auto config : configs_) {
+    // Sizes that looks under way may see have changed too.
+    see(config);
+    next.insert(std::move(config));
+  }
+  configs_ = std::move(next);
+  return id;
+}
+
+/// All ways to go on from `from` so that operation `id`, answered `outcome`, is explained: pending
+/// changes are done, one after the other, until it fits.
+void History::explore(const Config& from, Id id, const Op& op, const Outcome* outcome,
+                      std::set<Config>& into, std::set<Config>& visited) const {
+  if (!visited.insert(from).second) return;
+  CSV_CHECK(visited.size() < kMostConfigs);
+  auto settled = [&](Config config) {
+    config.done.erase(id);
+    config.seen.erase(id);
+    into.insert(std::move(config));
+  };
+  auto fits = [&](Config& config, const Expect& expect) {
+    return outcome == nullptr || matches(config, op, expect, *outcome);
+  };
+  if (op.changes()) {
+    auto already = from.done.find(id);
+    if (already != from.done.end()) {
+      auto config = from;
+      if (fits(config, already->second)) settled(std::move(config));
+      return;
+    }
+    auto config = from;
+    auto expect = change(config, id, op);
+    if (fits(config, expect)) {
+      config.done[id] = expect;
+      see(config);
+      settled(std::move(config));
+    }
+  } else {
+    bool found = false;
+    auto seen = from.seen.find(id);
+    CSV_CHECK(seen != from.seen.end());
+    for (const auto& expect : seen->second) {
+      auto config = from;
+      if (!fits(config, expect)) continue;
+      settled(std::move(config));
+      found = true;
+    }
+    if (found) return;
+  }
+  for (const auto& [other, pending] : pending_) {
+    if (other == id || !pending.op.changes() || from.done.contains(other)) continue;
+    auto config = from;
+    auto expect = change(config, other, pending.op);
+    config.done[other] = std::move(expect);
+    see(config);
+    explore(config, id, op, outcome, into, visited);
+  }
+}
+
+bool History::end(Id id, const Outcome& given) {
+  auto outcome = given;
+  std::sort(outcome.entries.begin(), outcome.entries.end(),
+            [](const auto& a, const auto& b) { return a.name < b.name; });
+  auto op = pending_.at(id).op;
+  std::set<Config> next, visited;
+  for (const auto& config : configs_) explore(config, id, op, &outcome, next, visited);
+  if (next.empty()) {
+    why_ = sim::describe(op) + " was answered " + sim::describe(outcome) + "; expected ";
+    auto config = *configs_.begin();
+    why_ += describe(op.changes() ? change(config, id, op) : look(config, op));
+    why_ += fmt::format(" (one of {} explanations, {} pending)", configs_.size(), pending_.size());
+    return false;
+  }
+  pending_.erase(id);
+  configs_ = std::move(next);
+  return true;
+}
+
+void History::settle(Id id) {
+  auto op = pending_.at(id).op;
+  std::set<Config> next, visited;
+  for (const auto& config : configs_) {
+    if (op.changes()) explore(config, id, op, nullptr, next, visited);
+    auto without = config;
+    without.seen.erase(id);
+    if (without.done.erase(id) == 0) next.insert(std::move(without));
+  }
+  configs_ = std::move(next);
+  pending_.erase(id);
+}
+
+History::Sizes History::sizes(Number inode) const {
+  Sizes sizes{~0ull, 0};
+  for (const auto& config : configs_) {
+    auto node = node_of(config, inode);
+    if (!node) continue;
+    std::uint64_t least = 0, most = 0;
+    note_size(config, *node, least, most);
+    sizes.least = std::min(sizes.least, least);
+    sizes.most = std::max(sizes.most, most);
+  }
+  if (sizes.least > sizes.most) sizes = {};
+  return sizes;
+}
+
+void History::forget_orphans(const std::set<Number>& open) {
+  if (!pending_.empty()) return;
+  std::set<Config> next;
+  for (auto config : configs_) {
+    for (auto each = config.inodes.begin(); each != config.inodes.end();) {
+      auto number = config.numbers.find(each->first);
+      bool used = number != config.numbers.end() && open.contains(number->second);
+      if (each->second.links > 0 || used) {
+        ++each;
+        continue;
+      }
+      if (number != config.numbers.end()) config.numbers.erase(number);
+      each = config.inodes.erase(each);
+    }
+    next.insert(std::move(config));
+  }
+  configs_ = std::move(next);
+}
+
+std::string History::describe(const Expect& expect) {
+  if (expect.any) return "anything";
+  std::string text;
+  for (auto error : expect.errors) text += error == 0 ? "ok " : fmt::format("errno {} ", error);
+  text += fmt::format("node={} type={} mode={:o} nlink={} size={}..{}", expect.node,
+                      expect.type == 0 ? '-' : expect.type, expect.mode, expect.links, expect.least,
+                      expect.most);
+  if (!expect.text.empty()) text += " text=" + expect.text.substr(0, 20);
+  for (const auto& entry : expect.entries) {
+    text += fmt::format(" {}:{}({}..{})", entry.name, entry.node, entry.least, entry.most);
+  }
+  return text;
+}
+
+}  // namespace csv::sim

@@ -1,0 +1,157 @@
+#pragma once
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace csv::sim {
+
+/// An inode number as the file system under test gave it.
+using Number = std::uint64_t;
+
+/// What a program asked of one playground (a directory and all below it).
+struct Op {
+  enum class Kind {
+    lookup,
+    attr,
+    list,
+    read_link,
+    xattr,
+    read,  // look
+    make_file,
+    make_directory,
+    make_symlink,
+    link,
+    unlink,
+    rmdir,  // change
+    rename,
+    chmod,
+    truncate,
+    write,
+    append,
+    set_xattr,
+    remove_xattr,
+  };
+  Kind kind{};
+  Number parent = 0, inode = 0, new_parent = 0;
+  std::string name, new_name, text;  ///< text: target, value.
+  std::uint32_t mode = 0, flags = 0;
+  std::uint64_t offset = 0, length = 0;
+  bool open = false;  ///< The program holds `inode` open: it cannot be gone.
+  [[nodiscard]] bool changes() const { return kind >= Kind::make_file; }
+};
+std::string describe(const Op& op);
+
+/// What it was answered.
+struct Outcome {
+  int error = 0;
+  Number inode = 0;
+  std::uint32_t mode = 0;  ///< With the type.
+  std::uint32_t nlink = 0;
+  std::uint64_t size = 0;
+  std::uint64_t length = 0;  ///< Of a read.
+  std::string text;
+  struct Entry {
+    std::string name;
+    Number inode = 0;
+    std::uint32_t mode = 0;
+    std::uint64_t size = 0;
+  };
+  std::vector<Entry> entries;
+};
+std::string describe(const Outcome& outcome);
+
+/// Decides whether what programs on several nodes saw of one playground can be explained by the
+/// file system having done their operations one at a time, each at some moment between its call and
+/// its answer (linearizability; a write that makes a file longer may do so in steps). Operations
+/// of which no answer will come may have been done at any moment since, or never.
+///
+/// It keeps all explanations that are still possible: a state of the tree, and what was done early.
+/// Content is judged elsewhere (content.h).
+class History {
+ public:
+  using Id = std::uint64_t;
+  explicit History(Number root);
+
+  Id begin(Op op);
+  /// False: nothing can explain this answer; why() says what was expected.
+  bool end(Id id, const Outcome& outcome);
+  /// Nothing more will come of it: it was done before now, or never will be.
+  void settle(Id id);
+  [[nodiscard]] const std::string& why() const { return why_; }
+
+  /// Sizes the file can have now, in any explanation.
+  struct Sizes {
+    std::uint64_t least = 0, most = 0;
+  };
+  [[nodiscard]] Sizes sizes(Number inode) const;
+  [[nodiscard]] std::size_t explanations() const { return configs_.size(); }
+  [[nodiscard]] std::size_t pending() const { return pending_.size(); }
+  /// Forgets files without names which nobody in `open` uses. Only while nothing is pending.
+  void forget_orphans(const std::set<Number>& open);
+
+ private:
+  using Node = std::uint64_t;  ///< Our own name of an inode: the operation that made it.
+  struct Inode {
+    char type = 'f';
+    std::uint32_t mode = 0;
+    std::uint64_t size = 0;
+    std::uint32_t links = 0;
+    std::map<std::string, Node> entries;
+    Node parent = 0;
+    std::string target;
+    std::map<std::string, std::string> xattrs;
+    auto operator<=>(const Inode&) const = default;
+  };
+  /// What an operation would be answered in one state.
+  struct Expect {
+    std::set<int> errors;  ///< 0: success is possible.
+    Node node = 0;
+    char type = 0;
+    std::uint32_t mode = 0, links = 0;
+    std::uint64_t least = 0, most = 0;  ///< Size.
+    bool any = false;                   ///< Of what is gone, and may linger: whatever it says.
+    std::string text;
+    struct Entry {
+      std::string name;
+      Node node = 0;
+      char type = 0;
+      std::uint32_t mode = 0;
+      std::uint64_t least = 0, most = 0;
+      auto operator<=>(const Entry&) const = default;
+    };
+    std::vector<Entry> entries;
+    auto operator<=>(const Expect&) const = default;
+  };
+  struct Config {
+    std::map<Node, Inode> inodes;
+    std::map<Node, Number> numbers;
+    std::map<Id, Expect> done;            ///< Changes made, and not answered yet.
+    std::map<Id, std::set<Expect>> seen;  ///< What pending looks could have seen.
+    auto operator<=>(const Config&) const = default;
+  };
+  struct Pending {
+    Op op;
+  };
+
+  [[nodiscard]] std::optional<Node> node_of(const Config& config, Number number) const;
+  [[nodiscard]] Expect look(const Config& config, const Op& op) const;
+  Expect change(Config& config, Id id, const Op& op) const;
+  void note_size(const Config& config, Node node, std::uint64_t& least, std::uint64_t& most) const;
+  void see(Config& config) const;
+  bool matches(Config& config, const Op& op, const Expect& expect, const Outcome& outcome) const;
+  bool bind(Config& config, Node node, Number number) const;
+  /// No outcome: anything may have been the answer.
+  void explore(const Config& from, Id id, const Op& op, const Outcome* outcome,
+               std::set<Config>& into, std::set<Config>& visited) const;
+  static std::string describe(const Expect& expect);
+
+  std::set<Config> configs_;
+  std::map<Id, Pending> pending_;
+  Id next_ = 2;  ///< 1 is the root's node.
+  std::string why_;
+};
+
+}  // namespace csv::sim

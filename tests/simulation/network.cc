@@ -1,0 +1,355 @@
+#include "tests/simulation/network.h"
+
+#include <array>
+#include <deque>
+#include <vector>
+
+#include "coordinator/protocol/frame.h"
+#include "csvfs/base/check.h"
+
+namespace csv::sim {
+
+struct Network::Stream {
+  struct Packet {
+    Duration arrives{};
+    std::string bytes;
+    bool end = false;  ///< The sender closed it: nothing comes after.
+  };
+  struct Side {
+    SimLoop* loop = nullptr;
+    std::uint64_t door = 0;
+    NodeId node{};
+    std::string peer;
+    std::deque<Packet> coming;  ///< On its way to this side, in order.
+    std::size_t coming_bytes = 0;
+    Duration last_arrival{};
+    bool stalled = false;
+    // Below: what the process at this side has seen.
+    bool started = false, over = false;
+    Function<void(protocol::Message)> on_message;
+    Function<void(Error)> on_closed;
+    std::deque<std::string> inbox;
+    Error ended;
+  };
+  std::uint64_t id = 0;
+  std::array<Side, 2> sides;
+  bool broken = false;
+
+  void receive(int at, std::string bytes) {
+    auto& side = sides[static_cast<std::size_t>(at)];
+    if (side.over) return;
+    if (!side.started) return side.inbox.push_back(std::move(bytes));
+    auto message = protocol::decode_message(std::as_bytes(std::span{bytes}));
+    CSV_CHECK(bool(message));  // Only our own code sends here, and nothing damages it.
+    side.on_message(*std::move(message));
+  }
+  void ends(int at, Error why) {
+    auto& side = sides[static_cast<std::size_t>(at)];
+    if (side.over) return;
+    if (!side.started) {
+      if (!side.ended.code()) side.ended = std::move(why);
+      return;
+    }
+    side.over = true;
+    auto handler = std::move(side.on_closed);
+    handler(std::move(why));
+  }
+};
+
+/// One side's Connection.
+class Network::End final : public protocol::Connection {
+ public:
+  End(Network& network, std::shared_ptr<Stream> stream, int side)
+      : network_{network}, stream_{std::move(stream)}, side_{side} {}
+  ~End() override { close(); }
+
+  void start(Function<void(protocol::Message)> on_message,
+             Function<void(Error)> on_closed) override {
+    auto& mine = here();
+    CSV_CHECK(mine.loop->here());
+    mine.on_message = std::move(on_message);
+    mine.on_closed = std::move(on_closed);
+    mine.loop->post([stream = stream_, side = side_] {
+      auto& at = stream->sides[static_cast<std::size_t>(side)];
+      at.started = true;
+      while (!at.over && !at.inbox.empty()) {
+        auto bytes = std::move(at.inbox.front());
+        at.inbox.pop_front();
+        stream->receive(side, std::move(bytes));
+      }
+      if (at.ended.code()) stream->ends(side, at.ended);
+    });
+  }
+  void send(protocol::Message message) override {
+    CSV_CHECK(here().loop->here());
+    if (here().over || stream_->broken) return;
+    put({.arrives = {}, .bytes = protocol::encode_message(message), .end = false});
+  }
+  void close() override {
+    if (std::exchange(closed_, true)) return;
+    here().over = true;
+    here().inbox.clear();
+    if (!stream_->broken) put({.arrives = {}, .bytes = {}, .end = true});
+  }
+  [[nodiscard]] std::string peer() const override {
+    return stream_->sides[static_cast<std::size_t>(side_)].peer;
+  }
+  [[nodiscard]] std::size_t queued_bytes() const override {
+    return stream_->sides[static_cast<std::size_t>(1 - side_)].coming_bytes;
+  }
+
+ private:
+  Stream::Side& here() { return stream_->sides[static_cast<std::size_t>(side_)]; }
+  void put(Stream::Packet packet) {
+    auto& there = stream_->sides[static_cast<std::size_t>(1 - side_)];
+    auto& world = network_.world_;
+    packet.arrives =
+        std::max(there.last_arrival, world.now() + network_.latency(here().node, there.node));
+    there.last_arrival = packet.arrives;
+    there.coming_bytes += packet.bytes.size();
+    auto at = packet.arrives;
+    there.coming.push_back(std::move(packet));
+    world.at(at,
+             [&network = network_, stream = stream_, to = 1 - side_] { network.pump(stream, to); });
+  }
+
+  Network& network_;
+  std::shared_ptr<Stream> stream_;
+  int side_;
+  bool closed_ = false;
+};
+
+class Network::Place final : public protocol::Transport::Listener {
+ public:
+  Place(Network& network, std::string endpoint, std::uint64_t door)
+      : network_{network}, endpoint_{std::move(endpoint)}, door_{door} {}
+  ~Place() override {
+    auto found = network_.listening_.find(endpoint_);
+    if (found != network_.listening_.end() && found->second.door == door_) {
+      network_.listening_.erase(found);
+    }
+  }
+  [[nodiscard]] std::string endpoint() const override { return endpoint_; }
+
+ private:
+  Network& network_;
+  std::string endpoint_;
+  std::uint64_t door_;
+};
+
+class Network::Door final : public protocol::Transport {
+ public:
+  Door(Network& network, SimLoop& loop, NodeId node)
+      : network_{network}, loop_{loop}, node_{node}, id_{network.next_++} {
+    network_.doors_[id_] = &loop;
+  }
+  ~Door() override { network_.died(id_); }
+
+  void connect(const std::string& endpoint, protocol::Connected done) override {
+    CSV_CHECK(loop_.here());
+    auto fail = [this](protocol::Connected told, std::errc why, Duration after) {
+      // Through the world, so that it fails even if the loop is never busy.
+      network_.world_.after(after,
+                            [&net = network_, id = id_, told = std::move(told), why]() mutable {
+                              auto mine = net.doors_.find(id);
+                              if (mine == net.doors_.end()) return;
+                              mine->second->post([told = std::move(told), why]() mutable {
+                                told(Error{why, "connecting"});
+                              });
+                            });
+    };
+    auto found = network_.listening_.find(endpoint);
+    if (found == network_.listening_.end()) {
+      auto asleep = network_.unplugged_.contains(node_);
+      return fail(std::move(done), asleep ? std::errc::timed_out : std::errc::connection_refused,
+                  network_.world_.between(100us, 1ms));
+    }
+    auto to = found->second.node;
+    if (network_.parted(node_, to) || network_.parted(to, node_) ||
+        network_.unplugged_.contains(to) || network_.unplugged_.contains(node_)) {
+      return fail(std::move(done), std::errc::timed_out, 3s);
+    }
+    auto round = network_.latency(node_, to) + network_.latency(to, node_);
+    network_.world_.after(round, [&net = network_, id = id_, endpoint, node = node_,
+                                  done = std::move(done)]() mutable {
+      auto mine = net.doors_.find(id);
+      if (mine == net.doors_.end()) return;
+      auto* loop = mine->second;
+      auto there = net.listening_.find(endpoint);
+      if (there == net.listening_.end()) {
+        return loop->post([done = std::move(done)]() mutable {
+          done(Error{std::errc::connection_refused, "connecting"});
+        });
+      }
+      auto stream = std::make_shared<Stream>();
+      stream->id = net.next_++;
+      auto fill = [](Stream::Side& side, SimLoop* on, std::uint64_t door, NodeId at,
+                     std::string peer) {
+        side.loop = on;
+        side.door = door;
+        side.node = at;
+        side.peer = std::move(peer);
+      };
+      fill(stream->sides[0], loop, id, node, endpoint);
+      fill(stream->sides[1], there->second.loop, there->second.door, there->second.node,
+           loop->name());
+      net.streams_[stream->id] = stream;
+      loop->post([&net, stream, done = std::move(done)]() mutable {
+        done(std::unique_ptr<protocol::Connection>{std::make_unique<End>(net, stream, 0)});
+      });
+      there->second.loop->post([&net, stream, endpoint] {
+        std::unique_ptr<protocol::Connection> end = std::make_unique<End>(net, stream, 1);
+        auto still = net.listening_.find(endpoint);
+        if (still != net.listening_.end()) still->second.accepted(std::move(end));
+      });
+    });
+  }
+  Expected<std::unique_ptr<Listener>> listen(
+      const std::string& endpoint,
+      std::function<void(std::unique_ptr<protocol::Connection>)> accepted) override {
+    if (network_.listening_.contains(endpoint)) {
+      return Error{std::errc::address_in_use, "listening on " + endpoint};
+    }
+    network_.listening_[endpoint] = {id_, &loop_, node_, std::move(accepted)};
+    return std::unique_ptr<Listener>{std::make_unique<Place>(network_, endpoint, id_)};
+  }
+
+ private:
+  Network& network_;
+  SimLoop& loop_;
+  NodeId node_;
+  std::uint64_t id_;
+};
+
+Network::~Network() = default;
+
+std::unique_ptr<protocol::Transport> Network::door(SimLoop& loop, NodeId node) {
+  return std::make_unique<Door>(*this, loop, node);
+}
+
+Duration Network::latency(NodeId from, NodeId to) {
+  auto extra = slow_.find({from, to});
+  auto base = from == to ? world_.between(5us, 50us) : world_.between(weather.least, weather.most);
+  return base + (extra == slow_.end() ? Duration::zero() : extra->second);
+}
+
+void Network::pump(const std::shared_ptr<Stream>& stream, int to) {
+  auto& side = stream->sides[static_cast<std::size_t>(to)];
+  auto from = stream->sides[static_cast<std::size_t>(1 - to)].node;
+  if (stream->broken) return;
+  while (!side.coming.empty() && side.coming.front().arrives <= world_.now()) {
+    if (parted(from, side.node) || unplugged_.contains(from) || unplugged_.contains(side.node)) {
+      if (std::exchange(side.stalled, true)) return;
+      // Acknowledgements do not come: one day the stream is given up.
+      auto patience = world_.between(weather.least_patience, weather.most_patience);
+      world_.after(patience, [this, stream, to] {
+        if (stream->sides[static_cast<std::size_t>(to)].stalled) break_stream(stream);
+      });
+      return;
+    }
+    side.stalled = false;
+    auto packet = std::move(side.coming.front());
+    side.coming.pop_front();
+    side.coming_bytes -= packet.bytes.size();
+    if (!doors_.contains(side.door)) continue;  // Nobody is there any more.
+    if (packet.end) {
+      tell_end(stream, to, Duration::zero(), Error{Errc::closed, "closed by " + side.peer});
+      continue;
+    }
+    side.loop->post([stream, to, bytes = std::move(packet.bytes)]() mutable {
+      stream->receive(to, std::move(bytes));
+    });
+  }
+  if (side.coming.empty()) side.stalled = false;
+}
+
+void Network::pump_all() {
+  for (auto& [id, stream] : std::map{streams_}) {
+    pump(stream, 0);
+    pump(stream, 1);
+  }
+}
+
+void Network::tell_end(const std::shared_ptr<Stream>& stream, int end, Duration delay, Error why) {
+  world_.after(delay, [this, stream, end, why = std::move(why)]() mutable {
+    auto& side = stream->sides[static_cast<std::size_t>(end)];
+    if (!doors_.contains(side.door)) return;
+    side.loop->post(
+        [stream, end, why = std::move(why)]() mutable { stream->ends(end, std::move(why)); });
+  });
+  if (stream->sides[0].over && stream->sides[1].over) streams_.erase(stream->id);
+}
+
+void Network::break_stream(const std::shared_ptr<Stream>& stream) {
+  if (std::exchange(stream->broken, true)) return;
+  streams_.erase(stream->id);
+  for (int end : {0, 1}) {
+    stream->sides[static_cast<std::size_t>(end)].coming.clear();
+    stream->sides[static_cast<std::size_t>(end)].coming_bytes = 0;
+    tell_end(stream, end, world_.random().chance(1, 2) ? 0ms : world_.between(0ms, 2s),
+             Error{Errc::closed, "the connection broke"});
+  }
+}
+
+void Network::died(std::uint64_t door) {
+  doors_.erase(door);
+  std::erase_if(listening_, [door](const auto& each) { return each.second.door == door; });
+  for (auto& [id, stream] : std::map{streams_}) {
+    for (int end : {0, 1}) {
+      auto& side = stream->sides[static_cast<std::size_t>(end)];
+      if (side.door != door || side.over) continue;
+      side.over = true;
+      // The kernel still sends what the process had written, then the end.
+      auto& there = stream->sides[static_cast<std::size_t>(1 - end)];
+      auto at = std::max(there.last_arrival, world_.now() + latency(side.node, there.node));
+      there.last_arrival = at;
+      there.coming.push_back({.arrives = at, .bytes = {}, .end = true});
+      world_.at(at, [this, stream = stream, to = 1 - end] { pump(stream, to); });
+    }
+  }
+}
+
+void Network::part(NodeId from, NodeId to) { parted_.insert({from, to}); }
+
+void Network::join(NodeId from, NodeId to) {
+  parted_.erase({from, to});
+  pump_all();
+}
+
+void Network::unplug(NodeId node) {
+  unplugged_.insert(node);
+  for (auto& [id, stream] : std::map{streams_}) {
+    auto& [first, second] = stream->sides;
+    if (first.node != node && second.node != node) continue;
+    first.coming.clear();
+    second.coming.clear();
+    first.coming_bytes = second.coming_bytes = 0;
+    auto patience = world_.between(weather.least_patience, weather.most_patience);
+    world_.after(patience, [this, stream = stream] { break_stream(stream); });
+  }
+}
+
+void Network::plug(NodeId node) {
+  unplugged_.erase(node);
+  pump_all();
+}
+
+void Network::break_one(NodeId node) {
+  std::vector<std::shared_ptr<Stream>> living;
+  for (auto& [id, stream] : streams_) {
+    if (stream->sides[0].over || stream->sides[1].over) continue;
+    if (stream->sides[0].node == node || stream->sides[1].node == node) living.push_back(stream);
+  }
+  if (living.empty()) return;
+  break_stream(living[world_.random().below(living.size())]);
+}
+
+void Network::slow(NodeId from, NodeId to, Duration extra) {
+  if (extra > Duration::zero()) {
+    slow_[{from, to}] = extra;
+  } else {
+    slow_.erase({from, to});
+  }
+}
+
+}  // namespace csv::sim

@@ -1,0 +1,793 @@
+#include "tests/simulation/program.h"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "csvfs/base/log.h"
+
+namespace csv::sim {
+namespace {
+
+Outcome outcome_of(const Error& error) {
+  Outcome out;
+  out.error = error.to_errno();
+  out.text = error.message();
+  return out;
+}
+
+Outcome outcome_of(const wire::Attr& attr) {
+  Outcome out;
+  out.inode = attr.inode();
+  out.mode = attr.mode();
+  out.nlink = attr.nlink();
+  out.size = attr.size();
+  return out;
+}
+
+Outcome outcome_of(const Expected<wire::Attr>& result) {
+  return result ? outcome_of(*result) : outcome_of(result.error());
+}
+
+Outcome outcome_of(const Expected<void>& result) {
+  return result ? Outcome{} : outcome_of(result.error());
+}
+
+std::uint64_t kForever = ~0ull;
+
+}  // namespace
+
+/// One operation from its call to its answer. Destroyed unanswered (its mount was killed), it
+/// leaves to the workload what must happen when it is over.
+class Program::Call {
+ public:
+  Call(Program& program, Op op) : Call{program} {
+    op_ = op;
+    text_ = describe(op);
+    id_ = ground_.history.begin(std::move(op));
+    note();
+  }
+  /// Of which the history has nothing to say.
+  Call(Program& program, std::string text) : Call{program} {
+    text_ = std::move(text);
+    note();
+  }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+  ~Call() {
+    workload_.under_way_.erase(number_);
+    if (over_ || workload_.dying_ == nullptr) return;
+    ++workload_.counts.abandoned;
+    workload_.dying_->settle.push_back(
+        [&ground = ground_, &world = workload_.world_, id = id_, end = std::move(end_)] {
+          if (id) ground.history.settle(*id);
+          for (const auto& each : end) each(world.now());
+        });
+  }
+
+  /// Content that is written from now on until the call is over.
+  void writes(Number inode, std::uint64_t from, std::uint64_t to, Stamp stamp) {
+    auto& content = ground_.files[inode];
+    auto id = content.begin(from, to, stamp, began_);
+    end_.push_back([&content, id](Duration now) { content.end(id, now); });
+  }
+  void answered(const Outcome& outcome) {
+    over_ = true;
+    auto& world = workload_.world_;
+    world.note(name_ + " " + text_ + " -> " + describe(outcome));
+    for (const auto& each : end_) each(world.now());
+    if (id_ && !ground_.history.end(*id_, outcome)) {
+      workload_.fail(ground_.name + " " + name_ + ": " + ground_.history.why());
+    }
+  }
+  /// It failed without saying whether anything happened, but nothing more will.
+  void settled(const Outcome& outcome) {
+    over_ = true;
+    auto& world = workload_.world_;
+    world.note(name_ + " " + text_ + " -> perhaps, " + describe(outcome));
+    for (const auto& each : end_) each(world.now());
+    if (id_) ground_.history.settle(*id_);
+  }
+  [[nodiscard]] Duration began() const { return began_; }
+  [[nodiscard]] const Op& op() const { return op_; }
+
+ private:
+  explicit Call(Program& program)
+      : workload_{program.workload_},
+        ground_{program.ground_},
+        name_{program.name_},
+        began_{workload_.world_.now()},
+        number_{workload_.next_call_++} {
+    ++workload_.counts.operations;
+  }
+  void note() {
+    workload_.under_way_[number_] = fmt::format("{} {} {} since {:.3f}", ground_.name, name_, text_,
+                                                static_cast<double>(began_.count()) / 1e9);
+  }
+
+  Workload& workload_;
+  Playground& ground_;
+  std::string name_, text_;
+  Duration began_;
+  std::uint64_t number_;
+  Op op_;
+  std::optional<History::Id> id_;
+  std::vector<std::function<void(Duration)>> end_;
+  bool over_ = false;
+};
+
+Program::Program(Workload& workload, Playground& ground, std::size_t node, Csvfs& csvfs,
+                 std::uint64_t seed)
+    : workload_{workload},
+      ground_{ground},
+      node_{node},
+      csvfs_{csvfs},
+      random_{seed},
+      name_{fmt::format("node{}.{}", node + 1, seed % 1000)},
+      directories_{ground.root} {
+  ++workload_.running_;
+}
+
+Program::~Program() {
+  --workload_.running_;
+  for (const auto& each : open_) ground_.open.erase(ground_.open.find(each.inode));
+}
+
+Task<void> Program::think(Duration most) {
+  auto most_ns = static_cast<std::uint64_t>(most.count());
+  co_await sleep(*csvfs_.process().loop,
+                 Duration{static_cast<Duration::rep>(random_.below(most_ns + 1))});
+}
+
+Task<void> Program::finish(Call& call, Outcome outcome, SessionId under) {
+  if (outcome.error != EIO) {
+    call.answered(outcome);
+    co_return;
+  }
+  ++workload_.counts.eio;
+  call.settled(outcome);
+  // Only the end of the session excuses it; the mount may take a moment to show that.
+  for (int round = 0; round < 120; ++round) {
+    if (session() != under) co_return;
+    co_await sleep(*csvfs_.process().loop, 500ms);
+  }
+  workload_.fail(
+      fmt::format("{} {}: EIO, though the session goes on", ground_.name, describe(call.op())));
+}
+
+Task<void> Program::run() {
+  while (!workload_.winding_down_ && workload_.violation().empty()) {
+    co_await think(workload_.options_.most_thinking);
+    switch (ground_.kind) {
+      case Playground::Kind::names: co_await work_with_names(); break;
+      case Playground::Kind::images: co_await work_with_images(); break;
+      case Playground::Kind::logs: co_await work_with_logs(); break;
+    }
+    if (ground_.history.pending() == 0) {
+      std::set<Number> used{ground_.open.begin(), ground_.open.end()};
+      ground_.history.forget_orphans(used);
+    }
+  }
+  while (!open_.empty()) co_await close(0);
+}
+
+Number Program::any_directory() { return directories_[random_.below(directories_.size())]; }
+
+Number Program::any_file() {
+  return files_.empty() ? ground_.root : files_[random_.below(files_.size())];
+}
+
+std::optional<Number> Program::any_regular() {
+  if (files_.empty()) return {};
+  auto file = any_file();
+  if (symlinks_.contains(file)) return {};
+  return file;
+}
+
+std::string Program::any_name() {
+  constexpr const char* kNames[] = {"a", "b", "c", "d", "x", "y"};
+  return kNames[random_.below(6)];
+}
+
+void Program::learn(Number number, std::uint32_t mode) {
+  if (S_ISLNK(mode)) symlinks_.insert(number);
+  auto& known = S_ISDIR(mode) ? directories_ : files_;
+  if (std::find(known.begin(), known.end(), number) != known.end()) return;
+  known.push_back(number);
+  // What is gone is forgotten by and by; the root of the playground never.
+  if (known.size() > 6) known.erase(known.begin() + 1);
+}
+
+std::optional<std::size_t> Program::any_open() {
+  if (open_.empty()) return {};
+  return random_.below(open_.size());
+}
+
+std::optional<std::size_t> Program::handle_of(Number inode) const {
+  for (std::size_t at = 0; at < open_.size(); ++at) {
+    if (open_[at].inode == inode) return at;
+  }
+  return {};
+}
+
+Task<void> Program::work_with_names() {
+  auto dice = random_.below(100);
+  if (dice < 12) {
+    (void)co_await lookup(any_directory(), any_name());
+  } else if (dice < 20) {
+    co_await make(any_directory(), any_name(), Op::Kind::make_file);
+  } else if (dice < 26) {
+    co_await make(any_directory(), any_name(), Op::Kind::make_directory);
+  } else if (dice < 29) {
+    co_await make(any_directory(), any_name(), Op::Kind::make_symlink);
+  } else if (dice < 34) {
+    co_await link(any_file(), any_directory(), any_name());
+  } else if (dice < 42) {
+    co_await remove(any_directory(), any_name(), false);
+  } else if (dice < 46) {
+    co_await remove(any_directory(), any_name(), true);
+  } else if (dice < 56) {
+    co_await rename();
+  } else if (dice < 63) {
+    (void)co_await list(any_directory());
+  } else if (dice < 68) {
+    (void)co_await attr(random_.chance(1, 3) ? any_directory() : any_file());
+  } else if (dice < 71) {
+    co_await chmod(any_file());
+  } else if (dice < 73) {
+    co_await read_link(any_file());
+  } else if (dice < 76) {
+    co_await set_xattr(any_file());
+  } else if (dice < 79) {
+    co_await look_at_xattr(any_file());
+  } else if (dice < 80) {
+    co_await remove_xattr(any_file());
+  } else if (dice < 83) {
+    if (auto file = any_regular()) co_await truncate(*file, random_.below(9000));
+  } else if (open_.size() < 3) {
+    if (random_.chance(1, 3)) {
+      co_await create(any_directory(), any_name());
+    } else if (auto file = any_regular()) {
+      co_await open(*file);
+    }
+  } else if (dice < 92) {
+    if (auto at = any_open()) co_await write(*at, random_.below(9000), 1 + random_.below(3000));
+  } else if (dice < 97) {
+    if (auto at = any_open()) co_await read(*at, random_.below(4096), 16384);
+  } else if (auto at = any_open()) {
+    co_await close(*at);
+  }
+}
+
+Task<void> Program::work_with_images() {
+  constexpr std::uint64_t kBlock = 4096;
+  if (open_.empty() || (open_.size() < 2 && random_.chance(1, 20))) {
+    auto image = fmt::format("img{}", random_.below(2));
+    auto found = co_await lookup(ground_.root, image);
+    if (found && found->error == 0) {
+      co_await open(found->inode);
+    } else if (found) {
+      co_await create(ground_.root, image);
+    }
+    co_return;
+  }
+  auto at = *any_open();
+  auto dice = random_.below(100);
+  auto sizes = ground_.history.sizes(open_[at].inode);
+  auto blocks = std::max<std::uint64_t>(sizes.most / kBlock, 16);
+  if (dice < 32) {
+    auto count = random_.chance(1, 12) ? 128 + random_.below(129) : 1 + random_.below(16);
+    co_await write(at, random_.below(blocks) * kBlock, count * kBlock);
+  } else if (dice < 40) {
+    // At the end, as a growing image does.
+    auto count = random_.chance(1, 3) ? 16 + random_.below(200) : 1 + random_.below(16);
+    if (sizes.most < (12u << 20)) {
+      co_await write(at, (sizes.most + kBlock - 1) / kBlock * kBlock, count * kBlock);
+    }
+  } else if (dice < 47) {
+    co_await write(at, random_.below(blocks * kBlock), 1 + random_.below(9000));
+  } else if (dice < 50) {
+    co_await write(at, random_.below(blocks * kBlock / 512) * 512, 512 * (1 + random_.below(16)));
+  } else if (dice < 78) {
+    auto length = random_.chance(1, 10) ? 1u << 20 : 4096 * (1 + random_.below(32));
+    (void)co_await read(at, random_.below(blocks) * kBlock, static_cast<std::uint32_t>(length));
+  } else if (dice < 82) {
+    (void)co_await read(at, random_.below(blocks * kBlock),
+                        static_cast<std::uint32_t>(1 + random_.below(20000)));
+  } else if (dice < 84) {
+    co_await truncate(open_[at].inode, random_.below(sizes.most + 100000));
+  } else if (dice < 86) {
+    co_await truncate(open_[at].inode, random_.below(64) * kBlock);
+  } else if (dice < 88) {
+    co_await allocate(at, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                      random_.below(blocks * kBlock), 1 + random_.below(200000));
+  } else if (dice < 90) {
+    co_await allocate(at, random_.chance(1, 2) ? 0 : FALLOC_FL_KEEP_SIZE,
+                      random_.below(blocks) * kBlock, kBlock * (1 + random_.below(512)));
+  } else if (dice < 92) {
+    co_await allocate(at, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+                      random_.below(blocks * kBlock), 1 + random_.below(100000));
+  } else if (dice < 94) {
+    co_await sync(at);
+  } else if (dice < 96) {
+    (void)co_await attr(open_[at].inode);
+  } else if (dice < 98) {
+    co_await close(at);
+  } else {
+    co_await remove(ground_.root, fmt::format("img{}", random_.below(2)), false);
+  }
+}
+
+Task<void> Program::work_with_logs() {
+  if (open_.empty()) {
+    auto found = co_await lookup(ground_.root, "log");
+    if (found && found->error == 0) {
+      co_await open(found->inode);
+    } else if (found) {
+      co_await create(ground_.root, "log");
+    }
+    co_return;
+  }
+  auto dice = random_.below(100);
+  if (dice < 60) {
+    auto length = LogContent::kLeast + random_.below(random_.chance(1, 8) ? 9000 : 400);
+    if (ground_.history.sizes(open_[0].inode).most < (900u << 10)) co_await append(0, length);
+  } else if (dice < 90) {
+    co_await read_log(0);
+  } else if (dice < 96) {
+    (void)co_await attr(open_[0].inode);
+  } else {
+    co_await close(0);
+  }
+}
+
+// ---------------------------------------------------------------------------- names
+
+Task<std::optional<Outcome>> Program::lookup(Number parent, std::string name) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::lookup;
+  op.parent = parent;
+  op.name = name;
+  Call call{*this, op};
+  auto outcome = outcome_of(co_await mount().lookup(InodeId{parent}, std::move(name)));
+  co_await finish(call, outcome, under);
+  if (outcome.error == 0) learn(outcome.inode, outcome.mode);
+  if (outcome.error == EIO) co_return std::nullopt;
+  co_return outcome;
+}
+
+Task<std::optional<Outcome>> Program::attr(Number inode) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::attr;
+  op.inode = inode;
+  op.open = handle_of(inode) && open_[*handle_of(inode)].session == under;
+  Call call{*this, op};
+  auto outcome = outcome_of(co_await mount().attr(InodeId{inode}));
+  co_await finish(call, outcome, under);
+  if (outcome.error == EIO) co_return std::nullopt;
+  co_return outcome;
+}
+
+Task<std::optional<Outcome>> Program::list(Number directory) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::list;
+  op.inode = directory;
+  Call call{*this, op};
+  Outcome outcome;
+  auto entries = co_await mount().list(InodeId{directory}, 0, 1000);
+  if (!entries) {
+    outcome = outcome_of(entries.error());
+  } else {
+    for (const auto& entry : entries->entries()) {
+      if (entry.name() == "." || entry.name() == "..") continue;
+      outcome.entries.push_back({.name = entry.name(),
+                                 .inode = entry.attr().inode(),
+                                 .mode = entry.attr().mode(),
+                                 .size = entry.attr().size()});
+      learn(entry.attr().inode(), entry.attr().mode());
+    }
+  }
+  co_await finish(call, outcome, under);
+  if (outcome.error == EIO) co_return std::nullopt;
+  co_return outcome;
+}
+
+Task<void> Program::make(Number parent, std::string name, Op::Kind kind) {
+  auto under = session();
+  Op op;
+  op.kind = kind;
+  op.parent = parent;
+  op.name = name;
+  wire::Make what;
+  what.set_parent(parent);
+  what.set_name(name);
+  if (kind == Op::Kind::make_directory) {
+    op.mode = 0755;
+    what.set_mode(S_IFDIR | 0755);
+  } else if (kind == Op::Kind::make_symlink) {
+    op.mode = 0777;
+    op.text = fmt::format("to/{}", random_.below(1000));
+    what.set_mode(S_IFLNK | 0777);
+    what.set_target(op.text);
+  } else {
+    op.mode = 0644;
+    what.set_mode(S_IFREG | 0644);
+  }
+  Call call{*this, op};
+  auto outcome = outcome_of(co_await mount().make(Caller{}, std::move(what)));
+  if (outcome.error == 0) learn(outcome.inode, outcome.mode);
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::link(Number inode, Number parent, std::string name) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::link;
+  op.inode = inode;
+  op.parent = parent;
+  op.name = name;
+  Call call{*this, op};
+  auto outcome =
+      outcome_of(co_await mount().link(InodeId{inode}, InodeId{parent}, std::move(name)));
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::remove(Number parent, std::string name, bool directory) {
+  auto under = session();
+  Op op;
+  op.kind = directory ? Op::Kind::rmdir : Op::Kind::unlink;
+  op.parent = parent;
+  op.name = name;
+  Call call{*this, op};
+  auto outcome = outcome_of(co_await mount().unlink(InodeId{parent}, std::move(name), directory));
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::rename() {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::rename;
+  op.parent = any_directory();
+  op.name = any_name();
+  op.new_parent = any_directory();
+  op.new_name = any_name();
+  auto dice = random_.below(10);
+  op.flags = dice < 6 ? 0u : dice < 8 ? RENAME_NOREPLACE : RENAME_EXCHANGE;
+  wire::Rename what;
+  what.set_parent(op.parent);
+  what.set_name(op.name);
+  what.set_new_parent(op.new_parent);
+  what.set_new_name(op.new_name);
+  what.set_flags(op.flags);
+  Call call{*this, op};
+  auto outcome = outcome_of(co_await mount().rename(std::move(what)));
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::chmod(Number inode) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::chmod;
+  op.inode = inode;
+  op.mode = random_.chance(1, 2) ? 0600 : 0666;
+  wire::SetAttr to;
+  to.set_inode(inode);
+  to.set_mode(op.mode);
+  Call call{*this, op};
+  auto outcome = outcome_of(co_await mount().change(std::move(to)));
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::read_link(Number inode) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::read_link;
+  op.inode = inode;
+  Call call{*this, op};
+  auto got = co_await mount().read_link(InodeId{inode});
+  auto outcome = got ? Outcome{} : outcome_of(got.error());
+  if (got) outcome.text = *got;
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::set_xattr(Number inode) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::set_xattr;
+  op.inode = inode;
+  op.name = "user.k";
+  op.text = fmt::format("v{}", random_.below(100000));
+  wire::SetXattr what;
+  what.set_inode(inode);
+  what.set_name(op.name);
+  what.set_value(op.text);
+  Call call{*this, op};
+  auto outcome = outcome_of(co_await mount().set_xattr(std::move(what)));
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::look_at_xattr(Number inode) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::xattr;
+  op.inode = inode;
+  op.name = "user.k";
+  Call call{*this, op};
+  auto got = co_await mount().xattr(InodeId{inode}, "user.k");
+  auto outcome = got ? Outcome{} : outcome_of(got.error());
+  if (got) outcome.text = *got;
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::remove_xattr(Number inode) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::remove_xattr;
+  op.inode = inode;
+  op.name = "user.k";
+  Call call{*this, op};
+  auto outcome = outcome_of(co_await mount().remove_xattr(InodeId{inode}, "user.k"));
+  co_await finish(call, outcome, under);
+}
+
+// ---------------------------------------------------------------------------- open files
+
+Task<void> Program::create(Number parent, std::string name) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::make_file;
+  op.parent = parent;
+  op.name = name;
+  op.mode = 0644;
+  wire::Make what;
+  what.set_parent(parent);
+  what.set_name(name);
+  what.set_mode(S_IFREG | 0644);
+  Call call{*this, op};
+  auto made = co_await mount().create(Caller{}, std::move(what));
+  auto outcome = made ? outcome_of(made->attr) : outcome_of(made.error());
+  if (made) {
+    open_.push_back({made->handle, outcome.inode, session()});
+    ground_.open.insert(outcome.inode);
+    learn(outcome.inode, outcome.mode);
+  }
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::open(Number inode) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::attr;  // It answers with the attributes, and changes nothing.
+  op.inode = inode;
+  Call call{*this, op};
+  auto opened = co_await mount().open(InodeId{inode}, false);
+  auto outcome = opened ? outcome_of(opened->attr) : outcome_of(opened.error());
+  if (opened) {
+    open_.push_back({opened->handle, inode, session()});
+    ground_.open.insert(inode);
+  }
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::close(std::size_t at) {
+  auto open = open_[at];
+  open_.erase(open_.begin() + static_cast<std::ptrdiff_t>(at));
+  Call call{*this, fmt::format("close inode={}", open.inode)};
+  co_await mount().close(open.handle);
+  ground_.open.erase(ground_.open.find(open.inode));
+  call.answered({});
+}
+
+Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t length) {
+  auto open = open_[at];
+  auto stamp = workload_.next_stamp_++;
+  ++workload_.counts.writes;
+  Op op;
+  op.kind = Op::Kind::write;
+  op.inode = open.inode;
+  op.offset = offset;
+  op.length = length;
+  op.open = true;
+  op.text = fmt::format("w{}", stamp);
+  Buffer data{length};
+  fill_pattern(data.span(), offset, stamp);
+  Call call{*this, op};
+  call.writes(open.inode, offset, offset + length, stamp);
+  Mount::WriteOptions options;
+  options.durable = random_.chance(1, 10);
+  auto written = co_await mount().write(open.handle, offset, data.span(), options);
+  auto outcome = written ? Outcome{} : outcome_of(written.error());
+  if (written && *written != length) workload_.fail("a short write");
+  co_await finish(call, outcome, open.session);
+  if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
+}
+
+Task<std::uint64_t> Program::read(std::size_t at, std::uint64_t offset, std::uint32_t length) {
+  auto open = open_[at];
+  ++workload_.counts.reads;
+  Op op;
+  op.kind = Op::Kind::read;
+  op.inode = open.inode;
+  op.offset = offset;
+  op.length = length;
+  op.open = true;
+  Call call{*this, op};
+  auto got = co_await mount().read(open.handle, offset, length);
+  auto outcome = got ? Outcome{} : outcome_of(got.error());
+  if (got) {
+    outcome.length = got->length;
+    std::span<const std::byte> bytes{};
+    if (got->length > 0) bytes = got->buffer.span().subspan(got->skip, got->length);
+    auto wrong =
+        ground_.files[open.inode].judge(offset, bytes, call.began(), workload_.world_.now());
+    if (wrong) {
+      workload_.fail(fmt::format("{} {} inode {}: {}", ground_.name, name_, open.inode, *wrong));
+    }
+  }
+  co_await finish(call, outcome, open.session);
+  if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
+  co_return outcome.length;
+}
+
+Task<void> Program::truncate(Number inode, std::uint64_t size) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::truncate;
+  op.inode = inode;
+  op.length = size;
+  wire::SetAttr to;
+  to.set_inode(inode);
+  to.set_size(size);
+  Call call{*this, op};
+  call.writes(inode, size, kForever, 0);
+  auto outcome = outcome_of(co_await mount().change(std::move(to)));
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::allocate(std::size_t at, std::uint32_t mode, std::uint64_t offset,
+                             std::uint64_t length) {
+  auto open = open_[at];
+  auto zeroes = (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) != 0;
+  Op op;
+  op.kind = Op::Kind::write;  // As to the size.
+  op.inode = open.inode;
+  op.offset = offset;
+  op.length = (mode & FALLOC_FL_KEEP_SIZE) != 0 ? 0 : length;
+  if (op.length == 0) op.offset = 0;
+  op.open = true;
+  op.text = fmt::format("allocate {} {}+{}", mode, offset, length);
+  Call call{*this, op};
+  if (zeroes) call.writes(open.inode, offset, offset + length, 0);
+  wire::Allocate what;
+  what.set_offset(offset);
+  what.set_length(length);
+  what.set_mode(mode);
+  auto outcome = outcome_of(co_await mount().allocate(open.handle, std::move(what)));
+  if (outcome.error == EOPNOTSUPP) {
+    call.settled(outcome);
+    co_return;
+  }
+  co_await finish(call, outcome, open.session);
+  if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
+}
+
+Task<void> Program::sync(std::size_t at) {
+  auto open = open_[at];
+  Call call{*this, fmt::format("sync inode={}", open.inode)};
+  auto outcome = outcome_of(co_await mount().sync(open.handle));
+  co_await finish(call, outcome, open.session);
+  if (outcome.error != 0 && outcome.error != EIO) workload_.fail("a sync failed");
+}
+
+Task<void> Program::append(std::size_t at, std::size_t length) {
+  auto open = open_[at];
+  auto stamp = workload_.next_stamp_++;
+  ++workload_.counts.writes;
+  Op op;
+  op.kind = Op::Kind::append;
+  op.inode = open.inode;
+  op.length = length;
+  op.open = true;
+  op.text = fmt::format("w{}", stamp);
+  auto record = LogContent::record(stamp, length);
+  Call call{*this, op};
+  auto& log = ground_.logs[open.inode];
+  log.begin(stamp, workload_.world_.now());
+  Mount::WriteOptions options;
+  options.append = true;
+  // The kernel says where it believes the end to be, and may be wrong.
+  auto written = co_await mount().write(open.handle, random_.below(100000), record, options);
+  auto outcome = written ? Outcome{} : outcome_of(written.error());
+  if (written) log.end(stamp, workload_.world_.now());
+  co_await finish(call, outcome, open.session);
+  if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
+}
+
+Task<void> Program::read_log(std::size_t at) {
+  auto open = open_[at];
+  ++workload_.counts.reads;
+  Op op;
+  op.kind = Op::Kind::read;
+  op.inode = open.inode;
+  op.length = 1 << 20;
+  op.open = true;
+  Call call{*this, op};
+  auto got = co_await mount().read(open.handle, 0, 1 << 20);
+  auto outcome = got ? Outcome{} : outcome_of(got.error());
+  if (got) {
+    outcome.length = got->length;
+    std::span<const std::byte> bytes{};
+    if (got->length > 0) bytes = got->buffer.span().subspan(got->skip, got->length);
+    auto wrong = ground_.logs[open.inode].judge(bytes, call.began());
+    if (wrong) {
+      workload_.fail(fmt::format("{} {} log {}: {}", ground_.name, name_, open.inode, *wrong));
+    }
+  }
+  co_await finish(call, outcome, open.session);
+  if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
+}
+
+// ---------------------------------------------------------------------------- in the end
+
+Task<void> Program::look_at_everything() {
+  std::vector<Number> left{ground_.root};
+  while (!left.empty() && workload_.violation().empty()) {
+    auto directory = left.back();
+    left.pop_back();
+    auto entries = co_await list(directory);
+    if (!entries) continue;
+    for (const auto& entry : entries->entries) {
+      (void)co_await attr(entry.inode);
+      if (S_ISDIR(entry.mode)) left.push_back(entry.inode);
+      if (S_ISLNK(entry.mode)) co_await read_link(entry.inode);
+      if (!S_ISREG(entry.mode)) continue;
+      co_await look_at_xattr(entry.inode);
+      co_await open(entry.inode);
+      auto at = handle_of(entry.inode);
+      if (!at) continue;
+      if (ground_.kind == Playground::Kind::logs) {
+        co_await read_log(*at);
+      } else {
+        for (std::uint64_t offset = 0;;) {
+          auto got = co_await read(*at, offset, 1 << 20);
+          offset += got;
+          at = handle_of(entry.inode);
+          if (got == 0 || !at) break;
+        }
+      }
+      if ((at = handle_of(entry.inode))) co_await close(*at);
+    }
+  }
+}
+
+Task<void> Program::remove_everything() {
+  std::vector<Number> path{ground_.root};
+  std::vector<std::string> names;
+  while (!path.empty() && workload_.violation().empty()) {
+    auto entries = co_await list(path.back());
+    if (!entries) co_return;
+    if (entries->entries.empty()) {
+      path.pop_back();
+      if (path.empty()) break;
+      co_await remove(path.back(), names.back(), true);
+      names.pop_back();
+      continue;
+    }
+    auto entry = entries->entries.front();
+    if (S_ISDIR(entry.mode)) {
+      path.push_back(entry.inode);
+      names.push_back(entry.name);
+    } else {
+      co_await remove(path.back(), entry.name, false);
+    }
+  }
+}
+
+}  // namespace csv::sim

@@ -1,0 +1,84 @@
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "csvfs/base/buffer.h"
+#include "tests/simulation/workload.h"
+
+namespace csv::sim {
+
+/// A program on a node that works in one playground: it chooses by its own random numbers, and has
+/// everything it sees judged.
+class Program {
+ public:
+  Program(Workload& workload, Playground& ground, std::size_t node, Csvfs& csvfs,
+          std::uint64_t seed);
+  ~Program();
+
+  Task<void> run();
+  Task<void> look_at_everything();
+  Task<void> remove_everything();
+
+ private:
+  class Call;
+  struct Open {
+    Mount::Handle handle{};
+    Number inode = 0;
+    SessionId session{};
+  };
+
+  Task<void> think(Duration most);
+  Task<void> work_with_names();
+  Task<void> work_with_images();
+  Task<void> work_with_logs();
+
+  Task<std::optional<Outcome>> lookup(Number parent, std::string name);
+  Task<std::optional<Outcome>> attr(Number inode);
+  Task<std::optional<Outcome>> list(Number directory);
+  Task<void> make(Number parent, std::string name, Op::Kind kind);
+  Task<void> link(Number inode, Number parent, std::string name);
+  Task<void> remove(Number parent, std::string name, bool directory);
+  Task<void> rename();
+  Task<void> chmod(Number inode);
+  Task<void> read_link(Number inode);
+  Task<void> set_xattr(Number inode);
+  Task<void> look_at_xattr(Number inode);
+  Task<void> remove_xattr(Number inode);
+  Task<void> truncate(Number inode, std::uint64_t size);
+  Task<void> create(Number parent, std::string name);
+  Task<void> open(Number inode);
+  Task<void> close(std::size_t at);
+  Task<void> write(std::size_t at, std::uint64_t offset, std::uint64_t length);
+  Task<std::uint64_t> read(std::size_t at, std::uint64_t offset, std::uint32_t length);
+  Task<void> allocate(std::size_t at, std::uint32_t mode, std::uint64_t offset,
+                      std::uint64_t length);
+  Task<void> sync(std::size_t at);
+  Task<void> append(std::size_t at, std::size_t length);
+  Task<void> read_log(std::size_t at);
+
+  /// Gives `outcome` to the judge; an EIO must be explained by the end of `session`.
+  Task<void> finish(Call& call, Outcome outcome, SessionId session);
+  Mount& mount() { return csvfs_.mount(); }
+  SessionId session() { return csvfs_.mount().state().session; }
+  Number any_directory();
+  Number any_file();  ///< The playground itself if none is known.
+  std::optional<Number> any_regular();
+  std::string any_name();
+  void learn(Number number, std::uint32_t mode);
+  std::optional<std::size_t> any_open();
+  std::optional<std::size_t> handle_of(Number inode) const;
+
+  Workload& workload_;
+  Playground& ground_;
+  std::size_t node_;
+  Csvfs& csvfs_;
+  Random random_;
+  std::string name_;
+  std::vector<Number> directories_, files_;
+  std::set<Number> symlinks_;  ///< Those among files_.
+  std::vector<Open> open_;
+};
+
+}  // namespace csv::sim

@@ -1,0 +1,395 @@
+#include "tests/simulation/simulation.h"
+
+#include <sqlite3.h>
+
+#include <algorithm>
+
+#include "csvfs/base/check.h"
+#include "csvfs/base/log.h"
+
+namespace csv::sim {
+namespace {
+
+/// Breaks one thing after the other, and mends it again.
+class Saboteur {
+ public:
+  Saboteur(World& world, Cluster& cluster, const Plan& plan)
+      : world_{world}, cluster_{cluster}, plan_{plan} {
+    auto add = [this](bool wanted, void (Saboteur::*fault)()) {
+      if (wanted) faults_.push_back(fault);
+    };
+    add(plan.crash_csvd, &Saboteur::crash_coordinator);
+    add(plan.crash_csvd, &Saboteur::crash_any_csvd);
+    add(plan.crash_mount, &Saboteur::crash_mount);
+    add(plan.crash_node, &Saboteur::crash_node);
+    add(plan.break_connections, &Saboteur::break_connections);
+    add(plan.part_network, &Saboteur::part_network);
+    add(plan.slow_network, &Saboteur::slow_network);
+    add(plan.lose_paths, &Saboteur::lose_path);
+    add(plan.freeze, &Saboteur::freeze);
+    add(plan.move, &Saboteur::move);
+    add(plan.move, &Saboteur::take_away);
+    if (!faults_.empty()) next();
+  }
+
+  /// No more faults, and no more repairs.
+  void halt() {
+    stopped_ = true;
+    repairs_.clear();
+  }
+  /// No more faults; what is broken is mended.
+  void stop() {
+    stopped_ = true;
+    while (!repairs_.empty()) {
+      auto repair = std::move(repairs_.begin()->second);
+      repairs_.erase(repairs_.begin());
+      repair();
+    }
+    for (std::size_t node = 0; node < cluster_.size(); ++node) {
+      if (!cluster_.powered(node)) cluster_.power_on(node);
+      cluster_.start_csvd(node);
+      cluster_.start_mount(node);
+    }
+  }
+  [[nodiscard]] std::uint64_t count() const { return count_; }
+
+ private:
+  std::size_t any_node() { return world_.random().below(cluster_.size()); }
+  void say(std::string what) {
+    ++count_;
+    world_.note("FAULT " + what);
+  }
+  void next() {
+    world_.after(world_.between(plan_.least_calm, plan_.most_calm), [this] {
+      if (stopped_) return;
+      (this->*faults_[world_.random().below(faults_.size())])();
+      next();
+    });
+  }
+  void mend_after(Duration delay, std::function<void()> repair) {
+    auto number = next_repair_++;
+    repairs_[number] = std::move(repair);
+    world_.after(delay, [this, number] {
+      auto found = repairs_.find(number);
+      if (found == repairs_.end()) return;
+      auto mend = std::move(found->second);
+      repairs_.erase(found);
+      mend();
+    });
+  }
+
+  void crash_csvd(std::size_t node) {
+    if (cluster_.csvd(node) == nullptr) return;
+    say(fmt::format("csvd of node{} crashes", node + 1));
+    cluster_.kill_csvd(node);
+    mend_after(world_.between(50ms, 6s), [this, node] { cluster_.start_csvd(node); });
+    if (world_.random().chance(1, 2)) {
+      auto other = any_node();
+      if (cluster_.csvd(other) != nullptr) cluster_.csvd(other)->start_volume();
+    }
+  }
+  void crash_coordinator() {
+    if (auto node = cluster_.coordinator()) crash_csvd(*node);
+  }
+  void crash_any_csvd() { crash_csvd(any_node()); }
+  void crash_mount() {
+    auto node = any_node();
+    if (cluster_.mount(node) == nullptr) return;
+    say(fmt::format("mount of node{} crashes", node + 1));
+    cluster_.kill_mount(node);
+    mend_after(world_.between(50ms, 8s), [this, node] { cluster_.start_mount(node); });
+  }
+  void crash_node() {
+    auto node = any_node();
+    if (!cluster_.powered(node)) return;
+    say(fmt::format("node{} loses power", node + 1));
+    cluster_.power_off(node);
+    mend_after(world_.between(1s, 15s), [this, node] { cluster_.power_on(node); });
+  }
+  void break_connections() {
+    auto node = any_node();
+    say(fmt::format("connections of node{} break", node + 1));
+    for (auto left = 1 + world_.random().below(4); left > 0; --left) {
+      cluster_.network.break_one(Cluster::id(node));
+    }
+  }
+  void part_network() {
+    auto from = any_node(), to = any_node();
+    if (from == to) return;
+    bool both = world_.random().chance(2, 3);
+    say(fmt::format("network parts node{} {} node{}", from + 1, both ? "and" : "to", to + 1));
+    auto a = Cluster::id(from), b = Cluster::id(to);
+    cluster_.network.part(a, b);
+    if (both) cluster_.network.part(b, a);
+    mend_after(world_.between(200ms, 14s), [this, a, b] {
+      cluster_.network.join(a, b);
+      cluster_.network.join(b, a);
+    });
+  }
+  void slow_network() {
+    auto from = any_node(), to = any_node();
+    auto extra = world_.between(1ms, world_.random().chance(1, 4) ? 2s : 200ms);
+    say(fmt::format("network from node{} to node{} is slow by {} ms", from + 1, to + 1,
+                    extra / 1ms));
+    auto a = Cluster::id(from), b = Cluster::id(to);
+    cluster_.network.slow(a, b, extra);
+    mend_after(world_.between(500ms, 6s), [this, a, b] { cluster_.network.slow(a, b, {}); });
+  }
+  void lose_path() {
+    auto node = any_node();
+    if (!cluster_.powered(node)) return;
+    say(fmt::format("node{} loses its path to the LUN", node + 1));
+    cluster_.disk->set_reachable(Cluster::initiator(node), false);
+    mend_after(world_.between(10ms, 8s), [this, node] {
+      if (cluster_.powered(node)) {
+        cluster_.disk->set_reachable(Cluster::initiator(node), true);
+      }
+    });
+  }
+  void freeze() {
+    auto node = any_node();
+    bool mount = world_.random().chance(1, 2);
+    auto length = world_.between(100ms, world_.random().chance(1, 3) ? 20s : 2s);
+    Process* process = nullptr;
+    if (mount && cluster_.mount(node) != nullptr) process = &cluster_.mount(node)->process();
+    if (!mount && cluster_.csvd(node) != nullptr) process = &cluster_.csvd(node)->process();
+    if (process == nullptr) return;
+    say(fmt::format("{} stands still for {} ms", process->loop->name(), length / 1ms));
+    process->loop->freeze(world_.now() + length);
+  }
+  void move() {
+    auto from = cluster_.coordinator();
+    auto to = any_node();
+    if (!from || cluster_.csvd(to) == nullptr) return;
+    say(fmt::format("the volume moves from node{} to node{}", *from + 1, to + 1));
+    cluster_.csvd(*from)->stop_volume([this, to] {
+      if (cluster_.csvd(to) != nullptr) cluster_.csvd(to)->start_volume();
+    });
+  }
+  void take_away() {
+    auto to = any_node();
+    if (cluster_.csvd(to) == nullptr || cluster_.coordinator() == to) return;
+    say(fmt::format("node{} takes the volume away", to + 1));
+    cluster_.csvd(to)->start_volume();
+  }
+
+  World& world_;
+  Cluster& cluster_;
+  const Plan& plan_;
+  std::vector<void (Saboteur::*)()> faults_;
+  std::map<std::uint64_t, std::function<void()>> repairs_;
+  std::uint64_t next_repair_ = 1, count_ = 0;
+  bool stopped_ = false;
+};
+
+ClusterOptions options_for(Random& random, const Plan& plan, std::string& setting) {
+  ClusterOptions options;
+  options.nodes = 2 + random.below(3);
+  bool like_tgt = random.chance(1, 2), large_blocks = random.chance(1, 2);
+  auto& disk = options.disk;
+  if (like_tgt) disk = iscsi::RamDiskOptions::like_tgt();
+  std::uint32_t block = large_blocks ? 4096 : 512;
+  disk.geometry = {
+      .block_size = block, .block_count = (640ull << 20) / block, .physical_block_size = 4096};
+  disk.write_cache = random.chance(1, 2);
+  disk.fua = random.chance(1, 2);
+  disk.unmap_zeroes = random.chance(1, 2);
+  disk.max_transfer = random.chance(1, 2) ? 1 << 20 : 256 << 10;
+  options.weather.lie_in = plan.lie_in;
+  if (plan.lose_paths) {
+    options.weather.stall_in = random.chance(1, 2) ? 3000 : 0;
+    options.weather.lost_answer_in = random.chance(1, 2) ? 5000 : 0;
+  }
+  setting = fmt::format("{} nodes, {} target, blocks of {}, {}{}", options.nodes,
+                        like_tgt ? "plain" : "full", block,
+                        disk.write_cache ? "volatile cache" : "no cache",
+                        disk.write_cache && disk.fua ? " with FUA" : "");
+  return options;
+}
+
+void add(MountCounters& sum, const MountCounters& one) {
+  sum.operations += one.operations;
+  sum.direct_reads += one.direct_reads;
+  sum.direct_read_bytes += one.direct_read_bytes;
+  sum.direct_writes += one.direct_writes;
+  sum.direct_write_bytes += one.direct_write_bytes;
+  sum.redirected_reads += one.redirected_reads;
+  sum.redirected_read_bytes += one.redirected_read_bytes;
+  sum.redirected_writes += one.redirected_writes;
+  sum.redirected_write_bytes += one.redirected_write_bytes;
+  sum.requests += one.requests;
+  sum.reconnects += one.reconnects;
+  sum.recalls += one.recalls;
+  sum.readmissions += one.readmissions;
+  sum.stale_commits += one.stale_commits;
+}
+
+/// The acts of a run, in order. Each waits for what must come true, within a limit.
+class Run {
+ public:
+  Run(std::uint64_t seed, const Plan& plan)
+      : plan_{plan},
+        world_{seed},
+        workload_{world_, cluster_, {}},
+        cluster_{world_, options_for(world_.random(), plan, setting_)} {
+    world_.set_verbose(plan.verbose);
+    world_.note(setting_);
+  }
+  ~Run() {
+    if (saboteur_) saboteur_->halt();
+  }
+
+  Result play() {
+    cluster_.format();
+    bool well = come_up() && work() && calm_down() && look_back() && come_down() && check();
+    (void)well;
+    Result result;
+    result.violation = workload_.violation();
+    result.digest = world_.digest();
+    result.ended = world_.now();
+    result.events = world_.events_run();
+    if (saboteur_) result.faults = saboteur_->count();
+    result.counts = workload_.counts;
+    result.setting = setting_;
+    for (const auto& each : cluster_.counters) add(result.mounts, each);
+    for (std::size_t node = 0; node < cluster_.size(); ++node) {
+      if (cluster_.mount(node) != nullptr) {
+        add(result.mounts, cluster_.mount(node)->mount().counters());
+      }
+    }
+    return result;
+  }
+
+ private:
+  bool wait(const char* what, Duration limit, Function<bool()> until) {
+    world_.run([&] { return !workload_.violation().empty() || until(); }, world_.now() + limit);
+    if (!workload_.violation().empty()) return false;
+    if (until()) return true;
+    std::string text = fmt::format("after {} s still waiting: {}", limit / 1s, what);
+    for (const auto& each : workload_.stuck()) text += "\n  " + each;
+    for (std::size_t node = 0; node < cluster_.size(); ++node) {
+      if (auto* mount = cluster_.mount(node)) {
+        auto state = mount->mount().state();
+        text += fmt::format("\n  node{} mount mode={} session={} {}", node + 1,
+                            static_cast<int>(state.mode), raw(state.session), state.reason);
+      }
+      if (auto* csvd = cluster_.csvd(node)) {
+        text += fmt::format("\n  node{} csvd state={} {}", node + 1,
+                            static_cast<int>(csvd->state()), csvd->reason());
+      }
+    }
+    workload_.fail(std::move(text));
+    return false;
+  }
+  bool all_direct() const {
+    for (std::size_t node = 0; node < cluster_.size(); ++node) {
+      auto* csvfs = cluster_.mount(node);
+      if (csvfs == nullptr || csvfs->mount().state().mode != AccessMode::direct) return false;
+    }
+    return true;
+  }
+  /// Runs one of the workload's tasks on a node's mount.
+  template <typename F>
+  bool have(const char* what, Duration limit, std::size_t node, F task) {
+    bool done = false;
+    auto* csvfs = cluster_.mount(node);
+    csvfs->process().loop->enter(
+        [&] { csvfs->programs().spawn((workload_.*task)(node, [&done] { done = true; })); });
+    return wait(what, limit, [&] { return done; });
+  }
+
+  bool come_up() {
+    for (std::size_t node = 0; node < cluster_.size(); ++node) {
+      cluster_.start_csvd(node);
+      cluster_.start_mount(node);
+    }
+    cluster_.govern();
+    if (!wait("all mounts usable", 60s, [this] { return all_direct(); })) return false;
+    if (!have("the playgrounds", 60s, 0, &Workload::set_up)) return false;
+    cluster_.on_mounted = [this](std::size_t node) { workload_.begin(node); };
+    cluster_.on_mount_dies = [this](std::size_t node, const std::function<void()>& kill) {
+      workload_.dies(node, kill);
+    };
+    for (std::size_t node = 0; node < cluster_.size(); ++node) workload_.begin(node);
+    return true;
+  }
+  bool work() {
+    saboteur_ = std::make_unique<Saboteur>(world_, cluster_, plan_);
+    auto end = world_.now() + plan_.length;
+    // Between the events, now and then, what dead mounts left is looked after.
+    for (auto until = world_.now(); until < end && workload_.violation().empty();) {
+      until = std::min(until + 500ms, end);
+      world_.run([this] { return !workload_.violation().empty(); }, until);
+      world_.at(until, [] {});
+      workload_.settle_what_is_over();
+    }
+    if (!workload_.violation().empty()) return false;
+    saboteur_->stop();
+    return true;
+  }
+  bool calm_down() {
+    cluster_.weather.stall_in = cluster_.weather.lost_answer_in = 0;
+    workload_.wind_down();
+    if (!wait("programs to end", 180s, [this] { return workload_.running() == 0; })) return false;
+    if (!wait("all mounts usable again", 120s, [this] { return all_direct(); })) return false;
+    return wait("the dead to be over", 120s, [this] {
+      workload_.settle_what_is_over();
+      return workload_.unsettled() == 0;
+    });
+  }
+  bool look_back() {
+    for (std::size_t node = 0; node < cluster_.size(); ++node) {
+      if (!have("everything to be read", 120s, node, &Workload::look_at_everything)) return false;
+    }
+    return world_.random().chance(1, 2) ||
+           have("everything to be removed", 120s, 0, &Workload::remove_everything);
+  }
+  bool come_down() {
+    std::size_t left = cluster_.size();
+    for (std::size_t node = 0; node < cluster_.size(); ++node) {
+      cluster_.mount(node)->end([&left] { --left; });
+    }
+    if (!wait("mounts to end", 60s, [&left] { return left == 0; })) return false;
+    cluster_.stop_governing();
+    if (auto node = cluster_.coordinator()) {
+      bool stopped = false;
+      cluster_.csvd(*node)->stop_volume([&stopped] { stopped = true; });
+      if (!wait("the volume to be given up", 60s, [&stopped] { return stopped; })) return false;
+    }
+    for (std::size_t node = 0; node < cluster_.size(); ++node) {
+      cluster_.kill_mount(node);
+      cluster_.kill_csvd(node);
+    }
+    return true;
+  }
+  bool check() {
+    auto report = cluster_.check();
+    if (!report) {
+      workload_.fail("check: " + report.error().message());
+      return false;
+    }
+    world_.note(fmt::format("check: {} inodes, {} extents, {} used blocks", report->inodes,
+                            report->extents, report->used_blocks));
+    for (const auto& problem : report->problems) workload_.fail("check: " + problem);
+    return workload_.violation().empty();
+  }
+
+  const Plan& plan_;
+  World world_;
+  std::string setting_;
+  // Outlive the cluster, whose end they have a part in.
+  std::unique_ptr<Saboteur> saboteur_;
+  Workload workload_;
+  Cluster cluster_;
+};
+
+}  // namespace
+
+Result simulate(std::uint64_t seed, const Plan& plan) {
+  // SQLite's own random numbers must follow from the seed too (it has one generator a process).
+  sqlite3_initialize();
+  sqlite3_test_control(SQLITE_TESTCTRL_PRNG_SEED, static_cast<int>(seed | 1), nullptr);
+  return Run{seed, plan}.play();
+}
+
+}  // namespace csv::sim

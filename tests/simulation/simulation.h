@@ -1,0 +1,43 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tests/simulation/workload.h"
+
+namespace csv::sim {
+
+/// What a run is put through. Data; a seed chooses among it.
+struct Plan {
+  Duration length = 30s;  ///< Of the time with work and faults.
+  bool crash_csvd = true, crash_mount = true, crash_node = true;
+  bool break_connections = true, part_network = true, slow_network = true;
+  bool lose_paths = true, freeze = true, move = true;
+  Duration least_calm = 300ms, most_calm = 4s;  ///< Between two faults.
+  std::uint64_t lie_in = 0;  ///< The storage loses one acknowledged write in so many.
+  bool verbose = false;
+
+  static Plan calm() {
+    Plan plan;
+    plan.crash_csvd = plan.crash_mount = plan.crash_node = false;
+    plan.break_connections = plan.part_network = plan.slow_network = false;
+    plan.lose_paths = plan.freeze = plan.move = false;
+    return plan;
+  }
+};
+
+struct Result {
+  std::string violation;  ///< Empty: all was as it must be.
+  std::uint64_t digest = 0;
+  Duration ended{};
+  std::uint64_t events = 0, faults = 0, takeovers = 0;
+  Workload::Counts counts;
+  MountCounters mounts;  ///< Of all mounts together.
+  std::string setting;   ///< In words: the LUN and the nodes of this seed.
+};
+
+/// One cluster's life: formatted, mounted, worked on while it is sabotaged, calmed down, read back,
+/// unmounted, checked. Everything follows from the seed.
+Result simulate(std::uint64_t seed, const Plan& plan);
+
+}  // namespace csv::sim

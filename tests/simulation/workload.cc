@@ -1,0 +1,123 @@
+#include "tests/simulation/workload.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+
+#include "csvfs/base/log.h"
+#include "tests/simulation/program.h"
+
+namespace csv::sim {
+namespace {
+
+Task<void> run(std::unique_ptr<Program> program) { co_await program->run(); }
+Task<void> look(std::unique_ptr<Program> program) { co_await program->look_at_everything(); }
+Task<void> remove(std::unique_ptr<Program> program) { co_await program->remove_everything(); }
+
+}  // namespace
+
+Workload::Workload(World& world, Cluster& cluster, WorkloadOptions options)
+    : world_{world}, cluster_{cluster}, options_{options} {}
+
+Workload::~Workload() = default;
+
+void Workload::fail(std::string what) {
+  if (!violation_.empty()) return;
+  world_.note("VIOLATION " + what);
+  violation_ = std::move(what);
+}
+
+Task<void> Workload::set_up(std::size_t node, std::function<void()> done) {
+  auto& mount = cluster_.mount(node)->mount();
+  for (std::size_t i = 0; i < options_.playgrounds; ++i) {
+    auto kind = static_cast<Playground::Kind>(i < 3 ? i : world_.random().below(3));
+    auto name = fmt::format("ground{}", i);
+    wire::Make what;
+    what.set_parent(raw(kRootInode));
+    what.set_name(name);
+    what.set_mode(S_IFDIR | 0755);
+    auto made = co_await mount.make(Caller{}, std::move(what));
+    if (!made) {
+      fail("making a playground: " + made.error().message());
+      break;
+    }
+    auto ground = std::make_unique<Playground>(kind, name, made->inode());
+    // Some belong to one node, the others to all; some have two programs on a node.
+    bool shared = world_.random().chance(2, 3);
+    auto home = world_.random().below(cluster_.size());
+    for (std::size_t each = 0; each < cluster_.size(); ++each) {
+      if (!shared && each != home) continue;
+      ground->nodes.push_back(each);
+      if (world_.random().chance(1, 4)) ground->nodes.push_back(each);
+    }
+    playgrounds_.push_back(std::move(ground));
+  }
+  done();
+}
+
+void Workload::begin(std::size_t node) {
+  auto& csvfs = *cluster_.mount(node);
+  csvfs.process().loop->enter([&] {
+    for (auto& ground : playgrounds_) {
+      for (auto each : ground->nodes) {
+        if (each != node || winding_down_) continue;
+        csvfs.programs().spawn(
+            run(std::make_unique<Program>(*this, *ground, node, csvfs, world_.random().next())));
+      }
+    }
+  });
+}
+
+void Workload::dies(std::size_t node, const std::function<void()>& kill) {
+  auto state = cluster_.mount(node)->mount().state();
+  ghosts_.push_back({.session = state.session, .key = state.key, .settle = {}});
+  dying_ = &ghosts_.back();
+  kill();
+  dying_ = nullptr;
+  if (ghosts_.back().settle.empty()) ghosts_.pop_back();
+}
+
+void Workload::settle_what_is_over() {
+  auto coordinator = cluster_.coordinator();
+  if (!coordinator) return;
+  auto status = cluster_.csvd(*coordinator)->service()->status();
+  auto keys = cluster_.disk->registered_keys();
+  for (auto ghost = ghosts_.begin(); ghost != ghosts_.end();) {
+    bool lives = std::any_of(status.sessions.begin(), status.sessions.end(),
+                             [&](const auto& each) { return each.session == ghost->session; });
+    bool registered = std::find(keys.begin(), keys.end(), ghost->key) != keys.end();
+    if (lives || registered || cluster_.disk->late_commands() > 0) {
+      ++ghost;
+      continue;
+    }
+    for (const auto& settle : ghost->settle) settle();
+    world_.note(fmt::format("session {} is over", raw(ghost->session)));
+    ghost = ghosts_.erase(ghost);
+  }
+}
+
+std::vector<std::string> Workload::stuck() const {
+  std::vector<std::string> all;
+  for (const auto& [number, text] : under_way_) all.push_back(text);
+  return all;
+}
+
+Task<void> Workload::look_at_everything(std::size_t node, std::function<void()> done) {
+  for (auto& ground : playgrounds_) {
+    co_await look(std::make_unique<Program>(*this, *ground, node, *cluster_.mount(node),
+                                            world_.random().next()));
+  }
+  done();
+}
+
+Task<void> Workload::remove_everything(std::size_t node, std::function<void()> done) {
+  auto& csvfs = *cluster_.mount(node);
+  for (auto& ground : playgrounds_) {
+    co_await remove(std::make_unique<Program>(*this, *ground, node, csvfs, world_.random().next()));
+    auto gone = co_await csvfs.mount().unlink(kRootInode, ground->name, true);
+    if (!gone) fail("removing " + ground->name + ": " + gone.error().message());
+  }
+  done();
+}
+
+}  // namespace csv::sim

@@ -1,0 +1,87 @@
+#pragma once
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "tests/simulation/cluster.h"
+#include "tests/simulation/content.h"
+#include "tests/simulation/history.h"
+
+namespace csv::sim {
+
+/// A directory that programs on one or several nodes work in, and what is known of it.
+struct Playground {
+  enum class Kind { names, images, logs };
+  Playground(Kind which, std::string named, Number number)
+      : kind{which}, name{std::move(named)}, root{number}, history{number} {}
+  Kind kind;
+  std::string name;
+  Number root;
+  std::vector<std::size_t> nodes;  ///< Whose programs work here, one entry a program.
+  History history;
+  std::map<Number, FileContent> files;
+  std::map<Number, LogContent> logs;
+  std::multiset<Number> open;
+};
+
+struct WorkloadOptions {
+  std::size_t playgrounds = 4;
+  Duration most_thinking = 40ms;
+};
+
+/// Programs on all nodes, and the judge of what they see. A violation ends the run.
+class Workload {
+ public:
+  Workload(World& world, Cluster& cluster, WorkloadOptions options);
+  ~Workload();
+
+  /// Makes the playgrounds; one node's mount must be up.
+  Task<void> set_up(std::size_t node, std::function<void()> done);
+  /// The node's mount is new: its programs begin.
+  void begin(std::size_t node);
+  /// Its mount dies by `kill`: what its programs were doing may or may not happen.
+  void dies(std::size_t node, const std::function<void()>& kill);
+  /// Programs end once what they are doing is answered.
+  void wind_down() { winding_down_ = true; }
+  [[nodiscard]] std::size_t running() const { return running_; }
+  [[nodiscard]] std::vector<std::string> stuck() const;
+  /// Reads everything on `node` and compares.
+  Task<void> look_at_everything(std::size_t node, std::function<void()> done);
+  /// Removes everything.
+  Task<void> remove_everything(std::size_t node, std::function<void()> done);
+  /// Operations of dead mounts of which nobody knows yet that they are over.
+  [[nodiscard]] std::size_t unsettled() const { return ghosts_.size(); }
+  void settle_what_is_over();
+
+  [[nodiscard]] const std::string& violation() const { return violation_; }
+  void fail(std::string what);
+  struct Counts {
+    std::uint64_t operations = 0, writes = 0, reads = 0, abandoned = 0, eio = 0;
+  };
+  Counts counts;
+
+ private:
+  friend class Program;
+  /// What of a mount's last operations must be settled once it is certainly over.
+  struct Ghost {
+    SessionId session{};
+    Key key{};
+    std::vector<std::function<void()>> settle;
+  };
+  World& world_;
+  Cluster& cluster_;
+  WorkloadOptions options_;
+  std::vector<std::unique_ptr<Playground>> playgrounds_;
+  std::vector<Ghost> ghosts_;
+  Ghost* dying_ = nullptr;  ///< While dies() runs its course.
+  std::string violation_;
+  std::size_t running_ = 0;
+  bool winding_down_ = false;
+  Stamp next_stamp_ = 1;
+  std::map<std::uint64_t, std::string> under_way_;
+  std::uint64_t next_call_ = 1;
+};
+
+}  // namespace csv::sim

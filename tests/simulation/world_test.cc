@@ -1,0 +1,280 @@
+#include "tests/simulation/world.h"
+
+#include <doctest/doctest.h>
+
+#include <vector>
+
+#include "coordinator/protocol/connection.h"
+#include "csvfs/base/task.h"
+#include "iscsi/blocking_lun.h"
+#include "iscsi/ram_lun.h"
+#include "tests/simulation/content.h"
+#include "tests/simulation/history.h"
+#include "tests/simulation/network.h"
+#include "tests/simulation/worker.h"
+
+using namespace csv;
+using namespace csv::sim;
+
+namespace {
+
+constexpr NodeId kHere{1}, kThere{2};
+
+protocol::Message message(std::uint64_t id) {
+  protocol::Message made;
+  made.frame.set_id(id);
+  made.frame.mutable_resume_done();
+  return made;
+}
+
+/// Two processes on two nodes with a stream between them.
+struct Pair {
+  explicit Pair(std::uint64_t seed) : world{seed}, network{world} {
+    a.enter([&] { from = network.door(a, kHere); });
+    b.enter([&] {
+      to = network.door(b, kThere);
+      auto listening = to->listen("there", [this](auto accepted) {
+        incoming = std::move(accepted);
+        incoming->start([this](protocol::Message got) { received.push_back(got.frame.id()); },
+                        [this](Error) { told = true; });
+      });
+      REQUIRE(listening);
+      listener = *std::move(listening);
+    });
+    a.enter([&] {
+      from->connect("there", [this](auto made) {
+        REQUIRE(made);
+        outgoing = *std::move(made);
+        outgoing->start([](protocol::Message) {}, [this](Error) { broken = true; });
+      });
+    });
+    run(1s);
+    REQUIRE(outgoing);
+    REQUIRE(incoming);
+  }
+  void send(std::uint64_t id) {
+    a.enter([&] { outgoing->send(message(id)); });
+  }
+  void run(Duration time) {
+    world.run([] { return false; }, world.now() + time);
+    world.at(world.now() + 1ns, [] {});
+  }
+
+  World world;
+  Network network;
+  SimLoop a{world, "a", {}}, b{world, "b", {}};
+  std::unique_ptr<protocol::Transport> from, to;
+  std::unique_ptr<protocol::Transport::Listener> listener;
+  std::unique_ptr<protocol::Connection> outgoing, incoming;
+  std::vector<std::uint64_t> received;
+  bool told = false, broken = false;
+};
+
+}  // namespace
+
+TEST_CASE("world: a loop whose clock runs fast sees its timers early by the world's time only") {
+  World world{1};
+  SimLoop fast{world, "fast", {.boot = 5s, .parts_per_mille = 10, .wall = {}}};
+  TimePoint began, ended;
+  Duration at{};
+  fast.enter([&] {
+    began = fast.now();
+    fast.after(10s, [&] {
+      ended = fast.now();
+      at = world.now();
+    });
+  });
+  world.run([] { return false; }, 1min);
+  CHECK(began == TimePoint{5s});
+  CHECK(ended - began >= 10s);
+  CHECK(at < 10s);
+  CHECK(at > 9800ms);
+}
+
+TEST_CASE("world: a frozen process finds everything that was due when it wakes, in order") {
+  World world{1};
+  SimLoop loop{world, "loop", {}};
+  std::vector<int> order;
+  Duration at{};
+  loop.enter([&] {
+    loop.after(1s, [&] { order.push_back(1); });
+    loop.after(2s, [&] {
+      order.push_back(2);
+      at = world.now();
+    });
+    auto never = loop.after(3s, [&] { order.push_back(3); });
+    loop.after(4s, [&, never] {
+      loop.cancel(never);
+      order.push_back(4);
+    });
+  });
+  loop.freeze(10s);
+  world.run([] { return false; }, 1min);
+  CHECK(at == 10s);
+  CHECK(order == std::vector{1, 2, 3, 4});
+}
+
+TEST_CASE("worker: while it waits for the LUN virtual time goes on, and nothing runs beside it") {
+  World world{1};
+  SimLoop disk_loop{world, "disk", {}}, loop{world, "loop", {}};
+  auto disk = iscsi::RamDisk::create({}, &disk_loop);
+  auto slow = [](const iscsi::RamCommand&) {
+    iscsi::RamFate fate;
+    fate.inside = 3s;
+    return fate;
+  };
+  auto lun = disk->connect(loop, {}, slow);
+  REQUIRE(lun);
+  auto worker = std::make_unique<SimWorker>(world, loop);
+  std::vector<std::byte> block(512, std::byte{7});
+  Duration after{};
+  bool written = false;
+  worker->post([&] {
+    iscsi::BlockingLun blocking{**lun, worker->blocking()};
+    written = bool(blocking.write(0, block));
+    after = world.now();
+  });
+  world.run([&] { return written; }, 1min);
+  CHECK(written);
+  CHECK(after >= 3s);
+  CHECK(after < 3001ms);
+  worker->post([&] { written = false; });
+  worker.reset();
+  CHECK(!written);
+}
+
+TEST_CASE("network: messages come in order and whole, after a while") {
+  Pair pair{1};
+  for (std::uint64_t id = 1; id <= 100; ++id) pair.send(id);
+  CHECK(pair.received.empty());
+  pair.run(1s);
+  REQUIRE(pair.received.size() == 100);
+  CHECK(std::is_sorted(pair.received.begin(), pair.received.end()));
+}
+
+TEST_CASE("network: what was sent into a short partition arrives after it, a long one ends it") {
+  for (bool is_long : {false, true}) {
+    CAPTURE(is_long);
+    Pair pair{2};
+    pair.network.part(kHere, kThere);
+    pair.send(1);
+    pair.run(is_long ? 20s : 1s);
+    CHECK(pair.received.empty());
+    pair.network.join(kHere, kThere);
+    pair.run(5s);
+    CHECK(pair.received.empty() == is_long);
+    CHECK(pair.told == is_long);
+    CHECK(pair.broken == is_long);
+  }
+}
+
+TEST_CASE("network: a dead process's last messages arrive, a node without power says nothing") {
+  for (bool power : {true, false}) {
+    CAPTURE(power);
+    Pair pair{3};
+    pair.send(1);
+    if (!power) pair.network.unplug(kHere);
+    pair.a.enter([&] {
+      pair.outgoing.reset();
+      pair.from.reset();
+    });
+    pair.run(1s);
+    CHECK(pair.received.size() == (power ? 1u : 0u));
+    CHECK(pair.told == power);
+    pair.run(20s);
+    CHECK(pair.told);
+  }
+}
+
+TEST_CASE("history: an answer that no order of operations explains is found") {
+  History history{10};
+  Op make;
+  make.kind = Op::Kind::make_file;
+  make.parent = 10;
+  make.name = "a";
+  make.mode = 0644;
+  Op lookup;
+  lookup.kind = Op::Kind::lookup;
+  lookup.parent = 10;
+  lookup.name = "a";
+  Outcome made;
+  made.inode = 11;
+  made.mode = 0100644;
+  made.nlink = 1;
+  Outcome none;
+  none.error = ENOENT;
+
+  SUBCASE("after a create was answered nobody may miss the file") {
+    auto first = history.begin(make);
+    CHECK(history.end(first, made));
+    auto look = history.begin(lookup);
+    CHECK(!history.end(look, none));
+  }
+  SUBCASE("while it is under way both are right, and after somebody saw it only one") {
+    auto first = history.begin(make);
+    auto look = history.begin(lookup);
+    CHECK(history.end(look, none));
+    auto again = history.begin(lookup);
+    CHECK(history.end(again, made));
+    auto third = history.begin(lookup);
+    CHECK(!history.end(third, none));
+    CHECK(history.end(first, made));
+  }
+  SUBCASE("one that was abandoned may happen later, but not once it is over") {
+    auto first = history.begin(make);
+    auto look = history.begin(lookup);
+    CHECK(history.end(look, none));
+    history.settle(first);
+    auto again = history.begin(lookup);
+    CHECK(history.end(again, none));
+    auto third = history.begin(lookup);
+    CHECK(!history.end(third, made));
+  }
+  SUBCASE("of two creates at once one must lose") {
+    auto first = history.begin(make), second = history.begin(make);
+    CHECK(history.end(first, made));
+    auto other = made;
+    other.inode = 12;
+    CHECK(!history.end(second, other));
+  }
+}
+
+TEST_CASE("content: a read shows the last write, or one under way, and nothing else") {
+  std::vector<std::byte> bytes(4096);
+  FileContent content;
+  auto first = content.begin(0, 4096, 1, 10ms);
+  content.end(first, 20ms);
+  fill_pattern(bytes, 0, 1);
+  CHECK(!content.judge(0, bytes, 30ms, 31ms));
+  std::vector<std::byte> zeros(4096);
+  CHECK(content.judge(0, zeros, 30ms, 31ms));
+  CHECK(!content.judge(0, zeros, 15ms, 31ms));
+  auto second = content.begin(1024, 2048, 2, 40ms);
+  CHECK(!content.judge(0, bytes, 50ms, 51ms));
+  fill_pattern(std::span{bytes}.subspan(1024, 512), 1024, 2);
+  CHECK(!content.judge(0, bytes, 50ms, 51ms));
+  content.end(second, 60ms);
+  CHECK(content.judge(0, bytes, 70ms, 71ms));
+  CHECK(!content.judge(0, bytes, 55ms, 71ms));
+}
+
+TEST_CASE("content: a log must have every answered record once and whole") {
+  LogContent log;
+  log.begin(1, 1ms);
+  log.end(1, 2ms);
+  log.begin(2, 3ms);
+  auto one = LogContent::record(1, 100), two = LogContent::record(2, 60);
+  std::vector<std::byte> all = one;
+  CHECK(!log.judge(all, 5ms));
+  CHECK(log.judge({}, 5ms));
+  all.insert(all.end(), two.begin(), two.end());
+  CHECK(!log.judge(all, 5ms));
+  all.pop_back();
+  CHECK(log.judge(all, 5ms));
+  auto twice = one;
+  twice.insert(twice.end(), one.begin(), one.end());
+  CHECK(log.judge(twice, 5ms));
+  auto swapped = two;
+  swapped.insert(swapped.end(), one.begin(), one.end());
+  CHECK(log.judge(swapped, 5ms));
+}
