@@ -53,6 +53,7 @@ class CoordinatorClient::Stay {
 CoordinatorClient::CoordinatorClient(Setup setup, Owner& owner)
     : setup_{std::move(setup)}, owner_{&owner} {
   backoff_ = kFirstBackoff;
+  trouble_ = Error{Errc::retry, "connecting"};
   setup_.loop->post([this, alive = std::weak_ptr{alive_}] {
     if (!alive.expired()) connect();
   });

@@ -1,0 +1,347 @@
+#define FUSE_USE_VERSION 314
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "csvfs/fuse_session.h"
+#include "tests/csvfs/world.h"
+
+using namespace csv;
+using tests::pattern;
+using tests::World;
+
+namespace {
+
+/// Plays the kernel at the other end of a socket: the real session, operations and mount, without
+/// /dev/fuse.
+class Kernel {
+ public:
+  explicit Kernel(World& world, int node = 1) : world_{&world} {
+    int ends[2];
+    REQUIRE(::socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
+    fd_ = ends[1];
+    int room = 4 << 20;
+    for (int end : ends) {
+      ::setsockopt(end, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room);
+      ::setsockopt(end, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
+    }
+    auto& mount = world.mount(node);
+    world.post([&] {
+      FuseSession::Options options;
+      options.dying = [this](pid_t) { return dying.load(); };
+      auto session = FuseSession::start(
+          world.loop(), mount, "", options, [this] { ended = true; }, ends[0]);
+      REQUIRE(session);
+      session_ = *std::move(session);
+    });
+    fuse_init_in init{};
+    init.major = FUSE_KERNEL_VERSION;
+    init.minor = 36;
+    init.max_readahead = 1 << 20;
+    init.flags = FUSE_ATOMIC_O_TRUNC | FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_ASYNC_DIO;
+    REQUIRE(call(FUSE_INIT, 0, bytes(init)) == 0);
+    auto answer = body<fuse_init_out>();
+    CHECK(answer.max_write == 1 << 20);
+    CHECK((answer.flags & FUSE_ATOMIC_O_TRUNC) != 0);
+    CHECK((answer.flags & FUSE_WRITEBACK_CACHE) == 0);
+  }
+  Kernel(const Kernel&) = delete;
+  Kernel& operator=(const Kernel&) = delete;
+  ~Kernel() {
+    world_->post([&] { session_.reset(); });
+    ::close(fd_);
+  }
+
+  template <typename T>
+  static std::string bytes(const T& value) {
+    return {reinterpret_cast<const char*>(&value), sizeof value};
+  }
+  static std::string name(const std::string& text) { return text + '\0'; }
+
+  std::uint64_t send(std::uint32_t opcode, std::uint64_t node, const std::string& argument) {
+    fuse_in_header header{};
+    header.len = static_cast<std::uint32_t>(sizeof header + argument.size());
+    header.opcode = opcode;
+    header.unique = unique_ += 2;
+    header.nodeid = node;
+    header.uid = uid;
+    header.pid = 4242;
+    iovec parts[] = {{&header, sizeof header},
+                     {const_cast<char*>(argument.data()), argument.size()}};
+    REQUIRE(::writev(fd_, parts, 2) == static_cast<ssize_t>(header.len));
+    return header.unique;
+  }
+  /// The error of the answer to `unique`; its content is left in body().
+  int answer(std::uint64_t unique) {
+    while (answers_.count(unique) == 0) {
+      std::string bytes(2 << 20, '\0');
+      auto got = ::read(fd_, bytes.data(), bytes.size());
+      REQUIRE(got >= static_cast<ssize_t>(sizeof(fuse_out_header)));
+      fuse_out_header header;
+      std::memcpy(&header, bytes.data(), sizeof header);
+      REQUIRE(header.len == static_cast<std::uint32_t>(got));
+      answers_[header.unique] = {
+          -header.error,
+          bytes.substr(sizeof header, static_cast<std::size_t>(got) - sizeof header)};
+    }
+    auto found = answers_.extract(unique).mapped();
+    body_ = std::move(found.second);
+    return found.first;
+  }
+  int call(std::uint32_t opcode, std::uint64_t node, const std::string& argument = {}) {
+    return answer(send(opcode, node, argument));
+  }
+  bool answered_within(std::uint64_t unique, Duration limit) {
+    auto fd_timeout = std::chrono::duration_cast<std::chrono::microseconds>(limit);
+    timeval time{fd_timeout.count() / 1'000'000, fd_timeout.count() % 1'000'000};
+    fd_set set;
+    FD_ZERO(&set);
+    FD_SET(fd_, &set);
+    return answers_.count(unique) > 0 || ::select(fd_ + 1, &set, nullptr, nullptr, &time) > 0;
+  }
+  template <typename T>
+  T body(std::size_t offset = 0) const {
+    T value{};
+    REQUIRE(body_.size() >= offset + sizeof value);
+    std::memcpy(&value, body_.data() + offset, sizeof value);
+    return value;
+  }
+  [[nodiscard]] const std::string& body() const { return body_; }
+
+  // What programs' calls come to.
+  struct Made {
+    std::uint64_t node = 0, handle = 0;
+    std::uint32_t open_flags = 0;
+  };
+  Made create(const std::string& called, std::uint32_t mode = 0644) {
+    fuse_create_in in{};
+    in.flags = O_RDWR | O_CREAT;
+    in.mode = S_IFREG | mode;
+    REQUIRE(call(FUSE_CREATE, FUSE_ROOT_ID, bytes(in) + name(called)) == 0);
+    auto entry = body<fuse_entry_out>();
+    auto open = body<fuse_open_out>(sizeof entry);
+    CHECK(entry.entry_valid == 0);
+    CHECK(entry.attr_valid == 0);
+    return {entry.nodeid, open.fh, open.open_flags};
+  }
+  std::uint64_t send_write(const Made& file, std::uint64_t offset,
+                           const std::vector<std::byte>& data, std::uint32_t flags = 0,
+                           std::uint32_t write_flags = 0) {
+    fuse_write_in in{};
+    in.fh = file.handle;
+    in.offset = offset;
+    in.size = static_cast<std::uint32_t>(data.size());
+    in.flags = flags;
+    in.write_flags = write_flags;
+    return send(FUSE_WRITE, file.node,
+                bytes(in) + std::string{reinterpret_cast<const char*>(data.data()), data.size()});
+  }
+  int write(const Made& file, std::uint64_t offset, const std::vector<std::byte>& data,
+            std::uint32_t flags = 0, std::uint32_t write_flags = 0) {
+    return answer(send_write(file, offset, data, flags, write_flags));
+  }
+  std::vector<std::byte> read(const Made& file, std::uint64_t offset, std::uint32_t size) {
+    fuse_read_in in{};
+    in.fh = file.handle;
+    in.offset = offset;
+    in.size = size;
+    REQUIRE(call(FUSE_READ, file.node, bytes(in)) == 0);
+    std::vector<std::byte> out(body_.size());
+    std::memcpy(out.data(), body_.data(), out.size());
+    return out;
+  }
+  fuse_attr attr(std::uint64_t node) {
+    REQUIRE(call(FUSE_GETATTR, node, bytes(fuse_getattr_in{})) == 0);
+    return body<fuse_attr_out>().attr;
+  }
+  int lookup(const std::string& called, std::uint64_t parent = FUSE_ROOT_ID) {
+    return call(FUSE_LOOKUP, parent, name(called));
+  }
+  int release(const Made& file) {
+    fuse_release_in in{};
+    in.fh = file.handle;
+    return call(FUSE_RELEASE, file.node, bytes(in));
+  }
+
+  std::atomic<bool> dying{false}, ended{false};
+  std::uint32_t uid = 0;
+
+ private:
+  World* world_;
+  int fd_ = -1;
+  std::uint64_t unique_ = 0;
+  std::map<std::uint64_t, std::pair<int, std::string>> answers_;
+  std::string body_;
+  std::unique_ptr<FuseSession> session_;
+};
+
+struct Listed {
+  std::string name;
+  std::uint64_t inode = 0, offset = 0;
+};
+std::vector<Listed> entries_in(const std::string& body) {
+  std::vector<Listed> all;
+  for (std::size_t at = 0; at + FUSE_NAME_OFFSET <= body.size();) {
+    fuse_dirent entry{};
+    std::memcpy(&entry, body.data() + at, FUSE_NAME_OFFSET);
+    all.push_back({body.substr(at + FUSE_NAME_OFFSET, entry.namelen), entry.ino, entry.off});
+    at += FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET + entry.namelen);
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("fuse: a file that is created, written, read and removed, as the kernel asks for it") {
+  World world;
+  Kernel kernel{world};
+  CHECK(kernel.lookup("file") == ENOENT);
+  auto file = kernel.create("file");
+  // Parallel writes to one file, and nothing cached.
+  CHECK((file.open_flags & FOPEN_DIRECT_IO) != 0);
+  CHECK((file.open_flags & (1u << 6)) != 0);
+  auto data = pattern(1 << 20, 1), more = pattern(777, 2);
+  CHECK(kernel.write(file, 0, data) == 0);
+  CHECK(kernel.body<fuse_write_out>().size == data.size());
+  CHECK(kernel.write(file, 4096 + 5, more) == 0);
+  std::copy(more.begin(), more.end(), data.begin() + 4096 + 5);
+  CHECK(kernel.read(file, 0, 1 << 20) == data);
+  CHECK(kernel.read(file, data.size(), 4096).empty());
+  CHECK(kernel.write(file, 0, more, O_APPEND) == 0);
+  auto attr = kernel.attr(file.node);
+  CHECK(attr.size == data.size() + more.size());
+  CHECK(attr.ino == file.node);
+  CHECK(kernel.lookup("file") == 0);
+  CHECK(kernel.body<fuse_entry_out>().nodeid == file.node);
+  CHECK(kernel.release(file) == 0);
+  CHECK(kernel.call(FUSE_UNLINK, FUSE_ROOT_ID, Kernel::name("file")) == 0);
+  CHECK(kernel.lookup("file") == ENOENT);
+  CHECK(kernel.call(FUSE_GETATTR, file.node, Kernel::bytes(fuse_getattr_in{})) != 0);
+}
+
+TEST_CASE(
+    "fuse: a listing read in small pieces has each entry once, and . and .. with their inodes") {
+  World world;
+  Kernel kernel{world};
+  fuse_mkdir_in mkdir{};
+  mkdir.mode = 0755;
+  REQUIRE(kernel.call(FUSE_MKDIR, FUSE_ROOT_ID, Kernel::bytes(mkdir) + Kernel::name("folder")) ==
+          0);
+  auto folder = kernel.body<fuse_entry_out>().nodeid;
+  for (int i = 0; i < 40; ++i) {
+    fuse_mknod_in mknod{};
+    mknod.mode = S_IFREG | 0600;
+    REQUIRE(kernel.call(FUSE_MKNOD, folder,
+                        Kernel::bytes(mknod) + Kernel::name("entry" + std::to_string(i))) == 0);
+  }
+  std::map<std::string, int> seen;
+  for (std::uint64_t offset = 0;;) {
+    fuse_read_in in{};
+    in.offset = offset;
+    in.size = 300;
+    REQUIRE(kernel.call(FUSE_READDIR, folder, Kernel::bytes(in)) == 0);
+    auto some = entries_in(kernel.body());
+    if (some.empty()) break;
+    for (const auto& each : some) {
+      ++seen[each.name];
+      if (each.name == ".") CHECK(each.inode == folder);
+      if (each.name == "..") CHECK(each.inode == FUSE_ROOT_ID);
+    }
+    offset = some.back().offset;
+  }
+  CHECK(seen.size() == 42);
+  for (const auto& [name, times] : seen) CHECK_MESSAGE(times == 1, name);
+  CHECK(kernel.lookup("..", folder) == 0);
+  CHECK(kernel.body<fuse_entry_out>().nodeid == FUSE_ROOT_ID);
+}
+
+TEST_CASE("fuse: a write by who may not keep it takes the set-user-ID bit away") {
+  World world;
+  Kernel kernel{world};
+  auto file = kernel.create("tool", 04755);
+  constexpr std::uint32_t kKillSetId = 1u << 2;
+  CHECK(kernel.write(file, 0, pattern(100, 1)) == 0);
+  CHECK((kernel.attr(file.node).mode & S_ISUID) != 0);  // root may
+  CHECK(kernel.write(file, 0, pattern(100, 1), 0, kKillSetId) == 0);
+  CHECK((kernel.attr(file.node).mode & 07777) == 0755);
+}
+
+TEST_CASE("fuse: extended attributes say their size, and ERANGE where there is too little room") {
+  World world;
+  Kernel kernel{world};
+  auto file = kernel.create("file");
+  auto set = [&](const std::string& called, const std::string& value) {
+    struct {
+      std::uint32_t size, flags;
+    } in{static_cast<std::uint32_t>(value.size()), 0};
+    return kernel.call(FUSE_SETXATTR, file.node, Kernel::bytes(in) + Kernel::name(called) + value);
+  };
+  auto get = [&](std::uint32_t opcode, const std::string& called, std::uint32_t room) {
+    fuse_getxattr_in in{};
+    in.size = room;
+    return kernel.call(opcode, file.node, Kernel::bytes(in) + called);
+  };
+  REQUIRE(set("user.one", "value") == 0);
+  CHECK(get(FUSE_GETXATTR, Kernel::name("user.one"), 0) == 0);
+  CHECK(kernel.body<fuse_getxattr_out>().size == 5);
+  CHECK(get(FUSE_GETXATTR, Kernel::name("user.one"), 3) == ERANGE);
+  CHECK(get(FUSE_GETXATTR, Kernel::name("user.one"), 64) == 0);
+  CHECK(kernel.body() == "value");
+  CHECK(get(FUSE_GETXATTR, Kernel::name("user.two"), 64) == ENODATA);
+  CHECK(get(FUSE_LISTXATTR, {}, 64) == 0);
+  CHECK(kernel.body() == Kernel::name("user.one"));
+  CHECK(set("system.posix_acl_access", "x") == EOPNOTSUPP);
+}
+
+TEST_CASE(
+    "fuse: a signal that a program handles interrupts nothing, a killed program does not wait") {
+  World world;
+  Kernel kernel{world};
+  auto file = kernel.create("file");
+  auto interrupt = [&](std::uint64_t unique) {
+    fuse_interrupt_in in{};
+    in.unique = unique;
+    kernel.send(FUSE_INTERRUPT, 0, Kernel::bytes(in));
+  };
+  world.crash_coordinator();
+  world.wait(sleep(world.loop(), 50ms));
+  auto looking = kernel.send(FUSE_LOOKUP, FUSE_ROOT_ID, Kernel::name("file"));
+  fuse_mkdir_in mkdir{};
+  mkdir.mode = 0755;
+  auto making = kernel.send(FUSE_MKDIR, FUSE_ROOT_ID, Kernel::bytes(mkdir) + Kernel::name("never"));
+  interrupt(looking);
+  interrupt(making);
+  CHECK_FALSE(kernel.answered_within(looking, 600ms));
+  kernel.dying = true;
+  CHECK(kernel.answer(looking) == EINTR);
+  CHECK(kernel.answer(making) == EINTR);
+  kernel.dying = false;
+  world.take_over();
+  CHECK(kernel.lookup("never") == ENOENT);
+  CHECK(kernel.release(file) == 0);
+}
+
+TEST_CASE("fuse: what waits when the session goes is answered") {
+  World world;
+  int unanswered = 0;
+  {
+    Kernel kernel{world};
+    world.crash_coordinator();
+    world.wait(sleep(world.loop(), 50ms));
+    kernel.send(FUSE_LOOKUP, FUSE_ROOT_ID, Kernel::name("file"));
+    world.wait(sleep(world.loop(), 50ms));
+    ++unanswered;
+  }
+  CHECK(unanswered == 1);  // and nothing was leaked or touched afterwards (sanitizers)
+}
