@@ -87,8 +87,9 @@ Task<Expected<void>> check_guarded(ScsiAsker& asker, LunDescription& lun) {
 void apply_quirks(TargetProfile& profile) {
   // tgt applies reservations neither to WRITE SAME nor to UNMAP, so that a fence does not stop
   // them; and under an all-registrants type it goes on using the registration of whoever reserved
-  // after that was preempted.
-  if (profile.vendor == "IET" || profile.product == "VIRTUAL-DISK") {
+  // after that was preempted. Its administrator may give it any vendor's name, so every target
+  // without PREEMPT AND ABORT, which all complete implementations have, is taken for one.
+  if (profile.vendor == "IET" || profile.product == "VIRTUAL-DISK" || !profile.preempt_and_abort) {
     profile.write_same = false;
     profile.unmap = false;
     profile.all_registrants = false;
