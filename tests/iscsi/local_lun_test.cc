@@ -2,7 +2,6 @@
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <linux/loop.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -40,7 +39,7 @@ struct Image {
 /// A loop device over an image; the kernel takes it down when nobody has it open, also after a
 /// crash.
 struct LoopDevice {
-  LoopDevice(const Image& image, std::uint32_t block_size) {
+  LoopDevice(const Image& image, std::uint32_t block_size, __u32 flags = 0) {
     int control = ::open("/dev/loop-control", O_RDWR | O_CLOEXEC);
     if (control < 0) return;
     for (int attempt = 0; attempt < 20 && fd < 0; ++attempt) {
@@ -52,7 +51,7 @@ struct LoopDevice {
       loop_config config{};
       config.fd = static_cast<__u32>(image.fd);
       config.block_size = block_size;
-      config.info.lo_flags = LO_FLAGS_AUTOCLEAR;
+      config.info.lo_flags = LO_FLAGS_AUTOCLEAR | flags;
       if (::ioctl(candidate, LOOP_CONFIGURE, &config) == 0)
         fd = candidate, path = name;
       else
@@ -81,7 +80,8 @@ void check_against_model(Home& home, Lun& lun, std::uint64_t seed) {
   const auto block = lun.geometry().block_size;
   const auto blocks = std::min<std::uint64_t>(lun.geometry().block_count, (8 << 20) / block);
   std::vector<std::byte> model(blocks * block), buffer((3 << 20) + 512);
-  REQUIRE(calls.write_zeroes(0, model.size()));
+  auto zeroed = calls.write_zeroes(0, model.size());
+  REQUIRE_MESSAGE(zeroed, zeroed.error().message());
   Random random{seed};
   for (int i = 0; i < 300; ++i) {
     auto count = 1 + random.below(random.chance(1, 8) ? (2 << 20) / block : 16);
@@ -176,13 +176,11 @@ TEST_CASE("a device that somebody has, or that is none, is refused with the reas
 
 TEST_CASE("a device that is write-protected says so in its profile and refuses writes") {
   Image image{1 << 20};
-  LoopDevice device{image, 512};
+  LoopDevice device{image, 512, LO_FLAGS_READ_ONLY};
   if (device.fd < 0) {
     MESSAGE("skipped: no loop device can be had here");
     return;
   }
-  int read_only = 1;
-  REQUIRE(::ioctl(device.fd, BLKROSET, &read_only) == 0);
   Home home;
   auto lun = home.open(device.path);
   REQUIRE_MESSAGE(lun, lun.error().message());

@@ -137,7 +137,7 @@ struct ScriptedTarget::Connection {
           text += each + '\0';
       }
       std::vector<std::byte> data(text.size());
-      std::memcpy(data.data(), text.data(), text.size());
+      if (!text.empty()) std::memcpy(data.data(), text.data(), text.size());
       send(response, data);
       if (target.options_.login_status != 0) return false;
       if ((request[1] & 0x80) && (request[1] & 3) == 3) {
@@ -296,8 +296,11 @@ struct ScriptedTarget::Connection {
         answer[10] = std::byte(options.write_cache ? 0x04 : 0);
         return data_of(std::move(answer), get<std::uint16_t>(cdb + 7));
       }
-      case 0x5e:
-      case 0x5f: return illegal(0x2400);
+      case 0x5f:
+        // PREEMPT AND ABORT exists, for who has a registration: nobody.
+        if ((cdb[1] & 0x1f) == 5) return respond_status(itt, status(0x18));
+        return illegal(0x2400);
+      case 0x5e: return illegal(0x2400);
       case 0x28:
       case 0x88: {
         auto [offset, length] = range(options, command);
