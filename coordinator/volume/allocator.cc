@@ -259,10 +259,11 @@ Expected<std::vector<Run>> Allocator::reserve(std::uint64_t count, std::uint64_t
   if (available() < (partly ? 1 : count)) return no_space(count);
   auto at = goal >= first_block_ && goal - first_block_ < blocks_ ? goal - first_block_ : 0;
   auto left = count;
-  auto look = [&]() -> Expected<Run> {  // the best next run, at an offset in the area
+  auto longest_anywhere = kGroupBlocks;  // as far as this search has found out
+  auto look = [&]() -> Expected<Run> {   // the best next run, at an offset in the area
     if (auto free = CSV_TRY(free_at(at, left)); free >= std::min(left, kWorthTaking))
       return Run{at, free};
-    auto want = std::min(left, kGroupBlocks);
+    auto want = std::min(left, longest_anywhere);
     auto group = at / kGroupBlocks;
     auto near = CSV_TRY(fit(group, at % kGroupBlocks, want));
     if (near.count >= want) return Run{group * kGroupBlocks + near.first, want};
@@ -296,6 +297,7 @@ Expected<std::vector<Run>> Allocator::reserve(std::uint64_t count, std::uint64_t
           if (edge < blocks_ && longest.count == 0) CSV_TRY(consider(edge / kGroupBlocks));
       }
     }
+    longest_anywhere = std::max<std::uint64_t>(longest.count, 1);
     return longest;
   };
   while (left > 0) {

@@ -1,3 +1,4 @@
+#include <fstream>
 #include <set>
 
 #include "tests/volume/catalog_volume.h"
@@ -237,7 +238,7 @@ TEST_CASE("catalog: a change that outgrows the database fails alone, its group i
 
 TEST_CASE("catalog: the database grows into the data area before it is full") {
   TestCatalog v;
-  auto chunks = v.store.info().chunks.size();
+  auto chunks = v.bed->store().info().chunks.size();
   auto free = v.catalog->space()->free;
   auto dir = v.directory("d");
   int files = 0;
@@ -251,7 +252,7 @@ TEST_CASE("catalog: the database grows into the data area before it is full") {
       return {};
     });
   };
-  while (v.store.info().chunks.size() < chunks + 4) {
+  while (v.bed->store().info().chunks.size() < chunks + 4) {
     add();
     REQUIRE(files < 10000);
     if (files % 500 == 0) REQUIRE(v.catalog->maintain());
@@ -264,15 +265,17 @@ TEST_CASE("catalog: the database grows into the data area before it is full") {
 }
 
 TEST_CASE("catalog: growth that a crash interrupted is finished when it is opened") {
-  TestCatalog v;
-  v.store.fail_add_chunk = true;
+  auto bed = std::make_unique<FileBed>(2 * kGiB);
+  auto& store = bed->store();
+  TestCatalog v{std::move(bed)};
+  store.fail_add_chunk = true;
   auto change = making(v, "x");
   CHECK_FALSE(v.catalog->run({&change, 1}));  // it wanted a chunk first
   CHECK_FALSE(v.catalog->run({&change, 1}));  // and has been given up
-  v.store.fail_add_chunk = false;
-  auto chunks = v.store.info().chunks.size();
+  store.fail_add_chunk = false;
+  auto chunks = v.bed->store().info().chunks.size();
   v.reopen();
-  CHECK(v.store.info().chunks.size() == chunks + 1);
+  CHECK(v.bed->store().info().chunks.size() == chunks + 1);
   v.file("x");
   CHECK(v.problems() == "");
 }
@@ -315,13 +318,15 @@ TEST_CASE(
 }
 
 TEST_CASE("catalog: after an error of the store nothing runs any more") {
-  TestCatalog v;
+  auto bed = std::make_unique<FileBed>(2 * kGiB);
+  auto& store = bed->store();
+  TestCatalog v{std::move(bed)};
   v.file("before");
-  v.store.sick = Error{Errc::lun_lost, "the LUN is gone"};
+  store.sick = Error{Errc::lun_lost, "the LUN is gone"};
   auto change = making(v, "x");
   auto ran = v.catalog->run({&change, 1});
   CHECK(ran.error() == Errc::lun_lost);
-  v.store.sick = {};
+  store.sick = {};
   CHECK(v.catalog->run({&change, 1}).error() == Errc::lun_lost);
   CHECK(v.catalog->maintain().error() == Errc::lun_lost);
   CHECK(v.catalog->checkpoint().error() == Errc::lun_lost);
@@ -350,13 +355,16 @@ TEST_CASE("catalog: a newer schema is refused") {
   TestCatalog v;
   v.catalog.reset();
   v.sql("UPDATE kv SET value=2 WHERE key='schema_version'");
-  CHECK(Catalog::open(v.store).error() == Errc::refused);
+  CHECK(Catalog::open(v.bed->store()).error() == Errc::refused);
 }
 
 TEST_CASE("catalog: the database keeps eight bytes of each page for the store") {
-  TestCatalog v;
+  auto bed = std::make_unique<FileBed>(2 * kGiB);
+  auto& store = bed->store();
+  TestCatalog v{std::move(bed)};
   REQUIRE(v.catalog->checkpoint());
-  auto bytes = v.first_page();
+  std::string bytes(4096, '\0');
+  std::ifstream{store.path(), std::ios::binary}.read(bytes.data(), 4096);
   CHECK(bytes[16] == 0x10);  // pages of 4096 bytes
   CHECK(bytes[17] == 0x00);
   CHECK(bytes[18] == 2);  // a write-ahead log
