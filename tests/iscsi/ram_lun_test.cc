@@ -306,8 +306,7 @@ TEST_CASE("ram lun: an initiator cut off loses its sessions and cannot log in un
   bench.disk->set_reachable("a", false);
   CHECK(BlockingLun(*lun, bench.blocking).flush().error() == Errc::lun_lost);
   CHECK(BlockingLun(*other, bench.blocking).flush());
-  LunOptions login;
-  login.initiator = "a";
+  const LunOptions login{.initiator = "a"};
   CHECK(bench.disk->connect(bench.loop, login).error() == Errc::lun_lost);
   bench.disk->set_reachable("a", true);
   CHECK(bench.disk->connect(bench.loop, login));
