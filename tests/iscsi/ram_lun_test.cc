@@ -306,7 +306,8 @@ TEST_CASE("ram lun: an initiator cut off loses its sessions and cannot log in un
   bench.disk->set_reachable("a", false);
   CHECK(BlockingLun(*lun, bench.blocking).flush().error() == Errc::lun_lost);
   CHECK(BlockingLun(*other, bench.blocking).flush());
-  const LunOptions login{.initiator = "a"};
+  LunOptions login;
+  login.initiator = std::string(1, 'a');
   CHECK(bench.disk->connect(bench.loop, login).error() == Errc::lun_lost);
   bench.disk->set_reachable("a", true);
   CHECK(bench.disk->connect(bench.loop, login));
