@@ -16,7 +16,7 @@ using namespace csv::volume;
 namespace {
 
 std::filesystem::path path_of(const std::string& name) {
-  return std::filesystem::path{__FILE__}.parent_path().parent_path() / "golden" / name;
+  return std::filesystem::path{CSV_SOURCE_DIR} / "tests" / "golden" / name;
 }
 
 std::vector<std::byte> golden(const std::string& name) {
