@@ -8,7 +8,8 @@ namespace csv::iscsi {
 
 /// Connects to the LUN at `url` and finds out what it is, answering on `home`. Refuses what cannot
 /// be used, saying why: no such target or LUN, not a disk, block size neither 512 nor 4096, not
-/// ready. Write-protected is told in the profile, not refused here.
+/// ready, in use on this machine. Write-protected is told in the profile, not refused here. `home`
+/// must run until it has answered.
 void open_lun(Loop& home, std::string url, LunOptions options,
               Function<void(Expected<std::unique_ptr<Lun>>)> done);
 
