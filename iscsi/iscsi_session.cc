@@ -262,6 +262,11 @@ struct IscsiSession::Worker {
       flight.said = sense ? describe(*sense) : describe(scsi_status);
     if (sense && sense->key == sense_key::unit_attention)
       log::debug("iscsi unit attention portal={} sense=\"{}\"", options.portal, flight.said);
+    if (flight.verdict.action == Verdict::Action::end) {
+      // It stays in flight and comes back with the rest: the session must be gone first.
+      if (!fate) fate = flight.verdict.error.within(options.portal);
+      return;
+    }
     if (scsi_status != ScsiStatus::good && !command.out.empty() && something_to_send()) {
       cooling.splice(cooling.end(), in_flight, flight.self);
       return;
@@ -288,11 +293,7 @@ struct IscsiSession::Worker {
       case Verdict::Action::fail:
         command->result = std::move(verdict.error);
         return finish(std::move(command));
-      case Verdict::Action::end:
-        // It comes back with the rest, as unanswered: the session must be gone first.
-        if (!fate) fate = verdict.error.within(options.portal);
-        waiting.push_front(std::move(command));
-        return;
+      case Verdict::Action::end: check_failed("an end is never settled");
       case Verdict::Action::repeat:
       case Verdict::Action::repeat_later: return repeat(std::move(command), verdict.action, said);
     }
@@ -451,10 +452,13 @@ struct IscsiSession::Worker {
     {
       std::lock_guard lock{shared.mutex};
       if (!shared.incoming.empty() || shared.close || shared.paused != paused || shared.quiet ||
-          shared.reset)
+          shared.reset) {
+        // More can be sent at once: the socket is looked at after that.
+        if (logged_in && !paused && static_cast<int>(in_flight.size()) < limit) return;
         timeout = {}, limited = true;
-      else
+      } else {
         shared.asleep = true;
+      }
     }
     std::array<pollfd, 2> fds{{{fd, static_cast<short>(iscsi_which_events(context) | POLLRDHUP), 0},
                                {shared.wake_fd, POLLIN, 0}}};
