@@ -189,7 +189,8 @@ class Catalog {
   virtual Expected<void> commit_grant(InodeId inode, GrantId grant, std::uint64_t first,
                                       std::uint64_t count, std::uint64_t truncation) = 0;
   /// What is left of a session's grants on an inode (all inodes: InodeId{}) becomes dying space
-  /// again, at most `limit` blocks a call; the number freed.
+  /// again, in windows of 8 MiB until `limit` blocks are freed; the number freed. Less than
+  /// `limit`: nothing is left.
   virtual Expected<std::uint64_t> drop_grants(SessionId session, InodeId inode,
                                               std::uint64_t limit) = 0;
   virtual Expected<GrantId> new_grant(SessionId session, InodeId inode) = 0;

@@ -32,11 +32,12 @@ struct SeenGrant {
 };
 
 /// One pass over every table. Each step compares what it reads with what earlier steps have seen;
-/// a table that cannot be read is one problem more, not the end.
+/// a table that cannot be read is one problem more, a page that cannot be read the end.
 class CatalogCheck {
  public:
   CatalogCheck(CatalogStore& store, Database& database, CheckReport& report)
-      : database_{database},
+      : store_{store},
+        database_{database},
         report_{report},
         info_{store.info()},
         area_first_{info_.data_offset / kBlockSize},
@@ -65,8 +66,13 @@ class CatalogCheck {
     std::uint64_t done = 0;
     for (auto [name, step] : steps) {
       if (progress) progress(done++, std::size(steps));
-      if (auto read = (this->*step)(); !read)
-        problem("{} cannot be read: {}", name, read.error().message());
+      auto read = (this->*step)();
+      if (auto health = store_.health(); !health) {  // nothing can be read after that
+        problem("{} cannot be read, and what comes after was not looked at: {}", name,
+                health.error().message());
+        break;
+      }
+      if (!read) problem("{} cannot be read: {}", name, read.error().message());
     }
     if (progress) progress(done, std::size(steps));
     if (unsaid_ > 0) report_.problems.push_back(fmt::format("and {} more problems", unsaid_));
@@ -504,6 +510,7 @@ class CatalogCheck {
     return (area_blocks_ + kGroupBlocks - 1) / kGroupBlocks;
   }
 
+  CatalogStore& store_;
   Database& database_;
   CheckReport& report_;
   const VolumeInfo info_;

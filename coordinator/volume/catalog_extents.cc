@@ -8,10 +8,8 @@ namespace csv::volume {
 
 namespace {
 
-/// Windows freed at once by the operation itself; what is more goes in steps.
-constexpr std::uint64_t kFreedAtOnce = 64;
-/// Windows freed by one step of maintain(): with their dying rows well below 8 MiB of pages.
-constexpr std::uint64_t kFreedInStep = 256;
+/// Of the work of a step, the part that an operation frees by itself; what is more goes in steps.
+constexpr std::uint64_t kFreedAtOnce = 8;
 /// A dying row grows while what dies next to it follows on, up to what one UNMAP may well carry.
 constexpr std::uint64_t kLongestDying = kGroupBlocks;
 constexpr std::size_t kRememberedFolders = 65536;
@@ -182,12 +180,12 @@ Expected<void> SqlCatalog::add_blocks(InodeId inode, std::int64_t blocks) {
 }
 
 Expected<std::uint64_t> SqlCatalog::free_some(InodeId inode, std::uint64_t first, std::uint64_t end,
-                                              std::uint64_t& windows) {
+                                              std::uint64_t& budget) {
   std::vector<Run> freed;
   GrantChanges grants;
   std::int64_t blocks = 0;
   auto at = first;
-  for (; at < end && windows > 0; --windows) {
+  while (at < end && budget > 0) {
     {
       auto row = database_->use(sql_->next_extent, inode, window_of(at));
       if (!CSV_TRY(row.row())) {
@@ -211,6 +209,7 @@ Expected<std::uint64_t> SqlCatalog::free_some(InodeId inode, std::uint64_t first
       blocks -= static_cast<std::int64_t>(row.count);
       grants[row.grant] -= static_cast<std::int64_t>(row.unwritten());
     }
+    budget -= std::min(budget, 1 + window.before.size());
     window.rows = std::move(kept);
     CSV_TRY(store_window(window));
     at = until;
@@ -235,8 +234,8 @@ Expected<void> SqlCatalog::add_freeing(InodeId inode, FreeingSpan span) {
 
 Expected<void> SqlCatalog::free_blocks(InodeId inode, std::uint64_t first, std::uint64_t end) {
   if (first >= end) return {};
-  auto windows = kFreedAtOnce;
-  auto stopped = CSV_TRY(free_some(inode, first, end, windows));
+  auto budget = work_in_step_ / kFreedAtOnce;
+  auto stopped = CSV_TRY(free_some(inode, first, end, budget));
   if (stopped < end) CSV_TRY(add_freeing(inode, {stopped, end}));
   return {};
 }
@@ -244,8 +243,8 @@ Expected<void> SqlCatalog::free_blocks(InodeId inode, std::uint64_t first, std::
 Expected<void> SqlCatalog::finish_freeing(InodeId inode, std::uint64_t first, std::uint64_t end) {
   auto from = window_of(first), to = window_of(end + kWindowBlocks - 1);
   for (const auto& span : CSV_TRY(freeing_in(inode, from, to))) {
-    auto windows = UINT64_MAX;
-    CSV_TRY(free_some(inode, std::max(span.first, from), std::min(span.until, to), windows));
+    auto budget = UINT64_MAX;
+    CSV_TRY(free_some(inode, std::max(span.first, from), std::min(span.until, to), budget));
     CSV_TRY(database_->run(sql_->delete_freeing, inode, span.first));
     if (span.first < from) CSV_TRY(database_->run(sql_->put_freeing, inode, span.first, from));
     if (span.until > to) CSV_TRY(database_->run(sql_->put_freeing, inode, to, span.until));
@@ -254,8 +253,8 @@ Expected<void> SqlCatalog::finish_freeing(InodeId inode, std::uint64_t first, st
 }
 
 Expected<void> SqlCatalog::step_freeing() {
-  auto windows = kFreedInStep;
-  while (windows > 0) {
+  auto budget = work_in_step_;
+  while (budget > 0) {
     InodeId inode{};
     FreeingSpan span;
     {
@@ -264,7 +263,7 @@ Expected<void> SqlCatalog::step_freeing() {
       inode = InodeId{row.u64(0)};
       span = {row.u64(1), row.u64(2)};
     }
-    auto stopped = CSV_TRY(free_some(inode, span.first, span.until, windows));
+    auto stopped = CSV_TRY(free_some(inode, span.first, span.until, budget));
     CSV_TRY(database_->run(sql_->delete_freeing, inode, span.first));
     if (stopped < span.until)
       CSV_TRY(database_->run(sql_->put_freeing, inode, stopped, span.until));

@@ -29,7 +29,7 @@ Expected<std::uint64_t> SqlCatalog::free_pages() {
 }
 
 Expected<void> SqlCatalog::make_room() {
-  if (database_->log_bytes() >= log_size_ / 4 * 3) {
+  if (database_->log_bytes() >= log_size_ / 2) {
     CSV_TRY(database_->checkpoint());
     ++statistics_.checkpoints;
   }

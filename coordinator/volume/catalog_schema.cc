@@ -11,7 +11,8 @@ SqlCatalog::SqlCatalog(CatalogStore& store, std::unique_ptr<Database> database)
       area_first_{store.info().data_offset / kBlockSize},
       area_blocks_{store.info().data_size / kBlockSize},
       log_size_{store.info().wal_size},
-      // A small log (tests, tiny volumes) must still hold a few transactions.
+      // A transaction always fits into half of the log, of a small one too.
+      work_in_step_{std::min<std::uint64_t>(1024, store.info().wal_size / (32 << 10))},
       most_dirty_pages_{
           std::min<std::uint64_t>((4ull << 20) / 4096, store.info().wal_size / 16 / 4096)},
       allocator_{*database_, counters_, area_first_, area_blocks_},

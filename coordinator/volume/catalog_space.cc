@@ -10,11 +10,6 @@ namespace csv::volume {
 namespace {
 
 constexpr std::uint64_t kMaxSize = kMaxFileBlocks * kBlockSize;
-/// What one fill() or punch() changes at most: 4 GiB, and this many pieces, are well below 8 MiB of
-/// pages.
-constexpr std::uint64_t kWindowsAtOnce = 512;
-constexpr std::size_t kRunsAtOnce = 512;
-
 std::uint64_t blocks_of(std::uint64_t size) { return (size + kBlockSize - 1) / kBlockSize; }
 
 Expected<void> check_range(std::uint64_t first, std::uint64_t count) {
@@ -130,9 +125,12 @@ Expected<Catalog::Progress> SqlCatalog::fill(InodeId inode, std::uint64_t first,
   CSV_TRY(load_file(inode));
   if (auto holes = CSV_TRY(holes_in(inode, first, first + count)); holes > allocator_.available())
     return Error{std::errc::no_space_on_device, "no " + std::to_string(holes) + " free blocks"};
-  auto at = first, end = std::min(first + count, first + kWindowsAtOnce * kWindowBlocks);
-  CSV_TRY(finish_freeing(inode, first, end));
-  auto runs_left = kRunsAtOnce;
+  auto runs_left = work_in_step_ / 2;
+  auto at = first, end = std::min(first + count, first + runs_left * kWindowBlocks);
+  if (!CSV_TRY(freeing_in(inode, first, end)).empty()) {  // any number of rows, so less of it
+    end = std::min(end, first + kWindowBlocks);
+    CSV_TRY(finish_freeing(inode, first, end));
+  }
   while (at < end && runs_left > 0) {
     auto hole_end = end;
     {
@@ -236,7 +234,8 @@ Expected<Catalog::Progress> SqlCatalog::punch(InodeId inode, std::uint64_t first
     at = end;
   }
   GrantChanges grants;
-  for (std::uint64_t windows = 0; at < end && windows < kWindowsAtOnce; ++windows) {
+  std::uint64_t worked = 0;
+  while (at < end && worked < work_in_step_) {
     CSV_TRY(finish_freeing(inode, at, at + 1));
     {
       auto row = database_->use(sql_->next_extent, inode, at - at % kWindowBlocks);
@@ -254,6 +253,7 @@ Expected<Catalog::Progress> SqlCatalog::punch(InodeId inode, std::uint64_t first
     auto until = std::min(end, window.start + kWindowBlocks);
     window.split(at);
     window.split(until);
+    worked += 1 + window.rows.size();
     for (auto& row : window.rows) {
       if (row.end() <= at || row.file_block >= until) continue;
       grants[row.grant] -= static_cast<std::int64_t>(row.unwritten());
@@ -273,7 +273,7 @@ Expected<void> SqlCatalog::trim(InodeId inode) {
   if (found.keep_beyond_end) return {};
   // Not what is granted: whoever holds it may be writing it. Dropping the grant frees it.
   auto at = blocks_of(found.attr.size);
-  for (std::uint64_t windows = 0; windows < kWindowsAtOnce; ++windows) {
+  for (auto budget = work_in_step_; budget > 0;) {
     Extent next;
     {
       auto row = database_->use(sql_->next_extent, inode, at - at % kWindowBlocks);
@@ -284,8 +284,7 @@ Expected<void> SqlCatalog::trim(InodeId inode) {
     auto until = from - from % kWindowBlocks + kWindowBlocks;
     for (const auto& extent : CSV_TRY(extents_in(inode, from, until)))
       if (extent.grant == GrantId{}) {
-        std::uint64_t one = 1;
-        CSV_TRY(free_some(inode, extent.file_block, extent.end(), one));
+        CSV_TRY(free_some(inode, extent.file_block, extent.end(), budget));
       }
     at = until;
   }

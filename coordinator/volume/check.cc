@@ -13,7 +13,9 @@ Expected<CheckReport> check(iscsi::BlockingLun& lun, const CheckProgress& progre
   Random random{0};  // nothing is written, so there is no salt to choose
   auto store = CSV_TRY(open_catalog_store(lun, info, random, StoreAccess::read_only));
   CSV_TRY(check_catalog(*store, report, progress));
-  if (auto health = store->health(); !health && report.problems.empty()) return health.error();
+  // Damage is in the report; a LUN that went away says nothing about the volume.
+  if (auto health = store->health(); !health && health.error() != Errc::corrupt)
+    return health.error();
   return report;
 }
 

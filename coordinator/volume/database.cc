@@ -17,6 +17,7 @@ Error sqlite_error(int result, sqlite3* db, std::string_view doing) {
     case SQLITE_NOMEM: return {std::errc::not_enough_memory, std::move(message)};
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB:
+    case SQLITE_ERROR:  // our SQL is right, so a table is missing
     case SQLITE_SCHEMA:
     case SQLITE_CONSTRAINT:  // we look before we insert, so a row stands where none may
     case SQLITE_MISMATCH: return {Errc::corrupt, std::move(message)};

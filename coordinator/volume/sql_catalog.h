@@ -180,9 +180,9 @@ class SqlCatalog final : public Catalog {
   /// The rows in [first, end) are gone and their space dying: at once if that is little work, else
   /// in steps (maintain).
   Expected<void> free_blocks(InodeId inode, std::uint64_t first, std::uint64_t end);
-  /// The same for at most `windows` windows that have rows; where it stopped.
+  /// The same for as much as the budget (windows and rows) allows; where it stopped.
   Expected<std::uint64_t> free_some(InodeId inode, std::uint64_t first, std::uint64_t end,
-                                    std::uint64_t& windows);
+                                    std::uint64_t& budget);
   Expected<void> add_freeing(InodeId inode, FreeingSpan span);
   /// Nothing in the windows of [first, end) is left to be freed: needed before they are changed.
   Expected<void> finish_freeing(InodeId inode, std::uint64_t first, std::uint64_t end);
@@ -231,6 +231,9 @@ class SqlCatalog final : public Catalog {
   std::unique_ptr<Database> database_;            // before the statements, which must go first
   const std::uint64_t area_first_, area_blocks_;  ///< The data area, in blocks of the LUN.
   const std::uint64_t log_size_;
+  /// Extent rows and windows that one step changes: each with its index and dying rows a page or
+  /// two, and far fewer where they lie together.
+  const std::uint64_t work_in_step_;
   const std::uint64_t
       most_dirty_pages_;  ///< A transaction ends after the change that came this far.
   Counters counters_, stored_, at_change_;

@@ -333,10 +333,10 @@ TEST_CASE("catalog: sizes end at 16 TiB") {
 }
 
 TEST_CASE("catalog: what is freed counts as a hole at once, however many steps freeing takes") {
-  TestCatalog v{6 * kGiB};
+  TestCatalog v{12 * kGiB};
   auto f = v.file("f");
   auto before = free_blocks(v);
-  constexpr auto kBlocks = 4 * kGiB / kBlockSize;
+  constexpr auto kBlocks = 9 * kGiB / kBlockSize;
   REQUIRE(fill(v, f.inode, 0, kBlocks));
   grow(v, f.inode, kBlocks);
   v.must([&](Catalog& c) { return c.mark_written(f.inode, 0, 2 * kGiB / kBlockSize); });
