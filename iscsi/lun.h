@@ -171,8 +171,8 @@ class Lun {
 ///       one process at a time.
 struct LunOptions {
   std::string initiator = "iqn.2026-01.org.csvfs:node";  ///< One name a node.
-  /// With the session's index it gives its fixed ISID: (node, process, path). A good target ends the
-  /// older session when somebody logs in under an ISID in use. 0: random, for tools.
+  /// With the session's index it gives its fixed ISID: (node, process, path). A good target ends
+  /// the older session when somebody logs in under an ISID in use. 0: random, for tools.
   std::uint64_t isid_seed = 0;
   int sessions = 1;         ///< Nexuses; each has its own loop thread and ISID.
   Duration deadline = 10s;  ///< For a command; exceeding it ends the Lun.
