@@ -15,19 +15,23 @@ constexpr int kShedAtOnce = 512;
 
 Error session_ended() { return Error{Errc::session_ended, "the session has ended"}; }
 
-bool unlisted_holder(const Session& session, InodeId inode) {
-  return session.layouts_unlisted && !session.unlisted_told.contains(inode);
-}
-
 bool same(Blocks a, Blocks b) { return a.first == b.first && a.end == b.end; }
 
 }  // namespace
 
-/// It may hold layouts of this file that nobody has told us of: unless the file is younger than the
-/// takeover, since inode numbers only grow.
+/// Nobody can have been given anything of a file that was made since: inode numbers only grow.
+bool Service::older_than_takeover(InodeId inode) const {
+  return first_made_ == InodeId{} || inode < first_made_;
+}
+
+/// It may hold layouts of this file that nobody has told us of.
 bool Service::unknown_holder(const Session& session, InodeId inode) const {
-  return !session.declared && session.key != Key{} &&
-         (first_made_ == InodeId{} || inode < first_made_);
+  return !session.declared && session.key != Key{} && older_than_takeover(inode);
+}
+
+bool Service::unlisted_holder(const Session& session, InodeId inode) const {
+  return session.layouts_unlisted && !session.unlisted_told.contains(inode) &&
+         older_than_takeover(inode);
 }
 
 bool Service::anyone_holds(InodeId inode, Blocks range, bool reads_too) const {

@@ -115,6 +115,8 @@ class Service final : public VolumeService {
     Layouts::Hold hold;
     InodeLocks::Held lock;
   };
+  [[nodiscard]] bool older_than_takeover(InodeId inode) const;
+  [[nodiscard]] bool unlisted_holder(const Session& session, InodeId inode) const;
   [[nodiscard]] bool unknown_holder(const Session& session, InodeId inode) const;
   [[nodiscard]] bool anyone_holds(InodeId inode, Blocks range, bool reads_too) const;
   /// `on_behalf`: gives up with session_ended if that session ends. None: our own upkeep.

@@ -10,7 +10,7 @@ namespace csv::service {
 namespace {
 
 constexpr std::size_t kOrphansAtOnce = 256;
-constexpr std::size_t kReapersAtOnce = 32;
+constexpr std::size_t kReapersAtOnce = 128;
 constexpr std::size_t kDyingAtOnce = 256;
 constexpr std::uint64_t kDropAtOnce = 1u << 16;
 constexpr Duration kPrune = 5s;

@@ -237,9 +237,10 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
   // A repeat of one in flight: its answer goes to whatever connection the session has by then.
   if (session->requests.contains(frame.id())) return;
   if (session->ending) return refuse_request(Errc::session_ended, "the session has ended");
+  // Content on its way in, or to be sent back.
+  auto bytes = message.bulk.size() + (request.has_read() ? request.read().length() : 0);
   if (session->requests.size() >= kMaxRequests ||
-      (session->request_bytes > 0 &&
-       session->request_bytes + message.bulk.size() > kMaxRequestBytes))
+      (session->request_bytes > 0 && session->request_bytes + bytes > kMaxRequestBytes))
     return refuse_request(Errc::retry, "too many requests of the session are under way");
   if (request.sequence() == 0 && must_be_once(request))
     return refuse_request(Errc::refused, "a request that changes something needs a sequence");
@@ -267,8 +268,8 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
   call->id = frame.id();
   call->request = std::move(request);
   call->content = std::make_shared<Buffer>(std::move(message.bulk));
-  session->requests.emplace(call->id, call->content->size());
-  session->request_bytes += call->content->size();
+  session->requests.emplace(call->id, bytes);
+  session->request_bytes += bytes;
   ++session->total_requests;
   tasks_.spawn(handle(std::move(call)));
 }
