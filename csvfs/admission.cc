@@ -13,6 +13,8 @@ namespace {
 
 constexpr Duration kFirstBackoff = 100ms, kLongestBackoff = 2s;
 constexpr Duration kBeat = 1s;
+/// A path that lasted no longer is no reason to try the next one at once.
+constexpr Duration kLasting = 5s;
 
 /// With the sessions' indices it makes the ISIDs, so it must be the same after every reconnect, and
 /// another one for every process of this node that logs in to the same target.
@@ -66,15 +68,23 @@ void Admission::lost(const std::shared_ptr<LunPath>& path, const Error& why) {
 
 Task<void> Admission::keep_admitted() {
   auto backoff = kFirstBackoff;
+  TimePoint tried_at{};  // lately: an attempt that failed, or came to a path
   for (;;) {
     while (path_ || !about_ || leaving_) co_await changed_.wait();
+    if (setup_.loop->now() - tried_at > kLasting) {
+      backoff = kFirstBackoff;
+    } else {
+      co_await sleep(*setup_.loop, backoff);
+      backoff = std::min(backoff * 2, kLongestBackoff);
+      if (path_ || !about_ || leaving_) continue;
+    }
     auto session = client_->session();
     auto admitted = co_await admit();
     candidate_ = nullptr;
     if (admitted && session == client_->session() && !(*admitted)->closed() && !leaving_) {
       path_ = *admitted;
       trouble_ = {};
-      backoff = kFirstBackoff;
+      tried_at = setup_.loop->now();
       ++admissions_;
       log::info("mount admitted volume={} session={} key={:x}", setup_.volume, raw(session),
                 raw(path_->key()));
@@ -92,9 +102,8 @@ Task<void> Admission::keep_admitted() {
       log::warning("mount not admitted volume={} session={} why=\"{}\"", setup_.volume,
                    raw(session), why.message());
     trouble_ = why;
+    tried_at = setup_.loop->now();
     changed_.notify();
-    co_await sleep(*setup_.loop, backoff);
-    backoff = std::min(backoff * 2, kLongestBackoff);
   }
 }
 

@@ -46,14 +46,14 @@ void FileTable::begin_epoch() {
   for (auto& [inode, file] : files_) file->recalled = 0;
 }
 
-FilePtr FileTable::least_used() const {
-  FilePtr found;
+std::vector<FilePtr> FileTable::unused_first() const {
+  std::vector<FilePtr> all;
   for (const auto& [inode, file] : files_) {
-    if (file->extents.empty() || file->returning || file->asking > 0 || !file->in_flight.empty())
-      continue;
-    if (!found || file->used < found->used) found = file;
+    bool idle = file->asking == 0 && !file->returning && file->in_flight.empty();
+    if (idle && !file->extents.empty()) all.push_back(file);
   }
-  return found;
+  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a->used < b->used; });
+  return all;
 }
 
 std::size_t FileTable::extents() const {

@@ -3,6 +3,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "csvfs/base/ids.h"
 #include "csvfs/base/task.h"
@@ -74,8 +75,8 @@ class FileTable {
   void end_session();
   void begin_epoch();  ///< The coordinator's recalls are counted anew.
   void touch(File& file) { file.used = ++count_; }
-  /// The file whose layouts have been unused the longest and may be dropped; null if none.
-  FilePtr least_used() const;
+  /// The files whose layouts may be dropped now, the longest unused first.
+  [[nodiscard]] std::vector<FilePtr> unused_first() const;
   [[nodiscard]] std::size_t extents() const;
   [[nodiscard]] const std::map<InodeId, FilePtr>& all() const { return files_; }
 

@@ -148,13 +148,14 @@ Task<Expected<IoPath::Layout>> IoPath::ask(FilePtr file, std::uint64_t offset, s
 void IoPath::keep_bounded() {
   if (inserted_ < kMostExtents / 8) return;
   inserted_ = 0;
-  for (auto held = files_->extents(); held > kMostExtents;) {
-    auto victim = files_->least_used();
-    if (!victim) return;
-    held -= std::min(held, victim->extents.size());
-    victim->extents.clear();
-    victim->returning = true;
-    tasks_.spawn(give_back(victim));
+  auto held = files_->extents();
+  if (held <= kMostExtents) return;
+  for (const auto& file : files_->unused_first()) {
+    if (held <= kMostExtents / 8 * 7) return;
+    held -= file->extents.size();
+    file->extents.clear();
+    file->returning = true;
+    tasks_.spawn(give_back(file));
   }
 }
 

@@ -179,7 +179,7 @@ TEST_CASE("mount: parallel writes to one file are in flight together") {
       RamFate fate;
       if (command.kind == RamCommand::Kind::write && command.length == 65536) {
         ++writes;
-        fate.inside = 100ms;
+        fate.inside = 3s;
       }
       return fate;
     };
@@ -191,7 +191,7 @@ TEST_CASE("mount: parallel writes to one file are in flight together") {
     all.push_back(world.begin(mount.write(file.handle, i * 65536, data, {})));
   for (auto& each : all) CHECK(each->get());
   CHECK(writes == 16);
-  CHECK(world.loop().now() - begun < 800ms);  // one after another they take 1.6 s
+  CHECK(world.loop().now() - begun < 24s);  // one after another they take 48 s
 }
 
 TEST_CASE("mount: a recall is answered only once the I/O under the layout has ended") {
@@ -202,7 +202,7 @@ TEST_CASE("mount: a recall is answered only once the I/O under the layout has en
   world.post([&] {
     world.mount_plan = [&](const RamCommand& command) {
       RamFate fate;
-      if (command.kind == RamCommand::Kind::write && command.length == 65536) fate.inside = 400ms;
+      if (command.kind == RamCommand::Kind::write && command.length == 65536) fate.inside = 3s;
       return fate;
     };
   });
@@ -223,17 +223,21 @@ TEST_CASE("mount: a recall is answered only once the I/O under the layout has en
 }
 
 TEST_CASE("mount: a write that lands late from a lost path never replaces what came after it") {
-  World world;
+  World::Options options;
+  SUBCASE("with PREEMPT AND ABORT") {}
+  SUBCASE("like tgt") { options.like_tgt = true; }
+  World world{options};
   auto& mount = world.mount(2);
   auto file = written_file(world, mount, "file", kMiB);
-  std::atomic<int> slow{1};
+  std::atomic<int> writes{0};
   world.post([&] {
     world.mount_plan = [&](const RamCommand& command) {
       RamFate fate;
-      if (command.kind == RamCommand::Kind::write && command.length == 65536 && slow-- > 0) {
-        fate.to_target = 300ms;
+      bool content = command.kind == RamCommand::Kind::write && command.length == 65536;
+      if (content && ++writes == 1) {
+        fate.to_target = 3s;
         fate.lands_late = true;
-        fate.late_by = 1s;
+        fate.late_by = 5s;
       }
       return fate;
     };
@@ -248,8 +252,8 @@ TEST_CASE("mount: a write that lands late from a lost path never replaces what c
   });
   CHECK(writing->get());  // repeated under the next admission
   write(world, mount, file.handle, 0, second);
-  world.wait(sleep(world.loop(), 1500ms));  // the late one has tried by now
-  CHECK(world.disk().late_commands() == 0);
+  CHECK(writes == 3);
+  while (world.disk().late_commands() > 0) world.wait(sleep(world.loop(), 50ms));  // it has tried
   CHECK(read(world, mount, file.handle, 0, 65536) == second);
   CHECK(mount.counters().readmissions == 1);
   CHECK(mount.state().key != before);
@@ -285,14 +289,14 @@ TEST_CASE("mount: what was read under a lease that ran out meanwhile is read aga
       RamFate fate;
       if (command.length == 65536) {
         ++content;
-        fate.inside = 150ms;
+        fate.inside = 3s;
       }
       return fate;
     };
-    world.open_until = world.loop().now() + 50ms;
+    world.open_until = world.loop().now() + 2s;
   });
   auto reading = world.begin(mount.read(file.handle, 0, 65536));
-  CHECK_FALSE(reading->ready_within(400ms));
+  CHECK_FALSE(reading->ready_within(4s));
   world.post([&] { world.open_until = TimePoint::max(); });
   CHECK(reading->get());
   CHECK(content == 2);
@@ -367,7 +371,7 @@ TEST_CASE("mount: after its session was ended, old handles fail with EIO and a n
   world.wait(sleep(world.loop(), 1500ms));
   world.post([&] { world.refuse_connections = false; });
   for (int i = 0;
-       i < 100 && (mount.state().session == session || mount.state().mode != AccessMode::direct);
+       i < 1000 && (mount.state().session == session || mount.state().mode != AccessMode::direct);
        ++i)
     world.wait(sleep(world.loop(), 50ms));
   CHECK(mount.state().session != session);
@@ -404,8 +408,8 @@ TEST_CASE("mount: the root and the statistics answer while there is no coordinat
   REQUIRE(world.wait(mount.attr(kRootInode)));
   world.crash_coordinator();
   world.wait(sleep(world.loop(), 50ms));
-  CHECK(world.begin(mount.attr(kRootInode))->ready_within(2s));
-  CHECK(world.begin(mount.statistics())->ready_within(2s));
+  CHECK(world.begin(mount.attr(kRootInode))->ready_within(20s));
+  CHECK(world.begin(mount.statistics())->ready_within(20s));
 }
 
 TEST_CASE("mount: a durable write, and whatever was written before a sync, survives a power loss") {

@@ -14,6 +14,24 @@ constexpr const char* kVolume = "volume1";
 constexpr const char* kEndpoint = "coordinator";
 constexpr std::uint16_t kCluster = 4711;
 
+/// Tells when it has ended.
+class CountedWorker final : public Worker {
+ public:
+  explicit CountedWorker(std::atomic<int>& count) : count_{&count} { ++*count_; }
+  CountedWorker(const CountedWorker&) = delete;
+  CountedWorker& operator=(const CountedWorker&) = delete;
+  ~CountedWorker() override {
+    worker_.reset();
+    --*count_;
+  }
+  void post(Function<void()> work) override { worker_->post(std::move(work)); }
+  Blocking& blocking() override { return worker_->blocking(); }
+
+ private:
+  std::unique_ptr<ThreadWorker> worker_ = std::make_unique<ThreadWorker>("volume");
+  std::atomic<int>* count_;
+};
+
 }  // namespace
 
 /// A connection that a test may cut.
@@ -53,7 +71,7 @@ class World::Cuttable final : public protocol::Connection {
 };
 
 World::World(Options options) : options_{options} {
-  iscsi::RamDiskOptions disk;
+  auto disk = options_.like_tgt ? iscsi::RamDiskOptions::like_tgt() : iscsi::RamDiskOptions{};
   disk.geometry.block_size = options_.block_size;
   disk.geometry.block_count = options_.size / options_.block_size;
   disk.write_cache = options_.write_cache;
@@ -92,10 +110,7 @@ World::~World() {
   for (int number = 1; number < static_cast<int>(mounts_.size()); ++number) kill_mount(number);
   post([&] { tasks_.reset(); });
   crash_coordinator();
-  // The writer thread's end needs the loop for a moment.
-  for (int i = 0; i < 20; ++i) {
-    wait(sleep(loop_, 5ms));
-  }
+  while (workers_ > 0) wait(sleep(loop_, 5ms));  // a writer thread's end needs the loop
   post([&] {
     listener_.reset();
     first_.reset();
@@ -138,7 +153,7 @@ void World::take_over() {
   around.loop = &loop_;
   around.random = &random_;
   around.open_lun = opener(disk_, 1, false);
-  around.make_worker = [] { return std::make_unique<ThreadWorker>("volume"); };
+  around.make_worker = [this] { return std::make_unique<CountedWorker>(workers_); };
   around.open_until = [this] { return open_until; };
   around.node = NodeId{1};
   around.cluster = kCluster;

@@ -1,4 +1,5 @@
 #pragma once
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -26,6 +27,7 @@ class World {
   struct Options {
     std::uint32_t block_size = 512;
     bool write_cache = true;
+    bool like_tgt = false;  ///< No PREEMPT AND ABORT, registrations that outlive their session.
     std::uint64_t size = 512ull << 20;
     service::Timing timing;
   };
@@ -130,6 +132,7 @@ class World {
   std::unique_ptr<protocol::Transport::Listener> listener_;
   std::unique_ptr<service::VolumeService> service_;
   std::vector<Cuttable*> connections_;
+  std::atomic<int> workers_{0};
   std::vector<std::unique_ptr<Mount>> mounts_ = std::vector<std::unique_ptr<Mount>>(8);
   std::unique_ptr<TaskScope> tasks_ = std::make_unique<TaskScope>();
 };
