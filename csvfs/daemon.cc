@@ -63,12 +63,16 @@ class BoardView {
   BoardView(std::string name, std::string volume)
       : name_{std::move(name)}, volume_{std::move(volume)} {}
 
-  Expected<std::string> endpoint() {
+  struct Coordinator {
+    NodeId node{};
+    std::string endpoint;
+  };
+  Expected<Coordinator> coordinator() {
     CSV_TRY(look());
     auto known = board_->volume(at_);
     if (!known || known->endpoint.empty())
       return Error{Errc::retry, "no node coordinates volume " + volume_ + " as far as csvd knows"};
-    return known->endpoint;
+    return Coordinator{known->coordinator, known->endpoint};
   }
   [[nodiscard]] TimePoint open_until() {
     if (!look()) return {};
@@ -149,9 +153,9 @@ class Daemon {
 
  private:
   void connect(protocol::Connected done) {
-    auto endpoint = board_.endpoint();
-    if (endpoint) return transport_.connect(*endpoint, std::move(done));
-    loop_.post([done = std::move(done), why = endpoint.error()]() mutable { done(why); });
+    auto to = board_.coordinator();
+    if (to) return transport_.connect(to->node, to->endpoint, std::move(done));
+    loop_.post([done = std::move(done), why = to.error()]() mutable { done(why); });
   }
 
   Task<void> begin() {

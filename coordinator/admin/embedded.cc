@@ -142,8 +142,8 @@ Expected<void> EmbeddedVolume::begin() {
     mount.loop = &loop_;
     mount.random = &parts.random;
     mount.open_lun = open_lun;
-    mount.connect = [&parts](protocol::Connected done) {
-      if (!parts.stopped) return parts.transport.connect(kEndpoint, std::move(done));
+    mount.connect = [&parts, node = options_.node](protocol::Connected done) {
+      if (!parts.stopped) return parts.transport.connect(node, kEndpoint, std::move(done));
       parts.loop.post([done = std::move(done), why = *parts.stopped]() mutable { done(why); });
     };
     mount.open_until = around.open_until;

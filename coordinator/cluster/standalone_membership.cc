@@ -53,7 +53,8 @@ void StandaloneMembership::tick() {
 void StandaloneMembership::reach(Other& other) {
   other.connecting = true;
   with_.transport->connect(
-      other.peer.address, [this, alive = std::weak_ptr{alive_}, &other](auto connected) {
+      other.peer.id, other.peer.address,
+      [this, alive = std::weak_ptr{alive_}, &other](auto connected) {
         if (!alive.lock()) return;
         other.connecting = false;
         if (!connected) {
@@ -62,6 +63,8 @@ void StandaloneMembership::reach(Other& other) {
           other.absent = connected.error() == std::errc::connection_refused;
           return;  // the next tick tries again
         }
+        if (!(*connected)->speaks_for(other.peer.id))
+          return refuse_echoes(other, raw(other.peer.id));
         other.out = *std::move(connected);
         other.connected_at = with_.loop->now();
         other.out->start([this, &other](protocol::Message message) { take_echo(other, message); },
@@ -85,6 +88,13 @@ void StandaloneMembership::beat(Other& other) {
   other.out->send(std::move(message));
 }
 
+void StandaloneMembership::refuse_echoes(Other& other, std::uint32_t as_node) {
+  if (!std::exchange(other.wrong, true))
+    log::warning("peer_answers_wrongly node={} name={} address={} as_node={}", raw(other.peer.id),
+                 other.peer.name, other.peer.address, as_node);
+  other.out.reset();
+}
+
 void StandaloneMembership::take_echo(Other& other, const protocol::Message& message) {
   const auto& echo = message.frame.beat_echo();
   auto now = with_.loop->now();
@@ -92,11 +102,7 @@ void StandaloneMembership::take_echo(Other& other, const protocol::Message& mess
   // Its address may by now be another node's, and a time of ours cannot lie ahead.
   if (!message.frame.has_beat_echo() || echo.node() != raw(other.peer.id) || sent_at > now ||
       sent_at < other.connected_at) {
-    if (!std::exchange(other.wrong, true))
-      log::warning("peer_answers_wrongly node={} name={} address={} as_node={}", raw(other.peer.id),
-                   other.peer.name, other.peer.address, echo.node());
-    other.out.reset();
-    return;
+    return refuse_echoes(other, echo.node());
   }
   if (!other.echoed || other.incarnation != echo.incarnation())
     log::info("peer_present node={} name={} incarnation={:x}", raw(other.peer.id), other.peer.name,
@@ -129,6 +135,14 @@ void StandaloneMembership::accept(std::unique_ptr<protocol::Connection> connecti
     if (strangers_.insert(node).second)
       log::warning("beat_refused peer={} node={} why=\"not a configured peer\"", connection->peer(),
                    node);
+    return;
+  }
+  // Whoever could beat for another node would renew what that node was fenced for, or cut it off.
+  if (!connection->speaks_for(other->peer.id)) {
+    if (!std::exchange(other->impersonated, true))
+      log::warning(
+          "beat_refused peer={} node={} why=\"it is not that node: its certificate says so\"",
+          connection->peer(), raw(other->peer.id));
     return;
   }
   // The newest connection counts: a peer gives one up before it makes another.

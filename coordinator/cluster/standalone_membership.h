@@ -63,7 +63,8 @@ class StandaloneMembership final : public Membership {
     std::unique_ptr<protocol::Connection> out;  ///< Our beats, its echoes.
     std::unique_ptr<protocol::Connection> in;   ///< Its beats, our echoes.
     bool connecting = false, echoed = false, absent = false;
-    bool wrong = false;  ///< Somebody else answers at its address; said once.
+    bool wrong = false;         ///< Somebody else answers at its address; said once.
+    bool impersonated = false;  ///< Somebody else beat in its name; said once.
     std::uint64_t incarnation = 0;
     std::int64_t last_beat = 0;  ///< sent_at of its last one on `in`.
     TimePoint connected_at{}, last_echo{}, last_heard{};
@@ -73,6 +74,7 @@ class StandaloneMembership final : public Membership {
   void tick();
   void reach(Other& other);
   void beat(Other& other);
+  void refuse_echoes(Other& other, std::uint32_t as_node);
   void take_echo(Other& other, const protocol::Message& message);
   void take_beat(Other& other, const protocol::Message& message);
   void echo(Other& other);

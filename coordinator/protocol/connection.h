@@ -7,6 +7,7 @@
 #include "csvfs/base/buffer.h"
 #include "csvfs/base/error.h"
 #include "csvfs/base/function.h"
+#include "csvfs/base/ids.h"
 
 namespace csv::protocol {
 
@@ -27,6 +28,10 @@ class Connection {
   virtual void send(Message message) = 0;
   virtual void close() = 0;
   [[nodiscard]] virtual std::string peer() const = 0;
+  /// Whether the peer belongs to this node, as far as the transport knows: with TLS by the
+  /// certificate it has proven to hold. One that authenticates nobody (plain TCP, within one
+  /// process) says yes to every node. Whoever acts on a node's name in a message asks this first.
+  [[nodiscard]] virtual bool speaks_for(NodeId node) const = 0;
   /// Bytes queued and not yet taken by the network, for bounds.
   [[nodiscard]] virtual std::size_t queued_bytes() const = 0;
 };
@@ -37,7 +42,9 @@ using Connected = Function<void(Expected<std::unique_ptr<Connection>>)>;
 class Transport {
  public:
   virtual ~Transport() = default;
-  virtual void connect(const std::string& endpoint, Connected done) = 0;
+  /// To a process of `node`, which listens there. A connection is handed over only once both sides
+  /// have accepted each other, as far as the transport authenticates at all.
+  virtual void connect(NodeId node, const std::string& endpoint, Connected done) = 0;
   /// Until the returned object is destroyed.
   class Listener {
    public:

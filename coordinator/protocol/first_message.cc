@@ -87,6 +87,9 @@ class HandedOver final : public Connection {
     relay_->inner->close();
   }
   [[nodiscard]] std::string peer() const override { return relay_->inner->peer(); }
+  [[nodiscard]] bool speaks_for(NodeId node) const override {
+    return relay_->inner->speaks_for(node);
+  }
   [[nodiscard]] std::size_t queued_bytes() const override { return relay_->inner->queued_bytes(); }
 
  private:

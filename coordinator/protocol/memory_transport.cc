@@ -96,6 +96,7 @@ class MemoryConnection final : public Connection {
   }
 
   [[nodiscard]] std::string peer() const override { return end_->peer; }
+  [[nodiscard]] bool speaks_for(NodeId) const override { return true; }
   [[nodiscard]] std::size_t queued_bytes() const override { return end_->underway; }
 
  private:
@@ -130,7 +131,7 @@ class MemoryTransport::Place final : public Transport::Listener {
   std::string endpoint_;
 };
 
-void MemoryTransport::connect(const std::string& endpoint, Connected done) {
+void MemoryTransport::connect(NodeId, const std::string& endpoint, Connected done) {
   loop_->post([loop = loop_, listeners = listeners_, endpoint, done = std::move(done)]() mutable {
     auto found = listeners->find(endpoint);
     if (found == listeners->end())

@@ -19,7 +19,7 @@ std::pair<std::unique_ptr<Connection>, std::unique_ptr<Connection>> connection_p
 class MemoryTransport final : public Transport {
  public:
   explicit MemoryTransport(Loop& loop) : loop_{&loop} {}
-  void connect(const std::string& endpoint, Connected done) override;
+  void connect(NodeId node, const std::string& endpoint, Connected done) override;
   Expected<std::unique_ptr<Listener>> listen(
       const std::string& endpoint,
       std::function<void(std::unique_ptr<Connection>)> accepted) override;

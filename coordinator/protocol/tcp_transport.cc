@@ -224,6 +224,7 @@ class TcpConnection final : public Connection {
   void send(Message message) override { stream_->send(std::move(message)); }
   void close() override { stream_->close(); }
   [[nodiscard]] std::string peer() const override { return stream_->peer(); }
+  [[nodiscard]] bool speaks_for(NodeId) const override { return true; }
   [[nodiscard]] std::size_t queued_bytes() const override { return stream_->queued(); }
 
  private:
@@ -297,7 +298,7 @@ class TcpListener final : public Transport::Listener {
 
 }  // namespace
 
-void TcpTransport::connect(const std::string& endpoint, Connected done) {
+void TcpTransport::connect(NodeId, const std::string& endpoint, Connected done) {
   auto to = parse(endpoint);
   if (!to) {
     loop_->post([done = std::move(done), why = to.error()]() mutable { done(why); });

@@ -28,7 +28,7 @@ class TcpTransport final : public Transport {
   TcpTransport(AsioLoop& loop, Options options) : loop_{&loop}, options_{options} {}
 
   /// `done` is called once, through the loop, also if the transport is gone by then.
-  void connect(const std::string& endpoint, Connected done) override;
+  void connect(NodeId node, const std::string& endpoint, Connected done) override;
   /// Port 0: any free one; the listener's endpoint() says which.
   Expected<std::unique_ptr<Listener>> listen(
       const std::string& endpoint,

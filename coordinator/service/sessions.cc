@@ -53,8 +53,16 @@ Task<void> Service::greet(LinkRef link, wire::Hello hello) {
     refuse(link, Error{Errc::refused, "a hello must name its node and its incarnation"});
     co_return;
   }
-  // One at a time, so that two connections of one mount cannot make two sessions.
   NodeId node{static_cast<std::uint8_t>(hello.node())};
+  // A Hello ends, and fences, whatever that node's mount held before: only itself may say it. All
+  // else a mount asks for is bound to the node of its session.
+  if (!link->connection) co_return;
+  if (!link->connection->speaks_for(node)) {
+    refuse(link, Error{Errc::refused,
+                       fmt::format("the certificate shown is not that of node {}", hello.node())});
+    co_return;
+  }
+  // One at a time, so that two connections of one mount cannot make two sessions.
   while (greeting_.contains(node)) co_await sessions_changed_.wait();
   Greeting turn{greeting_, node, sessions_changed_};
   auto session = co_await session_for(hello);

@@ -8,6 +8,7 @@
 #include "coordinator/cluster/standalone_membership.h"
 #include "coordinator/protocol/first_message.h"
 #include "coordinator/protocol/memory_transport.h"
+#include "tests/fakes/certified.h"
 #include "tests/fakes/manual_loop.h"
 
 using namespace csv;
@@ -38,6 +39,7 @@ class CuttableConnection final : public protocol::Connection {
   }
   void close() override { inner_->close(); }
   [[nodiscard]] std::string peer() const override { return inner_->peer(); }
+  [[nodiscard]] bool speaks_for(NodeId node) const override { return raw(node) == to_; }
   [[nodiscard]] std::size_t queued_bytes() const override { return inner_->queued_bytes(); }
 
  private:
@@ -50,10 +52,11 @@ class CuttableTransport final : public protocol::Transport {
  public:
   CuttableTransport(protocol::Transport& inner, const Cuts& cuts, int node)
       : inner_{&inner}, cuts_{&cuts}, node_{node} {}
-  void connect(const std::string& endpoint, protocol::Connected done) override {
+  void connect(NodeId node, const std::string& endpoint, protocol::Connected done) override {
     int to = endpoint.back() - '0';
     inner_->connect(
-        endpoint, [cuts = cuts_, from = node_, to, done = std::move(done)](auto connected) mutable {
+        node, endpoint,
+        [cuts = cuts_, from = node_, to, done = std::move(done)](auto connected) mutable {
           if (!connected) return done(connected.error());
           if (cuts->count({from, to}) > 0) return done(Error{std::errc::timed_out, "cut"});
           done(std::unique_ptr<protocol::Connection>{
@@ -316,4 +319,73 @@ TEST_CASE("membership: an echo of another node, or of a beat never sent, renews 
                                    .changed = {}}};
   loop.run_for(5s);
   CHECK((loop.now() < membership.open_until("v")) == !distort);
+}
+
+TEST_CASE("membership: whoever beats for another node is not heard, and disturbs nobody") {
+  Cluster cluster{3};
+  cluster[1].coordinating("v", Epoch{1}, Key{5});
+  cluster.loop.run_for(2s);
+  cluster.cut(1, 2);
+  cluster.loop.run_for(10s);
+  auto silent_since = cluster[1].peers()[0].last_heard;
+  auto as_node = [&](unsigned certificate) {
+    auto [mine, theirs] = protocol::connection_pair(cluster.loop);
+    auto echoes = std::make_shared<int>(0);
+    mine->start([echoes](protocol::Message) { ++*echoes; }, [](Error) {});
+    protocol::Message beat;
+    beat.frame.mutable_beat()->set_node(2);
+    beat.frame.mutable_beat()->set_incarnation(99);
+    beat.frame.mutable_beat()->set_sent_at(1);
+    cluster[1].accept(std::make_unique<csv::fakes::Certified>(
+                          std::move(theirs), NodeId{static_cast<std::uint8_t>(certificate)}),
+                      std::move(beat));
+    cluster.loop.run_for(100ms);
+    return *echoes;
+  };
+  CHECK(as_node(3) == 0);
+  CHECK(cluster[1].peers()[0].last_heard == silent_since);
+  CHECK(as_node(2) == 1);  // otherwise the run proved nothing
+  CHECK(cluster[1].peers()[0].last_heard > silent_since);
+}
+
+TEST_CASE("membership: whoever answers at a peer's address without being it renews nothing") {
+  ManualLoop loop;
+  protocol::MemoryTransport memory{loop};
+  /// What is at the other end has shown the certificate of node 3.
+  struct Third final : protocol::Transport {
+    explicit Third(protocol::Transport& with) : inner{&with} {}
+    void connect(NodeId node, const std::string& endpoint, protocol::Connected done) override {
+      inner->connect(node, endpoint, [done = std::move(done)](auto connected) mutable {
+        REQUIRE(connected);
+        done(std::unique_ptr<protocol::Connection>{
+            std::make_unique<csv::fakes::Certified>(*std::move(connected), NodeId{3})});
+      });
+    }
+    Expected<std::unique_ptr<Listener>> listen(
+        const std::string& endpoint,
+        std::function<void(std::unique_ptr<protocol::Connection>)> accepted) override {
+      return inner->listen(endpoint, std::move(accepted));
+    }
+    protocol::Transport* inner;
+  } network{memory};
+  int accepted = 0, beats = 0;
+  std::vector<std::unique_ptr<protocol::Connection>> connections;
+  auto listener = network.listen("node2", [&](auto connection) {
+    ++accepted;
+    connections.push_back(std::move(connection));
+    connections.back()->start([&](protocol::Message) { ++beats; }, [](Error) {});
+  });
+  REQUIRE(listener);
+  StandaloneMembership membership{{.loop = &loop,
+                                   .transport = &network,
+                                   .node = NodeId{1},
+                                   .endpoint = "node1",
+                                   .incarnation = 1,
+                                   .peers = {{NodeId{2}, "node2", "node2"}},
+                                   .timing = {},
+                                   .changed = {}}};
+  loop.run_for(5s);
+  CHECK(accepted > 1);  // it is tried again and again
+  CHECK(beats == 0);
+  CHECK_FALSE(membership.all_present());
 }

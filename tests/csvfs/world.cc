@@ -56,6 +56,7 @@ class World::Cuttable final : public protocol::Connection {
   }
   void close() override { inner_->close(); }
   std::string peer() const override { return inner_->peer(); }
+  bool speaks_for(NodeId node) const override { return inner_->speaks_for(node); }
   std::size_t queued_bytes() const override { return inner_->queued_bytes(); }
   void cut() {
     if (std::exchange(cut_, true)) return;
@@ -181,7 +182,7 @@ void World::connect(protocol::Connected done) {
     });
     return;
   }
-  transport_.connect(kEndpoint, [this, done = std::move(done)](auto made) mutable {
+  transport_.connect(NodeId{1}, kEndpoint, [this, done = std::move(done)](auto made) mutable {
     if (!made) return done(made.error());
     std::unique_ptr<protocol::Connection> wrapped =
         std::make_unique<Cuttable>(*this, *std::move(made));

@@ -103,7 +103,7 @@ TEST_CASE("tcp: messages with and without bulk data cross whole and in order, bo
   };
   std::unique_ptr<Connection> client;
   loop.post([&] {
-    transport.connect(server.listener->endpoint(), [&](auto connected) {
+    transport.connect(NodeId{1}, server.listener->endpoint(), [&](auto connected) {
       REQUIRE(connected);
       client = *std::move(connected);
       client->start(
@@ -142,7 +142,7 @@ TEST_CASE("tcp: what was sent before the close arrives, then the end, once") {
   };
   std::unique_ptr<Connection> client;
   loop.post([&] {
-    transport.connect(server.listener->endpoint(), [&](auto connected) {
+    transport.connect(NodeId{1}, server.listener->endpoint(), [&](auto connected) {
       REQUIRE(connected);
       client = *std::move(connected);
       client->start([](Message) {}, [](Error) {});
@@ -174,7 +174,7 @@ TEST_CASE("tcp: a handler may destroy its connection, and nothing follows") {
   };
   std::unique_ptr<Connection> client;
   loop.post([&] {
-    transport.connect(server.listener->endpoint(), [&](auto connected) {
+    transport.connect(NodeId{1}, server.listener->endpoint(), [&](auto connected) {
       REQUIRE(connected);
       client = *std::move(connected);
       client->start([](Message) {}, [](Error) {});
@@ -296,11 +296,11 @@ TEST_CASE("tcp: connecting to nobody, or to no address, fails with a reason") {
     if (errors.size() == 5) loop.stop();
   };
   loop.post([&] {
-    transport.connect(free_port, failed);
-    transport.connect("node1:7400", failed);
-    transport.connect("127.0.0.1", failed);
-    transport.connect("::1:7400", failed);
-    transport.connect("10.0.0.1:70000", failed);
+    transport.connect(NodeId{1}, free_port, failed);
+    transport.connect(NodeId{1}, "node1:7400", failed);
+    transport.connect(NodeId{1}, "127.0.0.1", failed);
+    transport.connect(NodeId{1}, "::1:7400", failed);
+    transport.connect(NodeId{1}, "10.0.0.1:70000", failed);
   });
   loop.run();
   CHECK_FALSE(watch.timed_out);
@@ -329,8 +329,8 @@ TEST_CASE("memory: a connection carries, closes and checks like one of TCP") {
   std::vector<std::uint64_t> got;
   std::optional<Error> end;
   loop.post([&] {
-    transport.connect("nobody", [&](auto connected) { CHECK_FALSE(connected); });
-    transport.connect("csvd", [&](auto connected) {
+    transport.connect(NodeId{1}, "nobody", [&](auto connected) { CHECK_FALSE(connected); });
+    transport.connect(NodeId{1}, "csvd", [&](auto connected) {
       REQUIRE(connected);
       here = *std::move(connected);
       here->start([](Message) {}, [](Error) {});

@@ -13,6 +13,7 @@
 #include "csvfs/base/log.h"
 #include "csvfs/base/thread_worker.h"
 #include "iscsi/blocking_lun.h"
+#include "tests/fakes/certified.h"
 
 namespace csv::service::test {
 namespace {
@@ -283,6 +284,7 @@ Error Client::connect(Coordinator& coordinator, wire::Hello declares) {
     auto [mine, theirs] =
         protocol::connection_pair(world_->loop, fmt::format("node{}", raw(node_)), "coordinator");
     state_->connection = std::move(mine);
+    if (certificate_) theirs = std::make_unique<fakes::Certified>(std::move(theirs), *certificate_);
     state_->hello.reset();
     std::weak_ptr<State> weak = state_;
     state_->connection->start(

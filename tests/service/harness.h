@@ -76,6 +76,8 @@ class Client {
 
   /// Connects, says Hello (resuming its session, if it has one), and waits for the answer.
   Error connect(Coordinator& coordinator, wire::Hello declares = {});
+  /// From now on its connections have proven to be this node's, whatever its Hello says.
+  void certified_as(unsigned node) { certificate_ = NodeId{static_cast<std::uint8_t>(node)}; }
   void resume_done();
   void disconnect();
   /// Registers a fresh key through the three steps.
@@ -136,6 +138,7 @@ class Client {
   World* world_;
   NodeId node_;
   std::uint64_t incarnation_;
+  std::optional<NodeId> certificate_;
   std::shared_ptr<State> state_;
   SessionId session_{};
   Key key_{};

@@ -44,6 +44,47 @@ wire::Request write_request(std::uint64_t inode, bool append) {
 
 }  // namespace
 
+// ---------------------------------------------------------------------------- who speaks
+
+TEST_CASE("service: a node with a certificate of its own cannot speak for another one") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client honest{world, 2, 22};
+  honest.certified_as(2);
+  REQUIRE(!honest.connect(coordinator).code());
+  honest.admit();
+  auto key = honest.key();
+  auto fences = coordinator.status().fences;
+  // A new mount of node 2 would end the session that node has, and fence its key.
+  Client thief{world, 2, 33};
+  thief.certified_as(3);
+  CHECK(thief.connect(coordinator) == Errc::refused);
+  // Nor may it resume what is not its own, whatever it knows of it.
+  Client other{world, 3, 44};
+  other.certified_as(3);
+  REQUIRE(!other.connect(coordinator).code());
+  wire::Request done;
+  done.mutable_admit_done()->set_key(raw(key));
+  CHECK(protocol::decode(other.call(done).failure()) == Errc::refused);
+
+  CHECK(world.listed(key));
+  CHECK(honest.create("still mine") != 0);
+  CHECK(coordinator.status().fences == fences);
+}
+
+TEST_CASE("service: a session is resumed by its own node only") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client client{world, 2, 22};
+  client.certified_as(2);
+  REQUIRE(!client.connect(coordinator).code());
+  client.disconnect();
+  client.certified_as(3);
+  CHECK(client.connect(coordinator) == Errc::refused);
+  client.certified_as(2);
+  CHECK(!client.connect(coordinator).code());
+}
+
 // ---------------------------------------------------------------------------- exactly once
 
 TEST_CASE("service: a repeated request takes effect once and gets its first answer") {

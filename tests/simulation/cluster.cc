@@ -81,7 +81,10 @@ void Csvd::publish() {
   if (!membership_ || !coordination_) return;  // Still being built.
   auto& board = cluster_.nodes_[node_].board;
   auto who = membership_->coordinator(Cluster::kVolume);
-  if (who != published_) board.endpoint = who ? who->endpoint : "";
+  if (who != published_) {
+    board.endpoint = who ? who->endpoint : "";
+    board.coordinator = who ? who->node : NodeId{};
+  }
   published_ = who;
   board.open_until = membership_->open_until(Cluster::kVolume);
   coordination_->news();
@@ -154,7 +157,7 @@ Csvfs::Csvfs(Cluster& cluster, std::size_t node)
           done(Error{Errc::not_coordinator, "nobody is known to coordinate the volume"});
         });
       }
-      process_.door->connect(board.endpoint, std::move(done));
+      process_.door->connect(board.coordinator, board.endpoint, std::move(done));
     };
     with.open_until = [this] { return cluster_.nodes_[node_].board.open_until; };
     with.volume = Cluster::kVolume;

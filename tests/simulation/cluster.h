@@ -22,6 +22,7 @@ namespace csv::sim {
 /// What csvd leaves in shared memory for the mount of its node; outlives both.
 struct Board {
   std::string endpoint;
+  NodeId coordinator{};
   TimePoint open_until{};
 };
 

@@ -94,6 +94,10 @@ class Network::End final : public protocol::Connection {
   [[nodiscard]] std::string peer() const override {
     return stream_->sides[static_cast<std::size_t>(side_)].peer;
   }
+  /// As certificates would have it: what the process at the other end is, not what it says.
+  [[nodiscard]] bool speaks_for(NodeId node) const override {
+    return stream_->sides[static_cast<std::size_t>(1 - side_)].node == node;
+  }
   [[nodiscard]] std::size_t queued_bytes() const override {
     return stream_->sides[static_cast<std::size_t>(1 - side_)].coming_bytes;
   }
@@ -145,7 +149,7 @@ class Network::Door final : public protocol::Transport {
   }
   ~Door() override { network_.died(id_); }
 
-  void connect(const std::string& endpoint, protocol::Connected done) override {
+  void connect(NodeId node, const std::string& endpoint, protocol::Connected done) override {
     CSV_CHECK(loop_.here());
     auto fail = [this](protocol::Connected told, std::errc why, Duration after) {
       // Through the world, so that it fails even if the loop is never busy.
@@ -165,6 +169,8 @@ class Network::Door final : public protocol::Transport {
                   network_.world_.between(100us, 1ms));
     }
     auto to = found->second.node;
+    // What certificates would show: another node has the address by now.
+    if (to != node) return fail(std::move(done), std::errc::permission_denied, 1ms);
     if (network_.parted(node_, to) || network_.parted(to, node_) ||
         network_.unplugged_.contains(to) || network_.unplugged_.contains(node_)) {
       return fail(std::move(done), std::errc::timed_out, 3s);

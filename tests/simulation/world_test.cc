@@ -42,7 +42,7 @@ struct Pair {
       listener = *std::move(listening);
     });
     a.enter([&] {
-      from->connect("there", [this](auto made) {
+      from->connect(kThere, "there", [this](auto made) {
         REQUIRE(made);
         outgoing = *std::move(made);
         outgoing->start([](protocol::Message) {}, [this](Error) { broken = true; });
