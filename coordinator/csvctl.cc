@@ -160,6 +160,7 @@ int main(int argc, char** argv) {
   app.add_option("--config", given.config, "This node's configuration")->capture_default_str();
   app.add_option("--socket", given.socket, "The admin socket of csvd")->capture_default_str();
   app.add_flag("--debug", given.debug, "Log what happens below");
+  app.set_version_flag("--version", "csvctl " CSV_VERSION, "The version");
   add_volume(app, given);
   add_reservation(app, given);
   add_fs(app, given);

@@ -1,10 +1,5 @@
 #include "coordinator/daemon.h"
 
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
-
-#include <cstdlib>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -325,24 +320,6 @@ Expected<std::unique_ptr<Daemon>> Daemon::start(AsioLoop& loop, Config config, P
   auto csvd = std::make_unique<Csvd>(loop, std::move(config));
   CSV_TRY(csvd->build(places));
   return std::unique_ptr<Daemon>{std::move(csvd)};
-}
-
-void notify_systemd(const std::string& state) {
-  const char* path = std::getenv("NOTIFY_SOCKET");
-  if (path == nullptr) return;
-  sockaddr_un to{};
-  to.sun_family = AF_UNIX;
-  std::string name{path};
-  if (name.empty() || name.size() >= sizeof to.sun_path) return;
-  name.copy(to.sun_path, name.size());
-  if (name.front() == '@') to.sun_path[0] = '\0';  // an abstract one
-  int fd = ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return;
-  auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
-  if (::sendto(fd, state.data(), state.size(), MSG_NOSIGNAL, reinterpret_cast<sockaddr*>(&to),
-               length) < 0)
-    log::warning("notify_failed socket={}", name);
-  ::close(fd);
 }
 
 }  // namespace csv

@@ -27,7 +27,4 @@ class Daemon {
   virtual void close(Duration patience, Function<void()> done) = 0;
 };
 
-/// Says "STATE=…" to systemd where it asked for it (sd_notify(3)): a service of Type=notify.
-void notify_systemd(const std::string& state);
-
 }  // namespace csv

@@ -6,7 +6,9 @@
 
 #include "coordinator/daemon.h"
 #include "csvfs/base/asio.h"
+#include "csvfs/base/io_process.h"
 #include "csvfs/base/log.h"
+#include "csvfs/base/systemd.h"
 
 namespace {
 
@@ -18,6 +20,7 @@ int run(const std::string& config_file, bool debug) {
     std::fprintf(stderr, "csvd: %s\n", config.error().message().c_str());
     return 2;
   }
+  become_part_of_the_io_path();
   AsioLoop loop;
   auto daemon = Daemon::start(loop, *std::move(config), {});
   if (!daemon) {
@@ -46,6 +49,7 @@ int main(int argc, char** argv) {
   bool debug = false;
   app.add_option("--config", config, "The configuration")->capture_default_str();
   app.add_flag("--debug", debug, "Log details, too");
+  app.set_version_flag("--version", "csvd " CSV_VERSION, "The version");
   CLI11_PARSE(app, argc, argv);
   ::signal(SIGPIPE, SIG_IGN);
   return run(config, debug);

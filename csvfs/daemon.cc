@@ -1,20 +1,15 @@
 #include "csvfs/daemon.h"
 
-#include <malloc.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <optional>
 #include <utility>
 
 #include "coordinator/protocol/tcp_transport.h"
 #include "csvfs/base/asio.h"
 #include "csvfs/base/asio_loop.h"
+#include "csvfs/base/io_process.h"
 #include "csvfs/base/log.h"
 #include "csvfs/base/status_board.h"
 #include "csvfs/fuse_session.h"
@@ -24,38 +19,8 @@
 namespace csv {
 namespace {
 
-constexpr Duration kReadyWithin = 60s;  ///< csvd may be starting, or taking the volume over.
 constexpr Duration kTick = 1s;
 constexpr Duration kEndWithin = 15s;
-
-#ifndef PR_SET_IO_FLUSHER
-constexpr int PR_SET_IO_FLUSHER = 57;
-#endif
-
-/// The process is on the way of its own memory's write-back: it must neither wait for that nor be
-/// swapped out. What it locks is bounded by its pools and the layouts it may keep.
-void become_part_of_the_io_path(bool lock_memory) {
-  // Buffers of a mebibyte come and go with each request: they stay with the process.
-  ::mallopt(M_MMAP_THRESHOLD, 16 << 20);
-  ::mallopt(M_TRIM_THRESHOLD, 64 << 20);
-  if (::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0 && errno != EPERM)
-    log::warning("mount without PR_SET_IO_FLUSHER error=\"{}\"", std::strerror(errno));
-  rlimit limit{};
-  bool unlimited = ::geteuid() == 0 ||
-                   (::getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur == RLIM_INFINITY);
-  if (!lock_memory || !unlimited) return;
-  if (::mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0)
-    log::warning("mount without locked memory error=\"{}\"", std::strerror(errno));
-}
-
-/// What mount(8) and fstab say to themselves, not to a file system.
-bool is_for_mount_alone(const std::string& option) {
-  static const char* const kOptions[] = {"auto",    "noauto", "defaults", "nofail",
-                                         "_netdev", "user",   "nouser",   "users",
-                                         "owner",   "group",  "rw",       "relatime"};
-  return option.empty() || option.starts_with("x-") || option.starts_with("comment=") ||
-         std::find(std::begin(kOptions), std::end(kOptions), option) != std::end(kOptions);
-}
 
 /// The board as the mount sees it: csvd may come later than we do, and go and come again.
 class BoardView {
@@ -112,7 +77,7 @@ const VolumeConfig* find_volume(const Config& config, const std::string& name) {
 class Daemon {
  public:
   Daemon(DaemonOptions options, Config config, const VolumeConfig& volume,
-         std::function<void()> usable)
+         std::function<bool()> usable)
       : options_{std::move(options)},
         usable_{std::move(usable)},
         signals_{loop_.context(), SIGTERM, SIGINT},
@@ -142,7 +107,7 @@ class Daemon {
       log::info("mount asked to end volume={} signal={}", options_.volume, signal);
       leave();
     });
-    loop_.after(kReadyWithin, [this] { give_up_waiting(); });
+    loop_.after(options_.ready_within, [this] { give_up_waiting(); });
     loop_.post([this] {
       tick();
       tasks_.spawn(begin());
@@ -163,8 +128,7 @@ class Daemon {
     if (!ready) co_return finish(ready.error());
     FuseSession::Options fuse;
     fuse.source = options_.volume;
-    for (const auto& option : options_.mount_options)
-      if (!is_for_mount_alone(option)) fuse.options.push_back(option);
+    fuse.options = options_.mount_options;
     auto session =
         FuseSession::start(loop_, *mount_, options_.mountpoint, fuse, [this] { leave(); });
     if (!session) {
@@ -174,7 +138,7 @@ class Daemon {
     session_ = *std::move(session);
     log::info("mounted volume={} at={}", options_.volume, options_.mountpoint);
     tick_once();
-    usable_();
+    if (!usable_()) leave();
   }
 
   void give_up_waiting() {
@@ -189,18 +153,24 @@ class Daemon {
     if (!session_) return finish(Error{std::errc::interrupted, "ended before it was mounted"});
     session_->unmount();
     // A storage that does not answer must not keep the process: the coordinator fences it then.
-    loop_.after(kEndWithin, [this] { finish({}); });
+    loop_.after(kEndWithin, [this] {
+      finish(Error{std::errc::timed_out, "the storage or the coordinator did not answer any more"});
+    });
     tasks_.spawn(end());
   }
 
   Task<void> end() {
     co_await mount_->end();
-    log::info("unmounted volume={}", options_.volume);
+    auto trouble = mount_->farewell_trouble();
+    log::info("unmounted volume={} goodbye=\"{}\"", options_.volume,
+              trouble.empty() ? "said" : trouble);
+    if (!trouble.empty()) co_return finish(Error{Errc::closed, trouble});
     finish({});
   }
 
   void finish(Expected<void> result) {
     if (std::exchange(finished_, true)) return;
+    board_.publish(BoardMount{});  // no process: what is left on the board is of one that crashed
     result_ = std::move(result);
     loop_.stop();
   }
@@ -222,7 +192,7 @@ class Daemon {
   }
 
   DaemonOptions options_;
-  std::function<void()> usable_;
+  std::function<bool()> usable_;
   AsioLoop loop_;
   asio::signal_set signals_;
   protocol::TcpTransport transport_;
@@ -237,12 +207,21 @@ class Daemon {
 
 }  // namespace
 
-Expected<void> run_daemon(const DaemonOptions& options, std::function<void()> usable) {
+Expected<void> check_volume_is_configured(const std::string& config_file,
+                                          const std::string& volume) {
+  auto config = CSV_TRY(load_config(config_file));
+  if (find_volume(config, volume) != nullptr) return {};
+  std::string known;
+  for (const auto& each : config.volumes) known += (known.empty() ? "" : ", ") + each.name;
+  return Error{Errc::refused, "there is no volume " + volume + " in " + config_file +
+                                  (known.empty() ? ", nor any other; csvctl volume add adds it"
+                                                 : "; it has: " + known)};
+}
+
+Expected<void> run_daemon(const DaemonOptions& options, std::function<bool()> usable) {
+  CSV_TRY(check_volume_is_configured(options.config_file, options.volume));
   auto config = CSV_TRY(load_config(options.config_file));
   const auto* volume = find_volume(config, options.volume);
-  if (!volume)
-    return Error{Errc::refused,
-                 "there is no volume " + options.volume + " in " + options.config_file};
   become_part_of_the_io_path(options.lock_memory);
   Daemon daemon{options, config, *volume, std::move(usable)};
   return daemon.run();

@@ -49,6 +49,7 @@ class VolumeMount final : public Mount, private Client::Owner {
 
   Task<Expected<void>> ready() override;
   Task<void> end() override;
+  [[nodiscard]] std::string farewell_trouble() const override { return farewell_trouble_; }
 
   Task<Expected<wire::Attr>> lookup(InodeId parent, std::string name) override;
   Task<Expected<wire::Attr>> attr(InodeId inode) override;
@@ -134,6 +135,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   std::optional<wire::Attr> root_;
   std::optional<wire::FsStat> statistics_;
   bool admitted_once_ = false;
+  std::string farewell_trouble_ = "it was not ended";
   Epoch greeted_in_{};
 
   Client client_;
@@ -276,10 +278,17 @@ Task<Expected<void>> VolumeMount::ready() {
 }
 
 Task<void> VolumeMount::end() {
+  farewell_trouble_.clear();
   (void)co_await within(kFarewell, quiet());
   for (const auto& [inode, file] : std::map{files_.all()})
     (void)co_await within(kFarewell, tell_wrote(file));
-  (void)co_await within(kFarewell, say_goodbye());
+  auto said = co_await within(kFarewell, say_goodbye());
+  // Asked for before, since what stops says so of itself.
+  if (!said)
+    farewell_trouble_ = client_.connected() ? "the coordinator did not answer the goodbye"
+                                            : "no coordinator: " + client_.trouble().message();
+  else if (!*said)
+    farewell_trouble_ = said->error().message();
   client_.stop();
   admission_.session_ended();
 }

@@ -54,6 +54,8 @@ class Mount {
   virtual Task<Expected<void>> ready() = 0;
   /// Good order: waits for what is in flight, returns everything, says goodbye.
   virtual Task<void> end() = 0;
+  /// After end(): why it was not in good order; empty if it was.
+  [[nodiscard]] virtual std::string farewell_trouble() const = 0;
 
   virtual Task<Expected<wire::Attr>> lookup(InodeId parent, std::string name) = 0;
   virtual Task<Expected<wire::Attr>> attr(InodeId inode) = 0;
