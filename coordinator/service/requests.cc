@@ -36,6 +36,12 @@ Expected<wire::Reply> empty_reply(Expected<void> done) {
   return wire::Reply{};
 }
 
+Answer attr_answer(const volume::Attr& attr) {
+  Answer answer;
+  fill(*answer.reply.mutable_attr(), attr);
+  return answer;
+}
+
 Answer answered(wire::Reply reply) {
   Answer answer;
   answer.reply = std::move(reply);
@@ -45,12 +51,34 @@ Answer answered(wire::Reply reply) {
 }  // namespace
 
 Task<Service::Outcome> Service::lookup(CallRef call) {
+  const auto& asked = call->request.lookup();
+  InodeId parent{asked.parent()};
+  if (auto found = names_.find(parent, asked.name()); found.known) {
+    if (found.attr == nullptr) co_return errno_error(ENOENT, "lookup");
+    co_return attr_answer(*found.attr);
+  }
   auto body = [call](Catalog& catalog) {
-    const auto& asked = call->request.lookup();
-    return attr_reply(catalog.lookup(InodeId{asked.parent()}, asked.name()));
+    const auto& what = call->request.lookup();
+    return catalog.lookup(InodeId{what.parent()}, what.name());
   };
-  CSV_CO_TRY(reply, co_await writer_.read(std::move(body)));
-  co_return answered(std::move(reply));
+  auto found = co_await writer_.read(std::move(body));
+  // At once: see NameCache.
+  if (found) {
+    names_.learn(parent, asked.name(), *found);
+    co_return attr_answer(*found);
+  }
+  if (found.error() == std::errc::no_such_file_or_directory)
+    names_.learn_absent(parent, asked.name());
+  co_return found.error();
+}
+
+/// An inode's attributes as they are after the last change that was answered.
+Task<Expected<volume::Attr>> Service::attr_of(InodeId inode) {
+  if (const auto* known = names_.attr(inode)) co_return *known;
+  auto body = [inode](Catalog& catalog) { return catalog.attr(inode); };
+  auto attr = co_await writer_.read(std::move(body));
+  if (attr) names_.learn(*attr);  // at once: see NameCache
+  co_return std::move(attr);
 }
 
 Task<Service::Outcome> Service::get_attr(CallRef call) {
@@ -58,9 +86,8 @@ Task<Service::Outcome> Service::get_attr(CallRef call) {
   InodeId inode{asked.inode()};
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
   co_await ask_who_wrote(call->session, inode);
-  auto body = [inode](Catalog& catalog) { return attr_reply(catalog.attr(inode)); };
-  CSV_CO_TRY(reply, co_await writer_.read(std::move(body)));
-  co_return answered(std::move(reply));
+  CSV_CO_TRY(attr, co_await attr_of(inode));
+  co_return attr_answer(attr);
 }
 
 Task<Service::Outcome> Service::set_attr(CallRef call) {
@@ -167,9 +194,8 @@ Task<Service::Outcome> Service::open(CallRef call) {
   if (asked.truncate()) {
     outcome = co_await truncate(call, inode, 0, std::nullopt);
   } else {
-    auto body = [inode](Catalog& catalog) { return attr_reply(catalog.attr(inode)); };
-    auto reply = co_await writer_.read(std::move(body));
-    outcome = reply ? Outcome{answered(*std::move(reply))} : Outcome{reply.error()};
+    auto attr = co_await attr_of(inode);
+    outcome = attr ? Outcome{attr_answer(*attr)} : Outcome{attr.error()};
   }
   if (!outcome && !had) closed(session, inode);
   co_return std::move(outcome);
@@ -186,30 +212,37 @@ Task<Service::Outcome> Service::release(CallRef call) {
 }
 
 Task<Service::Outcome> Service::read_dir(CallRef call) {
-  auto body = [call](Catalog& catalog) -> Expected<wire::Reply> {
-    const auto& asked = call->request.read_dir();
-    InodeId directory{asked.inode()};
-    auto limit = std::clamp<std::size_t>(asked.limit(), 1, kMaxListed);
-    auto attr = CSV_TRY(catalog.attr(directory));
-    auto listed = CSV_TRY(catalog.list(directory, asked.cookie(), limit));
-    wire::Reply reply;
-    auto& entries = *reply.mutable_entries();
-    entries.set_parent(raw(attr.parent));
-    std::size_t bytes = 0;
-    for (const auto& entry : listed) {
-      auto& out = *entries.add_entries();
-      out.set_name(entry.name);
-      out.set_cookie(entry.cookie);
-      fill(*out.mutable_attr(), entry.attr);
-      bytes += out.ByteSizeLong();
-      if (bytes > kMaxListedBytes) break;
-    }
-    entries.set_end(listed.size() < limit &&
-                    static_cast<std::size_t>(entries.entries_size()) == listed.size());
-    return reply;
+  struct Listed {
+    volume::Attr directory;
+    std::vector<volume::Entry> entries;
   };
-  CSV_CO_TRY(reply, co_await writer_.read(std::move(body)));
-  co_return answered(std::move(reply));
+  const auto& asked = call->request.read_dir();
+  InodeId directory{asked.inode()};
+  auto limit = std::clamp<std::size_t>(asked.limit(), 1, kMaxListed);
+  auto body = [directory, limit, cookie = asked.cookie()](Catalog& catalog) -> Expected<Listed> {
+    Listed listed;
+    listed.directory = CSV_TRY(catalog.attr(directory));
+    listed.entries = CSV_TRY(catalog.list(directory, cookie, limit));
+    return listed;
+  };
+  CSV_CO_TRY(listed, co_await writer_.read(std::move(body)));
+  Answer answer;
+  auto& entries = *answer.reply.mutable_entries();
+  entries.set_parent(raw(listed.directory.parent));
+  std::size_t bytes = 0;
+  for (const auto& entry : listed.entries) {
+    // Who lists a directory most often looks at what is in it next.
+    names_.learn(directory, entry.name, entry.attr);
+    auto& out = *entries.add_entries();
+    out.set_name(entry.name);
+    out.set_cookie(entry.cookie);
+    fill(*out.mutable_attr(), entry.attr);
+    bytes += out.ByteSizeLong();
+    if (bytes > kMaxListedBytes) break;
+  }
+  entries.set_end(listed.entries.size() < limit &&
+                  static_cast<std::size_t>(entries.entries_size()) == listed.entries.size());
+  co_return std::move(answer);
 }
 
 Task<Service::Outcome> Service::get_xattr(CallRef call) {

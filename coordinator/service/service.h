@@ -9,6 +9,7 @@
 #include "coordinator/service/content.h"
 #include "coordinator/service/inode_locks.h"
 #include "coordinator/service/layouts.h"
+#include "coordinator/service/name_cache.h"
 #include "coordinator/service/session.h"
 #include "coordinator/service/takeover.h"
 #include "coordinator/service/volume_service.h"
@@ -27,6 +28,9 @@ struct Call {
   std::optional<std::string> stored;  ///< The reply that its transaction stored.
 };
 using CallRef = std::shared_ptr<Call>;
+
+/// Inodes and names whose attributes are kept in memory: some 40 MiB.
+inline constexpr std::size_t kNamesKept = 200'000;
 
 struct Answer {
   wire::Reply reply;
@@ -135,6 +139,7 @@ class Service final : public VolumeService {
 
   // requests.cc
   Task<Outcome> lookup(CallRef call);
+  Task<Expected<volume::Attr>> attr_of(InodeId inode);
   Task<Outcome> get_attr(CallRef call);
   Task<Outcome> set_attr(CallRef call);
   Task<Outcome> read_link(CallRef call);
@@ -212,6 +217,7 @@ class Service final : public VolumeService {
   const Epoch epoch_;
   const TimePoint since_;
 
+  NameCache names_{kNamesKept};
   Writer writer_;
   Content content_;
   InodeLocks locks_;

@@ -24,12 +24,16 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
   struct Group {
     Kind kind{};
     std::vector<volume::Catalog::Change> changes;
+    std::vector<InodeId> changed;
     volume::Catalog::Statistics statistics;
     Expected<void> outcome;
   };
 
-  State(TenureRef on, Function<void(Error)> told)
-      : tenure{std::move(on)}, failed{std::move(told)}, settled{*tenure->loop} {}
+  State(TenureRef on, Changed hears, Function<void(Error)> told)
+      : tenure{std::move(on)},
+        changed{std::move(hears)},
+        failed{std::move(told)},
+        settled{*tenure->loop} {}
 
   void add(Kind kind, Waiting waiting) {
     queues[kind].push_back(std::move(waiting));
@@ -92,12 +96,14 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
       case checkpoint: group.outcome = catalog.checkpoint(); break;
       default: group.outcome = catalog.run(group.changes); break;
     }
+    group.changed = catalog.take_changed();
     group.statistics = catalog.statistics();
   }
 
   void finished(Group& group) {
     busy = false;
     statistics = group.statistics;
+    if (!group.changed.empty() && changed) changed(group.changed);
     if (!group.outcome && group.kind == checkpoint) {
       broken = true;
       if (failed) std::exchange(failed, {})(group.outcome.error());
@@ -120,6 +126,7 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
   }
 
   TenureRef tenure;
+  Changed changed;
   Function<void(Error)> failed;
   std::deque<Waiting> queues[kinds];
   std::vector<Done> running;
@@ -129,9 +136,10 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
   bool busy = false, broken = false, wake_posted = false, log_is_long = false;
 };
 
-Writer::Writer(TenureRef tenure, Function<void(Error)> failed)
-    : state_{std::make_shared<State>(std::move(tenure), std::move(failed))} {}
-Writer::~Writer() = default;
+Writer::Writer(TenureRef tenure, Changed changed, Function<void(Error)> failed)
+    : state_{std::make_shared<State>(std::move(tenure), std::move(changed), std::move(failed))} {}
+// A group may still be running and finds the state; its owner is gone.
+Writer::~Writer() { state_->changed = nullptr; }
 
 void Writer::enqueue(Body body, bool read_only, Completion<Expected<void>>::Done done) {
   state_->add(read_only ? State::reads : State::changes, {std::move(body), std::move(done)});

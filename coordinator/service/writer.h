@@ -2,6 +2,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <span>
 #include <type_traits>
 
 #include "coordinator/service/tenure.h"
@@ -15,11 +16,16 @@ namespace csv::service {
 /// uses and writes to nothing but its result. Look-ups go in groups of their own, which cost no
 /// commit, in turn with the changes.
 ///
+/// `changed` hears of the inodes that a group changed, when it is durable and before any task that
+/// waited for it goes on. What a task reads is the state when its group ran, and the task goes on
+/// in the turn of the loop in which that group is told to be finished: in order with `changed`.
+///
 /// When a group fails its outcome is unknown: no task that waits for it or comes later goes on, and
 /// `failed` is called once. Loop's thread.
 class Writer {
  public:
-  Writer(TenureRef tenure, Function<void(Error)> failed);
+  using Changed = Function<void(std::span<const InodeId>)>;
+  Writer(TenureRef tenure, Changed changed, Function<void(Error)> failed);
   ~Writer();
 
   template <typename F>

@@ -244,6 +244,11 @@ class Catalog {
   virtual Expected<void> put_slot(SessionId session, std::uint32_t slot,
                                   const SlotResult& result) = 0;
 
+  /// Inodes whose attributes or, of directories, names may have changed since the last call (by
+  /// run() or maintain(), or by what was undone again), in order. From open() on they are gathered
+  /// for somebody who asks after each run.
+  virtual std::vector<InodeId> take_changed() = 0;
+
   struct Statistics {
     std::uint64_t transactions = 0, changes = 0, checkpoints = 0, wal_bytes = 0;
   };

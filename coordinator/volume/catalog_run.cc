@@ -187,6 +187,15 @@ Expected<void> SqlCatalog::maintain() {
   }());
 }
 
+/// Every change of a directory's entries changes its row too (times, size, next cookie), so that
+/// the rows of `inodes` tell of names as well.
+std::vector<InodeId> SqlCatalog::take_changed() {
+  std::vector<InodeId> inodes;
+  for (auto row : database_->take_changed())
+    inodes.push_back(static_cast<InodeId>(static_cast<std::uint64_t>(row)));
+  return inodes;
+}
+
 Catalog::Statistics SqlCatalog::statistics() const {
   auto now = statistics_;
   now.wal_bytes = database_->log_bytes();

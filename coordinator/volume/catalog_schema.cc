@@ -64,6 +64,7 @@ Expected<void> SqlCatalog::load() {
   counters_.next_key = CSV_TRY(number("next_key"));
   birth_ = CSV_TRY(number("birth"));
   stored_ = counters_;
+  database_->gather_changes_of("inodes");
   CSV_TRY(finish_growth());
   return store_.health();
 }

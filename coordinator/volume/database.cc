@@ -2,6 +2,9 @@
 
 #include <sqlite3.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "csvfs/base/check.h"
 
 namespace csv::volume {
@@ -169,6 +172,25 @@ Expected<void> Database::checkpoint() {
   // starts the log anew.
   if (frames == copied) log_frames_ = 0;
   return {};
+}
+
+void Database::gather_changes_of(const char* table) {
+  gathered_table_ = table;
+  auto note = [](void* self, int, const char*, const char* changed, sqlite3_int64 row) {
+    auto& database = *static_cast<Database*>(self);
+    if (changed != database.gathered_table_) return;
+    // Several times the same one after the other is the usual case.
+    if (database.changed_.empty() || database.changed_.back() != row)
+      database.changed_.push_back(row);
+  };
+  sqlite3_update_hook(db_, note, this);
+}
+
+std::vector<std::int64_t> Database::take_changed() {
+  auto taken = std::exchange(changed_, {});
+  std::sort(taken.begin(), taken.end());
+  taken.erase(std::unique(taken.begin(), taken.end()), taken.end());
+  return taken;
 }
 
 }  // namespace csv::volume

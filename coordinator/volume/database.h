@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "csvfs/base/error.h"
 
@@ -135,6 +136,11 @@ class Database {
   /// Bytes of the log that the last commit left, 0 after a complete checkpoint.
   [[nodiscard]] std::uint64_t log_bytes() const { return log_frames_ * 4120; }
   sqlite3* handle() { return db_; }
+  /// From now on the row ids of `table` (one with row ids, whose name must outlive this) that
+  /// statements insert, update or delete are gathered, those of undone changes too.
+  void gather_changes_of(const char* table);
+  /// What was gathered since the last call, each once, in order.
+  std::vector<std::int64_t> take_changed();
 
  private:
   friend class Query;
@@ -144,6 +150,8 @@ class Database {
 
   sqlite3* db_;
   std::uint64_t log_frames_ = 0;
+  std::string_view gathered_table_;
+  std::vector<std::int64_t> changed_;
   Expected<void> failure_;
 };
 

@@ -2,8 +2,10 @@
 #include <sys/xattr.h>
 
 #include <chrono>
+#include <map>
 #include <set>
 
+#include "csvfs/base/random.h"
 #include "tests/volume/catalog_volume.h"
 
 using namespace csv;
@@ -449,4 +451,81 @@ TEST_CASE("catalog: a hundred thousand files are made, listed and removed withou
   CHECK(v.catalog->attr(dir.inode)->size == kFiles);
   CHECK(v.catalog->space()->inodes == kFiles + 2);
   CHECK(v.problems() == "");
+}
+
+TEST_CASE("catalog: whatever an operation changes of attributes or names is told afterwards") {
+  TestCatalog v;
+  Random random{11};
+  std::vector<InodeId> directories{kRootInode};
+  for (int i = 0; i < 3; ++i) directories.push_back(v.directory("d" + std::to_string(i)).inode);
+  // Attributes of an inode, and of a directory its names, as text.
+  auto seen = [&v](InodeId inode) {
+    auto attr = v.catalog->attr(inode);
+    if (!attr) return std::string{"gone"};
+    std::string text = std::to_string(attr->mode) + " " + std::to_string(attr->nlink) + " " +
+                       std::to_string(attr->size) + " " + std::to_string(attr->blocks) + " " +
+                       std::to_string(attr->mtime) + " " + std::to_string(attr->ctime) + " " +
+                       std::to_string(attr->truncation) + " " + std::to_string(raw(attr->parent));
+    if (!S_ISDIR(attr->mode)) return text;
+    auto entries = v.catalog->list(inode, 0, 1000);
+    REQUIRE(entries);
+    for (const auto& each : *entries)
+      text += " " + each.name + "=" + std::to_string(raw(each.attr.inode));
+    return text;
+  };
+  std::map<InodeId, std::string> known;
+  int changed = 0;
+  for (int step = 0; step < 600; ++step) {
+    // The clock stands still now and then: times alone must not be what tells.
+    if (random.chance(1, 3)) ++v.now;
+    auto parent = directories[random.below(directories.size())];
+    auto other = directories[random.below(directories.size())];
+    auto name = std::string(1, static_cast<char>('a' + random.below(5)));
+    auto new_name = std::string(1, static_cast<char>('a' + random.below(5)));
+    auto inode = id_of(v, parent, name);
+    switch (random.below(11)) {
+      case 0:
+      case 1: (void)make(v, parent, name, S_IFREG | 0644); break;
+      case 2: (void)make(v, parent, name, S_IFDIR | 0755); break;
+      case 3: (void)link(v, inode, other, new_name); break;
+      case 4: (void)unlink(v, parent, name); break;
+      case 5: (void)rmdir(v, parent, name); break;
+      case 6: (void)rename(v, parent, name, other, new_name); break;
+      case 7: (void)rename(v, parent, name, other, new_name, RENAME_EXCHANGE); break;
+      case 8:
+        (void)v.change([&](Catalog& c) {
+          AttrChange to;
+          to.mode = 0600;
+          return c.change(inode, to, v.now);
+        });
+        break;
+      case 9: {
+        auto size = random.below(3) * 10'000;
+        (void)v.change([&](Catalog& c) { return c.truncate(inode, size, v.now); });
+        break;
+      }
+      case 10:
+        (void)v.change([&](Catalog& c) { return c.fill(inode, 0, 1 + random.below(8)); });
+        (void)v.catalog->maintain();
+        break;
+    }
+    std::set<InodeId> told;
+    for (auto each : v.catalog->take_changed()) told.insert(each);
+    if (inode != InodeId{}) known.try_emplace(inode, "");
+    for (auto each : directories) known.try_emplace(each, "");
+    if (auto made = id_of(v, parent, name); made != InodeId{}) known.try_emplace(made, "");
+    for (auto& [each, before] : known) {
+      auto now = seen(each);
+      if (!before.empty() && now != before) {
+        ++changed;
+        CAPTURE(step);
+        CAPTURE(before);
+        CAPTURE(now);
+        CHECK(told.contains(each));
+      }
+      before = std::move(now);
+    }
+  }
+  CHECK(changed > 200);
+  CHECK(v.catalog->take_changed().empty());
 }
