@@ -28,7 +28,10 @@ class Content {
   };
   using BufferRef = std::shared_ptr<Buffer>;
   Task<Expected<void>> read(BufferRef into, std::vector<Piece> pieces);
-  Task<Expected<void>> write(BufferRef from, std::vector<Piece> pieces);
+  /// `yes`: answered when it is past the target's volatile cache, by FUA where there is FUA.
+  enum class Durable { no, yes };
+  Task<Expected<void>> write(BufferRef from, std::vector<Piece> pieces,
+                             Durable durable = Durable::no);
   Task<Expected<void>> zero(std::vector<Extent> extents);
   Task<Expected<void>> unmap(std::vector<Extent> extents);
   /// All that was answered before the call is past the target's volatile cache. Callers share

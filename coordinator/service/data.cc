@@ -485,42 +485,69 @@ Task<Service::Outcome> Service::write(CallRef call) {
     auto alone = co_await quiet(session, inode, range, false);
     if (!alone) co_return alone.error();
     if (std::exchange(clear_grants, false)) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
-    Blocks at = asked.append() ? Blocks{} : blocks_of(asked.offset(), length);
-    CSV_CO_TRY(seen, co_await look(inode, at));
-    auto offset = asked.append() ? seen.attr.size : asked.offset();
-    if (length > kMaxSize - offset) co_return errno_error(EFBIG, "write");
-    auto needed = blocks_of(offset, length);
-    if (asked.append()) {
-      CSV_CO_TRY(tail, co_await look(inode, needed));
-      seen.map = std::move(tail.map);
-    }
+    CSV_CO_TRY(seen, co_await look_where_to_write(call));
+    auto needed = blocks_of(seen.offset, length);
     // What others may do at the end of the file (grants, the last block) is affected by a new end.
-    if (offset + length > seen.attr.size)
+    if (seen.offset + length > seen.attr.size)
       needed = {std::min(needed.first, seen.attr.size / kBlockSize), kLastBlock};
     if (anyone_holds(inode, needed, false)) {
       range = needed;
-      continue;
-    }
-    if (any_granted(seen.map)) {
+    } else if (any_granted(seen.map)) {
       // Granted to nobody that holds it: left from before a takeover. Certain only once nobody
       // holds anything of the file.
       range = kWholeFile;
       clear_grants = true;
-      continue;
+    } else {
+      co_return co_await write_alone(call, std::move(seen));
     }
-    co_return co_await write_alone(call, offset, std::move(seen));
+    cancel_reservation(std::move(seen.reserved));
   }
+}
+
+/// What a redirected write meets, in one turn of the writer: where it goes, what is there, and
+/// space for its holes if there is some.
+Task<Expected<Service::WriteLook>> Service::look_where_to_write(CallRef call) {
+  auto body = [call](Catalog& catalog) -> Expected<WriteLook> {
+    const auto& asked = call->request.write();
+    InodeId inode{asked.inode()};
+    std::uint64_t length = call->content->size();
+    WriteLook seen;
+    seen.attr = CSV_TRY(catalog.attr(inode));
+    CSV_TRY(must_be_file(seen.attr));
+    seen.offset = asked.append() ? seen.attr.size : asked.offset();
+    if (length > kMaxSize - seen.offset) return errno_error(EFBIG, "write");
+    auto range = blocks_of(seen.offset, length);
+    seen.map = CSV_TRY(catalog.map(inode, range.first, range.count()));
+    auto holes = holes_of(seen.map);
+    if (holes == 0) return seen;
+    auto runs = catalog.reserve_space(inode, holes, 0, kMostRuns);
+    if (!runs && !is_space_short(runs.error())) return runs.error();
+    if (runs) seen.reserved = *std::move(runs);
+    return seen;
+  };
+  co_return co_await writer_.read(std::move(body));
 }
 
 /// One transaction: new space comes from a reservation, is written, and then placed as written
 /// together with the size and the answer.
-Task<Service::Outcome> Service::write_alone(CallRef call, std::uint64_t offset, Look seen) {
+Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
   InodeId inode{call->request.write().inode()};
+  auto offset = seen.offset;
   std::uint64_t length = call->content->size();
   auto end = offset + length;
   auto range = blocks_of(offset, length);
-  CSV_CO_TRY(image, co_await compose(call, offset, seen.map));
-  CSV_CO_TRY(runs, co_await reserve(inode, holes_of(seen.map)));
+  auto runs = std::move(seen.reserved);
+  auto composed = co_await compose(call, offset, seen.map);
+  if (!composed) {
+    cancel_reservation(std::move(runs));
+    co_return composed.error();
+  }
+  auto image = *std::move(composed);
+  if (runs.empty()) {
+    auto freed = co_await reserve(inode, holes_of(seen.map));
+    if (!freed) co_return freed.error();
+    runs = *std::move(freed);
+  }
   Gain gain;
   Handout handout{runs};
   std::vector<Content::Piece> pieces;
@@ -541,8 +568,9 @@ Task<Service::Outcome> Service::write_alone(CallRef call, std::uint64_t offset, 
     if (piece.state == BlockState::unwritten) gain.unwritten.push_back(blocks_of(piece));
     add(piece.file_block, {piece.lun_block, piece.count});
   }
-  auto done = judge(co_await content_.write(image, std::move(pieces)));
-  if (done && gain.any()) done = judge(co_await content_.flush());
+  // What becomes part of the file is past the volatile cache before its transaction (A7).
+  auto durable = gain.any() ? Content::Durable::yes : Content::Durable::no;
+  auto done = judge(co_await content_.write(image, std::move(pieces), durable));
   if (!done) {
     cancel_reservation(std::move(runs));
     co_return done.error();

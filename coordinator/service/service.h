@@ -175,7 +175,14 @@ class Service final : public VolumeService {
   Task<Outcome> allocate(CallRef call);
   Task<Outcome> truncate(CallRef call, InodeId inode, std::uint64_t size,
                          std::optional<volume::AttrChange> change);
-  Task<Outcome> write_alone(CallRef call, std::uint64_t offset, Look seen);
+  struct WriteLook {
+    volume::Attr attr;
+    std::uint64_t offset = 0;
+    std::vector<volume::Mapping> map;   ///< Of the blocks from `offset` on.
+    std::vector<volume::Run> reserved;  ///< For its holes; empty also where space was short.
+  };
+  Task<Expected<WriteLook>> look_where_to_write(CallRef call);
+  Task<Outcome> write_alone(CallRef call, WriteLook seen);
   Task<Expected<Content::BufferRef>> compose(CallRef call, std::uint64_t offset,
                                              std::vector<volume::Mapping> map);
   Task<Expected<bool>> prepare_write(SessionRef session, InodeId inode, Blocks asked,
