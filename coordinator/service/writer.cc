@@ -104,16 +104,13 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
     busy = false;
     statistics = group.statistics;
     if (!group.changed.empty() && changed) changed(group.changed);
-    if (!group.outcome && group.kind == checkpoint) {
-      broken = true;
-      if (failed) std::exchange(failed, {})(group.outcome.error());
-      for (auto& done : std::exchange(running, {})) done(group.outcome);
-      return;
-    }
     if (!group.outcome) {
-      // What waits is kept waiting, for ever: any answer could be a lie (A12).
       broken = true;
+      settled.notify();  // whoever waits for idle()
       if (failed) std::exchange(failed, {})(group.outcome.error());
+      // What else waits is kept waiting, for ever: any answer could be a lie (A12).
+      if (group.kind == checkpoint)
+        for (auto& done : std::exchange(running, {})) done(group.outcome);
       return;
     }
     // Once: a log that maintenance could not shorten will not get shorter by asking again.

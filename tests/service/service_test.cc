@@ -863,6 +863,34 @@ TEST_CASE("takeover: an error of the coordinator's own write stops it, and nobod
   CHECK(!a.answered(id));
 }
 
+TEST_CASE("close: ends though the commit it waits for fails") {
+  World world;
+  std::atomic<bool> fail{false};
+  std::atomic<int> failing{0};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (fail && command.kind == iscsi::RamCommand::Kind::write) {
+      fate.inside = 200ms;
+      fate.failure = Error{std::errc::io_error, "medium error"};
+      ++failing;
+    }
+    return fate;
+  };
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  fail = true;
+  wire::Request request;
+  request.mutable_make()->set_parent(1);
+  request.mutable_make()->set_name("f");
+  request.mutable_make()->set_mode(0100644);
+  auto id = a.send(a.prepared(request, 0));
+  REQUIRE(world.eventually([&] { return failing > 0; }));
+  coordinator.close();
+  CHECK(!a.answered(id));
+}
+
 // ---------------------------------------------------------------------------- the gate, bounds
 
 TEST_CASE("gate: without a lease nothing is answered, and afterwards the mount gets its answer") {

@@ -47,7 +47,10 @@ void fill_pattern(std::span<std::byte> out, std::uint64_t offset, Stamp stamp) {
 
 FileContent::Id FileContent::begin(std::uint64_t from, std::uint64_t to, Stamp stamp,
                                    Duration now) {
-  if (writes_.size() > 64) prune();
+  if (writes_.size() > prune_at_) {
+    prune();
+    prune_at_ = writes_.size() * 2 + 64;
+  }
   auto id = next_++;
   writes_[id] = {.from = from, .to = to, .stamp = stamp, .began = now};
   return id;
@@ -58,24 +61,31 @@ void FileContent::end(Id write, Duration now) {
   if (found != writes_.end()) found->second.ended = now;
 }
 
-/// Forgets what is wholly under one later write that has ended.
+void FileContent::settle(Id write, Duration now) {
+  auto found = writes_.find(write);
+  if (found == writes_.end()) return;
+  found->second.ended = now;
+  found->second.certain = false;
+}
+
+/// Forgets what is wholly under one later write that had ended before any read that is under way
+/// began.
 void FileContent::prune() {
   std::set<Id> covered;
+  auto oldest = reads_.empty() ? Duration::max() - 1ns : *reads_.begin();
   for (const auto& [id, old] : writes_) {
     for (const auto& [other, later] : writes_) {
-      if (later.ended == Duration::max() || later.began <= old.ended) continue;
+      if (later.ended > oldest || later.began <= old.ended || !later.certain) continue;
       if (later.from <= old.from && old.to <= later.to) covered.insert(id);
     }
   }
-  // A read may have begun before the later one did: such a read is rare and short, so the last
-  // few are kept.
-  while (!covered.empty() && *covered.rbegin() + 32 >= next_) covered.erase(*covered.rbegin());
   for (auto id : covered) writes_.erase(id);
 }
 
 std::optional<std::string> FileContent::judge(std::uint64_t offset, std::span<const std::byte> got,
                                               Duration since, Duration now) {
   auto end = offset + got.size();
+  std::vector<Write> decided;
   std::set<std::uint64_t> cuts{offset, end};
   for (const auto& [id, write] : writes_) {
     if (write.from > offset && write.from < end) cuts.insert(write.from);
@@ -91,21 +101,22 @@ std::optional<std::string> FileContent::judge(std::uint64_t offset, std::span<co
     std::set<Stamp> possible;
     auto later_than = [&](Duration ended) {
       return std::any_of(over.begin(), over.end(), [&](const Write* write) {
-        return write->began > ended && write->ended <= since;
+        return write->began > ended && write->ended <= since && write->certain;
       });
     };
     if (!later_than(Duration::min())) possible.insert(0);
     for (const auto* write : over) {
       if (!later_than(write->ended)) possible.insert(write->stamp);
     }
-    auto grain = possible.size() == 1 ? to - from : kGrain;
+    bool undecided = std::any_of(over.begin(), over.end(), [since](const Write* write) {
+      return !write->certain && write->ended <= since;
+    });
     for (auto at = from; at < to;) {
-      auto stop = std::min(to, (at / grain + 1) * grain);
-      if (possible.size() == 1) stop = to;
+      auto stop = possible.size() == 1 ? to : std::min(to, (at / kGrain + 1) * kGrain);
       auto piece = got.subspan(at - offset, stop - at);
-      bool known = std::any_of(possible.begin(), possible.end(),
-                               [&](Stamp stamp) { return shows(at, piece, stamp); });
-      if (!known) {
+      auto shown = std::find_if(possible.begin(), possible.end(),
+                                [&](Stamp stamp) { return shows(at, piece, stamp); });
+      if (shown == possible.end()) {
         auto text = fmt::format("bytes [{}, {}) show ", at, stop);
         std::string what = "what nobody wrote there";
         if (shows(at, piece, 0)) what = "zeros";
@@ -118,8 +129,20 @@ std::optional<std::string> FileContent::judge(std::uint64_t offset, std::span<co
         for (auto stamp : possible) text += fmt::format(" {}", stamp);
         return text;
       }
+      // What was there at some moment of this read is as good as written then.
+      if (undecided && possible.size() > 1) {
+        if (!decided.empty() && decided.back().to == at && decided.back().stamp == *shown) {
+          decided.back().to = stop;
+        } else {
+          decided.push_back({.from = at, .to = stop, .stamp = *shown, .began = since});
+        }
+      }
       at = stop;
     }
+  }
+  for (auto& write : decided) {
+    write.ended = now;
+    writes_[next_++] = write;
   }
   return {};
 }

@@ -20,7 +20,8 @@ void fill_pattern(std::span<std::byte> out, std::uint64_t offset, Stamp stamp);
 
 /// Judges what is read from one file, as a register a byte: a read shows, at each place, a write
 /// that was under way or the last that had ended before the read began. A write that nobody heard
-/// the end of may show from its beginning on, or never, until forget() says it is over.
+/// the end of may show from its beginning on, or never; once it is settled, what a first read shows
+/// of it must stay.
 class FileContent {
  public:
   /// The file is new: all zeros.
@@ -30,6 +31,11 @@ class FileContent {
   /// Of a write, or with stamp 0 of zeros (a truncate, a punched hole).
   Id begin(std::uint64_t from, std::uint64_t to, Stamp stamp, Duration now);
   void end(Id write, Duration now);
+  /// It has taken effect by now, wholly, in parts, or not at all; no more will come of it.
+  void settle(Id write, Duration now);
+  /// A read is under way; what it may show is kept until it is over.
+  void begin_read(Duration now) { reads_.insert(now); }
+  void end_read(Duration began) { reads_.erase(reads_.find(began)); }
   /// What is wrong with what a read that began at `since` and ends `now` got, if anything.
   std::optional<std::string> judge(std::uint64_t offset, std::span<const std::byte> got,
                                    Duration since, Duration now);
@@ -39,10 +45,13 @@ class FileContent {
     std::uint64_t from = 0, to = 0;
     Stamp stamp = 0;
     Duration began{}, ended = Duration::max();
+    bool certain = true;  ///< That it took effect, once it has ended.
   };
   void prune();
   std::map<Id, Write> writes_;
+  std::multiset<Duration> reads_;
   Id next_ = 1;
+  std::size_t prune_at_ = 64;
 };
 
 /// A file to which records are only appended, by anybody.

@@ -56,7 +56,7 @@ std::string describe(const Outcome& outcome) {
 }
 
 History::History(Number root) {
-  Config first;
+  Tree first;
   Inode inode;
   inode.type = 'd';
   inode.mode = 0755;
@@ -64,11 +64,11 @@ History::History(Number root) {
   inode.parent = kRoot;
   first.inodes[kRoot] = inode;
   first.numbers[kRoot] = root;
-  configs_.insert(std::move(first));
+  configs_.insert(Config{SharedTree{std::move(first)}, {}, {}});
 }
 
 std::optional<History::Node> History::node_of(const Config& config, Number number) const {
-  for (const auto& [node, known] : config.numbers) {
+  for (const auto& [node, known] : config.tree->numbers) {
     if (known == number) return node;
   }
   return {};
@@ -76,9 +76,9 @@ std::optional<History::Node> History::node_of(const Config& config, Number numbe
 
 void History::note_size(const Config& config, Node node, std::uint64_t& least,
                         std::uint64_t& most) const {
-  least = most = config.inodes.at(node).size;
-  auto number = config.numbers.find(node);
-  if (number == config.numbers.end()) return;
+  least = most = config.tree->inodes.at(node).size;
+  auto number = config.tree->numbers.find(node);
+  if (number == config.tree->numbers.end()) return;
   for (const auto& [id, pending] : pending_) {
     const auto& op = pending.op;
     if (op.inode != number->second || op.kind != Op::Kind::write || config.done.contains(id))
@@ -95,7 +95,7 @@ History::Expect History::look(const Config& config, const Op& op) const {
     return expect;
   };
   auto fill = [&](Node node) {
-    const auto& inode = config.inodes.at(node);
+    const auto& inode = config.tree->inodes.at(node);
     expect.errors = {0};
     expect.node = node;
     expect.type = inode.type;
@@ -106,7 +106,7 @@ History::Expect History::look(const Config& config, const Op& op) const {
   if (op.kind == Kind::lookup) {
     auto parent = node_of(config, op.parent);
     if (!parent) return fail({ESTALE, ENOENT});
-    const auto& directory = config.inodes.at(*parent);
+    const auto& directory = config.tree->inodes.at(*parent);
     if (directory.type != 'd') return fail({ENOTDIR});
     auto entry = directory.entries.find(op.name);
     if (entry == directory.entries.end()) {
@@ -120,22 +120,28 @@ History::Expect History::look(const Config& config, const Op& op) const {
     expect.any = true;
     return expect;
   }
-  const auto& inode = config.inodes.at(*node);
+  const auto& inode = config.tree->inodes.at(*node);
   bool may_be_gone = inode.links == 0 && !op.open;
   switch (op.kind) {
     case Kind::attr: fill(*node); break;
     case Kind::list:
-      if (inode.type != 'd') return fail({ENOTDIR});
+      if (inode.type != 'd') {
+        expect.errors = {ENOTDIR};
+        break;
+      }
       expect.errors = {0};
       for (const auto& [name, entry] : inode.entries) {
-        const auto& there = config.inodes.at(entry);
+        const auto& there = config.tree->inodes.at(entry);
         Expect::Entry one{.name = name, .node = entry, .type = there.type, .mode = there.mode};
         note_size(config, entry, one.least, one.most);
         expect.entries.push_back(std::move(one));
       }
       break;
     case Kind::read_link:
-      if (inode.type != 'l') return fail({EINVAL});
+      if (inode.type != 'l') {
+        expect.errors = {EINVAL};
+        break;
+      }
       expect.errors = {0};
       expect.text = inode.target;
       break;
@@ -163,7 +169,26 @@ History::Expect History::look(const Config& config, const Op& op) const {
 }
 
 History::Expect History::change(Config& config, Id id, const Op& op) const {
+  auto expect = changed(config, id, op);
+  // Of those only errors are answered.
   using Kind = Op::Kind;
+  switch (op.kind) {
+    case Kind::write:
+    case Kind::append:
+    case Kind::set_xattr:
+    case Kind::remove_xattr: {
+      Expect less;
+      less.errors = std::move(expect.errors);
+      less.any = expect.any;
+      return less;
+    }
+    default: return expect;
+  }
+}
+
+History::Expect History::changed(Config& config, Id id, const Op& op) const {
+  using Kind = Op::Kind;
+  auto& tree = config.tree.mine();
   Expect expect;
   auto fail = [&expect](std::initializer_list<int> errors) {
     expect.errors = errors;
@@ -172,13 +197,13 @@ History::Expect History::change(Config& config, Id id, const Op& op) const {
   auto directory_of = [&](Number number, Inode*& into) -> std::set<int> {
     auto node = node_of(config, number);
     if (!node) return {ESTALE, ENOENT};
-    into = &config.inodes.at(*node);
+    into = &tree.inodes.at(*node);
     if (into->type != 'd') return {ENOTDIR};
     if (into->links == 0) return {ENOENT, ESTALE};
     return {};
   };
   auto fill = [&](Node node) {
-    const auto& inode = config.inodes.at(node);
+    const auto& inode = tree.inodes.at(node);
     expect.errors = {0};
     expect.node = node;
     expect.type = inode.type;
@@ -188,7 +213,7 @@ History::Expect History::change(Config& config, Id id, const Op& op) const {
   };
   auto drop = [&](Inode& directory, const std::string& name) {
     auto entry = directory.entries.find(name);
-    auto& inode = config.inodes.at(entry->second);
+    auto& inode = tree.inodes.at(entry->second);
     if (inode.type == 'd') {
       inode.links = 0;
       --directory.links;
@@ -222,7 +247,7 @@ History::Expect History::change(Config& config, Id id, const Op& op) const {
         made.size = op.text.size();
       }
       directory->entries[op.name] = id;
-      config.inodes[id] = made;
+      tree.inodes[id] = made;
       fill(id);
       return expect;
     }
@@ -230,15 +255,15 @@ History::Expect History::change(Config& config, Id id, const Op& op) const {
       auto node = node_of(config, op.inode);
       Inode* directory = nullptr;
       auto bad = directory_of(op.parent, directory);
-      if (!node || config.inodes.at(*node).links == 0) bad.insert({ENOENT, ESTALE});
-      if (node && config.inodes.at(*node).type == 'd') bad.insert(EPERM);
+      if (!node || tree.inodes.at(*node).links == 0) bad.insert({ENOENT, ESTALE});
+      if (node && tree.inodes.at(*node).type == 'd') bad.insert(EPERM);
       if (directory != nullptr && directory->entries.contains(op.name)) bad.insert(EEXIST);
       if (!bad.empty()) {
         expect.errors = bad;
         return expect;
       }
       directory->entries[op.name] = *node;
-      ++config.inodes.at(*node).links;
+      ++tree.inodes.at(*node).links;
       fill(*node);
       return expect;
     }
@@ -251,7 +276,7 @@ History::Expect History::change(Config& config, Id id, const Op& op) const {
       }
       auto entry = directory->entries.find(op.name);
       if (entry == directory->entries.end()) return fail({ENOENT});
-      const auto& inode = config.inodes.at(entry->second);
+      const auto& inode = tree.inodes.at(entry->second);
       if (op.kind == Kind::unlink && inode.type == 'd') return fail({EISDIR, EPERM});
       if (op.kind == Kind::rmdir && inode.type != 'd') return fail({ENOTDIR});
       if (inode.type == 'd' && !inode.entries.empty()) return fail({ENOTEMPTY});
@@ -281,20 +306,20 @@ History::Expect History::change(Config& config, Id id, const Op& op) const {
       auto moved = source->second;
       if (has_target && target->second == moved) return expect;
       auto within = [&](Node inner, Node outer) {
-        for (auto at = inner;; at = config.inodes.at(at).parent) {
+        for (auto at = inner;; at = tree.inodes.at(at).parent) {
           if (at == outer) return true;
           if (at == kRoot) return false;
         }
       };
       auto from_node = *node_of(config, op.parent), to_node = *node_of(config, op.new_parent);
-      auto& inode = config.inodes.at(moved);
+      auto& inode = tree.inodes.at(moved);
       if (inode.type == 'd' && within(to_node, moved)) bad.insert(EINVAL);
-      if (exchange && config.inodes.at(target->second).type == 'd' &&
+      if (exchange && tree.inodes.at(target->second).type == 'd' &&
           within(from_node, target->second)) {
         bad.insert(EINVAL);
       }
       if (has_target && !exchange) {
-        const auto& there = config.inodes.at(target->second);
+        const auto& there = tree.inodes.at(target->second);
         if (inode.type == 'd' && there.type != 'd') bad.insert(ENOTDIR);
         if (inode.type != 'd' && there.type == 'd') bad.insert(EISDIR);
         if (there.type == 'd' && !there.entries.empty()) bad.insert({ENOTEMPTY, EEXIST});
@@ -305,14 +330,14 @@ History::Expect History::change(Config& config, Id id, const Op& op) const {
       }
       auto put = [&](Inode& directory, Node where, const std::string& name, Node what) {
         directory.entries[name] = what;
-        auto& it = config.inodes.at(what);
+        auto& it = tree.inodes.at(what);
         it.parent = where;
         if (it.type == 'd') ++directory.links;
       };
       if (exchange) {
         auto other = target->second;
         if (inode.type == 'd') --from->links;
-        if (config.inodes.at(other).type == 'd') --to->links;
+        if (tree.inodes.at(other).type == 'd') --to->links;
         put(*from, from_node, op.name, other);
         put(*to, to_node, op.new_name, moved);
       } else {
@@ -331,14 +356,18 @@ History::Expect History::change(Config& config, Id id, const Op& op) const {
     expect.any = true;
     return expect;
   }
-  auto& inode = config.inodes.at(*node);
+  auto& inode = tree.inodes.at(*node);
   bool may_be_gone = inode.links == 0 && !op.open;
   switch (op.kind) {
     case Kind::chmod: inode.mode = op.mode; break;
     case Kind::truncate:
-      if (inode.type == 'd') return fail({EISDIR, EINVAL});
-      if (inode.type != 'f') return fail({EINVAL});
-      inode.size = op.length;
+      if (inode.type == 'd') {
+        expect.errors = {EISDIR, EINVAL};
+      } else if (inode.type != 'f') {
+        expect.errors = {EINVAL};
+      } else {
+        inode.size = op.length;
+      }
       break;
     case Kind::write: inode.size = std::max(inode.size, op.offset + op.length); break;
     case Kind::append: inode.size += op.length; break;
@@ -357,10 +386,10 @@ History::Expect History::change(Config& config, Id id, const Op& op) const {
 }
 
 bool History::bind(Config& config, Node node, Number number) const {
-  auto known = config.numbers.find(node);
-  if (known != config.numbers.end()) return known->second == number;
+  auto known = config.tree->numbers.find(node);
+  if (known != config.tree->numbers.end()) return known->second == number;
   if (node_of(config, number)) return false;
-  config.numbers[node] = number;
+  config.tree.mine().numbers[node] = number;
   return true;
 }
 
@@ -411,7 +440,7 @@ bool History::matches(Config& config, const Op& op, const Expect& expect,
 
 void History::see(Config& config) const {
   for (const auto& [id, pending] : pending_) {
-    if (!pending.op.changes()) config.seen[id].insert(look(config, pending.op));
+    if (!pending.op.changes() && !pending.abandoned) config.seen[id].insert(look(config, pending.op));
   }
 }
 
@@ -419,13 +448,79 @@ History::Id History::begin(Op op) {
   auto id = next_++;
   pending_[id] = {std::move(op)};
   std::set<Config> next;
-  for (auto config : configs_) {
+  while (!configs_.empty()) {
+    auto config = configs_.extract(configs_.begin());
     // Sizes that looks under way may see have changed too.
-    see(config);
+    see(config.value());
     next.insert(std::move(config));
   }
   configs_ = std::move(next);
   return id;
+}
+
+/// Explanations that differ only in what one pending look could have seen are one: whatever it
+/// sees, it leaves the same behind. With several looks that would allow pairs nobody could see.
+void History::keep(std::set<Config> configs) {
+  configs_.clear();
+  // Equal but for what was seen; the set is ordered by tree and what is done first.
+  std::vector<Config> group;
+  auto close = [&] {
+    for (bool merged = true; merged;) {
+      merged = false;
+      for (std::size_t a = 0; a < group.size(); ++a) {
+        for (std::size_t b = a + 1; b < group.size();) {
+          std::vector<Id> differing;
+          for (const auto& [id, seen] : group[a].seen) {
+            if (group[b].seen.at(id) != seen) differing.push_back(id);
+          }
+          auto covers = [&](const Config& more, const Config& less) {
+            return std::all_of(differing.begin(), differing.end(), [&](Id id) {
+              const auto &big = more.seen.at(id), &small = less.seen.at(id);
+              return std::includes(big.begin(), big.end(), small.begin(), small.end());
+            });
+          };
+          bool one = differing.size() <= 1 || covers(group[a], group[b]);
+          if (!one && !covers(group[b], group[a])) {
+            ++b;
+            continue;
+          }
+          for (auto id : differing) group[a].seen[id].merge(group[b].seen[id]);
+          group.erase(group.begin() + static_cast<std::ptrdiff_t>(b));
+          merged = true;
+        }
+      }
+    }
+    for (auto& config : group) configs_.insert(std::move(config));
+    group.clear();
+  };
+  while (!configs.empty()) {
+    auto config = std::move(configs.extract(configs.begin()).value());
+    if (!group.empty() && (group[0].tree != config.tree || group[0].done != config.done)) close();
+    group.push_back(std::move(config));
+  }
+  close();
+}
+
+void History::do_early(Config& config, Id id, const Pending& pending) const {
+  auto expect = change(config, id, pending.op);
+  config.done[id] = pending.abandoned ? Expect{} : std::move(expect);
+  see(config);
+}
+
+void History::abandon(Id id) {
+  auto& pending = pending_.at(id);
+  pending.abandoned = true;
+  std::set<Config> next;
+  while (!configs_.empty()) {
+    auto config = configs_.extract(configs_.begin());
+    config.value().seen.erase(id);
+    if (auto done = config.value().done.find(id); done != config.value().done.end()) {
+      done->second = {};
+    }
+    next.insert(std::move(config));
+  }
+  if (!pending.op.changes()) pending_.erase(id);
+  keep(std::move(next));
 }
 
 /// All ways to go on from `from` so that operation `id`, answered `outcome`, is explained: pending
@@ -471,9 +566,7 @@ void History::explore(const Config& from, Id id, const Op& op, const Outcome* ou
   for (const auto& [other, pending] : pending_) {
     if (other == id || !pending.op.changes() || from.done.contains(other)) continue;
     auto config = from;
-    auto expect = change(config, other, pending.op);
-    config.done[other] = std::move(expect);
-    see(config);
+    do_early(config, other, pending);
     explore(config, id, op, outcome, into, visited);
   }
 }
@@ -493,11 +586,12 @@ bool History::end(Id id, const Outcome& given) {
     return false;
   }
   pending_.erase(id);
-  configs_ = std::move(next);
+  keep(std::move(next));
   return true;
 }
 
 void History::settle(Id id) {
+  if (!pending_.contains(id)) return;  // It was a look, and abandoned.
   auto op = pending_.at(id).op;
   std::set<Config> next, visited;
   for (const auto& config : configs_) {
@@ -506,8 +600,8 @@ void History::settle(Id id) {
     without.seen.erase(id);
     if (without.done.erase(id) == 0) next.insert(std::move(without));
   }
-  configs_ = std::move(next);
   pending_.erase(id);
+  keep(std::move(next));
 }
 
 History::Sizes History::sizes(Number inode) const {
@@ -527,16 +621,18 @@ History::Sizes History::sizes(Number inode) const {
 void History::forget_orphans(const std::set<Number>& open) {
   if (!pending_.empty()) return;
   std::set<Config> next;
-  for (auto config : configs_) {
-    for (auto each = config.inodes.begin(); each != config.inodes.end();) {
-      auto number = config.numbers.find(each->first);
-      bool used = number != config.numbers.end() && open.contains(number->second);
-      if (each->second.links > 0 || used) {
-        ++each;
-        continue;
-      }
-      if (number != config.numbers.end()) config.numbers.erase(number);
-      each = config.inodes.erase(each);
+  while (!configs_.empty()) {
+    auto config = std::move(configs_.extract(configs_.begin()).value());
+    std::vector<Node> gone;
+    for (const auto& [node, inode] : config.tree->inodes) {
+      if (inode.links > 0) continue;
+      auto number = config.tree->numbers.find(node);
+      if (number != config.tree->numbers.end() && open.contains(number->second)) continue;
+      gone.push_back(node);
+    }
+    for (auto node : gone) {
+      config.tree.mine().inodes.erase(node);
+      config.tree.mine().numbers.erase(node);
     }
     next.insert(std::move(config));
   }

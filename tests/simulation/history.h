@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -78,6 +79,8 @@ class History {
   Id begin(Op op);
   /// False: nothing can explain this answer; why() says what was expected.
   bool end(Id id, const Outcome& outcome);
+  /// Nobody will hear the answer. It may still happen, until settle() says that it cannot.
+  void abandon(Id id);
   /// Nothing more will come of it: it was done before now, or never will be.
   void settle(Id id);
   [[nodiscard]] const std::string& why() const { return why_; }
@@ -125,20 +128,49 @@ class History {
     std::vector<Entry> entries;
     auto operator<=>(const Expect&) const = default;
   };
-  struct Config {
+  struct Tree {
     std::map<Node, Inode> inodes;
     std::map<Node, Number> numbers;
+    auto operator<=>(const Tree&) const = default;
+  };
+  /// Copies share it until one is changed: most operations only look.
+  class SharedTree {
+   public:
+    explicit SharedTree(Tree first) : tree_{std::make_shared<Tree>(std::move(first))} {}
+    const Tree* operator->() const { return tree_.get(); }
+    const Tree& operator*() const { return *tree_; }
+    Tree& mine() {
+      if (tree_.use_count() > 1) tree_ = std::make_shared<Tree>(*tree_);
+      return *tree_;
+    }
+    std::strong_ordering operator<=>(const SharedTree& other) const {
+      if (tree_ == other.tree_) return std::strong_ordering::equal;
+      return *tree_ <=> *other.tree_;
+    }
+    bool operator==(const SharedTree& other) const {
+      return tree_ == other.tree_ || *tree_ == *other.tree_;
+    }
+
+   private:
+    std::shared_ptr<Tree> tree_;
+  };
+  struct Config {
+    SharedTree tree;
     std::map<Id, Expect> done;            ///< Changes made, and not answered yet.
     std::map<Id, std::set<Expect>> seen;  ///< What pending looks could have seen.
     auto operator<=>(const Config&) const = default;
   };
   struct Pending {
     Op op;
+    bool abandoned = false;
   };
 
   [[nodiscard]] std::optional<Node> node_of(const Config& config, Number number) const;
   [[nodiscard]] Expect look(const Config& config, const Op& op) const;
   Expect change(Config& config, Id id, const Op& op) const;
+  Expect changed(Config& config, Id id, const Op& op) const;
+  void do_early(Config& config, Id id, const Pending& pending) const;
+  void keep(std::set<Config> configs);
   void note_size(const Config& config, Node node, std::uint64_t& least, std::uint64_t& most) const;
   void see(Config& config) const;
   bool matches(Config& config, const Op& op, const Expect& expect, const Outcome& outcome) const;

@@ -206,7 +206,9 @@ class Network::Door final : public protocol::Transport {
       there->second.loop->post([&net, stream, endpoint] {
         std::unique_ptr<protocol::Connection> end = std::make_unique<End>(net, stream, 1);
         auto still = net.listening_.find(endpoint);
-        if (still != net.listening_.end()) still->second.accepted(std::move(end));
+        // Not a process that took the place of the one that was called.
+        bool same = still != net.listening_.end() && still->second.door == stream->sides[1].door;
+        if (same) still->second.accepted(std::move(end));
       });
     });
   }

@@ -62,10 +62,11 @@ class Program::Call {
     workload_.under_way_.erase(number_);
     if (over_ || workload_.dying_ == nullptr) return;
     ++workload_.counts.abandoned;
+    if (id_) ground_.history.abandon(*id_);
     workload_.dying_->settle.push_back(
         [&ground = ground_, &world = workload_.world_, id = id_, end = std::move(end_)] {
           if (id) ground.history.settle(*id);
-          for (const auto& each : end) each(world.now());
+          for (const auto& each : end) each(world.now(), false);
         });
   }
 
@@ -73,13 +74,20 @@ class Program::Call {
   void writes(Number inode, std::uint64_t from, std::uint64_t to, Stamp stamp) {
     auto& content = ground_.files[inode];
     auto id = content.begin(from, to, stamp, began_);
-    end_.push_back([&content, id](Duration now) { content.end(id, now); });
+    end_.push_back([&content, id](Duration now, bool certain) {
+      certain ? content.end(id, now) : content.settle(id, now);
+    });
+  }
+  void reads(Number inode) {
+    auto& content = ground_.files[inode];
+    content.begin_read(began_);
+    end_.push_back([&content, began = began_](Duration, bool) { content.end_read(began); });
   }
   void answered(const Outcome& outcome) {
     over_ = true;
     auto& world = workload_.world_;
     world.note(name_ + " " + text_ + " -> " + describe(outcome));
-    for (const auto& each : end_) each(world.now());
+    for (const auto& each : end_) each(world.now(), outcome.error == 0);
     if (id_ && !ground_.history.end(*id_, outcome)) {
       workload_.fail(ground_.name + " " + name_ + ": " + ground_.history.why());
     }
@@ -89,7 +97,7 @@ class Program::Call {
     over_ = true;
     auto& world = workload_.world_;
     world.note(name_ + " " + text_ + " -> perhaps, " + describe(outcome));
-    for (const auto& each : end_) each(world.now());
+    for (const auto& each : end_) each(world.now(), false);
     if (id_) ground_.history.settle(*id_);
   }
   [[nodiscard]] Duration began() const { return began_; }
@@ -116,7 +124,7 @@ class Program::Call {
   std::uint64_t number_;
   Op op_;
   std::optional<History::Id> id_;
-  std::vector<std::function<void(Duration)>> end_;
+  std::vector<std::function<void(Duration, bool certain)>> end_;
   bool over_ = false;
 };
 
@@ -205,6 +213,11 @@ void Program::learn(Number number, std::uint32_t mode) {
 std::optional<std::size_t> Program::any_open() {
   if (open_.empty()) return {};
   return random_.below(open_.size());
+}
+
+bool Program::is_open(Number inode) {
+  auto at = handle_of(inode);
+  return at && open_[*at].session == session();
 }
 
 std::optional<std::size_t> Program::handle_of(Number inode) const {
@@ -366,7 +379,7 @@ Task<std::optional<Outcome>> Program::attr(Number inode) {
   Op op;
   op.kind = Op::Kind::attr;
   op.inode = inode;
-  op.open = handle_of(inode) && open_[*handle_of(inode)].session == under;
+  op.open = is_open(inode);
   Call call{*this, op};
   auto outcome = outcome_of(co_await mount().attr(InodeId{inode}));
   co_await finish(call, outcome, under);
@@ -490,6 +503,7 @@ Task<void> Program::read_link(Number inode) {
   Op op;
   op.kind = Op::Kind::read_link;
   op.inode = inode;
+  op.open = is_open(inode);
   Call call{*this, op};
   auto got = co_await mount().read_link(InodeId{inode});
   auto outcome = got ? Outcome{} : outcome_of(got.error());
@@ -619,6 +633,7 @@ Task<std::uint64_t> Program::read(std::size_t at, std::uint64_t offset, std::uin
   op.length = length;
   op.open = true;
   Call call{*this, op};
+  call.reads(open.inode);
   auto got = co_await mount().read(open.handle, offset, length);
   auto outcome = got ? Outcome{} : outcome_of(got.error());
   if (got) {

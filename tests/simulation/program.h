@@ -69,6 +69,7 @@ class Program {
   void learn(Number number, std::uint32_t mode);
   std::optional<std::size_t> any_open();
   std::optional<std::size_t> handle_of(Number inode) const;
+  bool is_open(Number inode);  ///< Under the session that lives.
 
   Workload& workload_;
   Playground& ground_;

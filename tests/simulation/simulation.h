@@ -9,11 +9,11 @@ namespace csv::sim {
 
 /// What a run is put through. Data; a seed chooses among it.
 struct Plan {
-  Duration length = 30s;  ///< Of the time with work and faults.
+  Duration length = 20s;  ///< Of the time with work and faults.
   bool crash_csvd = true, crash_mount = true, crash_node = true;
   bool break_connections = true, part_network = true, slow_network = true;
   bool lose_paths = true, freeze = true, move = true;
-  Duration least_calm = 300ms, most_calm = 4s;  ///< Between two faults.
+  Duration least_calm = 100ms, most_calm = 2500ms;  ///< Between two faults.
   std::uint64_t lie_in = 0;  ///< The storage loses one acknowledged write in so many.
   bool verbose = false;
 

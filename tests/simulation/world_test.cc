@@ -258,6 +258,62 @@ TEST_CASE("content: a read shows the last write, or one under way, and nothing e
   CHECK(!content.judge(0, bytes, 55ms, 71ms));
 }
 
+TEST_CASE("content: a write of unknown outcome may have been made or not, but not both in turn") {
+  std::vector<std::byte> zeros(1024), bytes(1024);
+  fill_pattern(bytes, 0, 1);
+  FileContent content;
+  auto write = content.begin(0, 1024, 1, 10ms);
+  content.settle(write, 20ms);
+  // Half of it was made.
+  auto half = bytes;
+  std::fill(half.begin() + 512, half.end(), std::byte{});
+  CHECK(!content.judge(0, half, 30ms, 31ms));
+  CHECK(!content.judge(0, half, 40ms, 41ms));
+  CHECK(content.judge(0, bytes, 50ms, 51ms));
+  CHECK(content.judge(0, zeros, 60ms, 61ms));
+  // A read that was under way all the time may show what was there before that read.
+  CHECK(!content.judge(0, zeros, 15ms, 70ms));
+}
+
+TEST_CASE("history: what a look under way may have seen does not multiply the explanations") {
+  History history{10};
+  Op make;
+  make.kind = Op::Kind::make_file;
+  make.parent = 10;
+  make.name = "log";
+  make.mode = 0644;
+  Outcome made;
+  made.inode = 11;
+  made.mode = 0100644;
+  made.nlink = 1;
+  REQUIRE(history.end(history.begin(make), made));
+  Op append;
+  append.kind = Op::Kind::append;
+  append.inode = 11;
+  append.length = 100;
+  append.open = true;
+  Op read;
+  read.kind = Op::Kind::read;
+  read.inode = 11;
+  read.length = 1 << 20;
+  read.open = true;
+  auto lost = history.begin(append);
+  history.abandon(lost);
+  auto slow = history.begin(read);
+  for (int i = 0; i < 200; ++i) REQUIRE(history.end(history.begin(append), Outcome{}));
+  CHECK(history.explanations() <= 2);
+  Outcome got;
+  got.length = 20200;
+  CHECK(!history.end(history.begin(read), got));
+  got.length = 5000;
+  CHECK(history.end(slow, got));
+  got.length = 20100;
+  CHECK(history.end(history.begin(read), got));
+  history.settle(lost);
+  got.length = 20000;
+  CHECK(!history.end(history.begin(read), got));
+}
+
 TEST_CASE("content: a log must have every answered record once and whole") {
   LogContent log;
   log.begin(1, 1ms);
