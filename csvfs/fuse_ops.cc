@@ -212,8 +212,9 @@ Task<void> get_attr(FuseState& state, Reply reply, InodeId inode) {
   answer_attr(state, std::move(reply), attr);
 }
 
-Task<void> set_attr(FuseState& state, Reply reply, wire::SetAttr to) {
-  auto attr = co_await state.mount->change(std::move(to), reply.interrupt());
+Task<void> set_attr(FuseState& state, Reply reply, wire::SetAttr to,
+                    std::optional<Mount::Handle> through) {
+  auto attr = co_await state.mount->change(std::move(to), reply.interrupt(), through);
   answer_attr(state, std::move(reply), attr);
 }
 
@@ -496,7 +497,8 @@ void op_getattr(fuse_req_t request, fuse_ino_t inode, fuse_file_info*) {
   state.requests.spawn(get_attr(state, reply_to(request, kLooks), InodeId{inode}));
 }
 
-void op_setattr(fuse_req_t request, fuse_ino_t inode, struct stat* to, int set, fuse_file_info*) {
+void op_setattr(fuse_req_t request, fuse_ino_t inode, struct stat* to, int set,
+                fuse_file_info* file) {
   auto& state = state_of(request);
   wire::SetAttr change;
   change.set_inode(inode);
@@ -512,7 +514,9 @@ void op_setattr(fuse_req_t request, fuse_ino_t inode, struct stat* to, int set, 
     change.set_mtime_now(true);
   else if (set & FUSE_SET_ATTR_MTIME)
     change.set_mtime(from_time(to->st_mtim));
-  state.requests.spawn(set_attr(state, reply_to(request, kChanges), std::move(change)));
+  std::optional<Mount::Handle> through;
+  if (file != nullptr) through = handle_of(file);
+  state.requests.spawn(set_attr(state, reply_to(request, kChanges), std::move(change), through));
 }
 
 void op_readlink(fuse_req_t request, fuse_ino_t inode) {

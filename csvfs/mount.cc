@@ -53,7 +53,8 @@ class VolumeMount final : public Mount, private Client::Owner {
 
   Task<Expected<wire::Attr>> lookup(InodeId parent, std::string name) override;
   Task<Expected<wire::Attr>> attr(InodeId inode) override;
-  Task<Expected<wire::Attr>> change(wire::SetAttr to, Interrupt* interrupt) override;
+  Task<Expected<wire::Attr>> change(wire::SetAttr to, Interrupt* interrupt,
+                                    std::optional<Handle> through) override;
   Task<Expected<wire::Attr>> make(Caller caller, wire::Make what, Interrupt* interrupt) override;
   Task<Expected<wire::Attr>> link(InodeId inode, InodeId parent, std::string name,
                                   Interrupt* interrupt) override;
@@ -94,7 +95,7 @@ class VolumeMount final : public Mount, private Client::Owner {
 
   Task<Expected<Client::Answer>> ask(wire::Request request);
   Task<Expected<Client::Answer>> change(wire::Request request, Interrupt* interrupt,
-                                        Caller caller = {});
+                                        Caller caller = {}, SessionId bound_to = {});
   Expected<wire::Attr> noted(wire::Attr attr);
   Expected<FilePtr> file_of(Handle handle) const;
   bool take_wrote(InodeId inode);
@@ -338,13 +339,14 @@ Task<Expected<Client::Answer>> VolumeMount::ask(wire::Request request) {
 }
 
 Task<Expected<Client::Answer>> VolumeMount::change(wire::Request request, Interrupt* interrupt,
-                                                   Caller caller) {
+                                                   Caller caller, SessionId bound_to) {
   ++counters_.operations;
   request.set_uid(caller.uid);
   request.set_gid(caller.gid);
   Client::CallOptions options;
   options.changes = true;
   options.interrupt = interrupt;
+  options.session = bound_to;
   co_return co_await client_.call(std::move(request), options);
 }
 
@@ -402,12 +404,18 @@ Task<Expected<wire::FsStat>> VolumeMount::statistics() {
   co_return std::move(*fetched);
 }
 
-Task<Expected<wire::Attr>> VolumeMount::change(wire::SetAttr to, Interrupt* interrupt) {
+Task<Expected<wire::Attr>> VolumeMount::change(wire::SetAttr to, Interrupt* interrupt,
+                                               std::optional<Handle> through) {
   InodeId inode{to.inode()};
+  SessionId bound_to{};
+  if (through) {
+    CSV_CO_TRY(open_file, file_of(*through));
+    bound_to = open_file->session;
+  }
   to.set_wrote(take_wrote(inode));
   wire::Request request;
   *request.mutable_set_attr() = std::move(to);
-  auto answer = co_await change(std::move(request), interrupt);
+  auto answer = co_await change(std::move(request), interrupt, {}, bound_to);
   if (!answer) {
     if (auto file = files_.find(inode)) file->wrote = true;
     co_return answer.error();
@@ -660,7 +668,8 @@ Task<Expected<void>> VolumeMount::allocate(Handle handle, wire::Allocate what,
   what.set_inode(raw(file->inode));
   wire::Request request;
   *request.mutable_allocate() = std::move(what);
-  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt));
+  // After a fence another node may have gone on with the file: not with the next session.
+  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt, {}, file->session));
   if (answer.reply.has_attr()) (void)noted(std::move(*answer.reply.mutable_attr()));
   co_return Expected<void>{};
 }

@@ -1,6 +1,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -59,7 +60,9 @@ class Mount {
 
   virtual Task<Expected<wire::Attr>> lookup(InodeId parent, std::string name) = 0;
   virtual Task<Expected<wire::Attr>> attr(InodeId inode) = 0;
-  virtual Task<Expected<wire::Attr>> change(wire::SetAttr to, Interrupt* interrupt = nullptr) = 0;
+  /// `through` an open file (ftruncate): only while the session lives under which it was opened.
+  virtual Task<Expected<wire::Attr>> change(wire::SetAttr to, Interrupt* interrupt = nullptr,
+                                            std::optional<Handle> through = {}) = 0;
   virtual Task<Expected<wire::Attr>> make(Caller caller, wire::Make what,
                                           Interrupt* interrupt = nullptr) = 0;
   virtual Task<Expected<wire::Attr>> link(InodeId inode, InodeId parent, std::string name,

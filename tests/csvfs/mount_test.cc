@@ -1,6 +1,8 @@
 #include "csvfs/mount.h"
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
 #include <sys/stat.h>
 
 #include <atomic>
@@ -368,6 +370,15 @@ TEST_CASE("mount: after its session was ended, old handles fail with EIO and a n
   // It may not talk to the coordinator for longer than that waits for it.
   world.post([&] { world.refuse_connections = true; });
   world.cut_connections();
+  // What an old handle had asked for must not go with the new session.
+  wire::Allocate punch;
+  punch.set_length(kMiB);
+  punch.set_mode(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+  auto punching = world.begin(mount.allocate(file.handle, punch));
+  wire::SetAttr empty;
+  empty.set_inode(file.attr.inode());
+  empty.set_size(0);
+  auto truncating = world.begin(mount.change(empty, nullptr, file.handle));
   world.wait(sleep(world.loop(), 1500ms));
   world.post([&] { world.refuse_connections = false; });
   for (int i = 0;
@@ -375,11 +386,17 @@ TEST_CASE("mount: after its session was ended, old handles fail with EIO and a n
        ++i)
     world.wait(sleep(world.loop(), 50ms));
   CHECK(mount.state().session != session);
+  auto punched = punching->get();
+  REQUIRE_FALSE(punched);
+  CHECK(punched.error().to_errno() == EIO);
+  auto truncated = truncating->get();
+  REQUIRE_FALSE(truncated);
+  CHECK(truncated.error().to_errno() == EIO);
   auto old = world.wait(mount.read(file.handle, 0, 4096));
   REQUIRE_FALSE(old);
   CHECK(old.error().to_errno() == EIO);
   auto again = open(world, mount, "file");
-  CHECK(read(world, mount, again.handle, 0, 4096).size() == 4096);
+  CHECK(read(world, mount, again.handle, 0, kMiB) == pattern(kMiB, 1));
   world.wait(mount.close(file.handle));
 }
 
