@@ -434,7 +434,8 @@ void Target::arrive(std::uint64_t id) {
   bool reads = command->kind == Kind::read;
   if (reads || command->changes() || command->kind == Kind::flush) {
     using Access = ReservationTable::Access;
-    if (!reservations.may(nexus, reads ? Access::read : Access::write)) {
+    auto access = reads ? Access::read : Access::write;
+    if (!command->fate.unfenced && !reservations.may(nexus, access)) {
       ++command->session->counters.conflicts;
       bool fenced = command->session->registered;
       finish(*command,
@@ -572,7 +573,7 @@ Expected<void> Target::apply(const ReservationTable::Result& result, bool abort)
   if (!abort) return {};
   std::vector<std::shared_ptr<Command>> aborted;
   for (const auto& [id, command] : commands_) {
-    if (command->place != Command::Place::inside) continue;
+    if (command->place != Command::Place::inside || command->fate.unfenced) continue;
     if (std::find(result.removed.begin(), result.removed.end(), command->nexus()) ==
         result.removed.end()) {
       continue;
@@ -589,7 +590,8 @@ Expected<void> Target::apply(const ReservationTable::Result& result, bool abort)
 void Target::abort_all(std::uint64_t except) {
   std::vector<std::shared_ptr<Command>> aborted;
   for (const auto& [id, command] : commands_) {
-    if (id != except && command->place == Command::Place::inside) aborted.push_back(command);
+    if (id == except || command->fate.unfenced) continue;
+    if (command->place == Command::Place::inside) aborted.push_back(command);
   }
   for (const auto& command : aborted) {
     commands_.erase(command->id);

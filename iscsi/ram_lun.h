@@ -38,6 +38,8 @@ struct RamFate {
   /// Answered as if done, and never done: a target that no protocol survives, to see a checker
   /// bite.
   bool lies = false;
+  /// Neither reservations nor aborts stop it: another such target.
+  bool unfenced = false;
 };
 using RamPlan = std::function<RamFate(const RamCommand&)>;
 

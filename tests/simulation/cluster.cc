@@ -107,11 +107,14 @@ Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over() {
   with.random = &process_.random;
   with.open_lun = cluster_.opener(process_, node_, 1);
   with.make_worker = [this] { return std::make_unique<SimWorker>(cluster_.world, *process_.loop); };
-  with.open_until = [this] { return membership_->open_until(); };
+  with.open_until = [this] {
+    return cluster_.broken.csvds_gate_stays_open ? TimePoint::max() : membership_->open_until();
+  };
   with.node = Cluster::id(node_);
   with.cluster = Cluster::kClusterId;
   with.volume = Cluster::kVolume;
   auto taken = co_await service::VolumeService::take_over(std::move(with));
+  if (taken) ++cluster_.takeovers;
   cluster_.world.note(
       taken ? fmt::format("node{} coordinates in epoch {}", node_ + 1, raw((*taken)->epoch()))
             : fmt::format("node{} cannot take over: {}", node_ + 1, taken.error().message()));
@@ -159,7 +162,10 @@ Csvfs::Csvfs(Cluster& cluster, std::size_t node)
       }
       process_.door->connect(board.coordinator, board.endpoint, std::move(done));
     };
-    with.open_until = [this] { return cluster_.nodes_[node_].board.open_until; };
+    with.open_until = [this] {
+      return cluster_.broken.mounts_gate_stays_open ? TimePoint::max()
+                                                    : cluster_.nodes_[node_].board.open_until;
+    };
     with.volume = Cluster::kVolume;
     with.node = Cluster::id(node_);
     mount_ = Mount::start(std::move(with));
@@ -192,7 +198,9 @@ Cluster::Cluster(World& on, ClusterOptions options)
       disk_loop{on, "disk", {}},
       disk{iscsi::RamDisk::create(options.disk, &disk_loop)},
       weather{options.weather},
+      broken{options.broken},
       nodes_(options.nodes) {
+  network.forgery = broken.forgery;
   for (auto& node : nodes_) {
     node.skew.boot = world.between(1h, 1000h);
     node.skew.parts_per_mille = static_cast<int>(world.random().below(11)) - 5;
@@ -225,6 +233,7 @@ iscsi::RamFate Cluster::fate(const iscsi::RamCommand& command) {
   if (one_in(weather.stall_in)) {
     (random.chance(1, 2) ? fate.to_target : fate.inside) += world.between(1s, 14s);
   }
+  fate.unfenced = broken.unfenced;
   fate.answer_lost = one_in(weather.lost_answer_in);
   fate.lies = command.kind == iscsi::RamCommand::Kind::write && one_in(weather.lie_in);
   return fate;

@@ -101,10 +101,19 @@ class Csvfs {
   std::unique_ptr<TaskScope> programs_ = std::make_unique<TaskScope>();
 };
 
+/// What the world does that no protocol survives, to see the judges bite.
+struct Broken {
+  bool unfenced = false;                ///< The target lets everything through, whoever was fenced.
+  bool mounts_gate_stays_open = false;  ///< A mount's membership lease never ends.
+  bool csvds_gate_stays_open = false;   ///< A coordinator's neither.
+  Network::Forgery forgery;
+};
+
 struct ClusterOptions {
   std::size_t nodes = 3;
   iscsi::RamDiskOptions disk;
   DiskWeather weather;
+  Broken broken;
 };
 
 /// Nodes, a network and a LUN, all virtual, around the code that ships.
@@ -149,6 +158,8 @@ class Cluster {
   SimLoop disk_loop;
   std::shared_ptr<iscsi::RamDisk> disk;
   DiskWeather weather;
+  Broken broken;
+  std::uint64_t takeovers = 0;
   std::vector<MountCounters> counters;          ///< Of mounts that are gone.
   std::function<void(std::size_t)> on_mounted;  ///< Programs may be started.
   /// Wraps the death of a mount, which the function does.

@@ -1,4 +1,5 @@
-// csv_sim --seed N [--runs M] [--calm] [--verbose] [--log]: lives of simulated clusters.
+// csv_sim --seed N [--runs M] [--calm] [--verbose] [--log] ...: lives of simulated clusters
+// (docs/testing.md).
 
 #include <cstdio>
 #include <cstdlib>
@@ -22,6 +23,13 @@ int main(int argc, char** argv) {
       plan = csv::sim::Plan::calm();
     } else if (arg == "--lie") {
       plan.lie_in = number();
+    } else if (arg == "--break") {
+      std::string_view what = ++i < argc ? argv[i] : "";
+      plan.broken.unfenced |= what == "fences";
+      plan.broken.mounts_gate_stays_open |= what == "gates";
+      plan.broken.csvds_gate_stays_open |= what == "coordinators-gates";
+      plan.broken.forgery.answer_recalls |= what == "recalls";
+      plan.broken.forgery.double_appends |= what == "appends";
     } else if (arg == "--seconds") {
       plan.length = std::chrono::seconds{number()};
     } else if (arg == "--verbose") {
@@ -30,8 +38,8 @@ int main(int argc, char** argv) {
       level = csv::log::Level::debug;
     } else {
       std::fprintf(stderr,
-                   "csv_sim [--seed N] [--runs N] [--seconds N] [--calm] [--lie N] [--verbose] "
-                   "[--log]\n");
+                   "csv_sim [--seed N] [--runs N] [--seconds N] [--calm] [--lie N] [--break "
+                   "fences|gates|coordinators-gates|recalls|appends] [--verbose] [--log]\n");
       return 2;
     }
   }
@@ -40,11 +48,12 @@ int main(int argc, char** argv) {
   for (auto end = seed + runs; seed < end; ++seed) {
     auto result = csv::sim::simulate(seed, plan);
     std::printf(
-        "seed %llu digest %016llx %s: %llu operations, %llu faults, %llu events, %.0f s; direct "
-        "%llu+%llu redirected %llu+%llu recalls %llu eio %llu\n",
+        "seed %llu digest %016llx %s: %llu operations, %llu faults, %llu takeovers, %llu events, "
+        "%.0f s; direct %llu+%llu redirected %llu+%llu recalls %llu eio %llu%s\n",
         static_cast<unsigned long long>(seed), static_cast<unsigned long long>(result.digest),
         result.setting.c_str(), static_cast<unsigned long long>(result.counts.operations),
         static_cast<unsigned long long>(result.faults),
+        static_cast<unsigned long long>(result.takeovers),
         static_cast<unsigned long long>(result.events),
         static_cast<double>(result.ended.count()) / 1e9,
         static_cast<unsigned long long>(result.mounts.direct_reads),
@@ -52,7 +61,7 @@ int main(int argc, char** argv) {
         static_cast<unsigned long long>(result.mounts.redirected_reads),
         static_cast<unsigned long long>(result.mounts.redirected_writes),
         static_cast<unsigned long long>(result.mounts.recalls),
-        static_cast<unsigned long long>(result.counts.eio));
+        static_cast<unsigned long long>(result.counts.eio), result.undecided ? " undecided" : "");
     if (!result.violation.empty()) {
       ++failed;
       std::printf("seed %llu FAILED: %s\n", static_cast<unsigned long long>(seed),

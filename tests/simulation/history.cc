@@ -14,7 +14,8 @@ namespace csv::sim {
 namespace {
 
 constexpr std::uint64_t kRoot = 1;
-constexpr std::size_t kMostConfigs = 20000;
+constexpr std::size_t kMostTried = 20000;  ///< For one answer.
+constexpr std::size_t kMostKept = 1500;
 
 char type_of(std::uint32_t mode) {
   if (S_ISDIR(mode)) return 'd';
@@ -440,12 +441,14 @@ bool History::matches(Config& config, const Op& op, const Expect& expect,
 
 void History::see(Config& config) const {
   for (const auto& [id, pending] : pending_) {
-    if (!pending.op.changes() && !pending.abandoned) config.seen[id].insert(look(config, pending.op));
+    if (!pending.op.changes() && !pending.abandoned)
+      config.seen[id].insert(look(config, pending.op));
   }
 }
 
 History::Id History::begin(Op op) {
   auto id = next_++;
+  if (gave_up_) return id;
   pending_[id] = {std::move(op)};
   std::set<Config> next;
   while (!configs_.empty()) {
@@ -461,6 +464,7 @@ History::Id History::begin(Op op) {
 /// Explanations that differ only in what one pending look could have seen are one: whatever it
 /// sees, it leaves the same behind. With several looks that would allow pairs nobody could see.
 void History::keep(std::set<Config> configs) {
+  if (gave_up_) return;
   configs_.clear();
   // Equal but for what was seen; the set is ordered by tree and what is done first.
   std::vector<Config> group;
@@ -499,6 +503,15 @@ void History::keep(std::set<Config> configs) {
     group.push_back(std::move(config));
   }
   close();
+  if (configs_.size() > kMostKept) give_up();
+}
+
+void History::give_up() {
+  gave_up_ = true;
+  why_ = fmt::format("{} explanations, {} operations under way:", configs_.size(), pending_.size());
+  for (const auto& [id, pending] : pending_) {
+    why_ += "\n  " + sim::describe(pending.op) + (pending.abandoned ? " (abandoned)" : "");
+  }
 }
 
 void History::do_early(Config& config, Id id, const Pending& pending) const {
@@ -508,6 +521,7 @@ void History::do_early(Config& config, Id id, const Pending& pending) const {
 }
 
 void History::abandon(Id id) {
+  if (gave_up_) return;
   auto& pending = pending_.at(id);
   pending.abandoned = true;
   std::set<Config> next;
@@ -525,10 +539,10 @@ void History::abandon(Id id) {
 
 /// All ways to go on from `from` so that operation `id`, answered `outcome`, is explained: pending
 /// changes are done, one after the other, until it fits.
-void History::explore(const Config& from, Id id, const Op& op, const Outcome* outcome,
+bool History::explore(const Config& from, Id id, const Op& op, const Outcome* outcome,
                       std::set<Config>& into, std::set<Config>& visited) const {
-  if (!visited.insert(from).second) return;
-  CSV_CHECK(visited.size() < kMostConfigs);
+  if (!visited.insert(from).second) return true;
+  if (visited.size() > kMostTried) return false;
   auto settled = [&](Config config) {
     config.done.erase(id);
     config.seen.erase(id);
@@ -542,7 +556,7 @@ void History::explore(const Config& from, Id id, const Op& op, const Outcome* ou
     if (already != from.done.end()) {
       auto config = from;
       if (fits(config, already->second)) settled(std::move(config));
-      return;
+      return true;
     }
     auto config = from;
     auto expect = change(config, id, op);
@@ -561,23 +575,29 @@ void History::explore(const Config& from, Id id, const Op& op, const Outcome* ou
       settled(std::move(config));
       found = true;
     }
-    if (found) return;
+    if (found) return true;
   }
   for (const auto& [other, pending] : pending_) {
     if (other == id || !pending.op.changes() || from.done.contains(other)) continue;
     auto config = from;
     do_early(config, other, pending);
-    explore(config, id, op, outcome, into, visited);
+    if (!explore(config, id, op, outcome, into, visited)) return false;
   }
+  return true;
 }
 
 bool History::end(Id id, const Outcome& given) {
+  if (gave_up_) return true;
   auto outcome = given;
   std::sort(outcome.entries.begin(), outcome.entries.end(),
             [](const auto& a, const auto& b) { return a.name < b.name; });
   auto op = pending_.at(id).op;
   std::set<Config> next, visited;
-  for (const auto& config : configs_) explore(config, id, op, &outcome, next, visited);
+  for (const auto& config : configs_) {
+    if (explore(config, id, op, &outcome, next, visited)) continue;
+    give_up();
+    return true;
+  }
   if (next.empty()) {
     why_ = sim::describe(op) + " was answered " + sim::describe(outcome) + "; expected ";
     auto config = *configs_.begin();
@@ -591,11 +611,12 @@ bool History::end(Id id, const Outcome& given) {
 }
 
 void History::settle(Id id) {
-  if (!pending_.contains(id)) return;  // It was a look, and abandoned.
+  // A look that was abandoned is nothing to wait for.
+  if (gave_up_ || !pending_.contains(id)) return;
   auto op = pending_.at(id).op;
   std::set<Config> next, visited;
   for (const auto& config : configs_) {
-    if (op.changes()) explore(config, id, op, nullptr, next, visited);
+    if (op.changes() && !explore(config, id, op, nullptr, next, visited)) return give_up();
     auto without = config;
     without.seen.erase(id);
     if (without.done.erase(id) == 0) next.insert(std::move(without));
@@ -619,7 +640,7 @@ History::Sizes History::sizes(Number inode) const {
 }
 
 void History::forget_orphans(const std::set<Number>& open) {
-  if (!pending_.empty()) return;
+  if (gave_up_ || !pending_.empty()) return;
   std::set<Config> next;
   while (!configs_.empty()) {
     auto config = std::move(configs_.extract(configs_.begin()).value());

@@ -84,6 +84,9 @@ class History {
   /// Nothing more will come of it: it was done before now, or never will be.
   void settle(Id id);
   [[nodiscard]] const std::string& why() const { return why_; }
+  /// So much was under way at once that there are too many explanations to keep: from here on
+  /// nothing is judged.
+  [[nodiscard]] bool gave_up() const { return gave_up_; }
 
   /// Sizes the file can have now, in any explanation.
   struct Sizes {
@@ -171,12 +174,14 @@ class History {
   Expect changed(Config& config, Id id, const Op& op) const;
   void do_early(Config& config, Id id, const Pending& pending) const;
   void keep(std::set<Config> configs);
+  void give_up();
   void note_size(const Config& config, Node node, std::uint64_t& least, std::uint64_t& most) const;
   void see(Config& config) const;
   bool matches(Config& config, const Op& op, const Expect& expect, const Outcome& outcome) const;
   bool bind(Config& config, Node node, Number number) const;
   /// No outcome: anything may have been the answer.
-  void explore(const Config& from, Id id, const Op& op, const Outcome* outcome,
+  /// False: gave up.
+  bool explore(const Config& from, Id id, const Op& op, const Outcome* outcome,
                std::set<Config>& into, std::set<Config>& visited) const;
   static std::string describe(const Expect& expect);
 
@@ -184,6 +189,7 @@ class History {
   std::map<Id, Pending> pending_;
   Id next_ = 2;  ///< 1 is the root's node.
   std::string why_;
+  bool gave_up_ = false;
 };
 
 }  // namespace csv::sim

@@ -83,6 +83,7 @@ class Network::End final : public protocol::Connection {
   void send(protocol::Message message) override {
     CSV_CHECK(here().loop->here());
     if (here().over || stream_->broken) return;
+    if (network_.forge(stream_, side_, message)) return;
     put({.arrives = {}, .bytes = protocol::encode_message(message), .end = false});
   }
   void close() override {
@@ -315,6 +316,34 @@ void Network::died(std::uint64_t door) {
       world_.at(at, [this, stream = stream, to = 1 - end] { pump(stream, to); });
     }
   }
+}
+
+/// True: in its place.
+bool Network::forge(const std::shared_ptr<Stream>& stream, int from,
+                    const protocol::Message& sent) {
+  protocol::Message forged;
+  auto to = from;
+  if (forgery.answer_recalls && sent.frame.notice().has_recall()) {
+    forged.frame.set_id(sent.frame.id());
+    forged.frame.mutable_notice_reply();
+  } else if (forgery.double_appends && sent.frame.request().write().append()) {
+    to = 1 - from;
+    forged.frame = sent.frame;
+    forged.bulk = Buffer::copy_of(sent.bulk.span());
+    forged.frame.set_id(sent.frame.id() + (1ull << 40));
+    // A slot that no mount gets to.
+    forged.frame.mutable_request()->set_slot(63);
+    forged.frame.mutable_request()->set_sequence(++forged_);
+  } else {
+    return false;
+  }
+  forged.frame.set_epoch(sent.frame.epoch());
+  forged.frame.set_coordinator_key(sent.frame.coordinator_key());
+  stream->sides[static_cast<std::size_t>(to)].loop->post(
+      [stream, to, bytes = protocol::encode_message(forged)]() mutable {
+        stream->receive(to, std::move(bytes));
+      });
+  return forgery.answer_recalls && sent.frame.has_notice();
 }
 
 void Network::part(NodeId from, NodeId to) { parted_.insert({from, to}); }

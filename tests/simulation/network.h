@@ -23,6 +23,12 @@ class Network {
     Duration least_patience = 2s, most_patience = 9s;  ///< How long a stalled stream lives.
   };
   Weather weather;
+  /// Frames that were never sent, to see judges bite.
+  struct Forgery {
+    bool answer_recalls = false;  ///< Each recall is answered, and the mount never hears of it.
+    bool double_appends = false;  ///< Each append is asked for a second time, as another request.
+  };
+  Forgery forgery;
 
   /// One process's door. Destroying it is the death of the process: its streams end.
   std::unique_ptr<protocol::Transport> door(SimLoop& loop, NodeId node);
@@ -56,6 +62,7 @@ class Network {
   void tell_end(const std::shared_ptr<Stream>& stream, int end, Duration delay, Error why);
   void break_stream(const std::shared_ptr<Stream>& stream);
   void died(std::uint64_t door);
+  bool forge(const std::shared_ptr<Stream>& stream, int from, const protocol::Message& sent);
 
   World& world_;
   std::map<std::string, Listening> listening_;
@@ -64,7 +71,7 @@ class Network {
   std::set<NodeId> unplugged_;
   std::map<std::pair<NodeId, NodeId>, Duration> slow_;
   std::map<std::uint64_t, SimLoop*> doors_;  ///< Of processes that live.
-  std::uint64_t next_ = 1;
+  std::uint64_t next_ = 1, forged_ = 0;
 };
 
 }  // namespace csv::sim

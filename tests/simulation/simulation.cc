@@ -29,6 +29,7 @@ class Saboteur {
     add(plan.freeze, &Saboteur::freeze);
     add(plan.move, &Saboteur::move);
     add(plan.move, &Saboteur::take_away);
+    add(plan.isolate, &Saboteur::isolate_coordinator);
     if (!faults_.empty()) next();
   }
 
@@ -173,6 +174,27 @@ class Saboteur {
     cluster_.csvd(to)->start_volume();
   }
 
+  /// It goes on serving its own node's mount, as far as it knows, while another takes the volume.
+  void isolate_coordinator() {
+    auto node = cluster_.coordinator();
+    if (!node) return;
+    say(fmt::format("node{}, which coordinates, is cut off", *node + 1));
+    auto cut = [this, node](bool off) {
+      for (std::size_t other = 0; other < cluster_.size(); ++other) {
+        if (other == *node) continue;
+        auto a = Cluster::id(*node), b = Cluster::id(other);
+        off ? cluster_.network.part(a, b) : cluster_.network.join(a, b);
+        off ? cluster_.network.part(b, a) : cluster_.network.join(b, a);
+      }
+    };
+    cut(true);
+    mend_after(world_.between(1s, 12s), [cut] { cut(false); });
+    auto to = (*node + 1 + world_.random().below(cluster_.size() - 1)) % cluster_.size();
+    world_.after(world_.between(0ms, 6s), [this, to] {
+      if (!stopped_ && cluster_.csvd(to) != nullptr) cluster_.csvd(to)->start_volume();
+    });
+  }
+
   World& world_;
   Cluster& cluster_;
   const Plan& plan_;
@@ -195,9 +217,10 @@ ClusterOptions options_for(Random& random, const Plan& plan, std::string& settin
   disk.fua = random.chance(1, 2);
   disk.unmap_zeroes = random.chance(1, 2);
   disk.max_transfer = random.chance(1, 2) ? 1 << 20 : 256 << 10;
+  options.broken = plan.broken;
   options.weather.lie_in = plan.lie_in;
   if (plan.lose_paths) {
-    options.weather.stall_in = random.chance(1, 2) ? 3000 : 0;
+    options.weather.stall_in = random.chance(1, 2) ? random.chance(1, 3) ? 600 : 3000 : 0;
     options.weather.lost_answer_in = random.chance(1, 2) ? 5000 : 0;
   }
   setting = fmt::format("{} nodes, {} target, blocks of {}, {}{}", options.nodes,
@@ -230,7 +253,7 @@ class Run {
   Run(std::uint64_t seed, const Plan& plan)
       : plan_{plan},
         world_{seed},
-        workload_{world_, cluster_, {}},
+        workload_{world_, cluster_, {.most_thinking = world_.between(5ms, 40ms)}},
         cluster_{world_, options_for(world_.random(), plan, setting_)} {
     world_.set_verbose(plan.verbose);
     world_.note(setting_);
@@ -249,6 +272,8 @@ class Run {
     result.ended = world_.now();
     result.events = world_.events_run();
     if (saboteur_) result.faults = saboteur_->count();
+    result.takeovers = cluster_.takeovers;
+    result.undecided = workload_.undecided();
     result.counts = workload_.counts;
     result.setting = setting_;
     for (const auto& each : cluster_.counters) add(result.mounts, each);

@@ -12,22 +12,24 @@ struct Plan {
   Duration length = 20s;  ///< Of the time with work and faults.
   bool crash_csvd = true, crash_mount = true, crash_node = true;
   bool break_connections = true, part_network = true, slow_network = true;
-  bool lose_paths = true, freeze = true, move = true;
+  bool lose_paths = true, freeze = true, move = true, isolate = true;
   Duration least_calm = 100ms, most_calm = 2500ms;  ///< Between two faults.
   std::uint64_t lie_in = 0;  ///< The storage loses one acknowledged write in so many.
+  Broken broken;
   bool verbose = false;
 
   static Plan calm() {
     Plan plan;
     plan.crash_csvd = plan.crash_mount = plan.crash_node = false;
     plan.break_connections = plan.part_network = plan.slow_network = false;
-    plan.lose_paths = plan.freeze = plan.move = false;
+    plan.lose_paths = plan.freeze = plan.move = plan.isolate = false;
     return plan;
   }
 };
 
 struct Result {
-  std::string violation;  ///< Empty: all was as it must be.
+  std::string violation;   ///< Empty: all was as it must be.
+  bool undecided = false;  ///< From some moment on, too much was under way for the judge of names.
   std::uint64_t digest = 0;
   Duration ended{};
   std::uint64_t events = 0, faults = 0, takeovers = 0;

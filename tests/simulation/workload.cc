@@ -48,7 +48,7 @@ Task<void> Workload::set_up(std::size_t node, std::function<void()> done) {
     for (std::size_t each = 0; each < cluster_.size(); ++each) {
       if (!shared && each != home) continue;
       ground->nodes.push_back(each);
-      if (world_.random().chance(1, 4)) ground->nodes.push_back(each);
+      if (ground->nodes.size() < 4 && world_.random().chance(1, 4)) ground->nodes.push_back(each);
     }
     playgrounds_.push_back(std::move(ground));
   }
@@ -94,6 +94,15 @@ void Workload::settle_what_is_over() {
     world_.note(fmt::format("session {} is over", raw(ghost->session)));
     ghost = ghosts_.erase(ghost);
   }
+}
+
+bool Workload::undecided() const {
+  for (const auto& ground : playgrounds_) {
+    if (!ground->history.gave_up()) continue;
+    world_.note("UNDECIDED " + ground->history.why());
+    return true;
+  }
+  return false;
 }
 
 std::vector<std::string> Workload::stuck() const {

@@ -55,6 +55,7 @@ class Workload {
   [[nodiscard]] std::size_t unsettled() const { return ghosts_.size(); }
   void settle_what_is_over();
 
+  [[nodiscard]] bool undecided() const;
   [[nodiscard]] const std::string& violation() const { return violation_; }
   void fail(std::string what);
   struct Counts {

@@ -109,20 +109,21 @@ Loop::TimerId SimLoop::after(Duration delay, Function<void()> work) {
   CSV_CHECK(here());
   auto timer = next_timer_++;
   timers_[timer] = world_.after(
-      to_world(std::max(delay, Duration::zero())), [this, timer, work = std::move(work)]() mutable {
-        // A timer that is due during a freeze can still be cancelled.
-        if (world_.now() < frozen_until_) {
-          timers_[timer] =
-              world_.at(frozen_until_, [this, timer, work = std::move(work)]() mutable {
-                timers_.erase(timer);
-                run(std::move(work));
-              });
-          return;
-        }
-        timers_.erase(timer);
-        run(std::move(work));
-      });
+      to_world(std::max(delay, Duration::zero())),
+      [this, timer, work = std::move(work)]() mutable { due(timer, std::move(work)); });
   return TimerId{timer};
+}
+
+/// During a freeze, or the next one, it waits, and can still be cancelled.
+void SimLoop::due(std::uint64_t timer, Function<void()> work) {
+  if (world_.now() < frozen_until_) {
+    timers_[timer] = world_.at(frozen_until_, [this, timer, work = std::move(work)]() mutable {
+      due(timer, std::move(work));
+    });
+    return;
+  }
+  timers_.erase(timer);
+  run(std::move(work));
 }
 
 void SimLoop::cancel(TimerId timer) {

@@ -83,6 +83,7 @@ class SimLoop final : public Loop {
   Duration to_local(Duration world) const;
   Duration to_world(Duration local) const;
   void run(Function<void()> work);
+  void due(std::uint64_t timer, Function<void()> work);
 
   World& world_;
   std::string name_;

@@ -114,6 +114,19 @@ TEST_CASE("world: a frozen process finds everything that was due when it wakes, 
   CHECK(order == std::vector{1, 2, 3, 4});
 }
 
+TEST_CASE("world: a timer that comes due in a process frozen twice can still be cancelled") {
+  World world{1};
+  SimLoop loop{world, "loop", {}};
+  bool ran = false;
+  Loop::TimerId timer{};
+  loop.enter([&] { timer = loop.after(1s, [&] { ran = true; }); });
+  loop.freeze(5s);
+  world.at(4s, [&] { loop.freeze(10s); });
+  world.at(7s, [&] { loop.enter([&] { loop.cancel(timer); }); });
+  world.run([] { return false; }, 1min);
+  CHECK(!ran);
+}
+
 TEST_CASE("worker: while it waits for the LUN virtual time goes on, and nothing runs beside it") {
   World world{1};
   SimLoop disk_loop{world, "disk", {}}, loop{world, "loop", {}};

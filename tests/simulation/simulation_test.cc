@@ -1,0 +1,121 @@
+#include "tests/simulation/simulation.h"
+
+#include <doctest/doctest.h>
+
+#include <string>
+
+#include "csvfs/base/log.h"
+
+using namespace csv;
+using namespace csv::sim;
+
+// How many seeds: by build, so that which ones run never depends on how fast the machine is.
+#ifndef CSV_SIM_SEEDS
+#define CSV_SIM_SEEDS 8
+#endif
+
+namespace {
+
+void be_quiet() {
+  static const bool done = [] {
+    log::set_up("sim_test", log::Level::error);
+    return true;
+  }();
+  (void)done;
+}
+
+/// A violation says how to see it again.
+Result play(std::uint64_t seed, const Plan& plan = {}) {
+  be_quiet();
+  auto result = simulate(seed, plan);
+  INFO("csv_sim --seed ", seed, " (", result.setting, ")");
+  CHECK(result.violation == "");
+  return result;
+}
+
+/// The first of `most` seeds whose life is judged a violation, in words; or nothing.
+std::string first_violation(const Plan& plan, std::uint64_t most) {
+  be_quiet();
+  for (std::uint64_t seed = 1; seed <= most; ++seed) {
+    auto result = simulate(seed, plan);
+    if (!result.violation.empty()) return result.violation;
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE("simulation: a seed replays exactly, and another seed is another life") {
+  Plan plan;
+  plan.length = 8s;
+  auto first = play(11, plan), again = play(11, plan), other = play(12, plan);
+  CHECK(first.digest == again.digest);
+  CHECK(first.events == again.events);
+  CHECK(first.digest != other.digest);
+  CHECK(first.faults > 0);
+}
+
+TEST_CASE("simulation: without faults everything is done and nothing is in doubt") {
+  for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+    auto plan = Plan::calm();
+    plan.length = 3s;
+    auto result = play(seed, plan);
+    CHECK(result.faults == 0);
+    CHECK(result.takeovers == 1);
+    CHECK(result.counts.operations > 500);
+    CHECK(result.counts.eio == 0);
+    CHECK(result.counts.abandoned == 0);
+    CHECK(!result.undecided);
+    CHECK(result.mounts.direct_reads > 0);
+    CHECK(result.mounts.direct_writes > 0);
+    CHECK(result.mounts.redirected_writes > 0);
+    CHECK(result.mounts.recalls > 0);
+  }
+}
+
+TEST_CASE("simulation: clusters that are sabotaged lose nothing, invent nothing and come back") {
+  Result sum;
+  std::uint64_t undecided = 0;
+  for (std::uint64_t seed = 100; seed < 100 + CSV_SIM_SEEDS; ++seed) {
+    auto result = play(seed);
+    CHECK(result.counts.operations > 100);
+    CHECK(result.faults > 0);
+    sum.takeovers += result.takeovers;
+    sum.counts.operations += result.counts.operations;
+    sum.counts.eio += result.counts.eio;
+    sum.counts.abandoned += result.counts.abandoned;
+    sum.mounts.readmissions += result.mounts.readmissions;
+    sum.mounts.direct_writes += result.mounts.direct_writes;
+    undecided += result.undecided ? 1 : 0;
+  }
+  CHECK(sum.takeovers > 2 * CSV_SIM_SEEDS);
+  CHECK(sum.counts.operations > 1000 * CSV_SIM_SEEDS);
+  CHECK(sum.counts.abandoned > 0);
+  CHECK(sum.mounts.readmissions > 0);
+  CHECK(sum.mounts.direct_writes > 0);
+  // One that cannot be judged to the end shows less, and must stay rare.
+  CHECK(undecided <= CSV_SIM_SEEDS / 8);
+}
+
+// ---------------------------------------------------------------------------- the judges bite
+
+TEST_CASE("simulation: a storage that loses an acknowledged write is found out") {
+  auto plan = Plan::calm();
+  plan.length = 5s;
+  plan.lie_in = 300;
+  CHECK(first_violation(plan, 4) != "");
+}
+
+TEST_CASE("simulation: a recall that the mount never hears of is found out") {
+  auto plan = Plan::calm();
+  plan.length = 5s;
+  plan.broken.forgery.answer_recalls = true;
+  CHECK(first_violation(plan, 4) != "");
+}
+
+TEST_CASE("simulation: a request that takes effect twice is found out") {
+  auto plan = Plan::calm();
+  plan.length = 5s;
+  plan.broken.forgery.double_appends = true;
+  CHECK(first_violation(plan, 4) != "");
+}
