@@ -4,9 +4,13 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 
+#include "coordinator/admin/events_command.h"
 #include "coordinator/admin/fs_commands.h"
+#include "coordinator/admin/node_volumes.h"
 #include "coordinator/admin/tool.h"
+#include "coordinator/admin/top.h"
 #include "coordinator/admin/volume_commands.h"
+#include "coordinator/csvctl_completion.h"
 #include "csvfs/base/log.h"
 
 namespace {
@@ -20,8 +24,12 @@ struct Arguments {
   LunChoice lun;
   FormatRequest format;
   FsRequest fs;
+  EventsRequest events;
+  TopRequest top;
+  AddRequest add;
+  double interval = 2;
   std::string volume;
-  bool json = false, yes = false, debug = false;
+  bool json = false, yes = false, debug = false, names = false, once = false;
   std::function<ExitCode(Terminal&)> action;
 };
 
@@ -61,7 +69,7 @@ CLI::App* add(CLI::App& under, Arguments& given, const std::string& name, const 
 }
 
 void add_volume(CLI::App& app, Arguments& given) {
-  auto* volume = app.add_subcommand("volume", "Volumes: format, check, start, stop");
+  auto* volume = app.add_subcommand("volume", "Volumes: list, format, add, start, stop, check");
   volume->require_subcommand(1);
   auto* format = add(*volume, given, "format", "Make an empty volume on a LUN",
                      [](Arguments& a, Terminal& terminal) {
@@ -92,6 +100,72 @@ void add_volume(CLI::App& app, Arguments& given) {
       [](Arguments& a, Terminal& terminal) { return stop_volume(a.socket, a.volume, terminal); });
   for (auto* each : {start, stop})
     each->add_option("NAME", given.volume, "The volume, as configured")->required();
+}
+
+/// What concerns this node: its volumes, its csvd, what happens on it.
+void add_node(CLI::App& app, CLI::App& volume, Arguments& given) {
+  auto* list = add(volume, given, "list", "The volumes of this node, and how they are",
+                   [](Arguments& a, Terminal& terminal) {
+                     return list_volumes({a.config, a.socket, a.json, a.names}, terminal);
+                   });
+  list->add_flag("--json", given.json, "For programs");
+  list->add_flag("--names", given.names, "Names only, a line each");
+
+  auto* added = add(volume, given, "add", "Add a formatted volume to this node's configuration",
+                    [](Arguments& a, Terminal& terminal) {
+                      auto request = a.add;
+                      request.config_file = a.config;
+                      request.socket = a.socket;
+                      request.lun = a.lun;
+                      request.chap_user = a.chap_user;
+                      request.chap_secret_file = a.chap_secret_file;
+                      return add_volume(request, terminal);
+                    });
+  added->add_option("NAME", given.add.name, "The volume's name, as it was formatted")->required();
+  add_lun(*added, given);
+  added->add_option("--sessions", given.add.sessions, "iSCSI sessions of each program that uses it")
+      ->check(CLI::Range(1, 8));
+  added->add_flag("--coordinate", given.add.coordinate,
+                  "This node takes it over at start if nobody has it");
+
+  add(app, given, "reload", "Let csvd read its configuration again, and take new volumes",
+      [](Arguments& a, Terminal& terminal) { return reload(a.socket, terminal); });
+
+  auto* events = add(app, given, "events", "What has happened on this node, and why",
+                     [](Arguments& a, Terminal& terminal) {
+                       auto request = a.events;
+                       request.json = a.json;
+                       return show_events(request, terminal);
+                     });
+  events->add_flag("--follow", given.events.follow, "Go on with what happens from now on");
+  events->add_option("--since", given.events.since,
+                     "90s, 10m, 2h, 1d; 18:30; \"2026-01-31 18:30\"");
+  events->add_option("--volume", given.events.volume, "Of this volume only");
+  events->add_flag("--json", given.json, "For programs; with --follow an object a line");
+
+  auto* top =
+      add(app, given, "top", "What goes on now: I/O, the share that is redirected, requests",
+          [](Arguments& a, Terminal& terminal) {
+            auto request = a.top;
+            request.socket = a.socket;
+            request.json = a.json;
+            request.interval = std::chrono::milliseconds{static_cast<int>(a.interval * 1000)};
+            return show_top(request, terminal);
+          });
+  top->add_option("--interval", given.interval, "Seconds between two looks")
+      ->check(CLI::Range(0.1, 3600.0))
+      ->capture_default_str();
+  top->add_flag("--once", given.top.once, "One interval, then the end");
+  top->add_flag("--json", given.json, "For programs; without --once an object a line");
+}
+
+void add_completion(CLI::App& app, Arguments& given) {
+  auto* completion = add(app, given, "completion", "Write the completion for bash",
+                         [&app](Arguments& a, Terminal& terminal) {
+                           terminal.out(a.names ? command_list(app) : bash_completion(app));
+                           return ExitCode::done;
+                         });
+  completion->add_flag("--list", given.names, "All commands instead, with their options");
 }
 
 void add_reservation(CLI::App& app, Arguments& given) {
@@ -155,7 +229,8 @@ void add_fs(CLI::App& app, Arguments& given) {
 
 int main(int argc, char** argv) {
   Arguments given;
-  CLI::App app{"csvctl commands csvd, and volumes of csvfs on their LUNs"};
+  CLI::App app{"csvctl commands csvd, and volumes of csvfs on their LUNs; man csvctl has more",
+               "csvctl"};
   app.require_subcommand(1);
   app.add_option("--config", given.config, "This node's configuration")->capture_default_str();
   app.add_option("--socket", given.socket, "The admin socket of csvd")->capture_default_str();
@@ -164,6 +239,8 @@ int main(int argc, char** argv) {
   add_volume(app, given);
   add_reservation(app, given);
   add_fs(app, given);
+  add_node(app, *app.get_subcommand("volume"), given);
+  add_completion(app, given);
   auto* status =
       add(app, given, "status", "How the cluster and its volumes are",
           [](Arguments& a, Terminal& terminal) { return show_status(a.socket, a.json, terminal); });

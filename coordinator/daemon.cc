@@ -1,5 +1,6 @@
 #include "coordinator/daemon.h"
 
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "coordinator/protocol/first_message.h"
 #include "coordinator/protocol/tcp_transport.h"
 #include "coordinator/service/coordination.h"
+#include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
 #include "csvfs/base/random.h"
 #include "csvfs/base/status_board.h"
@@ -94,17 +96,16 @@ class Csvd final : public Daemon {
             }} {}
 
   Expected<void> build(const Places& places) {
+    config_file_ = places.config;
+    // reload() must not move what is in use.
+    config_.volumes.reserve(StatusBoard::kVolumes);
+    coordinations_.reserve(StatusBoard::kVolumes);
     admin_ = CSV_TRY(admin::AdminServer::listen(
         loop_, places.socket, [this](std::string request, admin::AdminServer::Answer answer) {
           command(std::move(request), std::move(answer));
         }));
     board_ = CSV_TRY(StatusBoard::create(places.board));
-    for (const auto& volume : config_.volumes) {
-      auto at = board_->find(volume.name, true);
-      if (at == StatusBoard::kVolumes)
-        return Error{Errc::refused, "the status board has no room for volume " + volume.name};
-      places_.push_back(at);
-    }
+    for (const auto& volume : config_.volumes) CSV_TRY(find_place(volume.name));
     make_membership();
     for (std::size_t i = 0; i < config_.volumes.size(); ++i) make_coordination(i);
     listener_ = CSV_TRY(
@@ -127,6 +128,49 @@ class Csvd final : public Daemon {
   }
 
  private:
+  Expected<void> find_place(const std::string& volume) {
+    auto at = board_->find(volume, true);
+    if (at == StatusBoard::kVolumes)
+      return Error{Errc::refused, "the status board has no room for volume " + volume};
+    places_.push_back(at);
+    return {};
+  }
+
+  /// Takes the volumes that the configuration has got since. Nothing else of it changes while csvd
+  /// runs: what did is named, for somebody to restart it.
+  Expected<Json> reload() {
+    if (closed_) return Error{Errc::refused, "csvd is ending"};
+    auto now = CSV_TRY(load_config(config_file_));
+    Json added = Json::array(), needs_restart = Json::array();
+    if (now.cluster != config_.cluster || now.node != config_.node ||
+        now.node_name != config_.node_name || now.listen != config_.listen ||
+        now.initiator != config_.initiator)
+      needs_restart.push_back("[cluster] or [node]");
+    if (now.peers != config_.peers) needs_restart.push_back("[[peer]]");
+    auto same_name = [](const std::string& name) {
+      return [&name](const VolumeConfig& each) { return each.name == name; };
+    };
+    for (const auto& known : config_.volumes) {
+      auto found = std::find_if(now.volumes.begin(), now.volumes.end(), same_name(known.name));
+      if (found == now.volumes.end() || *found != known)
+        needs_restart.push_back("volume " + known.name);
+    }
+    for (auto& volume : now.volumes) {
+      if (find(volume.name) != nullptr) continue;
+      if (config_.volumes.size() == config_.volumes.capacity())
+        return Error{Errc::refused, "a node has at most 64 volumes"};
+      CSV_TRY(find_place(volume.name));
+      config_.volumes.push_back(std::move(volume));
+      make_coordination(config_.volumes.size() - 1);
+      added.push_back(config_.volumes.back().name);
+      log::info("volume_added volume={}", config_.volumes.back().name);
+      events::report(events::Severity::info, "csvd", config_.volumes.back().name,
+                     "added to this node");
+    }
+    publish();
+    return Json{{"ok", true}, {"added", added}, {"needs_restart", needs_restart}};
+  }
+
   void make_membership() {
     cluster::StandaloneMembership::Surroundings with;
     with.loop = &loop_;
@@ -185,6 +229,18 @@ class Csvd final : public Daemon {
       board_->set_open_until(places_[i], membership_->open_until(name));
       coordinations_[i]->news();
     }
+    look_at_peers();
+  }
+
+  void look_at_peers() {
+    for (const auto& peer : membership_->peers()) {
+      auto& before = present_[peer.id];
+      if (peer.present == before) continue;
+      before = peer.present;
+      events::report(peer.present ? events::Severity::info : events::Severity::warning, "node", "",
+                     fmt::format("node {} ({}) is {}", raw(peer.id), peer.name,
+                                 peer.present ? "present" : "silent"));
+    }
   }
 
   void publish(std::size_t index, const std::optional<cluster::Coordinator>& who) {
@@ -197,8 +253,13 @@ class Csvd final : public Daemon {
       out.coordinator = who->node;
       log::info("coordinator_known volume={} node={} endpoint={} epoch={} key={:016x}", out.name,
                 raw(who->node), who->endpoint, raw(who->epoch), raw(who->key));
+      events::report(
+          events::Severity::info, "coordinator", out.name,
+          fmt::format("node {} coordinates it, epoch {}", raw(who->node), raw(who->epoch)));
     } else {
       log::info("coordinator_unknown volume={}", out.name);
+      events::report(events::Severity::warning, "coordinator", out.name,
+                     "nobody is known to coordinate it");
     }
     board_->publish(places_[index], out);
   }
@@ -237,6 +298,10 @@ class Csvd final : public Daemon {
     };
     auto what = field("command");
     if (what == "status") return answer(status());
+    if (what == "reload") {
+      auto done = reload();
+      return answer(done ? done->dump() : answer_of(done.error()));
+    }
     if (what != "volume_start" && what != "volume_stop")
       return answer(
           answer_of(Error{Errc::refused, "csvd does not know the command '" + what + "'"}));
@@ -296,6 +361,7 @@ class Csvd final : public Daemon {
 
   AsioLoop& loop_;
   Config config_;
+  std::string config_file_;
   Random random_;
   std::uint64_t incarnation_;
   TimePoint started_;
@@ -310,6 +376,7 @@ class Csvd final : public Daemon {
   std::vector<std::unique_ptr<service::Coordination>> coordinations_;
   protocol::FirstMessages first_messages_;
   std::unique_ptr<protocol::Transport::Listener> listener_;
+  std::map<NodeId, bool> present_;  ///< Of the peers, as was last said.
   Function<void()> closed_;
   TaskScope tasks_;
 };

@@ -18,6 +18,7 @@ class Daemon {
   struct Places {
     std::string board = kBoardName;
     std::string socket = kAdminSocket;
+    std::string config = kConfigFile;  ///< Read again by the command reload.
   };
   static Expected<std::unique_ptr<Daemon>> start(AsioLoop& loop, Config config, Places places);
   virtual ~Daemon() = default;

@@ -6,6 +6,7 @@
 
 #include "coordinator/daemon.h"
 #include "csvfs/base/asio.h"
+#include "csvfs/base/events.h"
 #include "csvfs/base/io_process.h"
 #include "csvfs/base/log.h"
 #include "csvfs/base/systemd.h"
@@ -22,17 +23,25 @@ int run(const std::string& config_file, bool debug) {
   }
   become_part_of_the_io_path();
   AsioLoop loop;
-  auto daemon = Daemon::start(loop, *std::move(config), {});
+  Daemon::Places places;
+  places.config = config_file;
+  auto daemon = Daemon::start(loop, *std::move(config), places);
   if (!daemon) {
     std::fprintf(stderr, "csvd: %s\n", daemon.error().message().c_str());
     return 1;
   }
+  // Now that no other csvd can be here.
+  if (auto opened = events::open("csvd"); !opened)
+    log::warning("events_unavailable why=\"{}\"", opened.error().message());
+  events::report(events::Severity::info, "csvd", "", "csvd started");
   asio::signal_set signals{loop.context(), SIGTERM, SIGINT};
   std::function<void(const boost::system::error_code&, int)> on_signal =
       [&](const boost::system::error_code& error, int number) {
         if (error) return;
         log::info("signal number={}", number);
         notify_systemd("STOPPING=1");
+        events::report(events::Severity::info, "csvd", "", "csvd is ending",
+                       "signal " + std::to_string(number));
         (*daemon)->close(20s, [&loop] { loop.stop(); });
       };
   signals.async_wait(on_signal);

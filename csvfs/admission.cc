@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "csvfs/base/crc32c.h"
+#include "csvfs/base/events.h"
 #include "csvfs/base/heartbeat_slot.h"
 #include "csvfs/base/log.h"
 
@@ -60,6 +61,8 @@ void Admission::lost(const std::shared_ptr<LunPath>& path, const Error& why) {
   if (path != path_) return;
   log::warning("mount path lost volume={} key={:x} why=\"{}\"", setup_.volume, raw(path->key()),
                why.message());
+  events::report(events::Severity::warning, "lun", setup_.volume,
+                 "this node's path to the LUN was lost", why.message());
   path_ = nullptr;
   path->close();
   trouble_ = why.within("the path to the LUN was lost");
@@ -101,6 +104,9 @@ Task<void> Admission::keep_admitted() {
     if (trouble_.message() != why.message())
       log::warning("mount not admitted volume={} session={} why=\"{}\"", setup_.volume,
                    raw(session), why.message());
+    if (trouble_.message() != why.message())
+      events::report(events::Severity::warning, "lun", setup_.volume, "not admitted to the LUN",
+                     why.message());
     trouble_ = why;
     tried_at = setup_.loop->now();
     changed_.notify();

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "coordinator/protocol/failure.h"
+#include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
 
 namespace csv {
@@ -279,6 +280,8 @@ void CoordinatorClient::end_session(Error why) {
   if (stage_ == Stage::stopped) return;
   log::warning("mount session ended volume={} session={} why=\"{}\"", setup_.volume, raw(session_),
                why.message());
+  events::report(events::Severity::error, "session", setup_.volume,
+                 "the session ended: what was open answers EIO until it is closed", why.message());
   session_ = SessionId{};
   open_for_all_ = false;
   slots_ = {};

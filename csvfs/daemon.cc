@@ -9,6 +9,7 @@
 #include "coordinator/protocol/tcp_transport.h"
 #include "csvfs/base/asio.h"
 #include "csvfs/base/asio_loop.h"
+#include "csvfs/base/events.h"
 #include "csvfs/base/io_process.h"
 #include "csvfs/base/log.h"
 #include "csvfs/base/status_board.h"
@@ -137,12 +138,16 @@ class Daemon {
     }
     session_ = *std::move(session);
     log::info("mounted volume={} at={}", options_.volume, options_.mountpoint);
+    events::report(events::Severity::info, "mount", options_.volume,
+                   "mounted at " + options_.mountpoint);
     tick_once();
     if (!usable_()) leave();
   }
 
   void give_up_waiting() {
     if (session_ || leaving_) return;
+    events::report(events::Severity::error, "mount", options_.volume, "could not be mounted",
+                   mount_->state().reason);
     finish(Error{std::errc::timed_out,
                  "volume " + options_.volume + " cannot be used: " + mount_->state().reason});
   }
@@ -164,6 +169,9 @@ class Daemon {
     auto trouble = mount_->farewell_trouble();
     log::info("unmounted volume={} goodbye=\"{}\"", options_.volume,
               trouble.empty() ? "said" : trouble);
+    events::report(trouble.empty() ? events::Severity::info : events::Severity::warning, "mount",
+                   options_.volume, "unmounted",
+                   trouble.empty() ? "" : "without a goodbye: " + trouble);
     if (!trouble.empty()) co_return finish(Error{Errc::closed, trouble});
     finish({});
   }
@@ -223,6 +231,8 @@ Expected<void> run_daemon(const DaemonOptions& options, std::function<bool()> us
   auto config = CSV_TRY(load_config(options.config_file));
   const auto* volume = find_volume(config, options.volume);
   become_part_of_the_io_path(options.lock_memory);
+  if (auto opened = events::open("csvfs"); !opened)
+    log::warning("events_unavailable why=\"{}\"", opened.error().message());
   Daemon daemon{options, config, *volume, std::move(usable)};
   return daemon.run();
 }

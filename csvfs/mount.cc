@@ -9,6 +9,7 @@
 #include "coordinator/protocol/limits.h"
 #include "csvfs/admission.h"
 #include "csvfs/base/check.h"
+#include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
 #include "csvfs/coordinator_client.h"
 #include "csvfs/file_table.h"
@@ -122,6 +123,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   Task<void> tick();
   void look();
   State judge() const;
+  void tell_of_change(const State& now);
 
   MountSurroundings surroundings_;
   Loop* loop_;
@@ -136,6 +138,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   std::optional<wire::Attr> root_;
   std::optional<wire::FsStat> statistics_;
   bool admitted_once_ = false;
+  bool leaving_ = false, told_of_pause_ = false;
   std::string farewell_trouble_ = "it was not ended";
   Epoch greeted_in_{};
 
@@ -255,8 +258,22 @@ void VolumeMount::look() {
     log::info("mount mode={} volume={} session={} reason=\"{}\"",
               now.mode == AccessMode::direct ? "direct" : "paused", surroundings_.volume,
               raw(now.session), now.reason);
+  if (now.mode != state_.mode) tell_of_change(now);
   state_ = std::move(now);
   changed_.notify();
+}
+
+/// Before the first admission nothing has changed, and after the end all is said.
+void VolumeMount::tell_of_change(const State& now) {
+  bool direct = now.mode == AccessMode::direct;
+  if (!admitted_once_ || leaving_ || direct != told_of_pause_) return;
+  told_of_pause_ = !direct;
+  auto lasted = (now.since - state_.since) / std::chrono::milliseconds{1};
+  std::string cause = now.reason;
+  if (direct && !state_.reason.empty())
+    cause = fmt::format("after {}.{:03} s, {}", lasted / 1000, lasted % 1000, state_.reason);
+  events::report(direct ? events::Severity::info : events::Severity::warning, "mount",
+                 surroundings_.volume, direct ? "direct" : "paused: programs wait", cause);
 }
 
 MountCounters VolumeMount::counters() const {
@@ -279,6 +296,7 @@ Task<Expected<void>> VolumeMount::ready() {
 }
 
 Task<void> VolumeMount::end() {
+  leaving_ = true;
   farewell_trouble_.clear();
   (void)co_await within(kFarewell, quiet());
   for (const auto& [inode, file] : std::map{files_.all()})

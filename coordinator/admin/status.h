@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/admin/paint.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/service/coordination.h"
 #include "csvfs/base/config.h"
@@ -23,9 +24,9 @@ struct StatusSources {
 /// As JSON; docs/csvctl.md has its fields. They are only ever added to.
 std::string status_json(const StatusSources& from);
 
-/// The same for people: aligned tables, and what needs attention first. Errc::corrupt if `json` is
+/// The same for people: what needs attention first, and aligned tables. Errc::corrupt if `json` is
 /// not a status.
-Expected<std::string> status_text(const std::string& json);
+Expected<std::string> status_text(const std::string& json, const Paint& paint);
 
 /// "exclusive access, all registrants" and the like; a mode's, a key role's word.
 std::string_view to_text(AccessMode mode);

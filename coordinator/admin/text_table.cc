@@ -6,9 +6,22 @@
 namespace csv::admin {
 namespace {
 
+/// Without what only colours it ("ESC [ … m").
+std::string plain(const std::string& text) {
+  std::string out;
+  for (std::size_t at = 0; at < text.size(); ++at) {
+    if (text[at] == '\033')
+      at = std::min(text.find('m', at), text.size());
+    else
+      out += text[at];
+  }
+  return out;
+}
+
 std::size_t width_of(const std::string& text) {
+  auto shown = plain(text);
   return static_cast<std::size_t>(
-      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; }));
+      std::count_if(shown.begin(), shown.end(), [](char c) { return (c & 0xc0) != 0x80; }));
 }
 
 /// A number, with or without a unit behind it.
@@ -34,7 +47,7 @@ std::string TextTable::text(std::size_t indent) const {
     for (std::size_t column = 0; column < columns; ++column) {
       const auto& cell = rows_[i][column];
       widths[column] = std::max(widths[column], width_of(cell));
-      if (i > 0 && !cell.empty() && !is_number(cell)) right[column] = false;
+      if (i > 0 && !cell.empty() && cell != "-" && !is_number(plain(cell))) right[column] = false;
     }
   }
   std::string out;

@@ -14,13 +14,14 @@ namespace {
 
 constexpr Duration kQuietFor = 2s, kBetween = 200ms;
 
-void write_all(int fd, const std::string& text) {
+bool write_all(int fd, const std::string& text) {
   for (std::size_t at = 0; at < text.size();) {
     auto n = ::write(fd, text.data() + at, text.size() - at);
     if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return;  // nobody reads any more
+    if (n <= 0) return false;  // nobody reads any more
     at += static_cast<std::size_t>(n);
   }
+  return true;
 }
 
 }  // namespace
@@ -30,7 +31,7 @@ Terminal Terminal::standard(const Clock& clock) {
           ::isatty(STDERR_FILENO) == 1};
 }
 
-void Terminal::out(const std::string& text) const { write_all(STDOUT_FILENO, text); }
+bool Terminal::out(const std::string& text) const { return write_all(STDOUT_FILENO, text); }
 void Terminal::note(const std::string& text) const { write_all(STDERR_FILENO, text + "\n"); }
 
 bool Terminal::confirm(const std::string& question) const {

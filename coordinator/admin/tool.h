@@ -32,7 +32,8 @@ class Terminal {
   Terminal(const Clock& clock, bool ask, bool show_progress)
       : clock_{&clock}, may_ask_{ask}, shows_progress_{show_progress} {}
 
-  void out(const std::string& text) const;   ///< To stdout, as it is.
+  /// To stdout, as it is. Whether somebody reads it.
+  bool out(const std::string& text) const;
   void note(const std::string& text) const;  ///< A line to stderr.
   /// Whether somebody there answers yes. No, where nobody is.
   [[nodiscard]] bool confirm(const std::string& question) const;

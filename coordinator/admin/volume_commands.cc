@@ -263,7 +263,7 @@ ExitCode show_status(const std::string& socket, bool json, Terminal& terminal) {
     terminal.out(parsed.dump(2) + "\n");
     return ExitCode::done;
   }
-  auto text = status_text(*answer);
+  auto text = status_text(*answer, Paint::standard());
   if (!text) return failed(terminal, text.error());
   terminal.out(*text);
   return ExitCode::done;

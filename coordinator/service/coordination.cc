@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
 
 namespace csv::service {
@@ -38,6 +39,15 @@ void Coordination::enter(State state, std::string reason) {
   else
     log::info("coordination volume={} state=\"{}\" why=\"{}\"", setup_.volume, to_text(state),
               reason);
+  // What an attempt, or serving it, came to; not what is waited for before the first.
+  bool trouble = state == State::waiting &&
+                 (state_ == State::taking_over || state_ == State::serving) && !reason.empty();
+  if (state == State::serving)
+    events::report(events::Severity::info, "coordinator", setup_.volume,
+                   fmt::format("this node coordinates it, epoch {}", raw(service_->epoch())));
+  else if (state != State::waiting || trouble)
+    events::report(trouble ? events::Severity::warning : events::Severity::info, "coordinator",
+                   setup_.volume, fmt::format("this node's part: {}", to_text(state)), reason);
   state_ = state;
   reason_ = std::move(reason);
   since_ = setup_.loop->now();

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "coordinator/service/lun_tasks.h"
+#include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
 
 namespace csv::service {
@@ -70,6 +71,10 @@ Task<Expected<void>> Fencing::remove_now(std::vector<Key> victims, Left left) {
       if (!done && done.error() == Errc::lun_lost) co_return done.error();
       log::info("fence key={:016x} node={} round={} preempt=\"{}\"", raw(key),
                 raw(parts_of(key).node), round, done ? "done" : done.error().message());
+      events::report(events::Severity::info, "fence", "",
+                     fmt::format("key {:016x} of node {} was removed from the LUN", raw(key),
+                                 raw(parts_of(key).node)),
+                     done ? "" : "preempt: " + done.error().message());
     }
     if (must_reset) {
       CSV_CO_CHECK(co_await reset(*lun_));

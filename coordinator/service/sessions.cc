@@ -3,6 +3,7 @@
 
 #include "coordinator/protocol/failure.h"
 #include "coordinator/service/service.h"
+#include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
 
 namespace csv::service {
@@ -110,6 +111,8 @@ Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
   session->declared = session->settled = true;  // it holds nothing
   sessions_[row.id] = session;
   log::info("session new session={} node={}", raw(row.id), raw(node));
+  events::report(events::Severity::info, "session", around_.volume,
+                 fmt::format("node {} has a new session", raw(node)));
   co_return session;
 }
 
@@ -346,6 +349,12 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
   session->ending = true;
   log::info("session ends session={} node={} key={:016x} reason=\"{}\"", raw(session->id),
             raw(session->node), raw(session->key), why);
+  events::report(how == End::said_goodbye ? events::Severity::info : events::Severity::error,
+                 "session", around_.volume,
+                 fmt::format("the session of node {} {}", raw(session->node),
+                             how == End::said_goodbye ? "ended with a goodbye"
+                                                      : "is ended, and its key fenced"),
+                 how == End::said_goodbye ? "" : why);
   if (how == End::fenced && session->link) {
     wire::Frame frame;
     frame.mutable_notice()->mutable_fenced()->set_reason(why);

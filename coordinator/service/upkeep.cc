@@ -3,6 +3,7 @@
 
 #include "coordinator/service/lun_tasks.h"
 #include "coordinator/service/service.h"
+#include "csvfs/base/events.h"
 #include "csvfs/base/heartbeat_slot.h"
 #include "csvfs/base/log.h"
 
@@ -49,17 +50,24 @@ Task<Expected<void>> Service::sweep_once() {
       strays.insert(key);
     } else if (foreign_seen_.insert(key).second) {
       log::warning("foreign key on the LUN volume={} key={:016x}", around_.volume, raw(key));
+      events::report(events::Severity::warning, "lun", around_.volume,
+                     fmt::format("key {:016x} of another cluster is on the LUN", raw(key)));
     }
   }
   if (!strays.empty()) {
     log::warning("keys without a row volume={} count={} first={:016x}", around_.volume,
                  strays.size(), raw(*strays.begin()));
+    events::report(events::Severity::warning, "lun", around_.volume,
+                   "keys that nobody was given are on the LUN, and are removed",
+                   fmt::format("the first of {} is {:016x}", strays.size(), raw(*strays.begin())));
     std::vector<Key> victims{strays.begin(), strays.end()};
     CSV_CO_CHECK(co_await fencing_->remove(std::move(victims), Fencing::Left::maybe));
   }
   CSV_CO_TRY(reservation, co_await read_reservation(*tenure_->lun));
   if (reservation.type == iscsi::ReservationType::none) {
     log::warning("the reservation was gone volume={}", around_.volume);
+    events::report(events::Severity::warning, "lun", around_.volume,
+                   "the reservation was gone, and is made again");
     CSV_CO_CHECK(co_await reserve_again());
   }
   co_return Expected<void>{};

@@ -4,6 +4,7 @@
 
 #include "coordinator/protocol/failure.h"
 #include "coordinator/service/service.h"
+#include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
 
 namespace csv::service {
@@ -108,6 +109,8 @@ void Service::stop(Error why) {
     stop_reason_ = why;
     log::error("service stopped volume={} epoch={} key={:016x} reason=\"{}\"", around_.volume,
                raw(epoch_), raw(key_), why.message());
+    events::report(events::Severity::error, "coordinator", around_.volume,
+                   "stopped coordinating it", why.message());
     for (auto& [id, session] : sessions_)
       if (session->link) disconnected(LinkRef{session->link});
     tenure_->lun->close();
@@ -401,6 +404,9 @@ void Service::disconnected(const LinkRef& link) {
   session->resumed = false;
   session->disconnected_at = loop_.now();
   log::info("session disconnected session={} node={}", raw(session->id), raw(session->node));
+  if (!session->ending && !closing_ && !stopped_)
+    events::report(events::Severity::warning, "session", around_.volume,
+                   fmt::format("the mount of node {} lost its connection", raw(session->node)));
   nudge_all();
 }
 

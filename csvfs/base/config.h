@@ -20,12 +20,14 @@ struct VolumeConfig {
   bool header_digest = false, data_digest = false;
   /// "safe": the array's cache outlives a power loss, whatever it reports. "ask": it is believed.
   bool write_cache_safe = false;
+  bool operator==(const VolumeConfig&) const = default;
 };
 
 struct PeerConfig {
   NodeId id{};
   std::string name;
   std::string address;  ///< "address:port", numeric: where its csvd listens.
+  bool operator==(const PeerConfig&) const = default;
 };
 
 /// What /etc/csvfs/csvd.toml says, checked: docs/configuration.md has every key. A value; the same
