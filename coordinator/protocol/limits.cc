@@ -97,6 +97,21 @@ Expected<void> check(const wire::SetXattr& set) {
   return at_most("set_xattr.flags", set.flags(), 3);
 }
 
+Expected<void> check(const wire::LockOf& lock, bool has_type = true) {
+  CSV_TRY(at_most("lock.kind", lock.kind(), 1));
+  if (has_type && (lock.type() < 1 || lock.type() > 2))
+    return out_of_range("lock.type", lock.type());
+  if (lock.owner() == 0) return out_of_range("lock.owner", 0);
+  CSV_TRY(at_most("lock.last", lock.last(), kMaxOffset));
+  return at_most("lock.first", lock.first(), lock.last());
+}
+
+Expected<void> check(const wire::HeldLocks& locks) {
+  CSV_TRY(list("held_locks", locks.held_size(), kMaxHeldLocks));
+  for (const auto& one : locks.held()) CSV_TRY(check(one));
+  return {};
+}
+
 Expected<void> check(const wire::Request& request, std::size_t bulk_length) {
   CSV_TRY(at_most("request.slot", request.slot(), kSlots - 1));
   if (request.op_case() != wire::Request::kWrite && bulk_length > 0)
@@ -127,6 +142,12 @@ Expected<void> check(const wire::Request& request, std::size_t bulk_length) {
     case wire::Request::kAllocate:
       return range("allocate", request.allocate().offset(), request.allocate().length());
     case wire::Request::kSeek: return range("seek", request.seek().offset(), 0);
+    case wire::Request::kLock: return check(request.lock().what());
+    case wire::Request::kUnlock: return check(request.unlock().what(), false);
+    case wire::Request::kTestLock: return check(request.test_lock().what());
+    case wire::Request::kHeldLocks: return check(request.held_locks());
+    case wire::Request::kLockTaken:
+    case wire::Request::kLockCancel:
     case wire::Request::kAdmitBegin:
     case wire::Request::kAdmitDone:
     case wire::Request::kGoodbye:
@@ -181,6 +202,10 @@ Expected<void> check(const wire::Reply& reply) {
     case wire::Reply::kWritten:
       CSV_TRY(range("written", reply.written().offset(), reply.written().length()));
       return check(reply.written().attr());
+    case wire::Reply::kLockFound:
+      CSV_TRY(at_most("lock_found.type", reply.lock_found().type(), 2));
+      CSV_TRY(at_most("lock_found.last", reply.lock_found().last(), kMaxOffset));
+      return at_most("lock_found.first", reply.lock_found().first(), reply.lock_found().last());
     case wire::Reply::kPosition: return range("position", reply.position().offset(), 0);
     case wire::Reply::kFsStat:
     case wire::Reply::RESULT_NOT_SET: return {};

@@ -26,6 +26,7 @@ inline constexpr int kMaxOpenInodes = 100'000;                 ///< Re-declared 
 inline constexpr int kMaxLayoutInodes = 65'536;                ///< More: layouts_unlisted.
 inline constexpr int kMaxEntries = 4096;                       ///< Of a directory, in one reply.
 inline constexpr int kMaxSegments = 4096;                      ///< Of a layout.
+inline constexpr int kMaxHeldLocks = 4096;                     ///< In one message.
 inline constexpr std::uint64_t kMaxOffset = (1ull << 63) - 1;  ///< The kernel's loff_t.
 
 /// Whether everything `frame` says, with `bulk_length` bytes beside it, is within the limits and

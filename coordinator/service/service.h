@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "coordinator/service/content.h"
+#include "coordinator/service/file_locks.h"
 #include "coordinator/service/inode_locks.h"
 #include "coordinator/service/layouts.h"
 #include "coordinator/service/name_cache.h"
@@ -39,8 +40,8 @@ struct Answer {
 
 /// The VolumeService. Its parts: volume_service.cc (life, connections, dispatch), sessions.cc
 /// (hello, admission, fences, the watch over who is late), recall.cc (asking for layouts back),
-/// requests.cc (names and attributes), data.cc (layouts and content), upkeep.cc (what runs in the
-/// background).
+/// requests.cc (names and attributes), lock_requests.cc (locks of programs), data.cc (layouts and
+/// content), upkeep.cc (what runs in the background).
 class Service final : public VolumeService {
  public:
   Service(Surroundings around, Taken taken);
@@ -161,6 +162,17 @@ class Service final : public VolumeService {
   void closed(const SessionRef& session, InodeId inode);
   void orphaned(InodeId inode);
 
+  // lock_requests.cc
+  [[nodiscard]] static bool is_about_locks(const wire::Request& request);
+  FileLocks::Wish wish_of(SessionId session, const wire::LockOf& what) const;
+  Task<Expected<void>> all_locks_known(SessionRef on_behalf, InodeId inode);
+  Task<Outcome> lock(CallRef call);
+  Task<Outcome> lock_decided(CallRef call);
+  Task<Outcome> unlock(CallRef call);
+  Task<Outcome> test_lock(CallRef call);
+  Task<Outcome> held_locks(CallRef call);
+  void tell_lock_waiters();
+
   // data.cc
   struct Look {
     volume::Attr attr;
@@ -229,6 +241,8 @@ class Service final : public VolumeService {
   Content content_;
   InodeLocks locks_;
   Layouts layouts_;
+  FileLocks file_locks_;
+  std::map<FileLocks::Ticket, Completion<FileLocks::Verdict>::Done> lock_waiters_;
 
   std::map<SessionId, SessionRef> sessions_;        ///< Live and ending ones.
   std::map<Key, volume::AdmissionRow> admissions_;  ///< As committed, or about to be fenced.

@@ -89,6 +89,8 @@ struct Session {
   std::set<std::uint64_t> leaving;  ///< Of them, those that wait for the session's end.
   std::map<std::uint64_t, AskedRef> asked;
   std::size_t waited_for = 0;  ///< By operations that cannot go on before it has declared itself.
+  std::size_t lock_waits = 0;  ///< Of `requests`, those that wait for a lock.
+  int unsettled_ticks = 0;     ///< Of the watch: waited for, connected, and silent all the same.
 
   std::uint64_t total_requests = 0, read_bytes = 0, write_bytes = 0;
 

@@ -210,7 +210,9 @@ void Service::send_notice(const SessionRef& session, const Asked& asked) {
 
 void Service::resume_done(const SessionRef& session) {
   session->resumed = session->settled = true;
+  session->unsettled_ticks = 0;
   reap_due_.notify();
+  sessions_changed_.notify();
   auto all = session->asked;
   for (const auto& [id, asked] : all) send_notice(session, *asked);
 }
@@ -364,6 +366,8 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
   // Its requests end: those that wait for somebody give up, the others come to their end. Only then
   // nothing of it can take effect any more.
   nudge_all();
+  file_locks_.end_waits(session->id);
+  tell_lock_waiters();
   while (session->requests.size() > session->leaving.size()) co_await sessions_changed_.wait();
 
   std::vector<Key> keys;
@@ -381,6 +385,8 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
     close_soon(std::move(link));
   }
   layouts_.drop(session->id);
+  file_locks_.drop(session->id);
+  tell_lock_waiters();
   auto open = session->open;
   for (auto inode : open) closed(session, inode);
   auto asked = std::exchange(session->asked, {});
@@ -465,9 +471,13 @@ Task<void> Service::watch() {
       if (session->connected()) {
         if (storage_answers && is_overdue(*session))
           tasks_.spawn(end_in_background(session, "it does not answer a recall"));
+        // Connected, and still it has not repeated what was unanswered.
+        else if (!session->settled && session->waited_for > 0 && storage_answers &&
+                 ++session->unsettled_ticks * kWatch >= around_.timing.recall_patience)
+          tasks_.spawn(end_in_background(session, "it does not say what it holds"));
         continue;
       }
-      bool wanted = session->waited_for > 0 ||
+      bool wanted = session->waited_for > 0 || file_locks_.blocks_others(id) ||
                     std::any_of(session->asked.begin(), session->asked.end(),
                                 [](const auto& each) { return each.second->must_come_back; });
       if (wanted && lease_is_over(*session)) {

@@ -177,6 +177,9 @@ VolumeService::Status Service::status() const {
     one.key = session->key;
     one.open_files = session->open.size();
     one.layouts = layouts_.count(id);
+    auto locks = file_locks_.counts(id);
+    one.locks = locks.locks;
+    one.lock_waits = locks.waits;
     one.requests = session->total_requests;
     one.redirected_read_bytes = session->read_bytes;
     one.redirected_write_bytes = session->write_bytes;
@@ -243,8 +246,11 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
   if (session->ending) return refuse_request(Errc::session_ended, "the session has ended");
   // Content on its way in, or to be sent back.
   auto bytes = message.bulk.size() + (request.has_read() ? request.read().length() : 0);
-  if (session->requests.size() >= kMaxRequests ||
-      (session->request_bytes > 0 && session->request_bytes + bytes > kMaxRequestBytes))
+  // Locks have bounds of their own. They are never told to come back later, which would change
+  // their order, and those that wait are in nobody's way.
+  if (!is_about_locks(request) &&
+      (session->requests.size() - session->lock_waits >= kMaxRequests ||
+       (session->request_bytes > 0 && session->request_bytes + bytes > kMaxRequestBytes)))
     return refuse_request(Errc::retry, "too many requests of the session are under way");
   if (request.sequence() == 0 && must_be_once(request))
     return refuse_request(Errc::refused, "a request that changes something needs a sequence");
@@ -312,6 +318,12 @@ Task<Service::Outcome> Service::dispatch(CallRef call) {
     case wire::Request::kWrote: return wrote(std::move(call));
     case wire::Request::kAllocate: return allocate(std::move(call));
     case wire::Request::kSeek: return seek(std::move(call));
+    case wire::Request::kLock: return lock(std::move(call));
+    case wire::Request::kLockTaken:
+    case wire::Request::kLockCancel: return lock_decided(std::move(call));
+    case wire::Request::kUnlock: return unlock(std::move(call));
+    case wire::Request::kTestLock: return test_lock(std::move(call));
+    case wire::Request::kHeldLocks: return held_locks(std::move(call));
     case wire::Request::OP_NOT_SET: break;
   }
   return unknown(std::move(call));

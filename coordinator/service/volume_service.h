@@ -74,6 +74,7 @@ class VolumeService {
     bool connected = false, admitted = false;
     Key key{};
     std::uint64_t open_files = 0, layouts = 0, requests = 0;
+    std::uint64_t locks = 0, lock_waits = 0;  ///< Of programs: held, and waited for.
     std::uint64_t redirected_read_bytes = 0, redirected_write_bytes = 0;
   };
   struct Status {
