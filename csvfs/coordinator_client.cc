@@ -224,6 +224,15 @@ void CoordinatorClient::greeted(const wire::Frame& frame) {
   // Answers to notices of a former coordinator would be taken for answers to others.
   std::erase_if(notices_, [this](const auto& each) { return each.second != epoch_; });
   auto attempt = attempt_;
+  if (!fresh) {
+    for (auto& request : owner_->declared()) {
+      protocol::Message said;
+      said.frame = this->frame();
+      said.frame.set_id(next_id_++);
+      *said.frame.mutable_request() = std::move(request);
+      connection_->send(std::move(said));
+    }
+  }
   for (auto& [id, call] : unanswered_) send(*call);
   protocol::Message done;
   done.frame = this->frame();

@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "coordinator/protocol/connection.h"
 #include "csvfs/base/ids.h"
@@ -33,6 +34,9 @@ class CoordinatorClient {
     virtual ~Owner() = default;
     /// What the session being resumed holds, into the Hello.
     virtual void declare(wire::Hello& hello) = 0;
+    /// What else it holds, as requests: sent before what is unanswered is repeated; whatever is
+    /// answered to them is of no interest.
+    virtual std::vector<wire::Request> declared() = 0;
     /// Connected. `fresh`: a session that has nothing yet; else the one before goes on.
     virtual void greeted(const wire::HelloReply& reply, bool fresh) = 0;
     virtual void session_ended(const Error& why) = 0;

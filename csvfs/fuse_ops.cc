@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/fuse.h>
+#include <sys/file.h>
 #include <sys/xattr.h>
 
 #include <algorithm>
@@ -156,8 +157,8 @@ FuseState& state_of(fuse_req_t request) {
 constexpr bool kLooks = false, kChanges = true;
 
 /// For a request that may have to wait: it hears of interrupts.
-Reply reply_to(fuse_req_t request, bool changes) {
-  auto owed = std::make_shared<Owed>(request, changes);
+Reply reply_to(fuse_req_t request, bool changes, bool any_signal = false) {
+  auto owed = std::make_shared<Owed>(request, changes, any_signal);
   // The owed answer outlives libfuse's interest in the request, which ends with the answer.
   auto on_interrupt = [](fuse_req_t interrupted, void* data) {
     state_of(interrupted).on_interrupt(static_cast<Owed*>(data)->weak_from_this());
@@ -405,6 +406,40 @@ Task<void> remove_xattr(FuseState& state, Reply reply, InodeId inode, std::strin
   std::move(reply).result(result);
 }
 
+Task<void> set_lock(FuseState& state, Reply reply, Mount::Handle handle, Mount::LockWish wish) {
+  auto result = co_await state.mount->lock(handle, wish, reply.interrupt());
+  std::move(reply).result(result);
+}
+
+Task<void> unlock(FuseState& state, Reply reply, Mount::Handle handle, Mount::LockWish wish) {
+  auto result = co_await state.mount->unlock(handle, wish);
+  std::move(reply).result(result);
+}
+
+Task<void> test_lock(FuseState& state, Reply reply, Mount::Handle handle, Mount::LockWish wish) {
+  auto found = co_await state.mount->test_lock(handle, wish);
+  if (!found) {
+    std::move(reply).error(found.error());
+    co_return;
+  }
+  struct flock lock {};
+  lock.l_whence = SEEK_SET;
+  lock.l_type = F_UNLCK;
+  if (const auto& held = *found) {
+    lock.l_type = held->type == LockType::read ? F_RDLCK : F_WRLCK;
+    lock.l_start = static_cast<off_t>(held->range.first);
+    if (held->range.last != LockRange::kLast)
+      lock.l_len = static_cast<off_t>(held->range.last - held->range.first + 1);
+    lock.l_pid = static_cast<pid_t>(held->pid);
+  }
+  std::move(reply).lock(lock);
+}
+
+Task<void> flush(FuseState& state, Reply reply, Mount::Handle handle, std::uint64_t owner) {
+  co_await state.mount->flush(handle, owner);
+  std::move(reply).ok();
+}
+
 /// Positions in a directory, as programs see them: 0 is before ".", 1 before "..", and after an
 /// entry with cookie c it is c + 2. So they hold for ever, like the cookies.
 Task<void> list(FuseState& state, Reply reply, InodeId directory, std::uint64_t position,
@@ -463,8 +498,9 @@ void op_init(void*, fuse_conn_info* connection) {
   want(FUSE_CAP_READDIRPLUS_AUTO, true);
   // It would own sizes and times, and its dirty pages would survive a change of mode.
   want(FUSE_CAP_WRITEBACK_CACHE, false);
-  want(FUSE_CAP_POSIX_LOCKS, false);
-  want(FUSE_CAP_FLOCK_LOCKS, false);
+  // Locks hold on all nodes.
+  want(FUSE_CAP_POSIX_LOCKS, true);
+  want(FUSE_CAP_FLOCK_LOCKS, true);
   // Content is taken from the request's own buffer.
   want(FUSE_CAP_SPLICE_READ, false);
   want(FUSE_CAP_SPLICE_WRITE, false);
@@ -623,8 +659,61 @@ void op_write(fuse_req_t request, fuse_ino_t inode, const char* data, std::size_
                              std::move(owner)));
 }
 
-// Nothing is held back until close: what write() answered, others see.
-void op_flush(fuse_req_t request, fuse_ino_t, fuse_file_info*) { Reply{request}.ok(); }
+// Nothing is held back until close: what write() answered, others see. But locks go.
+void op_flush(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
+  auto& state = state_of(request);
+  state.requests.spawn(flush(state, reply_to(request, kLooks), handle_of(file), file->lock_owner));
+}
+
+std::uint32_t pid_of_lock(const FuseState& state) {
+  // libfuse does not hand it on to flock.
+  fuse_lk_in itself{};
+  std::memcpy(&itself, static_cast<const char*>(state.current.buffer.mem) + sizeof(fuse_in_header),
+              sizeof itself);
+  return itself.lk.pid;
+}
+
+Mount::LockWish wish_of(const fuse_file_info* file, const struct flock* lock) {
+  Mount::LockWish wish;
+  wish.kind = LockKind::bytes;
+  wish.owner = file->lock_owner;
+  wish.pid = static_cast<std::uint32_t>(lock->l_pid);
+  wish.range.first = static_cast<std::uint64_t>(lock->l_start);
+  if (lock->l_len > 0)
+    wish.range.last = wish.range.first + static_cast<std::uint64_t>(lock->l_len) - 1;
+  wish.type = lock->l_type == F_RDLCK ? LockType::read : LockType::write;
+  return wish;
+}
+
+void op_getlk(fuse_req_t request, fuse_ino_t, fuse_file_info* file, struct flock* lock) {
+  auto& state = state_of(request);
+  state.requests.spawn(
+      test_lock(state, reply_to(request, kLooks), handle_of(file), wish_of(file, lock)));
+}
+
+void op_setlk(fuse_req_t request, fuse_ino_t, fuse_file_info* file, struct flock* lock, int wait) {
+  auto& state = state_of(request);
+  auto wish = wish_of(file, lock);
+  if (lock->l_type == F_UNLCK)
+    return state.requests.spawn(unlock(state, reply_to(request, kChanges), handle_of(file), wish));
+  wish.wait = wait != 0;
+  state.requests.spawn(
+      set_lock(state, reply_to(request, kChanges, wish.wait), handle_of(file), wish));
+}
+
+void op_flock(fuse_req_t request, fuse_ino_t, fuse_file_info* file, int operation) {
+  auto& state = state_of(request);
+  Mount::LockWish wish;
+  wish.kind = LockKind::whole_file;
+  wish.owner = file->lock_owner;
+  wish.pid = pid_of_lock(state);
+  if ((operation & LOCK_UN) != 0)
+    return state.requests.spawn(unlock(state, reply_to(request, kChanges), handle_of(file), wish));
+  wish.type = (operation & LOCK_SH) != 0 ? LockType::read : LockType::write;
+  wish.wait = (operation & LOCK_NB) == 0;
+  state.requests.spawn(
+      set_lock(state, reply_to(request, kChanges, wish.wait), handle_of(file), wish));
+}
 
 void op_release(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
   auto& state = state_of(request);
@@ -750,6 +839,9 @@ const fuse_lowlevel_ops& fuse_ops() {
     made.read = op_read;
     made.write = op_write;
     made.flush = op_flush;
+    made.getlk = op_getlk;
+    made.setlk = op_setlk;
+    made.flock = op_flock;
     made.release = op_release;
     made.fsync = op_fsync;
     made.opendir = op_opendir;

@@ -175,7 +175,7 @@ class Session final : public FuseSession {
   bool still_waits(Owed& owed) {
     if (owed.request == nullptr) return false;
     if (!owed.interrupt.raised()) {
-      if (!dying_(owed.caller)) return true;
+      if (!owed.any_signal && !dying_(owed.caller)) return true;
       owed.raised = loop_.now();
       owed.interrupt.raise();
       if (owed.changes || owed.request == nullptr) return owed.request != nullptr;

@@ -18,7 +18,7 @@ namespace csv {
 /// A program that is being killed does not wait: its look-ups and reads are given up, and so are
 /// its changes, unless they have been sent; then after the membership lease's term, and it is
 /// logged that nobody knows. A signal that a program handles interrupts nothing, as on a local file
-/// system.
+/// system, but for waiting for a lock, which ends at once.
 class FuseSession {
  public:
   struct Options {

@@ -13,6 +13,7 @@
 #include "csvfs/base/log.h"
 #include "csvfs/coordinator_client.h"
 #include "csvfs/file_table.h"
+#include "csvfs/held_locks.h"
 #include "csvfs/io_path.h"
 
 namespace csv {
@@ -42,7 +43,8 @@ class VolumeMount final : public Mount, private Client::Owner {
                 *this},
         admission_{{loop_, surroundings_.open_lun, surroundings_.volume, surroundings_.node},
                    client_},
-        io_{*loop_, client_, admission_, files_, surroundings_.open_until, counters_} {
+        io_{*loop_, client_, admission_, files_, surroundings_.open_until, counters_},
+        locks_{client_} {
     state_.since = loop_->now();
     tasks_.spawn(follow_admission());
     tasks_.spawn(tick());
@@ -82,6 +84,10 @@ class VolumeMount final : public Mount, private Client::Owner {
   Task<Expected<void>> allocate(Handle handle, wire::Allocate what, Interrupt* interrupt) override;
   Task<Expected<std::uint64_t>> seek(Handle handle, std::uint64_t offset,
                                      std::uint32_t whence) override;
+  Task<Expected<void>> lock(Handle handle, LockWish wish, Interrupt* interrupt) override;
+  Task<Expected<void>> unlock(Handle handle, LockWish wish) override;
+  Task<Expected<std::optional<LockFound>>> test_lock(Handle handle, LockWish wish) override;
+  Task<void> flush(Handle handle, std::uint64_t owner) override;
 
   [[nodiscard]] MountCounters counters() const override;
   [[nodiscard]] State state() const override { return state_; }
@@ -89,6 +95,7 @@ class VolumeMount final : public Mount, private Client::Owner {
  private:
   // CoordinatorClient::Owner
   void declare(wire::Hello& hello) override;
+  std::vector<wire::Request> declared() override { return locks_.declared(); }
   void greeted(const wire::HelloReply& reply, bool fresh) override;
   void session_ended(const Error& why) override;
   void connection_changed() override { look(); }
@@ -145,6 +152,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   Client client_;
   Admission admission_;
   IoPath io_;
+  HeldLocks locks_;
   TaskScope tasks_;
 };
 
@@ -176,6 +184,7 @@ void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
 
 void VolumeMount::session_ended(const Error&) {
   files_.end_session();
+  locks_.session_ended();
   admission_.session_ended();
   look();
 }
@@ -619,6 +628,7 @@ Task<void> VolumeMount::close(Handle handle) {
   if (found == handles_.end()) co_return;
   auto file = found->second;
   handles_.erase(found);
+  if (!file->ended) co_await locks_.released(file, handle);
   if (--file->handles == 0 && !file->ended) co_await release(file);
 }
 
@@ -702,6 +712,32 @@ Task<Expected<std::uint64_t>> VolumeMount::seek(Handle handle, std::uint64_t off
   body.set_whence(whence);
   CSV_CO_TRY(answer, co_await ask(std::move(request)));
   co_return answer.reply.position().offset();
+}
+
+// --- Locks ------------------------------------------------------------------------------------
+
+Task<Expected<void>> VolumeMount::lock(Handle handle, LockWish wish, Interrupt* interrupt) {
+  ++counters_.operations;
+  CSV_CO_TRY(file, file_of(handle));
+  co_return co_await locks_.lock(file, handle, wish, interrupt);
+}
+
+Task<Expected<void>> VolumeMount::unlock(Handle handle, LockWish wish) {
+  ++counters_.operations;
+  CSV_CO_TRY(file, file_of(handle));
+  co_return co_await locks_.unlock(file, wish);
+}
+
+Task<Expected<std::optional<Mount::LockFound>>> VolumeMount::test_lock(Handle handle,
+                                                                       LockWish wish) {
+  ++counters_.operations;
+  CSV_CO_TRY(file, file_of(handle));
+  co_return co_await locks_.test(file, wish);
+}
+
+Task<void> VolumeMount::flush(Handle handle, std::uint64_t owner) {
+  auto file = file_of(handle);
+  if (file) co_await locks_.closed(*file, owner);
 }
 
 }  // namespace

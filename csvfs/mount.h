@@ -8,6 +8,7 @@
 #include "coordinator/protocol/connection.h"
 #include "csvfs/base/buffer.h"
 #include "csvfs/base/ids.h"
+#include "csvfs/base/lock_ranges.h"
 #include "csvfs/base/random.h"
 #include "csvfs/base/status_board.h"
 #include "csvfs/base/task.h"
@@ -113,6 +114,35 @@ class Mount {
                                         Interrupt* interrupt = nullptr) = 0;
   virtual Task<Expected<std::uint64_t>> seek(Handle handle, std::uint64_t offset,
                                              std::uint32_t whence) = 0;
+
+  /// fcntl(2) and flock(2), over all nodes. The kernel does not say whether an owner is a process
+  /// (record locks) or an open file (locks of open file descriptions, flock), but both are
+  /// different from everybody else while they live.
+  struct LockWish {
+    LockKind kind{};
+    std::uint64_t owner = 0;  ///< As the kernel names it.
+    std::uint32_t pid = 0;
+    LockRange range;
+    LockType type{};
+    bool wait = false;
+  };
+  /// EAGAIN if it is not free and does not want to wait; EDEADLK; ENOLCK beyond the bounds of
+  /// docs/mount.md; EINTR at once if interrupted while it waits, and then everything is as if it
+  /// had not been asked for (but that a whole file's lock that was to change its type is lost).
+  virtual Task<Expected<void>> lock(Handle handle, LockWish wish,
+                                    Interrupt* interrupt = nullptr) = 0;
+  virtual Task<Expected<void>> unlock(Handle handle, LockWish wish) = 0;
+  struct LockFound {
+    LockRange range;
+    LockType type{};
+    std::uint32_t pid = 0;  ///< 0: of another node.
+  };
+  /// What keeps the wish from being granted, if anything.
+  virtual Task<Expected<std::optional<LockFound>>> test_lock(Handle handle, LockWish wish) = 0;
+  /// A descriptor of the handle was closed, perhaps not the last: its owner loses its locks on
+  /// bytes of the file. Asks nobody if it has none. close() gives back what was locked through the
+  /// handle.
+  virtual Task<void> flush(Handle handle, std::uint64_t owner) = 0;
 
   [[nodiscard]] virtual MountCounters counters() const = 0;
   struct State {

@@ -18,15 +18,19 @@ namespace csv {
 /// What the kernel is owed for one request: shared by whoever will answer it, and whoever may have
 /// to do so before, because the program is being killed.
 struct Owed : std::enable_shared_from_this<Owed> {
-  Owed(fuse_req_t its_request, bool its_changes)
-      : request{its_request}, changes{its_changes}, caller{fuse_req_ctx(its_request)->pid} {}
+  Owed(fuse_req_t its_request, bool its_changes, bool its_any_signal = false)
+      : request{its_request},
+        changes{its_changes},
+        any_signal{its_any_signal},
+        caller{fuse_req_ctx(its_request)->pid} {}
   Owed(const Owed&) = delete;
   Owed& operator=(const Owed&) = delete;
 
-  fuse_req_t request;   ///< Null once answered.
-  const bool changes;   ///< Something may take effect: it is not given up lightly.
-  const pid_t caller;   ///< The thread that waits.
-  Interrupt interrupt;  ///< Of the call of Mount.
+  fuse_req_t request;     ///< Null once answered.
+  const bool changes;     ///< Something may take effect: it is not given up lightly.
+  const bool any_signal;  ///< Interrupted by whatever signal, and then answered at once.
+  const pid_t caller;     ///< The thread that waits.
+  Interrupt interrupt;    ///< Of the call of Mount.
   TimePoint raised{};
 };
 
@@ -76,6 +80,9 @@ class Reply {
   /// An extended attribute's value, or its length where the program asked for that (room 0).
   void xattr(const std::string& value, std::size_t room) &&;
   void statistics(const wire::FsStat& stat) &&;
+  void lock(const struct flock& found) && {
+    if (waits()) fuse_reply_lock(take(), &found);
+  }
   void position(std::uint64_t offset) && {
     if (waits()) fuse_reply_lseek(take(), static_cast<off_t>(offset));
   }

@@ -49,12 +49,15 @@ class Kernel {
     init.major = FUSE_KERNEL_VERSION;
     init.minor = 36;
     init.max_readahead = 1 << 20;
-    init.flags = FUSE_ATOMIC_O_TRUNC | FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_ASYNC_DIO;
+    init.flags = FUSE_ATOMIC_O_TRUNC | FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_ASYNC_DIO |
+                 FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS;
     REQUIRE(call(FUSE_INIT, 0, bytes(init)) == 0);
     auto answer = body<fuse_init_out>();
     CHECK(answer.max_write == 1 << 20);
     CHECK((answer.flags & FUSE_ATOMIC_O_TRUNC) != 0);
     CHECK((answer.flags & FUSE_WRITEBACK_CACHE) == 0);
+    CHECK((answer.flags & FUSE_POSIX_LOCKS) != 0);
+    CHECK((answer.flags & FUSE_FLOCK_LOCKS) != 0);
   }
   Kernel(const Kernel&) = delete;
   Kernel& operator=(const Kernel&) = delete;
@@ -172,6 +175,33 @@ class Kernel {
     fuse_release_in in{};
     in.fh = file.handle;
     return call(FUSE_RELEASE, file.node, bytes(in));
+  }
+
+  std::uint64_t send_lock(const Made& file, std::uint64_t owner, std::uint32_t type,
+                          std::uint32_t opcode, bool whole_file = false) {
+    fuse_lk_in in{};
+    in.fh = file.handle;
+    in.owner = owner;
+    in.lk.end = 0x7fffffffffffffff;
+    in.lk.type = type;
+    in.lk.pid = 77;
+    if (whole_file) in.lk_flags = FUSE_LK_FLOCK;
+    return send(opcode, file.node, bytes(in));
+  }
+  int lock(const Made& file, std::uint64_t owner, std::uint32_t type, bool whole_file = false) {
+    return answer(send_lock(file, owner, type, FUSE_SETLK, whole_file));
+  }
+  int flush(const Made& file, std::uint64_t owner) {
+    fuse_flush_in in{};
+    in.fh = file.handle;
+    in.lock_owner = owner;
+    return call(FUSE_FLUSH, file.node, bytes(in));
+  }
+  Made open(std::uint64_t node) {
+    fuse_open_in in{};
+    in.flags = O_RDWR;
+    REQUIRE(call(FUSE_OPEN, node, bytes(in)) == 0);
+    return {node, body<fuse_open_out>().fh, 0};
   }
 
   std::atomic<bool> dying{false}, ended{false};
@@ -330,6 +360,72 @@ TEST_CASE(
   world.take_over();
   CHECK(kernel.lookup("never") == ENOENT);
   CHECK(kernel.release(file) == 0);
+}
+
+TEST_CASE("fuse: locks of two nodes, as the kernel asks for them") {
+  World world;
+  Kernel one{world, 1}, two{world, 2};
+  auto file = one.create("file");
+  auto other = two.open(file.node);
+  for (bool whole : {false, true}) {
+    CAPTURE(whole);
+    CHECK(one.lock(file, 1, F_RDLCK, whole) == 0);
+    CHECK(two.lock(other, 2, F_RDLCK, whole) == 0);
+    CHECK(two.lock(other, 2, F_WRLCK, whole) == EAGAIN);
+    CHECK(two.lock(other, 2, F_UNLCK, whole) == 0);
+    CHECK(one.lock(file, 1, F_WRLCK, whole) == 0);
+    CHECK(two.lock(other, 2, F_RDLCK, whole) == EAGAIN);
+  }
+  REQUIRE(two.answer(two.send_lock(other, 2, F_RDLCK, FUSE_GETLK)) == 0);
+  auto found = two.body<fuse_lk_out>().lk;
+  CHECK(found.type == F_WRLCK);
+  CHECK(found.start == 0);
+  CHECK(found.end == 0x7fffffffffffffff);
+  CHECK(found.pid == 0);
+  REQUIRE(one.answer(one.send_lock(file, 3, F_RDLCK, FUSE_GETLK)) == 0);
+  CHECK(one.body<fuse_lk_out>().lk.pid == 77);
+  // A process closes a descriptor: what it had locked of the bytes goes, flock stays.
+  CHECK(one.flush(file, 9) == 0);
+  CHECK(two.lock(other, 2, F_RDLCK) == EAGAIN);
+  CHECK(one.flush(file, 1) == 0);
+  CHECK(two.lock(other, 2, F_RDLCK) == 0);
+  CHECK(two.lock(other, 2, F_RDLCK, true) == EAGAIN);
+  // Another descriptor of the same node does not matter, the last of this one does.
+  CHECK(one.release(one.open(file.node)) == 0);
+  CHECK(two.lock(other, 2, F_RDLCK, true) == EAGAIN);
+  CHECK(one.release(file) == 0);
+  CHECK(two.lock(other, 2, F_RDLCK, true) == 0);
+}
+
+TEST_CASE("fuse: whatever signal ends waiting for a lock, and the lock is not taken later") {
+  World world;
+  Kernel one{world, 1}, two{world, 2};
+  auto file = one.create("file");
+  auto other = two.open(file.node);
+  for (bool whole : {false, true}) {
+    CAPTURE(whole);
+    REQUIRE(one.lock(file, 1, F_WRLCK, whole) == 0);
+    auto waits = two.send_lock(other, 2, F_WRLCK, FUSE_SETLKW, whole);
+    auto patient = two.send_lock(other, 3, F_WRLCK, FUSE_SETLKW, whole);
+    CHECK_FALSE(two.answered_within(waits, 50ms));
+    fuse_interrupt_in in{};
+    in.unique = waits;
+    two.send(FUSE_INTERRUPT, 0, Kernel::bytes(in));
+    CHECK(two.answer(waits) == EINTR);
+    CHECK_FALSE(two.answered_within(patient, 50ms));
+    CHECK(one.lock(file, 1, F_UNLCK, whole) == 0);
+    CHECK(two.answer(patient) == 0);
+    CHECK(two.lock(other, 3, F_UNLCK, whole) == 0);
+    CHECK(one.lock(file, 1, F_WRLCK, whole) == 0);
+    CHECK(one.lock(file, 1, F_UNLCK, whole) == 0);
+  }
+  // One that came too late changes nothing.
+  auto got = two.send_lock(other, 2, F_WRLCK, FUSE_SETLKW);
+  CHECK(two.answer(got) == 0);
+  fuse_interrupt_in in{};
+  in.unique = got;
+  two.send(FUSE_INTERRUPT, 0, Kernel::bytes(in));
+  CHECK(one.lock(file, 1, F_WRLCK) == EAGAIN);
 }
 
 TEST_CASE("fuse: what waits when the session goes is answered") {

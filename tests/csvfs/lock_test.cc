@@ -1,0 +1,277 @@
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+
+#include "csvfs/base/random.h"
+#include "csvfs/mount.h"
+#include "tests/csvfs/world.h"
+
+using namespace csv;
+using tests::World;
+
+namespace {
+
+Mount::Opened create(World& world, Mount& mount, const std::string& name) {
+  wire::Make what;
+  what.set_parent(raw(kRootInode));
+  what.set_name(name);
+  what.set_mode(S_IFREG | 0644);
+  auto made = world.wait(mount.create(Caller{}, what));
+  REQUIRE_MESSAGE(made, made.error().message());
+  return *made;
+}
+Mount::Handle open(World& world, Mount& mount, const Mount::Opened& file) {
+  auto opened = world.wait(mount.open(InodeId{file.attr.inode()}, false));
+  REQUIRE_MESSAGE(opened, opened.error().message());
+  return opened->handle;
+}
+
+/// What a program of that number asks for.
+Mount::LockWish wish(std::uint64_t program, LockType type = LockType::write, bool wait = false) {
+  Mount::LockWish wish;
+  wish.owner = 0xabc000 + program;
+  wish.pid = static_cast<std::uint32_t>(program);
+  wish.type = type;
+  wish.wait = wait;
+  return wish;
+}
+Mount::LockWish whole(Mount::LockWish wish) {
+  wish.kind = LockKind::whole_file;
+  return wish;
+}
+constexpr auto kRead = LockType::read, kWrite = LockType::write;
+
+Task<void> free(Mount& mount, Mount::Handle handle, Mount::LockWish wish) {
+  CHECK(co_await mount.unlock(handle, wish));
+}
+
+/// The lock becomes free, and so many turns of the loop later the one who waits is interrupted.
+Task<bool> race(World& world, Mount& mount, Mount::Handle handle, Mount::LockWish wish,
+                Interrupt& interrupt, std::uint64_t turns) {
+  TaskScope freeing;
+  freeing.spawn(free(mount, handle, wish));
+  while (turns-- > 0) co_await yield(world.loop());
+  interrupt.raise();
+  while (freeing.running() > 0) co_await yield(world.loop());
+  co_return true;
+}
+
+bool lock(World& world, Mount& mount, Mount::Handle handle, Mount::LockWish wish) {
+  auto locked = world.wait(mount.lock(handle, wish));
+  if (!locked) CHECK(locked.error() == std::errc::resource_unavailable_try_again);
+  return static_cast<bool>(locked);
+}
+
+}  // namespace
+
+TEST_CASE("mount: locks of two nodes exclude each other, and go with the descriptor") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = create(world, one, "file");
+  auto other = open(world, two, file), again = open(world, two, file);
+  CHECK(lock(world, one, file.handle, wish(1)));
+  CHECK_FALSE(lock(world, two, other, wish(1)));
+  CHECK_FALSE(lock(world, one, file.handle, wish(2, kRead)));
+  auto found = world.wait(two.test_lock(other, wish(1, kRead)));
+  REQUIRE(found);
+  REQUIRE(*found);
+  CHECK((*found)->type == kWrite);
+  CHECK((*found)->range == LockRange{});
+  CHECK((*found)->pid == 0);
+
+  SUBCASE("unlocked") { CHECK(world.wait(one.unlock(file.handle, wish(1)))); }
+  SUBCASE("flushed") { world.wait(one.flush(file.handle, wish(1).owner)); }
+  SUBCASE("closed") { world.wait(one.close(file.handle)); }
+  SUBCASE("unmounted") { world.end_mount(1); }
+  CHECK(lock(world, two, other, wish(1, kRead)));
+  // Somebody else's descriptor of the same file does not matter.
+  world.wait(two.flush(other, wish(7).owner));
+  world.wait(two.close(again));
+  found = world.wait(two.test_lock(other, wish(2)));
+  REQUIRE(found);
+  CHECK(found->has_value());
+  CHECK((*found)->pid == 1);
+}
+
+TEST_CASE("mount: flock and the bytes' locks do not see each other; flock outlives a flush") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = create(world, one, "file");
+  auto other = open(world, two, file);
+  CHECK(lock(world, one, file.handle, whole(wish(1))));
+  CHECK(lock(world, two, other, wish(1)));
+  CHECK_FALSE(lock(world, two, other, whole(wish(2, kRead))));
+  world.wait(one.flush(file.handle, wish(1).owner));
+  CHECK_FALSE(lock(world, two, other, whole(wish(2, kRead))));
+  CHECK(lock(world, one, file.handle, whole(wish(1, kRead))));
+  CHECK(lock(world, two, other, whole(wish(2, kRead))));
+  // A change of type that fails loses the lock (flock(2)).
+  CHECK_FALSE(lock(world, one, file.handle, whole(wish(1, kWrite))));
+  CHECK(lock(world, two, other, whole(wish(2, kWrite))));
+}
+
+TEST_CASE("mount: closing a file without locks asks nobody") {
+  World world;
+  auto& one = world.mount(1);
+  auto file = create(world, one, "file");
+  CHECK(lock(world, one, file.handle, wish(1)));
+  CHECK(world.wait(one.unlock(file.handle, wish(1))));
+  world.post([&] { world.refuse_connections = true; });
+  world.cut_connections();
+  world.wait(one.flush(file.handle, wish(1).owner));
+  world.wait(one.flush(file.handle, wish(2).owner));
+  CHECK(world.wait(one.unlock(file.handle, wish(2))));
+  world.post([&] { world.refuse_connections = false; });
+}
+
+TEST_CASE("mount: who waits gets the lock, through broken connections and a takeover") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = create(world, one, "file");
+  auto other = open(world, two, file);
+  CHECK(lock(world, one, file.handle, wish(1)));
+  auto waits = world.begin(two.lock(other, wish(1, kWrite, true)));
+  CHECK_FALSE(waits->ready_within(50ms));
+  SUBCASE("a broken connection") { world.cut_connections(); }
+  SUBCASE("a takeover") { world.take_over(); }
+  SUBCASE("none") {}
+  CHECK_FALSE(waits->ready_within(200ms));
+  CHECK_FALSE(lock(world, two, other, wish(2)));
+  CHECK(world.wait(one.unlock(file.handle, wish(1))));
+  CHECK(waits->get());
+  CHECK_FALSE(lock(world, one, file.handle, wish(1)));
+  world.take_over();
+  CHECK_FALSE(lock(world, one, file.handle, wish(1)));
+  CHECK(world.wait(two.unlock(other, wish(1))));
+  CHECK(lock(world, one, file.handle, wish(1)));
+}
+
+TEST_CASE(
+    "mount: an interrupt ends waiting at once, with or without a coordinator, and leaves nothing") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = create(world, one, "file");
+  auto other = open(world, two, file);
+  CHECK(lock(world, one, file.handle, wish(1)));
+  CHECK(lock(world, two, other, wish(1, kWrite)) == false);
+  Interrupt first, second;
+  auto waits = world.begin(two.lock(other, wish(1, kWrite, true), &first));
+  CHECK_FALSE(waits->ready_within(50ms));
+  bool gone = false;
+  SUBCASE("connected") {}
+  SUBCASE("no coordinator") { gone = true; }
+  if (gone) world.crash_coordinator();
+  auto later = world.begin(two.lock(other, wish(2, kWrite, true), &second));
+  world.post([&] {
+    first.raise();
+    second.raise();
+  });
+  CHECK(waits->get().error() == std::errc::interrupted);
+  CHECK(later->get().error() == std::errc::interrupted);
+  if (gone) world.take_over();
+  CHECK(world.wait(one.unlock(file.handle, wish(1))));
+  CHECK(lock(world, one, file.handle, wish(3)));
+  CHECK(world.wait(one.unlock(file.handle, wish(3))));
+  CHECK(world.wait(two.unlock(other, wish(1))));
+  CHECK(lock(world, one, file.handle, wish(3)));
+}
+
+TEST_CASE("mount: an interrupt that crosses the grant never leaks the lock") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = create(world, one, "file");
+  auto other = open(world, two, file);
+  Random random{5};
+  int interrupted = 0, got = 0;
+  for (int round = 0; round < 300; ++round) {
+    CAPTURE(round);
+    // Sometimes the one who waits has a part of it already, and keeps that.
+    bool upgrade = round % 3 == 0;
+    auto rest = wish(1, kWrite), part = wish(1, kRead);
+    rest.range.first = 10;
+    part.range.last = 9;
+    REQUIRE(lock(world, one, file.handle, rest));
+    if (upgrade) REQUIRE(lock(world, two, other, part));
+    Interrupt interrupt;
+    auto waits = world.begin(two.lock(other, wish(1, kWrite, true), &interrupt));
+    (void)world.wait(two.test_lock(other, wish(5)));  // by now the coordinator knows who waits
+    CHECK(world.wait(race(world, one, file.handle, rest, interrupt, random.below(24))));
+    auto result = waits->get();
+    if (result) {
+      ++got;
+      CHECK_FALSE(lock(world, one, file.handle, rest));
+    } else {
+      ++interrupted;
+      CHECK(result.error() == std::errc::interrupted);
+      // What this node said is in order: once it is answered, so is the cancel.
+      (void)world.wait(two.test_lock(other, wish(5)));
+      CHECK(lock(world, one, file.handle, rest));
+      CHECK(world.wait(one.unlock(file.handle, rest)));
+      CHECK(lock(world, one, file.handle, wish(2, kRead)));
+      CHECK(world.wait(one.unlock(file.handle, wish(2))));
+      if (upgrade) CHECK_FALSE(lock(world, one, file.handle, wish(2, kWrite)));
+    }
+    CHECK(world.wait(two.unlock(other, wish(1))));
+  }
+  MESSAGE("interrupted " << interrupted << ", got " << got);
+  CHECK(interrupted > 30);
+  CHECK(got > 30);
+}
+
+TEST_CASE("mount: two nodes that wait for each other: one is told") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto a = create(world, one, "a"), b = create(world, one, "b");
+  auto other_a = open(world, two, a), other_b = open(world, two, b);
+  CHECK(lock(world, one, a.handle, wish(1)));
+  CHECK(lock(world, two, other_b, wish(1)));
+  auto waits = world.begin(one.lock(b.handle, wish(1, kRead, true)));
+  CHECK_FALSE(waits->ready_within(50ms));
+  auto refused = world.wait(two.lock(other_a, wish(1, kRead, true)));
+  CHECK(refused.error() == std::errc::resource_deadlock_would_occur);
+  world.wait(two.flush(other_b, wish(1).owner));
+  CHECK(waits->get());
+}
+
+TEST_CASE("mount: the locks of a session that was fenced are free, and its handles say EIO") {
+  World::Options options;
+  options.timing.lease_term = 300ms;
+  World world{options};
+  auto& one = world.mount(1);
+  auto file = create(world, one, "file");
+  CHECK(lock(world, one, file.handle, wish(1)));
+  auto& two = world.mount(2);
+  auto other = open(world, two, file);
+  auto waits = world.begin(two.lock(other, wish(1, kWrite, true)));
+  CHECK_FALSE(waits->ready_within(50ms));
+  auto old = one.state().session;
+  SUBCASE("its connection was gone for too long") {
+    // Node 2 comes back at once, node 1 is away meanwhile.
+    world.kill_mount(1);
+    CHECK(waits->get());
+    return;
+  }
+  SUBCASE("a new mount of the node") {
+    auto own = world.begin(one.lock(file.handle, wish(2, kRead, true)));
+    world.post([&] { world.refuse_connections = true; });
+    world.cut_connections();
+    world.wait(sleep(world.loop(), 5s));
+    world.post([&] { world.refuse_connections = false; });
+    // Both were away for longer than the lease; whoever came back first may have gone on.
+    auto mine = world.wait(one.lock(file.handle, wish(1)));
+    bool ended = one.state().session != old;
+    if (ended) {
+      CHECK(mine.error().to_errno() == EIO);
+      CHECK(own->get().error().to_errno() == EIO);
+    }
+    world.wait(one.flush(file.handle, wish(1).owner));
+    world.wait(one.close(file.handle));
+    auto result = waits->get();
+    if (!result) CHECK(result.error().to_errno() == EIO);
+  }
+}
