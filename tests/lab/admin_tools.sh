@@ -5,15 +5,16 @@ source "$(dirname "$0")/cluster.sh"
 
 docs=$csvfs_root/docs/csvctl.md
 fields() { python "$csvfs_root/tests/admin/json_fields.py" "$docs" "$@"; }
-# says NODE PATTERN COMMAND...: what csvctl prints on NODE matches.
-says() {
-  local node=$1 pattern=$2 words
+# says NODE PATTERN COMMAND...: what csvctl prints on NODE matches. comes: within 30 s.
+matches() {
+  local node=$1 pattern=$2
   shift 2
   words=$(on "$node" csvctl "$@" 2>&1) || true
-  grep -qE -- "$pattern" <<<"$words" || { echo "$words"; die "$node: csvctl $* does not say '$pattern'"; }
+  grep -qE -- "$pattern" <<<"$words"
 }
+says() { matches "$@" || { echo "$words"; die "$1: csvctl ${*:3} does not say '$2'"; }; }
+comes() { wait_for 30 "$1: csvctl ${*:3} to say '$2'" matches "$@" || { echo "$words"; die "it does not"; }; }
 event() { says "$1" "$2" events; }
-comes() { wait_for 30 "$1: csvctl ${*:3} to say '$2'" says "$@"; }
 
 cluster_up 1G
 say "in health, and documented"
