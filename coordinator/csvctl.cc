@@ -143,15 +143,15 @@ void add_node(CLI::App& app, CLI::App& volume, Arguments& given) {
   events->add_option("--volume", given.events.volume, "Of this volume only");
   events->add_flag("--json", given.json, "For programs; with --follow an object a line");
 
-  auto* top =
-      add(app, given, "top", "What goes on now: I/O, the share that is redirected, requests",
-          [](Arguments& a, Terminal& terminal) {
-            auto request = a.top;
-            request.socket = a.socket;
-            request.json = a.json;
-            request.interval = std::chrono::milliseconds{static_cast<int>(a.interval * 1000)};
-            return show_top(request, terminal);
-          });
+  auto* top = add(app, given, "top", "What goes on now: I/O, the time it takes, requests",
+                  [](Arguments& a, Terminal& terminal) {
+                    auto request = a.top;
+                    request.socket = a.socket;
+                    request.json = a.json;
+                    request.interval =
+                        std::chrono::milliseconds{static_cast<int>(a.interval * 1000)};
+                    return show_top(request, terminal);
+                  });
   top->add_option("--interval", given.interval, "Seconds between two looks")
       ->check(CLI::Range(0.1, 3600.0))
       ->capture_default_str();

@@ -131,6 +131,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   void look();
   State judge() const;
   void tell_of_change(const State& now);
+  void timed(std::uint64_t& count, std::uint64_t& us, TimePoint since);
 
   MountSurroundings surroundings_;
   Loop* loop_;
@@ -261,8 +262,8 @@ Mount::State VolumeMount::judge() const {
 
 void VolumeMount::look() {
   auto now = judge();
-  bool same = now.mode == state_.mode && now.reason == state_.reason;
-  now.since = same ? state_.since : loop_->now();
+  // Of the mode: what it waits for may change meanwhile.
+  now.since = now.mode == state_.mode ? state_.since : loop_->now();
   if (now.mode != state_.mode)
     log::info("mount mode={} volume={} session={} reason=\"{}\"",
               now.mode == AccessMode::direct ? "direct" : "paused", surroundings_.volume,
@@ -283,6 +284,11 @@ void VolumeMount::tell_of_change(const State& now) {
     cause = fmt::format("after {}.{:03} s, {}", lasted / 1000, lasted % 1000, state_.reason);
   events::report(direct ? events::Severity::info : events::Severity::warning, "mount",
                  surroundings_.volume, direct ? "direct" : "paused: programs wait", cause);
+}
+
+void VolumeMount::timed(std::uint64_t& count, std::uint64_t& us, TimePoint since) {
+  ++count;
+  us += static_cast<std::uint64_t>((loop_->now() - since) / std::chrono::microseconds{1});
 }
 
 MountCounters VolumeMount::counters() const {
@@ -657,7 +663,10 @@ Task<Expected<Mount::Content>> VolumeMount::read(Handle handle, std::uint64_t of
   ++counters_.operations;
   CSV_CO_TRY(file, file_of(handle));
   if (length == 0) co_return Content{};
-  co_return co_await io_.read(file, offset, length);
+  auto began = loop_->now();
+  auto result = co_await io_.read(file, offset, length);
+  timed(counters_.reads, counters_.read_us, began);
+  co_return std::move(result);
 }
 
 Task<Expected<std::uint32_t>> VolumeMount::write(Handle handle, std::uint64_t offset,
@@ -667,7 +676,10 @@ Task<Expected<std::uint32_t>> VolumeMount::write(Handle handle, std::uint64_t of
   CSV_CO_TRY(file, file_of(handle));
   if (data.empty()) co_return 0u;
   if (offset > protocol::kMaxOffset - data.size()) co_return std::errc::file_too_large;
-  co_return co_await io_.write(file, offset, data, options, interrupt);
+  auto began = loop_->now();
+  auto result = co_await io_.write(file, offset, data, options, interrupt);
+  timed(counters_.writes, counters_.write_us, began);
+  co_return std::move(result);
 }
 
 Task<Expected<void>> VolumeMount::tell_wrote(FilePtr file) {

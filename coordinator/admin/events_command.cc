@@ -116,6 +116,23 @@ Expected<WallTime> parse_since(const std::string& text, WallTime now) {
                    text + "'"};
 }
 
+std::string lately(const std::string& file, WallTime now, const Paint& paint) {
+  constexpr std::size_t kMost = 5;
+  constexpr std::int64_t kHour = 3600 * kSecond;
+  auto ring = events::Ring::read_only(file);
+  if (!ring) return "";
+  auto all = (*ring)->after(0);
+  std::erase_if(all, [&](const auto& each) {
+    return each.severity == Severity::info ||
+           static_cast<std::int64_t>(now) - static_cast<std::int64_t>(each.last) > kHour;
+  });
+  if (all.empty()) return "";
+  std::string out = "\n" + paint.bold("LATELY") + paint.faint("  csvctl events has all") + "\n";
+  for (std::size_t i = all.size() - std::min(all.size(), kMost); i < all.size(); ++i)
+    out += "  " + event_line(all[i], paint) + "\n";
+  return out;
+}
+
 ExitCode show_events(const EventsRequest& request, Terminal& terminal) {
   WallTime since{};
   if (!request.since.empty()) {

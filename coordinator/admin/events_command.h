@@ -23,6 +23,10 @@ ExitCode show_events(const EventsRequest& request, Terminal& terminal);
 /// and time, local. Errc::refused otherwise.
 Expected<WallTime> parse_since(const std::string& text, WallTime now);
 
+/// The latest warnings and errors of the last hour, five at most, under a heading; empty where
+/// there are none.
+std::string lately(const std::string& file, WallTime now, const Paint& paint);
+
 std::string event_line(const events::Event& event, const Paint& paint);
 std::string event_json(const events::Event& event);  ///< One line; docs/csvctl.md has the fields.
 

@@ -53,7 +53,11 @@ Json counters(const MountCounters& c) {
           {"reconnects", c.reconnects},
           {"recalls", c.recalls},
           {"readmissions", c.readmissions},
-          {"stale_commits", c.stale_commits}};
+          {"stale_commits", c.stale_commits},
+          {"reads", c.reads},
+          {"read_us", c.read_us},
+          {"writes", c.writes},
+          {"write_us", c.write_us}};
 }
 
 Json service_json(const Clock& clock, const service::VolumeService& service) {

@@ -147,12 +147,13 @@ class Teller {
     auto direct = number(c, "direct_read_bytes") + number(c, "direct_write_bytes");
     auto redirected = number(c, "redirected_read_bytes") + number(c, "redirected_write_bytes");
     auto all = direct + redirected;
+    if (all == 0) return line("I/O here", "none yet");
     line("I/O here",
          fmt::format(
              "{} read, {} written; {} % of it through the coordinator",
              bytes_text(number(c, "direct_read_bytes") + number(c, "redirected_read_bytes")),
              bytes_text(number(c, "direct_write_bytes") + number(c, "redirected_write_bytes")),
-             all == 0 ? 0 : (redirected * 100 + all / 2) / all));
+             (redirected * 100 + all / 2) / all));
   }
 
   void served(const std::string& name, const Json& service) {

@@ -50,15 +50,21 @@ Json same(const Json& list, const char* key, const Json& value) {
 
 Json mount_rates(const Json& before, const Json& after, double seconds) {
   Growth c{before.is_object() ? before.at("counters") : before, after.at("counters"), seconds};
+  auto reads = c.of("reads"), writes = c.of("writes");
+  auto latency = [&](const char* time, double count) {
+    return count > 0 ? Json(Growth::rounded(c.of(time) / count / 1000)) : Json{};
+  };
   auto direct = c.of("direct_read_bytes") + c.of("direct_write_bytes");
   auto redirected = c.of("redirected_read_bytes") + c.of("redirected_write_bytes");
   auto share = direct + redirected > 0 ? redirected / (direct + redirected) : 0;
   return {{"mode", after.at("mode")},
           {"operations_s", c.rate("operations")},
-          {"reads_s", c.rate("direct_reads") + c.rate("redirected_reads")},
+          {"reads_s", c.rate("reads")},
           {"read_bytes_s", c.rate("direct_read_bytes") + c.rate("redirected_read_bytes")},
-          {"writes_s", c.rate("direct_writes") + c.rate("redirected_writes")},
+          {"writes_s", c.rate("writes")},
           {"write_bytes_s", c.rate("direct_write_bytes") + c.rate("redirected_write_bytes")},
+          {"read_latency_ms", latency("read_us", reads)},
+          {"write_latency_ms", latency("write_us", writes)},
           {"redirected_share", Growth::rounded(share)}};
 }
 
@@ -91,6 +97,10 @@ std::string mib(const Json& value) {
   return fmt::format("{:.1f}", value.get<double>() / (1024 * 1024));
 }
 
+std::string ms(const Json& value) {
+  return value.is_null() ? "-" : fmt::format("{:.2f}", value.get<double>());
+}
+
 std::string text_of(const Json& rates, const Paint& paint) {
   std::string out;
   TextTable mounts{{"VOLUME", "MODE", "OPS/S", "READS/S", "MiB/S", "MS", "WRITES/S", "MiB/S", "MS",
@@ -105,7 +115,8 @@ std::string text_of(const Json& rates, const Paint& paint) {
       auto mode = m.at("mode").get<std::string>();
       mounts.row({name, mode == "direct" ? paint.good(mode) : paint.warning(mode),
                   number(m.at("operations_s")), number(m.at("reads_s")), mib(m.at("read_bytes_s")),
-                  number(m.at("writes_s")), mib(m.at("write_bytes_s")),
+                  ms(m.at("read_latency_ms")), number(m.at("writes_s")), mib(m.at("write_bytes_s")),
+                  ms(m.at("write_latency_ms")),
                   fmt::format("{:.0f} %", m.at("redirected_share").get<double>() * 100)});
     }
     const auto& s = volume.at("service");

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coordinator/admin/admin_server.h"
+#include "coordinator/admin/events_command.h"
 #include "coordinator/admin/status.h"
 #include "coordinator/admin/text_table.h"
 #include "coordinator/volume/check.h"
@@ -265,7 +266,7 @@ ExitCode show_status(const std::string& socket, bool json, Terminal& terminal) {
   }
   auto text = status_text(*answer, Paint::standard());
   if (!text) return failed(terminal, text.error());
-  terminal.out(*text);
+  terminal.out(*text + lately(events::kFile, terminal.clock().wall_now(), Paint::standard()));
   return ExitCode::done;
 }
 

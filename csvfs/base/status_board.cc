@@ -92,7 +92,7 @@ class Unpacker {
 };
 
 constexpr std::size_t kNameWords = 8, kEndpointWords = 8, kReasonWords = 16;
-constexpr std::size_t kCounters = 14;
+constexpr std::size_t kCounters = 18;
 
 /// One volume of a node. The name's words are written once, by whoever claimed the place.
 struct Place {
@@ -106,7 +106,7 @@ struct Place {
 /// The whole board. Whoever finds another magic, version or size does not use it.
 struct Board {
   static constexpr std::uint64_t kMagic = 0x6472616f42565343ull;  // "CSVBoard"
-  static constexpr std::uint64_t kVersion = 1;
+  static constexpr std::uint64_t kVersion = 2;
   Word magic, version, size;
   std::array<Word, 5> reserved;
   std::array<Place, StatusBoard::kVolumes> places;
@@ -206,10 +206,11 @@ class MappedBoard final : public StatusBoard {
     out.since = to_time(in.number());
     out.reason = in.text(kReasonWords);
     auto& c = out.counters;
-    for (auto* value : {&c.operations, &c.direct_reads, &c.direct_read_bytes, &c.direct_writes,
-                        &c.direct_write_bytes, &c.redirected_reads, &c.redirected_read_bytes,
-                        &c.redirected_writes, &c.redirected_write_bytes, &c.requests, &c.reconnects,
-                        &c.recalls, &c.readmissions, &c.stale_commits})
+    for (auto* value :
+         {&c.operations, &c.direct_reads, &c.direct_read_bytes, &c.direct_writes,
+          &c.direct_write_bytes, &c.redirected_reads, &c.redirected_read_bytes,
+          &c.redirected_writes, &c.redirected_write_bytes, &c.requests, &c.reconnects, &c.recalls,
+          &c.readmissions, &c.stale_commits, &c.reads, &c.read_us, &c.writes, &c.write_us})
       *value = in.number();
     return out;
   }
@@ -230,7 +231,11 @@ class MappedBoard final : public StatusBoard {
             c.reconnects,
             c.recalls,
             c.readmissions,
-            c.stale_commits};
+            c.stale_commits,
+            c.reads,
+            c.read_us,
+            c.writes,
+            c.write_us};
   }
   [[nodiscard]] Place& place(std::size_t at) const {
     CSV_CHECK(at < kVolumes);

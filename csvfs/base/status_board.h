@@ -21,6 +21,8 @@ struct MountCounters {
                 redirected_read_bytes = 0;  ///< Content that went through the coordinator.
   std::uint64_t redirected_writes = 0, redirected_write_bytes = 0;
   std::uint64_t requests = 0, reconnects = 0, recalls = 0, readmissions = 0, stale_commits = 0;
+  /// Reads and writes that programs were answered, and how long these took together.
+  std::uint64_t reads = 0, read_us = 0, writes = 0, write_us = 0;
 };
 
 enum class AccessMode : std::uint8_t {

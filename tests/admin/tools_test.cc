@@ -20,7 +20,8 @@ Json counters(std::uint64_t each) {
   for (const auto* name :
        {"operations", "direct_reads", "direct_read_bytes", "direct_writes", "direct_write_bytes",
         "redirected_reads", "redirected_read_bytes", "redirected_writes", "redirected_write_bytes",
-        "requests", "reconnects", "recalls", "readmissions", "stale_commits"})
+        "requests", "reconnects", "recalls", "readmissions", "stale_commits", "reads", "read_us",
+        "writes", "write_us"})
     out[name] = each;
   return out;
 }
@@ -134,8 +135,8 @@ TEST_CASE("status: what is not a status is refused") {
 TEST_CASE("top: rates are what lies between, by the time between") {
   auto before = healthy(), after = healthy();
   auto& mount = after["volumes"][0]["mount"]["counters"];
-  mount["direct_reads"] = 150;
-  mount["redirected_reads"] = 50;
+  mount["reads"] = 200;
+  mount["read_us"] = 100'000;
   mount["direct_read_bytes"] = 3 * 1024 * 1024;
   mount["redirected_read_bytes"] = 1024 * 1024;
   after["volumes"][0]["service"]["sessions"][0]["requests"] = 300;
@@ -145,6 +146,8 @@ TEST_CASE("top: rates are what lies between, by the time between") {
   const auto& m = rates["volumes"][0]["mount"];
   CHECK(m["reads_s"] == 100);
   CHECK(m["read_bytes_s"] == 2 * 1024 * 1024);
+  CHECK(m["read_latency_ms"] == 0.5);
+  CHECK(m["write_latency_ms"].is_null());
   CHECK(m["redirected_share"] == 0.25);
   CHECK(rates["volumes"][0]["service"]["sessions"][0]["requests_s"] == 100);
   auto shown = rates_text(*text, Paint{});
@@ -154,8 +157,8 @@ TEST_CASE("top: rates are what lies between, by the time between") {
 
 TEST_CASE("top: a counter that began anew counts from zero, and a volume may come and go") {
   auto before = healthy(), after = healthy();
-  before["volumes"][0]["mount"]["counters"]["direct_writes"] = 1000;
-  after["volumes"][0]["mount"]["counters"]["direct_writes"] = 10;
+  before["volumes"][0]["mount"]["counters"]["writes"] = 1000;
+  after["volumes"][0]["mount"]["counters"]["writes"] = 10;
   auto rates = rates_json(before.dump(), after.dump(), 1s);
   REQUIRE(rates);
   CHECK(Json::parse(*rates)["volumes"][0]["mount"]["writes_s"] == 10);
