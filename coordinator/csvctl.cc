@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 
+#include "coordinator/admin/certificate_commands.h"
 #include "coordinator/admin/events_command.h"
 #include "coordinator/admin/fs_commands.h"
 #include "coordinator/admin/node_volumes.h"
@@ -28,6 +29,9 @@ struct Arguments {
   TopRequest top;
   AddRequest add;
   double interval = 2;
+  AuthorityRequest authority;
+  IssueRequest issue;
+  std::vector<std::string> files;
   std::string volume;
   bool json = false, yes = false, debug = false, names = false, once = false;
   std::function<ExitCode(Terminal&)> action;
@@ -185,6 +189,51 @@ void add_reservation(CLI::App& app, Arguments& given) {
   clear->add_flag("--yes", given.yes, "Do not ask");
 }
 
+void add_cluster(CLI::App& app, Arguments& given) {
+  auto* cluster = app.add_subcommand("cluster", "The cluster as a whole");
+  cluster->require_subcommand(1);
+  auto* ca = cluster->add_subcommand(
+      "ca", "The cluster's certificate authority, and the certificates of its nodes");
+  ca->require_subcommand(1);
+  auto* create =
+      add(*ca, given, "create", "Make the cluster's CA, once, on a machine you trust",
+          [](Arguments& a, Terminal& terminal) { return create_authority(a.authority, terminal); });
+  create->add_option("--cluster-id", given.authority.cluster, "The cluster, 1 to 65535")
+      ->required()
+      ->check(CLI::Range(1, 65535));
+  create->add_option("--dir", given.authority.folder, "Where it is kept")->capture_default_str();
+  create->add_option("--days", given.authority.days, "How long it is valid")
+      ->check(CLI::Range(1, 36500))
+      ->capture_default_str();
+  auto* issue = add(*ca, given, "issue", "Make a node's certificate and key",
+                    [](Arguments& a, Terminal& terminal) {
+                      a.issue.yes = a.yes;
+                      return issue_certificate(a.issue, terminal);
+                    });
+  issue->add_option("--node", given.issue.node, "The node's number, 1 to 63")
+      ->required()
+      ->check(CLI::Range(1, 63));
+  issue->add_option("--name", given.issue.name, "The node's name")->required();
+  issue->add_option("--dir", given.issue.folder, "Where the CA is kept")->capture_default_str();
+  issue->add_option("--out", given.issue.out, "The folder to write to; the node's name by default");
+  issue->add_option("--days", given.issue.days, "How long it is valid")
+      ->check(CLI::Range(1, 36500))
+      ->capture_default_str();
+  issue->add_flag("--yes", given.yes, "Replace what is there");
+  auto* show = add(*ca, given, "show", "What certificates say, and when they expire",
+                   [](Arguments& a, Terminal& terminal) {
+                     auto files = a.files;
+                     if (files.empty()) {
+                       auto config = load_config(a.config);
+                       TlsConfig tls = config ? config->tls : TlsConfig{};
+                       files = {tls.ca, tls.certificate};
+                     }
+                     return show_certificates(files, a.json, terminal);
+                   });
+  show->add_option("FILE", given.files, "Certificates as PEM; those of this node by default");
+  show->add_flag("--json", given.json, "For programs");
+}
+
 void add_fs(CLI::App& app, Arguments& given) {
   auto* fs = app.add_subcommand(
       "fs", "Files of a volume that nobody uses, without mounts and csvd: takes the volume over");
@@ -236,6 +285,7 @@ int main(int argc, char** argv) {
   app.add_option("--socket", given.socket, "The admin socket of csvd")->capture_default_str();
   app.add_flag("--debug", given.debug, "Log what happens below");
   app.set_version_flag("--version", "csvctl " CSV_VERSION, "The version");
+  add_cluster(app, given);
   add_volume(app, given);
   add_reservation(app, given);
   add_fs(app, given);

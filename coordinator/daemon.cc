@@ -10,7 +10,7 @@
 #include "coordinator/cluster/standalone_membership.h"
 #include "coordinator/protocol/failure.h"
 #include "coordinator/protocol/first_message.h"
-#include "coordinator/protocol/tcp_transport.h"
+#include "coordinator/protocol/host_transport.h"
 #include "coordinator/service/coordination.h"
 #include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
@@ -87,7 +87,6 @@ class Csvd final : public Daemon {
         random_{Random::from_system()},
         incarnation_{random_.next() | 1},
         started_{loop.now()},
-        transport_{loop},
         farewells_{loop},
         first_messages_{
             loop, 5s, 256,
@@ -100,16 +99,18 @@ class Csvd final : public Daemon {
     // reload() must not move what is in use.
     config_.volumes.reserve(StatusBoard::kVolumes);
     coordinations_.reserve(StatusBoard::kVolumes);
+    network_ = CSV_TRY(protocol::make_host_transport(loop_, config_));
     admin_ = CSV_TRY(admin::AdminServer::listen(
-        loop_, places.socket, [this](std::string request, admin::AdminServer::Answer answer) {
-          command(std::move(request), std::move(answer));
+        loop_, places.socket, config_.status_group,
+        [this](auto caller, std::string request, admin::AdminServer::Answer answer) {
+          command(caller, std::move(request), std::move(answer));
         }));
     board_ = CSV_TRY(StatusBoard::create(places.board));
     for (const auto& volume : config_.volumes) CSV_TRY(find_place(volume.name));
     make_membership();
     for (std::size_t i = 0; i < config_.volumes.size(); ++i) make_coordination(i);
-    listener_ = CSV_TRY(
-        transport_.listen(config_.listen, [this](std::unique_ptr<protocol::Connection> accepted) {
+    listener_ = CSV_TRY(network_.transport->listen(
+        config_.listen, [this](std::unique_ptr<protocol::Connection> accepted) {
           first_messages_.add(std::move(accepted));
         }));
     log::info("csvd_started node={} name={} cluster={} listen={} volumes={} peers={}",
@@ -147,6 +148,8 @@ class Csvd final : public Daemon {
         now.initiator != config_.initiator)
       needs_restart.push_back("[cluster] or [node]");
     if (now.peers != config_.peers) needs_restart.push_back("[[peer]]");
+    if (now.tls != config_.tls) needs_restart.push_back("[tls]");
+    if (now.status_group != config_.status_group) needs_restart.push_back("[admin]");
     auto same_name = [](const std::string& name) {
       return [&name](const VolumeConfig& each) { return each.name == name; };
     };
@@ -174,7 +177,7 @@ class Csvd final : public Daemon {
   void make_membership() {
     cluster::StandaloneMembership::Surroundings with;
     with.loop = &loop_;
-    with.transport = &transport_;
+    with.transport = network_.transport.get();
     with.node = config_.node;
     with.endpoint = config_.listen;
     with.incarnation = incarnation_;
@@ -290,7 +293,8 @@ class Csvd final : public Daemon {
     farewells_.send(std::move(connection), std::move(refusal));
   }
 
-  void command(std::string text, admin::AdminServer::Answer answer) {
+  void command(admin::AdminServer::Caller caller, std::string text,
+               admin::AdminServer::Answer answer) {
     auto request = Json::parse(text, nullptr, false);
     auto field = [&request](const char* name) {
       auto found = request.is_object() ? request.find(name) : request.end();
@@ -298,6 +302,10 @@ class Csvd final : public Daemon {
     };
     auto what = field("command");
     if (what == "status") return answer(status());
+    if (caller != admin::AdminServer::Caller::root)
+      return answer(
+          answer_of(Error{Errc::refused, "only root may do that: the group " +
+                                             config_.status_group + " may ask for the status"}));
     if (what == "reload") {
       auto done = reload();
       return answer(done ? done->dump() : answer_of(done.error()));
@@ -327,6 +335,7 @@ class Csvd final : public Daemon {
                               .started = started_,
                               .membership = *membership_,
                               .board = *board_,
+                              .identity = network_.identity.get(),
                               .coordinations = {}};
     for (const auto& each : coordinations_) from.coordinations.push_back(each.get());
     return admin::status_json(from);
@@ -366,7 +375,7 @@ class Csvd final : public Daemon {
   std::uint64_t incarnation_;
   TimePoint started_;
   std::shared_ptr<int> workers_ = std::make_shared<int>(0);
-  protocol::TcpTransport transport_;
+  protocol::HostTransport network_;
   Farewells farewells_;
   std::unique_ptr<admin::AdminServer> admin_;
   std::unique_ptr<StatusBoard> board_;

@@ -6,7 +6,7 @@
 #include <optional>
 #include <utility>
 
-#include "coordinator/protocol/tcp_transport.h"
+#include "coordinator/protocol/host_transport.h"
 #include "csvfs/base/asio.h"
 #include "csvfs/base/asio_loop.h"
 #include "csvfs/base/events.h"
@@ -77,12 +77,13 @@ const VolumeConfig* find_volume(const Config& config, const std::string& name) {
 /// before the requests that wait for it (mount.h).
 class Daemon {
  public:
-  Daemon(DaemonOptions options, Config config, const VolumeConfig& volume,
-         std::function<bool()> usable)
+  Daemon(AsioLoop& loop, protocol::Transport& transport, DaemonOptions options, Config config,
+         const VolumeConfig& volume, std::function<bool()> usable)
       : options_{std::move(options)},
         usable_{std::move(usable)},
+        loop_{loop},
         signals_{loop_.context(), SIGTERM, SIGINT},
-        transport_{loop_},
+        transport_{transport},
         board_{options_.board, options_.volume},
         random_{Random::from_system()} {
     MountSurroundings surroundings;
@@ -201,9 +202,9 @@ class Daemon {
 
   DaemonOptions options_;
   std::function<bool()> usable_;
-  AsioLoop loop_;
+  AsioLoop& loop_;
   asio::signal_set signals_;
-  protocol::TcpTransport transport_;
+  protocol::Transport& transport_;
   BoardView board_;
   Random random_;
   bool leaving_ = false, finished_ = false;
@@ -233,7 +234,9 @@ Expected<void> run_daemon(const DaemonOptions& options, std::function<bool()> us
   become_part_of_the_io_path(options.lock_memory);
   if (auto opened = events::open("csvfs"); !opened)
     log::warning("events_unavailable why=\"{}\"", opened.error().message());
-  Daemon daemon{options, config, *volume, std::move(usable)};
+  AsioLoop loop;
+  auto network = CSV_TRY(protocol::make_host_transport(loop, config));
+  Daemon daemon{loop, *network.transport, options, config, *volume, std::move(usable)};
   return daemon.run();
 }
 

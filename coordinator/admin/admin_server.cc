@@ -1,16 +1,19 @@
 #include "coordinator/admin/admin_server.h"
 
 #include <fcntl.h>
+#include <grp.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <filesystem>
 #include <list>
+#include <optional>
 
 #include "csvfs/base/asio.h"
 #include "csvfs/base/endian.h"
@@ -23,6 +26,9 @@ using asio::local::stream_protocol;
 using SystemError = boost::system::error_code;
 
 constexpr std::size_t kMostConnections = 32;
+constexpr const char* kRefusal =
+    R"({"ok":false,"error":"csvd listens to root, and to the group that [admin] status_group )"
+    R"(names: you are neither"})";
 
 class Descriptor {
  public:
@@ -38,18 +44,49 @@ class Descriptor {
   int fd_;
 };
 
-bool may_command(int socket) {
-  ucred peer{};
-  socklen_t length = sizeof peer;
-  return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 &&
-         (peer.uid == 0 || peer.uid == ::geteuid());
+#ifndef SO_PEERGROUPS
+#define SO_PEERGROUPS 59
+#endif
+
+struct Peer {
+  uid_t user = static_cast<uid_t>(-1);
+  std::optional<AdminServer::Caller> may;  ///< Nothing: it may not ask at all.
+};
+
+/// Who connected, by the kernel's word at the time of its connect().
+Peer peer_of(int socket, std::optional<gid_t> readers) {
+  ucred who{};
+  socklen_t length = sizeof who;
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &who, &length) != 0) return {};
+  Peer out{.user = who.uid, .may = {}};
+  if (who.uid == 0 || who.uid == ::geteuid()) {
+    out.may = AdminServer::Caller::root;
+  } else if (readers) {
+    std::array<gid_t, 1024> groups{};
+    socklen_t bytes = sizeof groups;
+    bool known = ::getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &bytes) == 0;
+    auto* end = groups.data() + (known ? bytes / sizeof(gid_t) : 0);
+    if (who.gid == *readers || std::find(groups.data(), end, *readers) != end)
+      out.may = AdminServer::Caller::reader;
+  }
+  return out;
+}
+
+Expected<std::optional<gid_t>> group_of(const std::string& name) {
+  if (name.empty()) return std::optional<gid_t>{};
+  errno = 0;
+  const auto* group = ::getgrnam(name.c_str());
+  if (group == nullptr)
+    return Error{Errc::refused, "[admin] status_group: there is no group '" + name + "' here"};
+  return std::optional<gid_t>{group->gr_gid};
 }
 
 /// One csvctl: asks, is answered, may ask again.
 class Conversation : public std::enable_shared_from_this<Conversation> {
  public:
-  Conversation(stream_protocol::socket socket, AdminServer::Handler handler)
-      : socket_{std::move(socket)}, handler_{std::move(handler)} {}
+  Conversation(stream_protocol::socket socket, std::optional<AdminServer::Caller> caller,
+               AdminServer::Handler handler)
+      : socket_{std::move(socket)}, caller_{caller}, handler_{std::move(handler)} {}
 
   void read() {
     asio::async_read(socket_, asio::buffer(&length_, sizeof length_),
@@ -69,9 +106,10 @@ class Conversation : public std::enable_shared_from_this<Conversation> {
     asio::async_read(socket_, asio::buffer(text_),
                      [self = shared_from_this()](const SystemError& error, std::size_t) {
                        if (error) return;
-                       self->handler_(std::move(self->text_), [self](std::string answer) {
-                         self->write(std::move(answer));
-                       });
+                       if (!self->caller_) return self->write(kRefusal);
+                       self->handler_(
+                           *self->caller_, std::move(self->text_),
+                           [self](std::string answer) { self->write(std::move(answer)); });
                      });
   }
   void write(std::string answer) {
@@ -81,11 +119,12 @@ class Conversation : public std::enable_shared_from_this<Conversation> {
                                            asio::buffer(text_)};
     asio::async_write(socket_, both,
                       [self = shared_from_this()](const SystemError& error, std::size_t) {
-                        if (!error) self->read();
+                        if (!error && self->caller_) self->read();
                       });
   }
 
   stream_protocol::socket socket_;
+  std::optional<AdminServer::Caller> caller_;  ///< Nothing: it only hears that it may not ask.
   AdminServer::Handler handler_;
   Le32 length_;
   std::string text_;
@@ -93,8 +132,9 @@ class Conversation : public std::enable_shared_from_this<Conversation> {
 
 class Server final : public AdminServer {
  public:
-  Server(AsioLoop& loop, std::unique_ptr<Descriptor> lock, std::string path, Handler handler)
-      : state_{std::make_shared<State>(loop, std::move(handler))},
+  Server(AsioLoop& loop, std::unique_ptr<Descriptor> lock, std::string path,
+         std::optional<gid_t> readers, Handler handler)
+      : state_{std::make_shared<State>(loop, readers, std::move(handler))},
         lock_{std::move(lock)},
         path_{std::move(path)} {}
   ~Server() override {
@@ -114,6 +154,10 @@ class Server final : public AdminServer {
     auto mask = ::umask(0177);
     if (!error) acceptor.bind(stream_protocol::endpoint{path_}, error);
     ::umask(mask);
+    if (!error && state_->readers &&
+        (::chown(path_.c_str(), static_cast<uid_t>(-1), *state_->readers) != 0 ||
+         ::chmod(path_.c_str(), 0660) != 0))
+      return errno_error(errno, "giving the admin socket " + path_ + " to its group");
     if (!error) acceptor.listen(16, error);
     if (error) return errno_error(error.value(), "listening on the admin socket " + path_);
     accept(state_);
@@ -122,10 +166,11 @@ class Server final : public AdminServer {
 
  private:
   struct State {
-    State(AsioLoop& on, Handler with)
-        : loop{&on}, acceptor{on.context()}, handler{std::move(with)} {}
+    State(AsioLoop& on, std::optional<gid_t> group, Handler with)
+        : loop{&on}, acceptor{on.context()}, readers{group}, handler{std::move(with)} {}
     AsioLoop* loop;
     stream_protocol::acceptor acceptor;
+    std::optional<gid_t> readers;
     Handler handler;
     std::list<std::weak_ptr<Conversation>> open;
     bool closed = false;
@@ -142,12 +187,14 @@ class Server final : public AdminServer {
         return;
       }
       state->open.remove_if([](const auto& weak) { return weak.expired(); });
-      if (!may_command(socket.native_handle())) {
-        log::warning("admin_refused why=\"the caller is not root\"");
-      } else if (state->open.size() >= kMostConnections) {
-        log::warning("admin_refused why=\"too many connections\"");
+      auto peer = peer_of(socket.native_handle(), state->readers);
+      if (state->open.size() >= kMostConnections) {
+        log::warning("admin_refused user={} why=\"too many connections\"", peer.user);
       } else {
-        auto conversation = std::make_shared<Conversation>(std::move(socket), state->handler);
+        if (!peer.may)
+          log::warning("admin_refused user={} why=\"neither root nor in the group\"", peer.user);
+        auto conversation =
+            std::make_shared<Conversation>(std::move(socket), peer.may, state->handler);
         state->open.push_back(conversation);
         conversation->read();
       }
@@ -185,8 +232,10 @@ Expected<void> transfer(int fd, std::byte* data, std::size_t size, bool sending)
 }  // namespace
 
 Expected<std::unique_ptr<AdminServer>> AdminServer::listen(AsioLoop& loop, const std::string& path,
+                                                           const std::string& readers,
                                                            Handler handler) {
   CSV_TRY(check_length(path));
+  auto group = CSV_TRY(group_of(readers));
   std::error_code error;
   auto folder = std::filesystem::path{path}.parent_path();
   std::filesystem::create_directories(folder, error);
@@ -202,7 +251,7 @@ Expected<std::unique_ptr<AdminServer>> AdminServer::listen(AsioLoop& loop, const
   }
   if (::unlink(path.c_str()) != 0 && errno != ENOENT)
     return errno_error(errno, "removing the admin socket of a former life, " + path);
-  auto server = std::make_unique<Server>(loop, std::move(lock), path, std::move(handler));
+  auto server = std::make_unique<Server>(loop, std::move(lock), path, group, std::move(handler));
   CSV_TRY(server->bind());
   return std::unique_ptr<AdminServer>{std::move(server)};
 }

@@ -10,17 +10,20 @@
 namespace csv::admin {
 
 /// The UNIX socket behind csvctl. Requests and answers are JSON texts, each behind its length (4
-/// bytes, little-endian); docs/protocol.md has them. Only root, and the user csvd runs as, is
-/// listened to: the kernel says who connects. One csvd a socket: a lock file beside it is held for
-/// as long as the object lives, so a socket left by a crash is replaced and a living one never.
-/// One loop.
+/// bytes, little-endian); docs/protocol.md has them. The kernel says who connects: root, and the
+/// user csvd runs as, may ask for anything, members of one group for what changes nothing, and all
+/// others get a refusal for an answer. One csvd a socket: a lock file beside it is held for as long
+/// as the object lives, so a socket left by a crash is replaced and a living one never. One loop.
 class AdminServer {
  public:
   using Answer = Function<void(std::string)>;
+  enum class Caller { reader, root };
   /// Called for each request; may answer at once or later, from the loop.
-  using Handler = std::function<void(std::string request, Answer answer)>;
+  using Handler = std::function<void(Caller caller, std::string request, Answer answer)>;
+  /// `readers`: the group's name; empty: there are none. Errc::refused where there is no such
+  /// group.
   static Expected<std::unique_ptr<AdminServer>> listen(AsioLoop& loop, const std::string& path,
-                                                       Handler handler);
+                                                       const std::string& readers, Handler handler);
   virtual ~AdminServer() = default;
 };
 

@@ -138,6 +138,23 @@ Json volume_json(const StatusSources& from, const VolumeConfig& volume,
   return out;
 }
 
+Json tls_json(const Clock& clock, const protocol::TlsIdentity* identity) {
+  if (identity == nullptr)
+    return {{"mode", "off"},     {"subject", ""},     {"fingerprint", ""},
+            {"valid_until", ""}, {"expires_in_s", 0}, {"trouble", ""}};
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  const auto& own = identity->certificate();
+  auto until = identity->valid_until();
+  return {
+      {"mode", "required"},
+      {"subject", own.subject},
+      {"fingerprint", own.fingerprint},
+      {"valid_until", protocol::date_text(until)},
+      {"expires_in_s",
+       (static_cast<std::int64_t>(until) - static_cast<std::int64_t>(clock.wall_now())) / kSecond},
+      {"trouble", identity->trouble()}};
+}
+
 }  // namespace
 
 std::string status_json(const StatusSources& from) {
@@ -158,7 +175,9 @@ std::string status_json(const StatusSources& from) {
          {"present", peer.present},
          {"incarnation", fmt::format("{:016x}", peer.incarnation)},
          {"silent_s",
-          peer.incarnation == 0 ? Json{} : Json(seconds_since(from.clock, peer.last_echo))}});
+          peer.incarnation == 0 ? Json{} : Json(seconds_since(from.clock, peer.last_echo))},
+         {"trouble", peer.trouble}});
+  out["tls"] = tls_json(from.clock, from.identity);
   out["volumes"] = Json::array();
   for (std::size_t i = 0; i < from.coordinations.size(); ++i)
     out["volumes"].push_back(volume_json(from, from.config.volumes[i], *from.coordinations[i]));

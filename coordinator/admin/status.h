@@ -4,6 +4,7 @@
 
 #include "coordinator/admin/paint.h"
 #include "coordinator/cluster/membership.h"
+#include "coordinator/protocol/tls_identity.h"
 #include "coordinator/service/coordination.h"
 #include "csvfs/base/config.h"
 #include "csvfs/base/status_board.h"
@@ -18,6 +19,7 @@ struct StatusSources {
   TimePoint started{};
   const cluster::Membership& membership;
   StatusBoard& board;
+  const protocol::TlsIdentity* identity = nullptr;          ///< Null: nodes speak plain text.
   std::vector<const service::Coordination*> coordinations;  ///< In the order of config.volumes.
 };
 

@@ -79,12 +79,36 @@ class Teller {
       if (!peer.at("present").get<bool>()) {
         auto words = silent.is_null() ? std::string{"never heard"} : "silent " + since_text(silent);
         state = paint_.bad(words);
-        attend(name, silent.is_null() ? "has not been heard since this csvd began" : "is silent",
+        auto trouble = peer.value("trouble", "");
+        attend(name,
+               (silent.is_null() ? "has not been heard since this csvd began" : "is silent") +
+                   (trouble.empty() ? "" : ": " + trouble),
                silent, csvd_);
       }
       table.row({text_of(peer.at("id")), name, text_of(peer.at("address")), state});
     }
     body_ += "\n" + table.text();
+    if (status_.contains("tls")) certificate(status_.at("tls"));
+  }
+
+  void certificate(const Json& tls) {
+    if (text_of(tls.at("mode")) == "off") {
+      body_ += "TLS is " + paint_.bad("off") + "\n";
+      return attend("TLS",
+                    "is off: whoever reaches this node is believed, and nothing is encrypted "
+                    "([tls] mode)",
+                    Json{}, "the configuration");
+    }
+    body_ += "certificate valid until " + text_of(tls.at("valid_until")) + "\n";
+    constexpr std::int64_t kSoon = 30ll * 24 * 3600;
+    auto trouble = text_of(tls.at("trouble"));
+    auto left = tls.at("expires_in_s").get<std::int64_t>();
+    if (!trouble.empty()) attend("TLS", trouble, Json{}, csvd_);
+    if (left >= 0 && left < kSoon)
+      attend("TLS",
+             "this node's certificate expires in " + duration_text(left) +
+                 "; after that it can connect to nobody. Renew it: csvctl cluster ca issue",
+             Json{}, csvd_);
   }
 
   std::string mode_text(const std::string& mode) const {

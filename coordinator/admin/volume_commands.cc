@@ -257,10 +257,12 @@ ExitCode show_status(const std::string& socket, bool json, Terminal& terminal) {
     (void)failed(terminal, answer.error());
     return answer.error() == Errc::closed ? ExitCode::no_csvd : ExitCode::failed;
   }
+  auto parsed = Json::parse(*answer, nullptr, false);
+  if (!parsed.is_object())
+    return failed(terminal, Error{Errc::corrupt, "csvd's answer is not JSON"});
+  if (parsed.contains("error"))
+    return failed(terminal, Error{Errc::refused, parsed["error"].dump()});
   if (json) {
-    auto parsed = Json::parse(*answer, nullptr, false);
-    if (parsed.is_discarded())
-      return failed(terminal, Error{Errc::corrupt, "csvd's answer is not JSON"});
     terminal.out(parsed.dump(2) + "\n");
     return ExitCode::done;
   }

@@ -33,6 +33,7 @@ struct PeerStatus {
   std::uint64_t incarnation = 0;  ///< One life of its csvd; 0: never heard.
   TimePoint last_echo{};          ///< When it last echoed one of ours.
   TimePoint last_heard{};         ///< When its own last beat came.
+  std::string trouble = {};       ///< Why it cannot be reached; empty: it can, as far as is known.
 };
 
 /// The cluster as this node's csvd sees it: who is here, who coordinates which volume, and until

@@ -58,13 +58,20 @@ void StandaloneMembership::reach(Other& other) {
         if (!alive.lock()) return;
         other.connecting = false;
         if (!connected) {
-          log::debug("peer_unreachable node={} why=\"{}\"", raw(other.peer.id),
-                     connected.error().message());
+          auto why = connected.error();
+          if (other.trouble != why.message()) {
+            other.trouble = why.message();
+            auto level = why == Errc::refused ? log::Level::warning : log::Level::info;
+            if (log::enabled(level))
+              log::write(level, fmt::format("peer_unreachable node={} name={} why=\"{}\"",
+                                            raw(other.peer.id), other.peer.name, other.trouble));
+          }
           other.absent = connected.error() == std::errc::connection_refused;
           return;  // the next tick tries again
         }
         if (!(*connected)->speaks_for(other.peer.id))
           return refuse_echoes(other, raw(other.peer.id));
+        other.trouble.clear();
         other.out = *std::move(connected);
         other.connected_at = with_.loop->now();
         other.out->start([this, &other](protocol::Message message) { take_echo(other, message); },
@@ -223,7 +230,8 @@ std::vector<PeerStatus> StandaloneMembership::peers() const {
          .present = other->echoed && with_.loop->now() - other->last_echo <= with_.timing.term,
          .incarnation = other->incarnation,
          .last_echo = other->last_echo,
-         .last_heard = other->last_heard});
+         .last_heard = other->last_heard,
+         .trouble = other->trouble});
   return out;
 }
 

@@ -65,6 +65,7 @@ class StandaloneMembership final : public Membership {
     bool connecting = false, echoed = false, absent = false;
     bool wrong = false;         ///< Somebody else answers at its address; said once.
     bool impersonated = false;  ///< Somebody else beat in its name; said once.
+    std::string trouble;        ///< Why it could not be reached last; said when it changes.
     std::uint64_t incarnation = 0;
     std::int64_t last_beat = 0;  ///< sent_at of its last one on `in`.
     TimePoint connected_at{}, last_echo{}, last_heard{};

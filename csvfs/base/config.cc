@@ -145,6 +145,8 @@ bool is_lun(const std::string& text) {
 
 bool is_cache_mode(const std::string& text) { return text == "ask" || text == "safe"; }
 
+bool is_tls_mode(const std::string& text) { return text == "required" || text == "off"; }
+
 bool is_iscsi_name(const std::string& text) {
   return text.size() <= 223 &&
          (text.starts_with("iqn.") || text.starts_with("eui.") || text.starts_with("naa.")) &&
@@ -185,6 +187,32 @@ Expected<PeerConfig> read_peer(const toml::table& table, const std::string& file
   return out;
 }
 
+bool is_loopback(const std::string& endpoint) {
+  return endpoint.starts_with("127.") || endpoint.starts_with("[::1]:");
+}
+
+/// Without TLS whoever reaches a node is whoever it says: nobody gets that without saying it twice.
+Expected<TlsConfig> read_tls(const toml::table& table, const std::string& file,
+                             const Config& rest) {
+  Section in{table, "[tls]", file};
+  TlsConfig out;
+  out.off = CSV_TRY(in.text("mode", "\"required\" or \"off\"", is_tls_mode, "required")) == "off";
+  bool trusted = CSV_TRY(in.boolean("trusted_network", false));
+  out.ca = CSV_TRY(in.text("ca", "a file's path", any_text, out.ca));
+  out.certificate = CSV_TRY(in.text("certificate", "a file's path", any_text, out.certificate));
+  out.key = CSV_TRY(in.text("key", "a file's path", any_text, out.key));
+  CSV_TRY(in.nothing_else());
+  bool alone = is_loopback(rest.listen);
+  for (const auto& peer : rest.peers) alone = alone && is_loopback(peer.address);
+  if (out.off && !alone && !trusted)
+    return in.clash("mode",
+                    "without TLS whoever reaches " + rest.listen +
+                        " can read, change and destroy every volume. Leave it out, or if really "
+                        "nobody else is on that network, say trusted_network = true as well");
+  if (trusted && !out.off) return in.clash("trusted_network", "it belongs to mode = \"off\"");
+  return out;
+}
+
 /// The tables of [[key]], none where there are none.
 Expected<std::vector<const toml::table*>> tables(const toml::table& root, std::string_view key,
                                                  const std::string& file) {
@@ -214,10 +242,12 @@ Expected<const toml::table*> required_table(const toml::table& root, std::string
 
 Expected<Config> read(const toml::table& root, const std::string& file) {
   for (const auto& [key, node] : root)
-    if (key != "cluster" && key != "node" && key != "peer" && key != "volume")
+    if (key != "cluster" && key != "node" && key != "peer" && key != "volume" && key != "tls" &&
+        key != "admin")
       return Error{Errc::refused, place(key.source(), file) + "unknown key '" +
                                       std::string{key.str()} +
-                                      "'; expected [cluster], [node], [[peer]] or [[volume]]"};
+                                      "'; expected [cluster], [node], [[peer]], [[volume]], [tls] "
+                                      "or [admin]"};
   Config out;
   Section cluster{*CSV_TRY(required_table(root, "cluster", file)), "[cluster]", file};
   out.cluster = static_cast<std::uint16_t>(CSV_TRY(cluster.integer("id", 1, 65535)));
@@ -250,6 +280,15 @@ Expected<Config> read(const toml::table& root, const std::string& file) {
       return Section{*table, "[[volume]]", file}.clash(
           "name", "\"" + volume.name + "\" is already configured");
     out.volumes.push_back(std::move(volume));
+  }
+  if (root.get("tls") != nullptr) {
+    const auto* table = CSV_TRY(required_table(root, "tls", file));
+    out.tls = CSV_TRY(read_tls(*table, file, out));
+  }
+  if (root.get("admin") != nullptr) {
+    Section admin{*CSV_TRY(required_table(root, "admin", file)), "[admin]", file};
+    out.status_group = CSV_TRY(admin.text("status_group", "a group's name", is_name, ""));
+    CSV_TRY(admin.nothing_else());
   }
   return out;
 }

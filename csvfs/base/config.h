@@ -30,6 +30,15 @@ struct PeerConfig {
   bool operator==(const PeerConfig&) const = default;
 };
 
+/// How nodes speak with each other.
+struct TlsConfig {
+  bool off = false;  ///< Plain text, and whoever connects is believed.
+  std::string ca = "/etc/csvfs/tls/ca.crt";
+  std::string certificate = "/etc/csvfs/tls/node.crt";
+  std::string key = "/etc/csvfs/tls/node.key";
+  bool operator==(const TlsConfig&) const = default;
+};
+
 /// What /etc/csvfs/csvd.toml says, checked: docs/configuration.md has every key. A value; the same
 /// for csvd, csvfs and csvctl of a node.
 struct Config {
@@ -40,6 +49,8 @@ struct Config {
   std::string initiator;  ///< iSCSI name of this node.
   std::vector<PeerConfig> peers;
   std::vector<VolumeConfig> volumes;
+  TlsConfig tls;
+  std::string status_group;  ///< Whose members may ask csvd for its status; empty: root only.
 };
 
 inline constexpr const char* kConfigFile = "/etc/csvfs/csvd.toml";

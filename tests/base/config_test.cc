@@ -132,3 +132,37 @@ TEST_CASE("config: a secret that others may read is refused") {
   std::filesystem::remove(path);
   CHECK_FALSE(read_secret(path));
 }
+
+TEST_CASE("config: nodes speak TLS unless it is said, and said twice where others may listen") {
+  auto config = parse_config(kGood, "csvd.toml");
+  REQUIRE(config);
+  CHECK_FALSE(config->tls.off);
+  CHECK(config->tls.key == "/etc/csvfs/tls/node.key");
+  CHECK(config->status_group.empty());
+
+  auto moved = parse_config(kGood +
+                                "[tls]\nca = \"/a\"\ncertificate = \"/b\"\nkey = \"/c\"\n"
+                                "[admin]\nstatus_group = \"adm\"\n",
+                            "csvd.toml");
+  REQUIRE(moved);
+  CHECK_FALSE(moved->tls.off);
+  CHECK(moved->tls.ca == "/a");
+  CHECK(moved->tls.certificate == "/b");
+  CHECK(moved->tls.key == "/c");
+  CHECK(moved->status_group == "adm");
+
+  auto off = kGood + "[tls]\nmode = \"off\"\n";
+  CHECK(error_of(off).find("trusted_network") != std::string::npos);
+  auto trusted = parse_config(off + "trusted_network = true\n", "csvd.toml");
+  REQUIRE(trusted);
+  CHECK(trusted->tls.off);
+  // Alone on its machine, nobody else can reach it. A peer elsewhere is somebody else.
+  auto alone = replaced(replaced(off, "10.77.1.11", "127.0.0.1"), "10.77.1.12", "127.0.0.2");
+  CHECK(parse_config(alone, "csvd.toml"));
+  CHECK(error_of(replaced(off, "10.77.1.11", "127.0.0.1")).find("trusted_network") !=
+        std::string::npos);
+  CHECK(error_of(kGood + "[tls]\ntrusted_network = true\n").find("mode") != std::string::npos);
+  CHECK(error_of(kGood + "[tls]\nmode = \"no\"\n").find("\"required\" or \"off\"") !=
+        std::string::npos);
+  CHECK(error_of(kGood + "[tls]\nmodus = \"off\"\n").find("unknown key") != std::string::npos);
+}

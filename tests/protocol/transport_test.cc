@@ -12,9 +12,12 @@
 #include "coordinator/protocol/frame.h"
 #include "coordinator/protocol/memory_transport.h"
 #include "coordinator/protocol/tcp_transport.h"
+#include "coordinator/protocol/tls_transport.h"
+#include "tests/protocol/tls_world.h"
 
 using namespace csv;
 using namespace csv::protocol;
+using csv::protocol::test::plain_client;
 
 namespace {
 
@@ -51,7 +54,7 @@ struct Watch {
 
 /// A listener at a free port of the loopback address, and what it accepted.
 struct Server {
-  explicit Server(TcpTransport& transport) {
+  explicit Server(Transport& transport) {
     auto made = transport.listen("127.0.0.1:0", [this](std::unique_ptr<Connection> connection) {
       accepted.push_back(std::move(connection));
       if (on_accept) on_accept(*accepted.back());
@@ -64,24 +67,62 @@ struct Server {
   std::function<void(Connection&)> on_accept;
 };
 
-/// A plain socket: a peer that says what it wants, or nothing.
-int plain_client(const std::string& endpoint) {
-  auto port = static_cast<std::uint16_t>(std::stoi(endpoint.substr(endpoint.rfind(':') + 1)));
-  int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_port = htons(port);
-  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  REQUIRE(::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) == 0);
-  return fd;
-}
+/// TCP, and a peer on it that is not ours: a plain socket.
+struct Tcp {
+  explicit Tcp(AsioLoop& loop, TcpTransport::Options options = {}) : transport{loop, options} {}
+
+  struct Peer {
+    explicit Peer(int socket) : fd{socket} {}
+    Peer(const Peer&) = delete;
+    Peer& operator=(const Peer&) = delete;
+    ~Peer() { ::close(fd); }
+    bool open() { return true; }
+    ssize_t recv(void* into, std::size_t size) { return ::recv(fd, into, size, 0); }
+    ssize_t send(const void* data, std::size_t size) {
+      return ::send(fd, data, size, MSG_NOSIGNAL);
+    }
+    int fd;
+  };
+  std::unique_ptr<Peer> peer(const std::string& endpoint) {
+    return std::make_unique<Peer>(plain_client(endpoint));
+  }
+
+  TcpTransport transport;
+};
+
+/// The same with TLS: node 1 of a cluster of its own.
+struct Tls {
+  explicit Tls(AsioLoop& loop, TcpTransport::Options options = {})
+      : world{loop},
+        identity{world.identity(1)},
+        transport{
+            loop, *identity, test::nodes({1, 2}), {.tcp = options, .door = {}, .refused = {}}} {}
+
+  struct Peer {
+    Peer(int socket, const TlsFiles& files) : tls{socket, {.files = files}} {}
+    bool open() { return tls.handshake() && tls.welcome(); }
+    ssize_t recv(void* into, std::size_t size) { return tls.recv(into, size); }
+    ssize_t send(const void* data, std::size_t size) { return tls.send(data, size); }
+    test::RawTls tls;
+  };
+  std::unique_ptr<Peer> peer(const std::string& endpoint) {
+    return std::make_unique<Peer>(plain_client(endpoint), world.put(2));
+  }
+
+  test::TlsWorld world;
+  std::unique_ptr<TlsIdentity> identity;
+  TlsTransport transport;
+};
 
 }  // namespace
 
-TEST_CASE("tcp: messages with and without bulk data cross whole and in order, both ways at once") {
+TEST_CASE_TEMPLATE(
+    "transport: messages with and without bulk data cross whole and in order, both ways at once",
+    Network, Tcp, Tls) {
   AsioLoop loop;
   Watch watch{loop};
-  TcpTransport transport{loop};
+  Network network{loop};
+  auto& transport = network.transport;
   Server server{transport};
   constexpr std::uint64_t kMessages = 400;
   auto size_of = [](std::uint64_t id) {
@@ -123,10 +164,12 @@ TEST_CASE("tcp: messages with and without bulk data cross whole and in order, bo
   CHECK(all_intact);
 }
 
-TEST_CASE("tcp: what was sent before the close arrives, then the end, once") {
+TEST_CASE_TEMPLATE("transport: what was sent before the close arrives, then the end, once", Network,
+                   Tcp, Tls) {
   AsioLoop loop;
   Watch watch{loop};
-  TcpTransport transport{loop};
+  Network network{loop};
+  auto& transport = network.transport;
   Server server{transport};
   int messages = 0, ends = 0;
   server.on_accept = [&](Connection& connection) {
@@ -157,10 +200,12 @@ TEST_CASE("tcp: what was sent before the close arrives, then the end, once") {
   CHECK(ends == 1);
 }
 
-TEST_CASE("tcp: a handler may destroy its connection, and nothing follows") {
+TEST_CASE_TEMPLATE("transport: a handler may destroy its connection, and nothing follows", Network,
+                   Tcp, Tls) {
   AsioLoop loop;
   Watch watch{loop};
-  TcpTransport transport{loop};
+  Network network{loop};
+  auto& transport = network.transport;
   Server server{transport};
   int messages = 0, ends = 0;
   server.on_accept = [&](Connection& connection) {
@@ -187,10 +232,13 @@ TEST_CASE("tcp: a handler may destroy its connection, and nothing follows") {
   CHECK(ends == 0);
 }
 
-TEST_CASE("tcp: a peer that does not read ends the connection at the bound, not our memory") {
+TEST_CASE_TEMPLATE(
+    "transport: a peer that does not read ends the connection at the bound, not our memory",
+    Network, Tcp, Tls) {
   AsioLoop loop;
   Watch watch{loop};
-  TcpTransport transport{loop, {.max_queued = 8u << 20}};
+  Network network{loop, {.max_queued = 8u << 20}};
+  auto& transport = network.transport;
   Server server{transport};
   std::optional<Error> why;
   int sent = 0;
@@ -211,35 +259,40 @@ TEST_CASE("tcp: a peer that does not read ends the connection at the bound, not 
                      });
     send_more();
   };
-  int fd = plain_client(server.listener->endpoint());
+  auto peer = network.peer(server.listener->endpoint());
+  bool opened = false;
+  std::thread silent{[&] { opened = peer->open(); }};
   loop.run();
-  ::close(fd);
+  silent.join();
+  CHECK(opened);
   CHECK_FALSE(watch.timed_out);
   REQUIRE(why);
   CHECK(*why == Errc::closed);
   CHECK(sent >= 8);
 }
 
-TEST_CASE("tcp: a peer that reads slowly gets everything") {
+TEST_CASE_TEMPLATE("transport: a peer that reads slowly gets everything", Network, Tcp, Tls) {
   AsioLoop loop;
   Watch watch{loop};
-  TcpTransport transport{loop};
+  Network network{loop};
+  auto& transport = network.transport;
   Server server{transport};
   constexpr int kMessages = 12;
   server.on_accept = [&](Connection& connection) {
     connection.start([](Message) {}, [&](Error) { loop.stop(); });
     for (std::uint64_t id = 1; id <= kMessages; ++id) connection.send(content(id, 1u << 20));
   };
-  int fd = plain_client(server.listener->endpoint());
+  auto peer = network.peer(server.listener->endpoint());
   std::uint64_t got = 0;
   bool all_intact = true;
   std::thread slow{[&] {
     FrameReader reader;
-    while (got < kMessages) {
+    bool open = peer->open();
+    while (open && got < kMessages) {
       std::this_thread::sleep_for(std::chrono::milliseconds{1});
       auto space = reader.space();
       auto into = space[0].empty() ? space[1] : space[0];
-      auto n = ::recv(fd, into.data(), std::min<std::size_t>(into.size(), 50'000), 0);
+      auto n = peer->recv(into.data(), std::min<std::size_t>(into.size(), 50'000));
       if (n <= 0) break;
       reader.filled(static_cast<std::size_t>(n));
       for (;;) {
@@ -248,7 +301,7 @@ TEST_CASE("tcp: a peer that reads slowly gets everything") {
         all_intact &= intact(**next) && (**next).frame.id() == ++got;
       }
     }
-    ::close(fd);
+    peer.reset();
   }};
   loop.run();
   slow.join();
@@ -257,10 +310,11 @@ TEST_CASE("tcp: a peer that reads slowly gets everything") {
   CHECK(all_intact);
 }
 
-TEST_CASE("tcp: rubbish ends the connection with the reason") {
+TEST_CASE_TEMPLATE("transport: rubbish ends the connection with the reason", Network, Tcp, Tls) {
   AsioLoop loop;
   Watch watch{loop};
-  TcpTransport transport{loop};
+  Network network{loop};
+  auto& transport = network.transport;
   Server server{transport};
   std::optional<Error> why;
   server.on_accept = [&](Connection& connection) {
@@ -270,20 +324,26 @@ TEST_CASE("tcp: rubbish ends the connection with the reason") {
                        loop.stop();
                      });
   };
-  int fd = plain_client(server.listener->endpoint());
-  std::string rubbish(100, 'x');
-  REQUIRE(::send(fd, rubbish.data(), rubbish.size(), 0) == 100);
+  auto peer = network.peer(server.listener->endpoint());
+  ssize_t sent = 0;
+  std::thread stranger{[&] {
+    std::string rubbish(100, 'x');
+    if (peer->open()) sent = peer->send(rubbish.data(), rubbish.size());
+  }};
   loop.run();
-  ::close(fd);
+  stranger.join();
+  CHECK(sent == 100);
   CHECK_FALSE(watch.timed_out);
   REQUIRE(why);
   CHECK(*why == Errc::refused);
 }
 
-TEST_CASE("tcp: connecting to nobody, or to no address, fails with a reason") {
+TEST_CASE_TEMPLATE("transport: connecting to nobody, or to no address, fails with a reason",
+                   Network, Tcp, Tls) {
   AsioLoop loop;
   Watch watch{loop};
-  TcpTransport transport{loop};
+  Network network{loop};
+  auto& transport = network.transport;
   std::string free_port;
   {
     Server server{transport};
@@ -309,9 +369,10 @@ TEST_CASE("tcp: connecting to nobody, or to no address, fails with a reason") {
   CHECK(refused == 4);
 }
 
-TEST_CASE("tcp: two listeners cannot share an endpoint") {
+TEST_CASE_TEMPLATE("transport: two listeners cannot share an endpoint", Network, Tcp, Tls) {
   AsioLoop loop;
-  TcpTransport transport{loop};
+  Network network{loop};
+  auto& transport = network.transport;
   Server server{transport};
   auto second = transport.listen(server.listener->endpoint(), [](auto) {});
   REQUIRE_FALSE(second);

@@ -1,0 +1,21 @@
+#pragma once
+#include <memory>
+
+#include "coordinator/protocol/connection.h"
+#include "coordinator/protocol/tls_identity.h"
+#include "csvfs/base/asio_loop.h"
+#include "csvfs/base/config.h"
+
+namespace csv::protocol {
+
+/// How this node's processes speak with those of other nodes, and with one another: as its
+/// configuration says, which is TLS unless it says "off". `loop` must outlive it.
+struct HostTransport {
+  std::unique_ptr<TlsIdentity> identity;  ///< Null: plain text, nobody is authenticated.
+  std::unique_ptr<Transport> transport;
+};
+
+/// Fails where the certificates cannot be used; the sentence says what to do about it.
+Expected<HostTransport> make_host_transport(AsioLoop& loop, const Config& config);
+
+}  // namespace csv::protocol
