@@ -1,0 +1,111 @@
+#include "coordinator/admin/admin_server.h"
+
+#include <doctest/doctest.h>
+#include <grp.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <filesystem>
+#include <vector>
+
+using namespace csv;
+using namespace csv::admin;
+
+namespace {
+
+constexpr unsigned kStranger = 65'533;
+
+/// The socket in a folder that everybody may enter; what was asked is answered with who asked.
+struct Desk {
+  explicit Desk(const std::string& readers) {
+    std::string name = "/tmp/csvfs-admin-XXXXXX";
+    REQUIRE(::mkdtemp(name.data()) != nullptr);
+    folder = name;
+    REQUIRE(::chmod(folder.c_str(), 0755) == 0);
+    loop.start("admin");
+    run([&] {
+      made = AdminServer::listen(
+          loop, socket(), readers,
+          [](AdminServer::Caller caller, std::string, AdminServer::Answer answer) {
+            answer(caller == AdminServer::Caller::root ? "root" : "reader");
+          });
+    });
+  }
+  ~Desk() {
+    run([&] { made = Errc::closed; });
+    std::error_code ignored;
+    std::filesystem::remove_all(folder, ignored);
+  }
+  template <typename Work>
+  void run(Work work) {
+    std::atomic<bool> done{false};
+    loop.post([&] {
+      work();
+      done = true;
+      done.notify_all();
+    });
+    done.wait(false);
+  }
+  [[nodiscard]] std::string socket() const { return folder + "/csvd.sock"; }
+
+  /// What a process of that user and those groups hears.
+  std::string ask(unsigned user, unsigned group, const std::vector<gid_t>& more = {}) {
+    int ends[2];
+    REQUIRE(::pipe(ends) == 0);
+    auto child = ::fork();
+    if (child == 0) {
+      bool became =
+          ::setgroups(more.size(), more.data()) == 0 && ::setgid(group) == 0 && ::setuid(user) == 0;
+      auto heard = ask_csvd(socket(), "{}", 5s);
+      auto text = !became ? "setuid failed" : heard ? *heard : heard.error().message();
+      (void)!::write(ends[1], text.data(), text.size());
+      ::_exit(0);
+    }
+    ::close(ends[1]);
+    std::string out;
+    char bytes[256];
+    for (ssize_t n = 0; (n = ::read(ends[0], bytes, sizeof bytes)) > 0;)
+      out.append(bytes, static_cast<std::size_t>(n));
+    ::close(ends[0]);
+    ::waitpid(child, nullptr, 0);
+    return out;
+  }
+
+  AsioLoop loop;
+  std::string folder;
+  Expected<std::unique_ptr<AdminServer>> made = Errc::closed;
+};
+
+}  // namespace
+
+TEST_CASE("admin socket: root may command, others not even connect, unless a group may look") {
+  if (::geteuid() != 0) return;  // only root can be somebody else
+  const auto* group = ::getgrnam("nogroup");
+  REQUIRE(group != nullptr);
+  auto readers = group->gr_gid;
+  SUBCASE("no group") {
+    Desk desk{""};
+    REQUIRE(desk.made);
+    CHECK(desk.ask(0, 0) == "root");
+    CHECK(desk.ask(kStranger, readers).find("only root may") != std::string::npos);
+  }
+  SUBCASE("a group") {
+    Desk desk{"nogroup"};
+    REQUIRE(desk.made);
+    CHECK(desk.ask(0, 0) == "root");
+    CHECK(desk.ask(kStranger, readers) == "reader");
+    CHECK(desk.ask(kStranger, kStranger, {readers}) == "reader");
+    CHECK(desk.ask(kStranger, kStranger).find("only root may") != std::string::npos);
+    // Whoever gets to it all the same, by a mode that somebody changed, is told why not.
+    REQUIRE(::chmod(desk.socket().c_str(), 0666) == 0);
+    CHECK(desk.ask(kStranger, kStranger).find("you are neither") != std::string::npos);
+    CHECK(desk.ask(kStranger, readers) == "reader");
+  }
+  SUBCASE("a group that there is not") {
+    Desk desk{"there-is-no-such-group"};
+    REQUIRE_FALSE(desk.made);
+    CHECK(desk.made.error().message().find("there is no group") != std::string::npos);
+  }
+}
