@@ -2,6 +2,7 @@
 // run, on the loopback address. A row is a median over the rounds; "ratio" is TLS to plain (above
 // 1: faster for rates, slower for times).
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -170,6 +171,16 @@ class Pair {
   int left_ = 0, flying_ = 0;
 };
 
+/// Of all threads of this process, both sides together: what a loaded machine does not change.
+double cpu_seconds() {
+  rusage used{};
+  ::getrusage(RUSAGE_SELF, &used);
+  auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;
+  };
+  return seconds(used.ru_utime) + seconds(used.ru_stime);
+}
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
@@ -202,9 +213,16 @@ int main(int argc, char** argv) {
       {"1 MiB read, depth 4       [MiB/s]", {0, 1 << 20, 4, 400}, false},
       {"1 MiB write, depth 4      [MiB/s]", {1 << 20, 0, 4, 400}, false},
   };
-  std::printf("%-36s %10s %10s %8s\n", "median of rounds", "plain", "TLS", "ratio");
+  std::printf("%-36s %10s %10s %8s   %s\n", "median of rounds", "plain", "TLS", "ratio",
+              "processor time a request [us]: plain, TLS, ratio");
   for (const auto& row : rows) {
-    std::vector<double> of_plain, of_tls, ratios;
+    std::vector<double> of_plain, of_tls, ratios, cpu_plain, cpu_tls, cpu_ratios;
+    auto measure = [&row](Pair& pair, std::vector<double>& cpu) {
+      auto before = cpu_seconds();
+      auto seconds = pair.take(row.load);
+      cpu.push_back((cpu_seconds() - before) * 1e6 / row.load.requests);
+      return seconds;
+    };
     auto figure = [&row](double seconds) {
       auto bytes = static_cast<double>(row.load.up + row.load.down) * row.load.requests;
       return row.time ? seconds * 1e6 / row.load.requests : bytes / seconds / (1 << 20);
@@ -212,12 +230,14 @@ int main(int argc, char** argv) {
     plain.take(row.load);
     tls.take(row.load);
     for (int round = 0; round < rounds; ++round) {
-      of_plain.push_back(figure(plain.take(row.load)));
-      of_tls.push_back(figure(tls.take(row.load)));
+      of_plain.push_back(figure(measure(plain, cpu_plain)));
+      of_tls.push_back(figure(measure(tls, cpu_tls)));
       ratios.push_back(of_tls.back() / of_plain.back());
+      cpu_ratios.push_back(cpu_tls.back() / cpu_plain.back());
     }
-    std::printf("%-36s %10.1f %10.1f %8.2f\n", row.name, median(of_plain), median(of_tls),
-                median(ratios));
+    std::printf("%-36s %10.1f %10.1f %8.2f   %8.1f %8.1f %8.2f\n", row.name, median(of_plain),
+                median(of_tls), median(ratios), median(cpu_plain), median(cpu_tls),
+                median(cpu_ratios));
   }
   return 0;
 }
