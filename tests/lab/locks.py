@@ -1,7 +1,7 @@
 """A program that locks files of the volume, for locks.sh. KIND is flock, posix or ofd.
 
   count KIND FILE TIMES    so many times: lock, read the number in FILE, write it plus one, unlock
-  hold KIND FILE           locks, says "held", and keeps it until its standard input ends
+  hold KIND FILE           locks, says "held", and keeps it until a line comes
   try KIND FILE            exit 0 if the lock is free, 1 if it is not
   wait KIND FILE           says "waits", then "got" once it has the lock
   interrupted KIND FILE    says "interrupted" when a timer ends its waiting, and how late that was
@@ -52,7 +52,7 @@ def hold(kind, path):
     fd = opened(path)
     lock(kind, fd)
     say("held")
-    sys.stdin.read()
+    sys.stdin.readline()
 
 
 def try_it(kind, path):

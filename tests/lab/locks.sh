@@ -23,7 +23,8 @@ begin_with_input() {
     mv "$work/rc.$name" "$work/$name.rc") &
   background+=($!)
 }
-release() { exec {holding[$1]}>&-; }
+# Other programs have inherited the pipe: its end would not come.
+release() { echo >&"${holding[$1]}"; exec {holding[$1]}>&-; }
 waiter() {
   begin "$1" locks "$2" wait "$3" "$volume/$4"
   wait_for 30 "$1 to wait" says "$1" waits

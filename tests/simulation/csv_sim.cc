@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
       plan.broken.csvds_gate_stays_open |= what == "coordinators-gates";
       plan.broken.forgery.answer_recalls |= what == "recalls";
       plan.broken.forgery.double_appends |= what == "appends";
+      plan.broken.forgery.hide_locks |= what == "locks";
     } else if (arg == "--seconds") {
       plan.length = std::chrono::seconds{number()};
     } else if (arg == "--verbose") {
@@ -39,7 +40,7 @@ int main(int argc, char** argv) {
     } else {
       std::fprintf(stderr,
                    "csv_sim [--seed N] [--runs N] [--seconds N] [--calm] [--lie N] [--break "
-                   "fences|gates|coordinators-gates|recalls|appends] [--verbose] [--log]\n");
+                   "fences|gates|coordinators-gates|recalls|appends|locks] [--verbose] [--log]\n");
       return 2;
     }
   }

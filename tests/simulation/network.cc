@@ -321,6 +321,7 @@ void Network::died(std::uint64_t door) {
 /// True: in its place.
 bool Network::forge(const std::shared_ptr<Stream>& stream, int from,
                     const protocol::Message& sent) {
+  if (forgery.hide_locks && sent.frame.request().has_held_locks()) return true;
   protocol::Message forged;
   auto to = from;
   if (forgery.answer_recalls && sent.frame.notice().has_recall()) {

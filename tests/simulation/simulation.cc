@@ -6,6 +6,7 @@
 
 #include "csvfs/base/check.h"
 #include "csvfs/base/log.h"
+#include "tests/simulation/locks.h"
 
 namespace csv::sim {
 namespace {
@@ -254,6 +255,7 @@ class Run {
       : plan_{plan},
         world_{seed},
         workload_{world_, cluster_, {.most_thinking = world_.between(5ms, 40ms)}},
+        locks_{world_, cluster_, workload_},
         cluster_{world_, options_for(world_.random(), plan, setting_)} {
     world_.set_verbose(plan.verbose);
     world_.note(setting_);
@@ -275,6 +277,7 @@ class Run {
     result.takeovers = cluster_.takeovers;
     result.undecided = workload_.undecided();
     result.counts = workload_.counts;
+    result.locks = locks_.granted;
     result.setting = setting_;
     for (const auto& each : cluster_.counters) add(result.mounts, each);
     for (std::size_t node = 0; node < cluster_.size(); ++node) {
@@ -316,10 +319,18 @@ class Run {
   /// Runs one of the workload's tasks on a node's mount.
   template <typename F>
   bool have(const char* what, Duration limit, std::size_t node, F task) {
+    return have_of(workload_, what, limit, node, task);
+  }
+  template <typename F>
+  bool have_locks(const char* what, Duration limit, std::size_t node, F task) {
+    return have_of(locks_, what, limit, node, task);
+  }
+  template <typename W, typename F>
+  bool have_of(W& workload, const char* what, Duration limit, std::size_t node, F task) {
     bool done = false;
     auto* csvfs = cluster_.mount(node);
     csvfs->process().loop->enter(
-        [&] { csvfs->programs().spawn((workload_.*task)(node, [&done] { done = true; })); });
+        [&] { csvfs->programs().spawn((workload.*task)(node, [&done] { done = true; })); });
     return wait(what, limit, [&] { return done; });
   }
 
@@ -331,11 +342,16 @@ class Run {
     cluster_.govern();
     if (!wait("all mounts usable", 60s, [this] { return all_direct(); })) return false;
     if (!have("the playgrounds", 60s, 0, &Workload::set_up)) return false;
-    cluster_.on_mounted = [this](std::size_t node) { workload_.begin(node); };
-    cluster_.on_mount_dies = [this](std::size_t node, const std::function<void()>& kill) {
-      workload_.dies(node, kill);
+    if (!have_locks("files to lock", 60s, 0, &LockWorkload::set_up)) return false;
+    auto begin = [this](std::size_t node) {
+      workload_.begin(node);
+      locks_.begin(node);
     };
-    for (std::size_t node = 0; node < cluster_.size(); ++node) workload_.begin(node);
+    cluster_.on_mounted = begin;
+    cluster_.on_mount_dies = [this](std::size_t node, const std::function<void()>& kill) {
+      locks_.dies([&] { workload_.dies(node, kill); });
+    };
+    for (std::size_t node = 0; node < cluster_.size(); ++node) begin(node);
     return true;
   }
   bool work() {
@@ -347,6 +363,7 @@ class Run {
       world_.run([this] { return !workload_.violation().empty(); }, until);
       world_.at(until, [] {});
       workload_.settle_what_is_over();
+      locks_.judge_again();
     }
     if (!workload_.violation().empty()) return false;
     saboteur_->stop();
@@ -355,7 +372,10 @@ class Run {
   bool calm_down() {
     cluster_.weather.stall_in = cluster_.weather.lost_answer_in = 0;
     workload_.wind_down();
+    locks_.wind_down();
     if (!wait("programs to end", 180s, [this] { return workload_.running() == 0; })) return false;
+    if (!wait("whoever waits for a lock", 180s, [this] { return locks_.running() == 0; }))
+      return false;
     if (!wait("all mounts usable again", 120s, [this] { return all_direct(); })) return false;
     return wait("the dead to be over", 120s, [this] {
       workload_.settle_what_is_over();
@@ -363,6 +383,11 @@ class Run {
     });
   }
   bool look_back() {
+    locks_.judge_again();
+    if (!have_locks("all locks", 60s, 0, &LockWorkload::all_is_free)) return false;
+    world_.note(fmt::format("locks: {} granted, {} refused, {} interrupted, {} deadlocks, {} lost",
+                            locks_.granted, locks_.refused, locks_.interrupted, locks_.deadlocks,
+                            locks_.lost));
     for (std::size_t node = 0; node < cluster_.size(); ++node) {
       if (!have("everything to be read", 120s, node, &Workload::look_at_everything)) return false;
     }
@@ -405,6 +430,7 @@ class Run {
   // Outlive the cluster, whose end they have a part in.
   std::unique_ptr<Saboteur> saboteur_;
   Workload workload_;
+  LockWorkload locks_;
   Cluster cluster_;
 };
 

@@ -34,8 +34,9 @@ struct Result {
   Duration ended{};
   std::uint64_t events = 0, faults = 0, takeovers = 0;
   Workload::Counts counts;
-  MountCounters mounts;  ///< Of all mounts together.
-  std::string setting;   ///< In words: the LUN and the nodes of this seed.
+  std::uint64_t locks = 0;  ///< Granted to programs.
+  MountCounters mounts;     ///< Of all mounts together.
+  std::string setting;      ///< In words: the LUN and the nodes of this seed.
 };
 
 /// One cluster's life: formatted, mounted, worked on while it is sabotaged, calmed down, read back,

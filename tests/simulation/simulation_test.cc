@@ -63,6 +63,7 @@ TEST_CASE("simulation: without faults everything is done and nothing is in doubt
     CHECK(result.faults == 0);
     CHECK(result.takeovers == 1);
     CHECK(result.counts.operations > 500);
+    CHECK(result.locks > 50);
     CHECK(result.counts.eio == 0);
     CHECK(result.counts.abandoned == 0);
     CHECK(!result.undecided);
@@ -81,6 +82,7 @@ TEST_CASE("simulation: clusters that are sabotaged lose nothing, invent nothing 
     CHECK(result.counts.operations > 100);
     CHECK(result.faults > 0);
     sum.takeovers += result.takeovers;
+    sum.locks += result.locks;
     sum.counts.operations += result.counts.operations;
     sum.counts.eio += result.counts.eio;
     sum.counts.abandoned += result.counts.abandoned;
@@ -91,6 +93,7 @@ TEST_CASE("simulation: clusters that are sabotaged lose nothing, invent nothing 
   CHECK(sum.takeovers > 2 * CSV_SIM_SEEDS);
   CHECK(sum.counts.operations > 1000 * CSV_SIM_SEEDS);
   CHECK(sum.counts.abandoned > 0);
+  CHECK(sum.locks > 10 * CSV_SIM_SEEDS);
   CHECK(sum.mounts.readmissions > 0);
   CHECK(sum.mounts.direct_writes > 0);
   // One that cannot be judged to the end shows less, and must stay rare.
@@ -118,4 +121,10 @@ TEST_CASE("simulation: a request that takes effect twice is found out") {
   plan.length = 5s;
   plan.broken.forgery.double_appends = true;
   CHECK(first_violation(plan, 4) != "");
+}
+
+TEST_CASE("simulation: a new coordinator that is not told of the locks is found out") {
+  Plan plan;
+  plan.broken.forgery.hide_locks = true;
+  CHECK(first_violation(plan, 6) != "");
 }
