@@ -156,8 +156,16 @@ Task<void> HeldLocks::ask(FilePtr file, OwnerPtr owner, wire::Request request, M
     tasks_.spawn(say(file, std::move(decided)));
   }
   if (waiting->given_up) co_return;
-  if (answer) granted(file, owner, wish);
-  (*waiting->done)(answer ? Expected<void>{} : Expected<void>{answer.error()});
+  Expected<void> result;
+  if (answer)
+    granted(file, owner, wish);
+  else if (answer.error() == std::errc::interrupted)
+    // Not by a signal, and only then the kernel may be told EINTR: the file was closed meanwhile.
+    result =
+        Error{std::errc::bad_file_descriptor, "the file was closed while it waited for a lock"};
+  else
+    result = answer.error();
+  (*waiting->done)(std::move(result));
 }
 
 void HeldLocks::give_up(const FilePtr& file, const OwnerPtr& owner, const WaitingPtr& waiting) {

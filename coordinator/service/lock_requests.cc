@@ -94,6 +94,7 @@ Task<Service::Outcome> Service::lock(CallRef call) {
       tell_lock_waiters();
     });
   }
+  if (session->ending) co_return session_ended();
   CSV_CO_CHECK(as_answer(verdict));
   co_return Answer{};
 }

@@ -222,6 +222,22 @@ TEST_CASE("mount: an interrupt that crosses the grant never leaks the lock") {
   CHECK(got > 0);
 }
 
+TEST_CASE(
+    "mount: waiting ends without EINTR, which only a signal explains, if the file is closed") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = create(world, one, "file");
+  auto other = open(world, two, file);
+  CHECK(lock(world, one, file.handle, wish(1)));
+  auto waits = world.begin(two.lock(other, wish(1, kWrite, true)));
+  CHECK_FALSE(waits->ready_within(50ms));
+  world.wait(two.flush(other, wish(1).owner));
+  CHECK(waits->get().error() == std::errc::bad_file_descriptor);
+  CHECK(world.wait(one.unlock(file.handle, wish(1))));
+  CHECK(lock(world, one, file.handle, wish(1)));
+}
+
 TEST_CASE("mount: two nodes that wait for each other: one is told") {
   World world;
   auto& one = world.mount(1);
