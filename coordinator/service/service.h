@@ -223,6 +223,8 @@ class Service final : public VolumeService {
   Task<Expected<bool>> free_space();
   Task<Expected<bool>> free_dying();
   Task<void> find_orphans();
+  [[nodiscard]] bool openers_known() const;
+  [[nodiscard]] bool reaping_goes_on() const;
   Task<void> reap_orphans();
   Task<void> reap(InodeId inode);
   Task<void> clean_up_ended();

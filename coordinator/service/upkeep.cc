@@ -127,10 +127,17 @@ Task<void> Service::maintain() {
 }
 
 Task<Expected<bool>> Service::free_space() {
+  // A file whose last name went a moment ago is not even being freed yet. Asked before the space is
+  // looked at: a reaping that ends meanwhile would be seen by neither.
+  bool reaping = reaping_goes_on();
   auto body = [](volume::Catalog& catalog) { return catalog.space(); };
   CSV_CO_TRY(space, co_await writer_.read(std::move(body)));
   space_ = space;
-  if (space.dying == 0 && !space.freeing) co_return false;
+  if (space.dying == 0 && !space.freeing) {
+    if (!reaping) co_return false;
+    if (reaping_goes_on()) co_await reap_due_.wait();
+    co_return true;
+  }
   if (space.freeing) co_await writer_.maintain();
   co_return co_await free_dying();
 }
@@ -184,11 +191,23 @@ Task<void> Service::find_orphans() {
   }
 }
 
+/// A session that has not come back since the takeover may have any file open.
+bool Service::openers_known() const {
+  return std::all_of(sessions_.begin(), sessions_.end(),
+                     [](const auto& each) { return each.second->settled; });
+}
+
+/// An orphan is being reaped, or is about to be; its end notifies reap_due_.
+bool Service::reaping_goes_on() const {
+  if (!reaping_.empty()) return true;
+  return openers_known() && std::any_of(orphans_.begin(), orphans_.end(), [this](InodeId inode) {
+           return !openers_.contains(inode);
+         });
+}
+
 Task<void> Service::reap_orphans() {
   for (;;) {
-    // A session that has not come back since the takeover may have any of them open.
-    bool all_known = std::all_of(sessions_.begin(), sessions_.end(),
-                                 [](const auto& each) { return each.second->settled; });
+    bool all_known = openers_known();
     for (auto inode : orphans_) {
       if (!all_known || reaping_.size() >= kReapersAtOnce) break;
       if (openers_.contains(inode) || reaping_.contains(inode)) continue;

@@ -138,12 +138,12 @@ struct ScriptedTarget::Connection {
       }
       std::vector<std::byte> data(text.size());
       if (!text.empty()) std::memcpy(data.data(), text.data(), text.size());
+      bool in = target.options_.login_status == 0 && (request[1] & 0x80) && (request[1] & 3) == 3;
+      // Before whoever logs in can know it.
+      if (in) index = target.logins_++;
       send(response, data);
+      if (in) return true;
       if (target.options_.login_status != 0) return false;
-      if ((request[1] & 0x80) && (request[1] & 3) == 3) {
-        index = target.logins_++;
-        return true;
-      }
     }
   }
 
