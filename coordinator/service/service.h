@@ -61,7 +61,11 @@ class Service final : public VolumeService {
   // volume_service.cc
   void stop(Error why);
   [[nodiscard]] bool serving() const { return !stopped_ && !closing_; }
-  [[nodiscard]] bool gate_open() const { return loop_.now() < around_.open_until(); }
+  /// The node's lease, and a term since the LUN last took a write of ours: a successor waits that
+  /// long after its fence before it answers anybody.
+  [[nodiscard]] bool gate_open() const {
+    return loop_.now() < around_.open_until() && loop_.now() < proven_until_;
+  }
   [[nodiscard]] std::int64_t wall_now() const {
     return static_cast<std::int64_t>(loop_.wall_now());
   }
@@ -264,6 +268,7 @@ class Service final : public VolumeService {
   std::uint64_t recall_sequence_;
   std::uint64_t next_notice_ = 1;
   bool stopped_ = false, closing_ = false;
+  TimePoint proven_until_;        ///< Our key was in force a term before.
   TimePoint own_write_answered_;  ///< The last of our own writes: the LUN answers us.
   std::uint32_t key_generation_ = 0;
   Function<void(Error)> told_of_stop_;

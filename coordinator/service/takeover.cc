@@ -144,6 +144,21 @@ Task<Expected<void>> fence_coordinators(const Surroundings& around, Taken& taken
   co_return co_await taken.fencing->remove(std::move(victims), Fencing::Left::maybe);
 }
 
+/// A fenced coordinator changes nothing any more, but until it notices it may still answer from
+/// memory what we are about to change: for a term after its last proof that its key was in force
+/// (Service::gate_open). Not if it was closed in good order, and not if it was this node's, whose
+/// process is gone.
+Task<Expected<void>> wait_for_silence(const Surroundings& around, Taken& taken) {
+  auto fenced_at = around.loop->now();
+  CSV_CO_TRY(info, co_await read_superblocks(taken.tenure, false));
+  if (info.coordinator_key == Key{} || info.coordinator == around.node) co_return Expected<void>{};
+  auto term = around.timing.lease_term + around.timing.lease_term / 100;
+  log::info("takeover volume={} waits_ms={} for=\"answers of the former coordinator on node {}\"",
+            around.volume, term / 1ms, raw(info.coordinator));
+  co_await sleep(*around.loop, fenced_at + term - around.loop->now());
+  co_return Expected<void>{};
+}
+
 /// The epoch is made on the LUN, not in a message (A5, A6).
 Task<Expected<void>> write_epoch(const Surroundings& around, Taken& taken) {
   auto tenure = taken.tenure;
@@ -238,6 +253,8 @@ Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
   CSV_CO_TRY(type, co_await ensure_reservation(around, lun, taken.key));
   taken.fencing->set_type(type);
   CSV_CO_CHECK(co_await fence_coordinators(around, taken));
+  CSV_CO_CHECK(co_await wait_for_silence(around, taken));
+  taken.proven_at = around.loop->now();
   CSV_CO_CHECK(co_await write_epoch(around, taken));
   // Only now: the catalog is opened (its log recovered) by the one who alone can write it, and its
   // rows say which keys live.

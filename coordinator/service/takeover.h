@@ -15,6 +15,7 @@ struct Taken {
   std::unique_ptr<Fencing> fencing;  ///< Uses tenure->lun.
   Key key{};
   Epoch epoch{};
+  TimePoint proven_at{};  ///< A command sent then found our key in force, after the fence.
   std::vector<volume::SessionRow> sessions;      ///< Ended ones too.
   std::vector<volume::AdmissionRow> admissions;  ///< Live ones only.
 };

@@ -88,6 +88,7 @@ Task<void> Service::beat() {
     auto bytes = encode(slot, tenure_->info.id);
     auto buffer = std::make_shared<Buffer>(Buffer::copy_of(bytes));
     auto at = volume::slot_offset(tenure_->info, around_.node, KeyRole::coordinator);
+    auto sent = loop_.now();
     auto written = co_await completion<Expected<void>>([this, &buffer, at](auto done) {
       tenure_->lun->write(at, buffer->span(), {},
                           [buffer, done = std::move(done)](Expected<void> result) mutable {
@@ -100,6 +101,7 @@ Task<void> Service::beat() {
       co_return;
     }
     own_write_answered_ = loop_.now();
+    proven_until_ = sent + around_.timing.lease_term;
     co_await sleep(loop_, around_.timing.key_sweep);
     if (!serving()) co_return;
   }

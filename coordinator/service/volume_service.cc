@@ -66,6 +66,7 @@ Service::Service(Surroundings around, Taken taken)
       freed_{loop_},
       // Above everything an earlier coordinator may have told a mount.
       recall_sequence_{raw(epoch_) << 32},
+      proven_until_{taken.proven_at + around_.timing.lease_term},
       own_write_answered_{since_} {
   for (const auto& row : taken.sessions) {
     if (row.ended) {
@@ -141,10 +142,15 @@ Task<void> Service::close() {
     co_await writer_.idle();
   }
   if (!stopped_) (void)co_await writer_.checkpoint();
-  Function<bool(Tenure&)> shut = [](Tenure& on) {
+  Function<bool(Tenure&)> shut = [in_order = !stopped_](Tenure& on) {
     on.catalog.reset();
     on.store.reset();
-    return true;
+    if (!in_order) return false;
+    // Nobody is answered any more, and the successor need not wait for that. If this fails it does.
+    auto info = volume::read_superblocks(on.blocking, false);
+    if (!info) return false;
+    info->coordinator_key = Key{};
+    return bool(volume::write_superblocks(on.blocking, *info));
   };
   (void)co_await on_writer<bool>(tenure_, std::move(shut));
   tenure_->lun->close();

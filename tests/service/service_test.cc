@@ -672,7 +672,7 @@ TEST_CASE("absent: after a takeover a session is taken to hold everything until 
     REQUIRE(a.write(file, 0, std::string(8192, 'x')).failure().code() == 0);
     REQUIRE(b.layout(file, 0, 8192, false).segments_size() > 0);
   }
-  Coordinator next{world, 2};
+  Coordinator next{world, 1};
   REQUIRE(!a.connect(next).code());
   a.resume_done();
   wire::Request request;
@@ -756,6 +756,50 @@ TEST_CASE("takeover: what was acknowledged is there, and the former coordinator 
   }
   old.crash();
   CHECK(world.problems().empty());
+}
+
+TEST_CASE("takeover: a former coordinator that has not noticed answers nothing that has changed") {
+  World world;
+  std::atomic<bool> stalls{false};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    // The first coordinator's commands take so long that it hears of its fence late.
+    if (stalls && command.kind != iscsi::RamCommand::Kind::reset) fate.to_target = 3s;
+    return fate;
+  };
+  Coordinator former{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(former).code());
+  a.admit();
+  a.create("f", false);
+  wire::Request look;
+  look.mutable_lookup()->set_parent(1);
+  look.mutable_lookup()->set_name("f");
+  REQUIRE(a.call(look).failure().code() == 0);  // From now on it knows by heart.
+  stalls = true;
+  pause(std::chrono::milliseconds{200});
+  auto before = a.send(look);
+  CHECK(a.wait(before).failure().code() == 0);
+
+  world.coordinator_plan = {};
+  Coordinator next{world, 2};
+  Client b{world, 2, 22};
+  REQUIRE(!b.connect(next).code());
+  b.admit();
+  b.create("g", false);
+  auto late = a.send(look);
+  pause(std::chrono::milliseconds{100});
+  CHECK(!a.answered(late));
+}
+
+TEST_CASE("takeover: after an end in good order nobody has to wait for the former's answers") {
+  World world;
+  world.timing.lease_term = 100s;
+  Coordinator former{world, 1};
+  former.close();
+  auto began = std::chrono::steady_clock::now();
+  Coordinator next{world, 2};
+  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds{50});
 }
 
 TEST_CASE("takeover: a newer configuration's volume is left alone, and no key stays behind") {

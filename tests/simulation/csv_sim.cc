@@ -21,6 +21,21 @@ int main(int argc, char** argv) {
       runs = number();
     } else if (arg == "--calm") {
       plan = csv::sim::Plan::calm();
+    } else if (arg == "--only") {
+      auto each = plan;
+      plan = csv::sim::Plan::calm();
+      std::string_view what = ++i < argc ? argv[i] : "";
+      plan.crash_csvd = what == "crash-csvd";
+      plan.crash_mount = what == "crash-mount";
+      plan.crash_node = what == "crash-node";
+      plan.break_connections = what == "break-connections";
+      plan.part_network = what == "part-network";
+      plan.slow_network = what == "slow-network";
+      plan.lose_paths = what == "lose-paths";
+      plan.freeze = what == "freeze";
+      plan.move = what == "move";
+      plan.isolate = what == "isolate";
+      plan.length = each.length;
     } else if (arg == "--lie") {
       plan.lie_in = number();
     } else if (arg == "--break") {

@@ -189,11 +189,13 @@ class Saboteur {
       }
     };
     cut(true);
-    mend_after(world_.between(1s, 12s), [cut] { cut(false); });
+    mend_after(world_.between(1s, 14s), [cut] { cut(false); });
     auto to = (*node + 1 + world_.random().below(cluster_.size() - 1)) % cluster_.size();
-    world_.after(world_.between(0ms, 6s), [this, to] {
-      if (!stopped_ && cluster_.csvd(to) != nullptr) cluster_.csvd(to)->start_volume();
-    });
+    // The other nodes' mounts leave a silent coordinator after 5 s, and then wait for the next.
+    world_.after(world_.random().chance(1, 2) ? world_.between(0ms, 6s) : world_.between(5s, 9s),
+                 [this, to] {
+                   if (!stopped_ && cluster_.csvd(to) != nullptr) cluster_.csvd(to)->start_volume();
+                 });
   }
 
   World& world_;
