@@ -17,7 +17,9 @@ namespace csv::service {
 /// How long the coordinator waits for what.
 struct Timing {
   Duration key_sweep = 1s;   ///< Between two reads of the LUN's keys.
-  Duration lease_term = 3s;  ///< Of a membership lease; a session unheard for longer may be fenced.
+  /// Of a membership lease; a session unheard for longer may be fenced. Several sweeps: a
+  /// coordinator whose own writes (one a sweep) the LUN has not taken for this long is silent.
+  Duration lease_term = 3s;
   Duration reconnect_grace = 10s;  ///< A disconnected session is fenced after this, or after the
                                    ///< lease when it blocks somebody.
   Duration shipped_for =

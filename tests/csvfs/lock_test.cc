@@ -263,6 +263,7 @@ TEST_CASE("mount: two nodes that wait for each other: one is told") {
 TEST_CASE("mount: the locks of a session that was fenced are free, and its handles say EIO") {
   World::Options options;
   options.timing.lease_term = 300ms;
+  options.timing.key_sweep = 50ms;  // also the heartbeat, which keeps the coordinator's gate open
   World world{options};
   auto& one = world.mount(1);
   auto file = create(world, one, "file");

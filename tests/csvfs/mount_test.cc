@@ -362,7 +362,6 @@ TEST_CASE("mount: open files, layouts and unanswered requests outlive the coordi
 TEST_CASE("mount: after its session was ended, old handles fail with EIO and a new open works") {
   World::Options options;
   options.timing.reconnect_grace = 300ms;
-  options.timing.lease_term = 200ms;
   World world{options};
   auto& mount = world.mount(2);
   auto file = written_file(world, mount, "file", kMiB);

@@ -62,7 +62,7 @@ World::World(iscsi::RamDiskOptions disk_options) {
   disk_options.geometry.block_count = (768ull << 20) / disk_options.geometry.block_size;
   disk = iscsi::RamDisk::create(disk_options, &loop);
   timing.key_sweep = 100ms;
-  timing.lease_term = 500ms;
+  timing.lease_term = 1s;
   timing.reconnect_grace = 20s;
   timing.maintenance = 20ms;
   auto lun = disk->connect(loop, lun_options(0));

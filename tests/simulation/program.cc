@@ -174,7 +174,8 @@ Task<void> Program::finish(Call& call, Outcome outcome, SessionId under) {
 }
 
 Task<void> Program::run() {
-  while (!workload_.winding_down_ && workload_.violation().empty()) {
+  // What nobody judges any more is no use, and its sizes are not known.
+  while (!workload_.winding_down_ && workload_.violation().empty() && !ground_.history.gave_up()) {
     co_await think(workload_.options_.most_thinking);
     switch (ground_.kind) {
       case Playground::Kind::names: co_await work_with_names(); break;
