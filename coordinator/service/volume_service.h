@@ -16,7 +16,7 @@ namespace csv::service {
 
 /// How long the coordinator waits for what.
 struct Timing {
-  Duration key_sweep = 1s;   ///< Between two reads of the LUN's keys.
+  Duration key_sweep = 1s;  ///< Between two reads of the LUN's keys.
   /// Of a membership lease; a session unheard for longer may be fenced. Several sweeps: a
   /// coordinator whose own writes (one a sweep) the LUN has not taken for this long is silent.
   Duration lease_term = 3s;
