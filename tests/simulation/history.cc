@@ -14,8 +14,8 @@ namespace csv::sim {
 namespace {
 
 constexpr std::uint64_t kRoot = 1;
-constexpr std::size_t kMostTried = 20000;  ///< For one answer.
-constexpr std::size_t kMostKept = 1500;
+constexpr std::size_t kMostTried = 3000;  ///< For one answer.
+constexpr std::size_t kMostKept = 300;
 
 char type_of(std::uint32_t mode) {
   if (S_ISDIR(mode)) return 'd';

@@ -126,5 +126,5 @@ TEST_CASE("simulation: a request that takes effect twice is found out") {
 TEST_CASE("simulation: a new coordinator that is not told of the locks is found out") {
   Plan plan;
   plan.broken.forgery.hide_locks = true;
-  CHECK(first_violation(plan, 6) != "");
+  CHECK(first_violation(plan, 24) != "");
 }
