@@ -7,6 +7,7 @@
 #include "coordinator/volume/superblock.h"
 #include "coordinator/volume/volume.h"
 #include "coordinator/volume/volume_format.h"
+#include "coordinator/volume/wal_region.h"
 #include "csvfs/base/log.h"
 
 namespace csv::volume {
@@ -113,7 +114,7 @@ Expected<void> prepare_catalog(iscsi::BlockingLun& lun, const VolumeInfo& info, 
     for (auto at : info.chunks) CSV_TRY(claim(lun, at, kChunkSize));
   }
   // No log, and a database without a first page.
-  CSV_TRY(lun.write_zeroes(info.wal_offset, disk::kPageSize));
+  CSV_TRY(WalRegion::clear(lun, info));
   CSV_TRY(lun.write_zeroes(place_of_page(info, 1), disk::kPageSize));
   for (std::uint32_t i = 0; i < info.chunks.size(); ++i) {
     auto header = encode_chunk_header(info.id, i, info.chunks[i], info.sequence + 1);

@@ -458,7 +458,7 @@ LunStore::~LunStore() {
 
 Expected<void> LunStore::start() {
   if (info_.chunks.empty()) return Error{Errc::corrupt, "the superblock names no catalog chunk"};
-  wal_.emplace(CSV_TRY(WalRegion::open(*lun_, info_.wal_offset, info_.wal_size)));
+  wal_.emplace(CSV_TRY(WalRegion::open(*lun_, info_)));
   pages_.emplace(CSV_TRY(CatalogPages::open(*lun_, info_)));
   vfs_.iVersion = 2;
   vfs_.szOsFile = sizeof(File);

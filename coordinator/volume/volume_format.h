@@ -27,6 +27,7 @@ using VolumeUuid = std::array<std::byte, 16>;
 /// The end of line and ^Z make a copy that was taken for text recognisable as damaged.
 inline constexpr Magic kSuperblockMagic = {'C', 'S', 'V', 'O', 'L', '\r', '\n', '\x1a'};
 inline constexpr Magic kChunkMagic = {'C', 'S', 'V', 'C', 'H', 'N', 'K', '\x1a'};
+inline constexpr Magic kLogMarkMagic = {'C', 'S', 'V', 'L', 'M', 'R', 'K', '\x1a'};
 
 /// Of every structure here. A reader refuses what is above its own.
 inline constexpr std::uint32_t kFormatVersion = 1;
@@ -184,9 +185,35 @@ inline constexpr std::uint32_t kPageReserve = sizeof(PageTail);
 inline constexpr std::uint32_t kPagesPerChunk = (64u << 20) / kPageSize - 1;
 
 /// The WAL region is an SQLite WAL file with pages of 4096 bytes, as SQLite defines it: a header of
-/// 32 bytes (of which one without content has zeros), then frames of 24 + 4096 bytes.
+/// 32 bytes (of which one without content has zeros), then frames of 24 + 4096 bytes. The region's
+/// last block is not the log's, but its mark.
 inline constexpr std::uint64_t kWalHeaderSize = 32;
 inline constexpr std::uint64_t kFrameHeaderSize = 24;
 inline constexpr std::uint64_t kFrameSize = kFrameHeaderSize + kPageSize;
+
+/// How far the log must reach: written beside every transaction's frames. A log that ends before
+/// these frames has lost some that were durable; one that ends behind them may have had another
+/// transaction under way.
+///
+///   offset  size
+///        0     8  magic
+///        8     4  crc             CRC-32C of bytes [12, 4096)
+///       12     4  format_version
+///       16    16  volume_id       a mark left from before the LUN was formatted anew
+///       32     8  salts           of the log's header, whose round the frames are of; 0: no log
+///       40     8  frames          of it that were durable when this was written
+///       48  4048  reserved
+struct LogMark {
+  Magic magic;
+  Le32 crc;
+  Le32 format_version;
+  VolumeUuid volume_id;
+  std::array<std::byte, 8> salts;
+  Le64 frames;
+  std::array<std::byte, 4048> reserved;
+};
+static_assert(sizeof(LogMark) == 4096 && alignof(LogMark) == 1);
+static_assert(offsetof(LogMark, salts) == 32 && offsetof(LogMark, frames) == 40);
+static_assert(std::is_trivially_copyable_v<LogMark>);
 
 }  // namespace csv::volume::disk

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <optional>
+#include <string_view>
 
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
@@ -36,18 +37,41 @@ std::optional<std::size_t> frame_at(std::uint64_t offset, std::size_t length) {
 
 }  // namespace
 
-WalRegion::WalRegion(iscsi::BlockingLun& lun, std::uint64_t offset, std::uint64_t size)
-    : lun_{&lun}, offset_{offset}, capacity_{size} {
-  const auto& geometry = lun.lun().geometry();
-  unit_ = std::clamp<std::uint64_t>(geometry.physical_block_size, geometry.block_size, 4096);
-  pages_.resize(size / disk::kFrameSize + 1);
+Buffer encode_log_mark(const VolumeId& volume, const LogSalts& salts, std::uint64_t frames) {
+  disk::LogMark mark{};
+  mark.magic = disk::kLogMarkMagic;
+  mark.format_version = disk::kFormatVersion;
+  mark.volume_id = volume;
+  mark.salts = salts;
+  mark.frames = frames;
+  mark.crc = crc32c(std::as_bytes(std::span{&mark, 1}).subspan(12));
+  return Buffer::copy_of(std::as_bytes(std::span{&mark, 1}));
 }
 
-Expected<WalRegion> WalRegion::open(iscsi::BlockingLun& lun, std::uint64_t offset,
-                                    std::uint64_t size) {
-  WalRegion region{lun, offset, size};
+WalRegion::WalRegion(iscsi::BlockingLun& lun, const VolumeInfo& info)
+    : lun_{&lun},
+      volume_{info.id},
+      offset_{info.wal_offset},
+      capacity_{info.wal_size - sizeof(disk::LogMark)} {
+  const auto& geometry = lun.lun().geometry();
+  unit_ = std::clamp<std::uint64_t>(geometry.physical_block_size, geometry.block_size, 4096);
+  pages_.resize(capacity_ / disk::kFrameSize + 1);
+}
+
+Expected<WalRegion> WalRegion::open(iscsi::BlockingLun& lun, const VolumeInfo& info) {
+  WalRegion region{lun, info};
   if (auto loaded = region.load(); !loaded) return loaded.error().within("reading the log");
   return region;
+}
+
+Expected<void> WalRegion::clear(iscsi::BlockingLun& lun, const VolumeInfo& info) {
+  WalRegion region{lun, info};
+  // In this order: a mark without a log is damage.
+  auto none = encode_log_mark(info.id, {}, 0);
+  CSV_TRY(lun.write(region.offset_ + region.capacity_, none.span()));
+  CSV_TRY(lun.flush());
+  CSV_TRY(lun.write_zeroes(region.offset_, disk::kPageSize));
+  return lun.flush();
 }
 
 /// Doubles the memory, up to the region's size.
@@ -59,8 +83,10 @@ void WalRegion::make_room(std::uint64_t size) {
 }
 
 Expected<void> WalRegion::load() {
+  // First, because another may be writing: the frames it speaks of are there when it is.
+  CSV_TRY(read_mark());
   std::uint64_t loaded = 0;
-  while (loaded < capacity_) {
+  while (loaded < capacity_ && !broken_) {
     auto step = loaded == 0 ? kReadSize : kReadDepth * kReadSize;  // Most logs are empty.
     auto end = std::min<std::uint64_t>(loaded + step, capacity_);
     make_room(end);
@@ -70,26 +96,87 @@ Expected<void> WalRegion::load() {
           {offset_ + at, memory_.span().subspan(at, std::min<std::uint64_t>(kReadSize, end - at))});
     CSV_TRY(lun_->read(reads, kReadDepth));
     loaded = end;
-    if (ends_before(loaded)) break;
+    follow(loaded);
   }
+  CSV_TRY(judge(loaded));
   size_ = has_header() ? loaded : 0;
   return {};
 }
 
 bool WalRegion::has_header() const {
+  if (memory_.empty()) return false;
   auto header = memory_.span().first(disk::kWalHeaderSize);
   return std::any_of(header.begin(), header.end(), [](std::byte b) { return b != std::byte{}; });
 }
 
-/// Recovery stops at the first frame whose salts are not the header's, so no more than up to there
-/// need be read. (It may stop earlier: it looks at the checksums too.)
-bool WalRegion::ends_before(std::uint64_t loaded) const {
-  if (!has_header()) return true;
-  const auto* salts = memory_.data() + 16;
-  for (auto at = disk::kWalHeaderSize; at + disk::kFrameHeaderSize <= loaded;
-       at += disk::kFrameSize)
-    if (std::memcmp(memory_.data() + at + 8, salts, 8) != 0) return true;
-  return false;
+/// Goes on along the frames that are whole, as far as the log was loaded.
+void WalRegion::follow(std::uint64_t loaded) {
+  if (!header_) {
+    header_ = read_log_header(memory_.span().first(disk::kWalHeaderSize));
+    broken_ = !header_;
+    if (broken_) return;
+    sum_ = header_->sum;
+  }
+  for (;;) {
+    auto at = disk::kWalHeaderSize + whole_ * disk::kFrameSize;
+    if (at + disk::kFrameSize > loaded) return;
+    auto frame = read_log_frame(*header_, sum_, memory_.span().subspan(at, disk::kFrameSize));
+    broken_ = !frame.valid;
+    if (broken_) return;
+    sum_ = frame.sum;
+    ++whole_;
+    if (frame.commit != 0) end_ = whole_;
+  }
+}
+
+/// Whether all is there that must be: see LogMark.
+Expected<void> WalRegion::judge(std::uint64_t loaded) const {
+  constexpr std::string_view kLost =
+      "changes that were answered are lost if it is taken for the end. Nothing was changed; "
+      "the volume stays closed until it is repaired";
+  if (!has_header()) {
+    if (marked_ == LogSalts{}) return {};
+    return Error{Errc::corrupt,
+                 fmt::format("the catalog's log is damaged: its header at LUN offset {} is zeros, "
+                             "and it must have {} frames or more: {}",
+                             offset_, marked_frames_, kLost)};
+  }
+  if (!header_)
+    return Error{Errc::corrupt,
+                 fmt::format("the catalog's log is damaged: its header at LUN offset {} is not "
+                             "whole: {}",
+                             offset_, kLost)};
+  // A mark of another round: the log was restarted, and the first transaction of this round was
+  // never answered.
+  if (marked_ != header_->salts || end_ >= marked_frames_) return {};
+  CSV_CHECK(broken_ || loaded == capacity_);
+  return Error{Errc::corrupt,
+               fmt::format("the catalog's log is damaged: frame {} at LUN offset {} is not whole, "
+                           "but {} frames were written for certain: {}",
+                           whole_ + 1, offset_ + disk::kWalHeaderSize + whole_ * disk::kFrameSize,
+                           marked_frames_, kLost)};
+}
+
+Expected<void> WalRegion::read_mark() {
+  Buffer block{sizeof(disk::LogMark)};
+  CSV_TRY(lun_->read(offset_ + capacity_, block.span()));
+  disk::LogMark mark;
+  std::memcpy(&mark, block.data(), sizeof mark);
+  if (mark.magic != disk::kLogMarkMagic || mark.volume_id != volume_) return {};
+  if (mark.crc != crc32c(block.span().subspan(12))) {
+    log::warning(
+        "the mark of the catalog's log is damaged, so whether the log is whole cannot be "
+        "seen lun_offset={}",
+        offset_ + capacity_);
+    return {};
+  }
+  if (mark.format_version != disk::kFormatVersion)
+    return Error{Errc::refused, fmt::format("the log's mark has format version {}, this program "
+                                            "knows {}",
+                                            +mark.format_version, disk::kFormatVersion)};
+  marked_ = mark.salts;
+  marked_frames_ = mark.frames;
+  return {};
 }
 
 Expected<std::size_t> WalRegion::read(std::uint64_t offset, std::span<std::byte> out) {
@@ -116,11 +203,13 @@ Expected<void> WalRegion::write(std::uint64_t offset, std::span<const std::byte>
   if (offset > capacity_ || data.size() > capacity_ - offset)
     return Error{Errc::refused, fmt::format("the catalog's log would grow beyond its {} MiB: "
                                             "transactions without a checkpoint",
-                                            capacity_ >> 20)};
+                                            (capacity_ + sizeof(disk::LogMark)) >> 20)};
   make_room(offset + data.size());
   std::memcpy(memory_.data() + offset, data.data(), data.size());
   dirty(offset, offset + data.size());
   size_ = std::max(size_, offset + data.size());
+  if (offset >= disk::kWalHeaderSize)
+    lowest_ = std::min(lowest_, (offset - disk::kWalHeaderSize) / disk::kFrameSize);
   forget_pages(offset, offset + data.size());
   if (auto page = page_at(offset, data.size())) pages_[*page] = {true, crc32c(data)};
   return {};
@@ -138,6 +227,7 @@ void WalRegion::truncate(std::uint64_t size) {
   if (size >= size_) return;
   size_ = size;
   if (size > 0) return;  // Frames beyond it are of no valid chain any more: SQLite sees to that.
+  lowest_ = kNone;
   std::memset(memory_.data(), 0, disk::kWalHeaderSize);
   dirty(0, disk::kWalHeaderSize);
 }
@@ -162,11 +252,29 @@ Expected<void> WalRegion::sync() {
       writes.push_back(
           {offset_ + at, memory_.span().subspan(at, std::min<std::uint64_t>(kWriteSize, to - at))});
   if (writes.empty()) return {};
+  Buffer mark_block;
+  if (!has_header() && marked_ != LogSalts{}) {
+    // A mark without a log is damage, so it goes first.
+    mark_block = encode_log_mark(volume_, {}, 0);
+    marked_ = {};
+    CSV_TRY(write({{offset_ + capacity_, mark_block.span()}}));
+  } else if (has_header() && lowest_ != kNone) {
+    std::memcpy(marked_.data(), memory_.data() + 16, marked_.size());
+    mark_block = encode_log_mark(volume_, marked_, lowest_);
+    writes.push_back({offset_ + capacity_, mark_block.span()});
+  }
+  CSV_TRY(write(writes));
+  dirty_.clear();
+  lowest_ = kNone;
+  return {};
+}
+
+/// Past the volatile cache.
+Expected<void> WalRegion::write(const std::vector<iscsi::BlockingLun::Write>& writes) {
   const auto& profile = lun_->lun().profile();
   bool fua = profile.write_cache && profile.fua && writes.size() <= kFuaWrites;
   CSV_TRY(lun_->write(writes, {.fua = fua}, kWriteDepth));
   if (profile.write_cache && !fua) CSV_TRY(lun_->flush());
-  dirty_.clear();
   return {};
 }
 

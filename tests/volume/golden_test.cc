@@ -7,6 +7,7 @@
 #include <iterator>
 
 #include "coordinator/volume/lun_vfs.h"
+#include "coordinator/volume/wal_region.h"
 #include "csvfs/base/heartbeat_slot.h"
 #include "tests/volume/lun_bench.h"
 
@@ -42,6 +43,9 @@ VolumeInfo info_of_golden() {
 const HeartbeatSlot kSlot{make_key({4711, NodeId{2}, KeyRole::mount, 77}), 12345, 1,
                           WallTime{1'700'000'001'000'000'000}};
 
+constexpr LogSalts kSalts{std::byte{1}, std::byte{2}, std::byte{3}, std::byte{4},
+                          std::byte{5}, std::byte{6}, std::byte{7}, std::byte{8}};
+
 std::vector<std::byte> page_of_golden(const VolumeInfo& info) {
   std::vector<std::byte> page(disk::kPageSize);
   for (std::size_t i = 0; i < disk::kPageSize - disk::kPageReserve; ++i)
@@ -59,6 +63,7 @@ TEST_CASE("golden: version 1 is still written, byte for byte") {
   CHECK(same(encode_chunk_header(info.id, 2, info.chunks[2], 8).span(), golden("chunk-1.bin")));
   CHECK(same(encode(kSlot, info.id), golden("slot-1.bin")));
   CHECK(same(page_of_golden(info), golden("page-1.bin")));
+  CHECK(same(encode_log_mark(info.id, kSalts, 345).span(), golden("log-mark-1.bin")));
 }
 
 TEST_CASE("golden: version 1 is still read") {
@@ -67,6 +72,13 @@ TEST_CASE("golden: version 1 is still read") {
   REQUIRE_MESSAGE(found.state == FoundSuperblock::State::valid, found.what);
   CHECK(found.info == info);
   CHECK(chunk_header_problem(golden("chunk-1.bin"), info, 2).empty());
+  disk::LogMark mark;
+  auto bytes = golden("log-mark-1.bin");
+  REQUIRE(bytes.size() == sizeof mark);
+  std::memcpy(&mark, bytes.data(), sizeof mark);
+  CHECK(mark.volume_id == info.id);
+  CHECK(mark.salts == kSalts);
+  CHECK(mark.frames == 345);
   auto slot = decode_slot(golden("slot-1.bin"), info.id);
   REQUIRE(slot);
   CHECK(slot->key == kSlot.key);
@@ -86,4 +98,5 @@ TEST_CASE("golden: write those that are missing" * doctest::skip()) {
   write("chunk-1.bin", encode_chunk_header(info.id, 2, info.chunks[2], 8).span());
   write("slot-1.bin", encode(kSlot, info.id));
   write("page-1.bin", page_of_golden(info));
+  write("log-mark-1.bin", encode_log_mark(info.id, kSalts, 345).span());
 }
