@@ -13,7 +13,7 @@
 namespace csv::volume {
 namespace {
 
-constexpr std::uint64_t kLeastWal = 4ull << 20, kMostWal = 1ull << 30;
+constexpr std::uint64_t kLeastWal = 4ull << 20, kMostWal = disk::kLargestWal;
 constexpr std::uint64_t kPieceSize = 1ull << 20;
 
 Expected<void> check_options(const FormatOptions& options) {

@@ -34,6 +34,27 @@ std::optional<std::string> text_of(const std::array<char, N>& field) {
 /// What the checksum of a structure covers: everything behind it. The same place in all of them.
 std::uint32_t checksum(std::span<const std::byte> bytes) { return crc32c(bytes.subspan(12)); }
 
+/// Which regions share bytes; empty if none do. All lie within the LUN.
+std::string overlaps(const VolumeInfo& info) {
+  struct Region {
+    std::string_view name;
+    std::uint64_t from = 0, size = 0;
+  };
+  std::array<Region, 6> all = {{
+      {"superblock A", disk::kSuperblockA, disk::kSuperblockSize},
+      {"superblock B", disk::kSuperblockB, disk::kSuperblockSize},
+      {"superblock C", place_of(Copy::c, info.lun_size), disk::kSuperblockSize},
+      {"the heartbeat slots", info.slots_offset, disk::kSlotCount * disk::kSlotSize},
+      {"the log", info.wal_offset, info.wal_size},
+      {"the data area", info.data_offset, info.data_size},
+  }};
+  std::sort(all.begin(), all.end(), [](auto& a, auto& b) { return a.from < b.from; });
+  for (std::size_t i = 1; i < all.size(); ++i)
+    if (all[i - 1].from + all[i - 1].size > all[i].from)
+      return fmt::format("{} and {} overlap", all[i - 1].name, all[i].name);
+  return {};
+}
+
 /// Why these numbers cannot describe a volume; empty if they can.
 std::string senseless(const VolumeInfo& info) {
   auto aligned = [](std::uint64_t at) { return at % kRegionAlignment == 0; };
@@ -47,10 +68,11 @@ std::string senseless(const VolumeInfo& info) {
   if (!aligned(info.wal_offset) || !aligned(info.wal_size) || info.wal_size == 0 ||
       outside(info.wal_offset, info.wal_size))
     return "the log lies outside the LUN";
+  if (info.wal_size > disk::kLargestWal) return "the log is larger than a log can be";
   if (!aligned(info.data_offset) || !aligned(info.data_size) ||
-      outside(info.data_offset, info.data_size) ||
-      info.data_offset < info.wal_offset + info.wal_size)
-    return "the data area lies outside the LUN or over the log";
+      outside(info.data_offset, info.data_size))
+    return "the data area lies outside the LUN";
+  if (auto why = overlaps(info); !why.empty()) return why;
   auto sorted = info.chunks;
   std::sort(sorted.begin(), sorted.end());
   auto end = info.data_offset;

@@ -45,6 +45,7 @@ inline constexpr std::uint64_t kSlotsOffset = 1ull << 20;
 inline constexpr std::uint32_t kSlotCount = 256;
 inline constexpr std::uint64_t kSlotSize = 4096;
 inline constexpr std::uint64_t kWalOffset = 16ull << 20;
+inline constexpr std::uint64_t kLargestWal = 1ull << 30;  ///< It is kept in memory.
 inline constexpr std::uint64_t kTailSize =
     1ull << 20;  ///< Behind the data area: superblock C and slack.
 

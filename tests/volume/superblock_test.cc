@@ -220,6 +220,36 @@ TEST_CASE("superblock: arbitrary bytes with a right checksum are refused, never 
   CHECK(refused > 100);
 }
 
+TEST_CASE(
+    "superblock: regions that share bytes or leave the LUN are damage, whatever the checksum") {
+  LunBench bench;
+  auto info = example_info(bench);
+  using Edit = void (*)(disk::Superblock&);
+  struct Case {
+    Edit edit;
+    std::string said;
+  };
+  const Case cases[] = {
+      {[](auto& b) { b.slots_offset = 0; }, "superblock A and the heartbeat slots overlap"},
+      {[](auto& b) { b.slots_offset = 8ull << 20; }, "the heartbeat slots"},
+      {[](auto& b) { b.slots_offset = b.wal_offset + (1ull << 20); }, "the heartbeat slots"},
+      {[](auto& b) { b.wal_offset = 8ull << 20; }, "superblock B"},
+      {[](auto& b) { b.wal_size = b.wal_size + (1ull << 20); },
+       "the log and the data area overlap"},
+      {[](auto& b) { b.data_size = b.lun_size - b.data_offset; }, "superblock C"},
+      {[](auto& b) { b.slots_offset = b.lun_size; }, "outside the LUN"},
+      {[](auto& b) { b.wal_offset = ~0ull << 20; }, "outside the LUN"},
+      {[](auto& b) { b.lun_size = 1ull << 62, b.wal_size = 2ull << 30; }, "larger than a log"},
+      {[](auto& b) { b.lun_size = 4096; }, "too small"},
+  };
+  for (const auto& one : cases) {
+    auto found = decode_superblock(edited(info, Copy::a, one.edit), Copy::a);
+    CAPTURE(found.what);
+    CHECK(found.state == FoundSuperblock::State::damaged);
+    CHECK(found.what.find(one.said) != std::string::npos);
+  }
+}
+
 TEST_CASE("superblock: damage in both copies is told of each") {
   LunBench bench;
   auto path = bench.connect();
