@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "coordinator/volume/catalog_sql.h"
+#include "coordinator/volume/parent_chain.h"
 
 namespace csv::volume {
 
@@ -255,6 +256,7 @@ Expected<void> SqlCatalog::finish_freeing(InodeId inode, std::uint64_t first, st
 Expected<void> SqlCatalog::step_freeing() {
   auto budget = work_in_step_;
   while (budget > 0) {
+    --budget;  // a span may have no extents left
     InodeId inode{};
     FreeingSpan span;
     {
@@ -277,7 +279,11 @@ Expected<InodeId> SqlCatalog::folder_of(InodeId inode) {
   // The top-level directory above it; files in the root are a folder of their own, the root.
   std::vector<InodeId> way;
   auto folder = kRootInode;
+  ParentChain chain;
   for (auto at = inode; at != kRootInode;) {
+    if (chain.circles(at))
+      return Error{Errc::corrupt, "the directories above inode " + std::to_string(raw(inode)) +
+                                      " go round in a circle"};
     if (auto known = folders_.find(at); known != folders_.end()) {
       folder = known->second;
       break;

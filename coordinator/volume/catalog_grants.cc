@@ -43,6 +43,7 @@ Expected<std::uint64_t> SqlCatalog::drop_grants(SessionId session, InodeId inode
                                                 std::uint64_t limit) {
   CSV_TRY(may_change(Pages::freed));
   std::uint64_t freed = 0;
+  GrantId before{};
   while (freed < limit) {
     GrantId grant{};
     {
@@ -51,6 +52,9 @@ Expected<std::uint64_t> SqlCatalog::drop_grants(SessionId session, InodeId inode
       if (!CSV_TRY(row.row())) break;
       grant = GrantId{row.u64(0)};
     }
+    if (grant == before)
+      return Error{Errc::corrupt, "grant " + std::to_string(raw(grant)) + " cannot be ended"};
+    before = grant;
     freed += CSV_TRY(drop_grant(grant, limit - freed));
   }
   return freed;
@@ -75,11 +79,13 @@ Expected<std::uint64_t> SqlCatalog::drop_grant(GrantId grant, std::uint64_t limi
     std::vector<Extent> kept;
     std::vector<Run> runs;
     std::uint64_t here = 0;
+    bool found = false;
     for (const auto& row : window.rows) {
       if (row.grant != grant) {
         kept.push_back(row);
         continue;
       }
+      found = true;
       for (std::uint64_t from = 0; from < row.count;) {
         auto is_written = row.written.get(from);
         auto to = row.written.next(!is_written, from, row.count);
@@ -93,6 +99,10 @@ Expected<std::uint64_t> SqlCatalog::drop_grant(GrantId grant, std::uint64_t limi
         from = to;
       }
     }
+    // Index and table disagree: looking again would find the same for ever.
+    if (!found)
+      return Error{Errc::corrupt, "the catalog lists an extent of grant " +
+                                      std::to_string(raw(grant)) + " that is not there"};
     window.rows = std::move(kept);
     CSV_TRY(store_window(window));
     CSV_TRY(add_dying(runs));

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "coordinator/volume/catalog_sql.h"
+#include "coordinator/volume/parent_chain.h"
 
 namespace csv::volume {
 
@@ -106,9 +107,13 @@ Expected<std::optional<SqlCatalog::EntryRow>> SqlCatalog::find_entry(InodeId par
 }
 
 Expected<bool> SqlCatalog::is_within(InodeId inode, InodeId ancestor) {
+  ParentChain chain;
   for (auto at = inode;;) {
     if (at == ancestor) return true;
     if (at == kRootInode) return false;
+    if (chain.circles(at))
+      return Error{Errc::corrupt, "the directories above inode " + std::to_string(raw(inode)) +
+                                      " go round in a circle"};
     at = CSV_TRY(load_inode(at)).attr.parent;
   }
 }
