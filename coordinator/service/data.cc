@@ -390,8 +390,8 @@ Task<Service::Outcome> Service::commit(CallRef call) {
   auto body = [call, inode, range, end,
                now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
     const auto& what = call->request.commit();
-    CSV_TRY(catalog.commit_grant(inode, GrantId{what.grant()}, range.first, range.count(),
-                                 what.truncation()));
+    CSV_TRY(catalog.commit_grant(call->session_id, inode, GrantId{what.grant()}, range.first,
+                                 range.count(), what.truncation()));
     auto attr = CSV_TRY(catalog.attr(inode));
     attr = CSV_TRY(end > attr.size ? catalog.grow(inode, end, now) : catalog.touch(inode, now));
     wire::Reply reply;

@@ -14,8 +14,9 @@ Expected<GrantId> SqlCatalog::new_grant(SessionId session, InodeId inode) {
   return grant;
 }
 
-Expected<void> SqlCatalog::commit_grant(InodeId inode, GrantId grant, std::uint64_t first,
-                                        std::uint64_t count, std::uint64_t truncation) {
+Expected<void> SqlCatalog::commit_grant(SessionId session, InodeId inode, GrantId grant,
+                                        std::uint64_t first, std::uint64_t count,
+                                        std::uint64_t truncation) {
   CSV_TRY(may_change(Pages::freed));
   Error stale{Errc::stale_commit, "grant " + std::to_string(raw(grant)) + " on inode " +
                                       std::to_string(raw(inode)) + " does not hold any more"};
@@ -25,7 +26,8 @@ Expected<void> SqlCatalog::commit_grant(InodeId inode, GrantId grant, std::uint6
     return Error{std::errc::file_too_large, "beyond 16 TiB"};
   {
     auto row = database_->use(sql_->get_grant, grant);
-    if (!CSV_TRY(row.row()) || InodeId{row.u64(1)} != inode) return stale;
+    if (!CSV_TRY(row.row()) || SessionId{row.u64(0)} != session || InodeId{row.u64(1)} != inode)
+      return stale;
   }
   auto at = first, end = first + count;
   for (const auto& extent : CSV_TRY(extents_in(inode, first, end))) {

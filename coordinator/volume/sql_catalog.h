@@ -116,7 +116,7 @@ class SqlCatalog final : public Catalog {
   Expected<Space> space() override;
 
   // catalog_grants.cc
-  Expected<void> commit_grant(InodeId inode, GrantId grant, std::uint64_t first,
+  Expected<void> commit_grant(SessionId session, InodeId inode, GrantId grant, std::uint64_t first,
                               std::uint64_t count, std::uint64_t truncation) override;
   Expected<std::uint64_t> drop_grants(SessionId session, InodeId inode,
                                       std::uint64_t limit) override;

@@ -443,7 +443,7 @@ class History {
       if (found == model.grants.end() || found->second != id) valid = false;
     }
     auto committed = v_.change([&](Catalog& c) -> Expected<void> {
-      CSV_TRY(c.commit_grant(*file, id, first, count, truncation));
+      CSV_TRY(c.commit_grant(holders_[id], *file, id, first, count, truncation));
       CSV_TRY(c.grow(*file, (first + count) * kBlockSize, v_.now));
       return {};
     });

@@ -13,10 +13,10 @@ SessionId session(TestCatalog& v) {
 GrantId grant(TestCatalog& v, SessionId of, InodeId inode) {
   return v.must([&](Catalog& c) { return c.new_grant(of, inode); });
 }
-Expected<void> commit(TestCatalog& v, InodeId inode, GrantId id, std::uint64_t first,
+Expected<void> commit(TestCatalog& v, SessionId of, InodeId inode, GrantId id, std::uint64_t first,
                       std::uint64_t count, std::uint64_t truncation = 0) {
   return v.change([&](Catalog& c) -> Expected<void> {
-    CSV_TRY(c.commit_grant(inode, id, first, count, truncation));
+    CSV_TRY(c.commit_grant(of, inode, id, first, count, truncation));
     CSV_TRY(c.grow(inode, (first + count) * kBlockSize, v.now));
     return {};
   });
@@ -180,17 +180,17 @@ TEST_CASE("catalog: a commit of a grant makes written what it names, once or aga
   auto mapped = v.map(f.inode, 0, 3000);
   REQUIRE(mapped.size() == 1);
   CHECK(mapped[0].grant == g);
-  CHECK(commit(v, f.inode, g, 0, 2100));
+  CHECK(commit(v, s, f.inode, g, 0, 2100));
   CHECK(v.states(f.inode, 0, 3000) == "w2100g900");
-  CHECK(commit(v, f.inode, g, 2000, 200));  // overlaps what an earlier commit wrote
+  CHECK(commit(v, s, f.inode, g, 2000, 200));  // overlaps what an earlier commit wrote
   CHECK(v.states(f.inode, 0, 3000) == "w2200g800");
   CHECK(v.catalog->attr(f.inode)->size == 2200 * kBlockSize);
   v.reopen();
   CHECK(v.problems() == "");
-  CHECK(commit(v, f.inode, g, 2200, 800));
+  CHECK(commit(v, s, f.inode, g, 2200, 800));
   CHECK(v.states(f.inode, 0, 3000) == "w3000");
   // Nothing of it is left: it has ended.
-  CHECK(commit(v, f.inode, g, 0, 1).error() == Errc::stale_commit);
+  CHECK(commit(v, s, f.inode, g, 0, 1).error() == Errc::stale_commit);
   CHECK(v.problems() == "");
 }
 
@@ -206,52 +206,54 @@ TEST_CASE(
   };
   SUBCASE("truncation") {
     auto g = make(0);
-    REQUIRE(commit(v, f.inode, g, 0, 50));
+    REQUIRE(commit(v, s, f.inode, g, 0, 50));
     CHECK(truncate(v, f.inode, 10 * kBlockSize).truncation == 1);
-    CHECK(commit(v, f.inode, g, 0, 10, 0).error() == Errc::stale_commit);
-    CHECK(commit(v, f.inode, g, 50, 10, 1).error() == Errc::stale_commit);  // freed
+    CHECK(commit(v, s, f.inode, g, 0, 10, 0).error() == Errc::stale_commit);
+    CHECK(commit(v, s, f.inode, g, 50, 10, 1).error() == Errc::stale_commit);  // freed
     CHECK(v.catalog->attr(f.inode)->size == 10 * kBlockSize);
   }
   SUBCASE("a truncation that frees nothing of it") {
     auto g = make(0);
     grow(v, f.inode, 1000);
     truncate(v, f.inode, 500 * kBlockSize);
-    CHECK(commit(v, f.inode, g, 0, 10, 0).error() == Errc::stale_commit);
+    CHECK(commit(v, s, f.inode, g, 0, 10, 0).error() == Errc::stale_commit);
     CHECK(v.states(f.inode, 0, 100) == "g100");
-    CHECK(commit(v, f.inode, g, 0, 10, 1));
+    CHECK(commit(v, s, f.inode, g, 0, 10, 1));
   }
   SUBCASE("growing is no truncation") {
     auto g = make(0);
     CHECK(truncate(v, f.inode, 1000 * kBlockSize).truncation == 0);
-    CHECK(commit(v, f.inode, g, 0, 100));
+    CHECK(commit(v, s, f.inode, g, 0, 100));
   }
   SUBCASE("punch") {
     auto g = make(0);
     punch(v, f.inode, 5, 1, false);
-    CHECK(commit(v, f.inode, g, 0, 10).error() == Errc::stale_commit);
+    CHECK(commit(v, s, f.inode, g, 0, 10).error() == Errc::stale_commit);
     CHECK(v.states(f.inode, 0, 100) == "g5h1g94");
-    CHECK(commit(v, f.inode, g, 6, 10));
+    CHECK(commit(v, s, f.inode, g, 6, 10));
   }
   SUBCASE("punch that keeps the space") {
     auto g = make(0);
     punch(v, f.inode, 5, 1, true);
     CHECK(v.states(f.inode, 0, 100) == "g5u1g94");
-    CHECK(commit(v, f.inode, g, 5, 1).error() == Errc::stale_commit);
+    CHECK(commit(v, s, f.inode, g, 5, 1).error() == Errc::stale_commit);
   }
   SUBCASE("dropped") {
     auto g = make(0);
-    REQUIRE(commit(v, f.inode, g, 10, 10));
+    REQUIRE(commit(v, s, f.inode, g, 10, 10));
     CHECK(v.must([&](Catalog& c) { return c.drop_grants(s, f.inode, 1000); }) == 90);
     CHECK(v.states(f.inode, 0, 100) == "h10w10h80");
-    CHECK(commit(v, f.inode, g, 10, 10).error() == Errc::stale_commit);
+    CHECK(commit(v, s, f.inode, g, 10, 10).error() == Errc::stale_commit);
   }
   SUBCASE("somebody else's") {
     auto g = make(0), h = make(100);
-    CHECK(commit(v, f.inode, g, 95, 10).error() == Errc::stale_commit);
-    CHECK(commit(v, f.inode, h, 95, 10).error() == Errc::stale_commit);
-    CHECK(commit(v, other.inode, g, 0, 10).error() == Errc::stale_commit);
-    CHECK(commit(v, f.inode, GrantId{}, 0, 10).error() == Errc::stale_commit);
-    CHECK(commit(v, f.inode, GrantId{999}, 0, 10).error() == Errc::stale_commit);
+    CHECK(commit(v, s, f.inode, g, 95, 10).error() == Errc::stale_commit);
+    CHECK(commit(v, s, f.inode, h, 95, 10).error() == Errc::stale_commit);
+    CHECK(commit(v, s, other.inode, g, 0, 10).error() == Errc::stale_commit);
+    CHECK(commit(v, s, f.inode, GrantId{}, 0, 10).error() == Errc::stale_commit);
+    CHECK(commit(v, s, f.inode, GrantId{999}, 0, 10).error() == Errc::stale_commit);
+    auto another = session(v);
+    CHECK(commit(v, another, f.inode, g, 0, 10).error() == Errc::stale_commit);
     CHECK(v.states(f.inode, 0, 200) == "g200");
   }
   CHECK(v.problems() == "");
