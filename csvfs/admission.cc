@@ -8,6 +8,7 @@
 #include "csvfs/base/events.h"
 #include "csvfs/base/heartbeat_slot.h"
 #include "csvfs/base/log.h"
+#include "iscsi/kept_identity.h"
 
 namespace csv {
 namespace {
@@ -162,11 +163,11 @@ Expected<void> Admission::check(iscsi::Lun& lun) const {
   if (!about_) return Error{Errc::session_ended};
   const auto& profile = lun.profile();
   const auto& geometry = lun.geometry();
-  if (profile.identity != about_->lun_identity())
+  if (auto identity = iscsi::kept_identity(profile.identity); identity != about_->lun_identity())
     return Error{Errc::refused,
                  fmt::format("this is not the LUN of volume {}: it is {}, the volume was formatted "
                              "on {}",
-                             setup_.volume, profile.identity, about_->lun_identity())};
+                             setup_.volume, identity, about_->lun_identity())};
   if (geometry.size_bytes() < about_->lun_size())
     return Error{Errc::refused,
                  fmt::format("the LUN of volume {} has {} bytes, fewer than the volume's {}",

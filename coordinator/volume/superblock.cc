@@ -9,6 +9,7 @@
 #include "csvfs/base/check.h"
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
+#include "iscsi/kept_identity.h"
 
 namespace csv::volume {
 static_assert(kMaxChunks == disk::kChunkPlaces);
@@ -256,12 +257,7 @@ std::string to_string(const VolumeId& id) {
 }
 
 std::string lun_identity(const iscsi::TargetProfile& profile) {
-  constexpr std::size_t kLongest = 127;
-  const auto& whole = profile.identity;
-  if (whole.size() <= kLongest) return whole;
-  // Long ones tend to differ at their ends.
-  return fmt::format("{}~{:08x}", whole.substr(0, kLongest - 9),
-                     crc32c(std::as_bytes(std::span{whole})));
+  return iscsi::kept_identity(profile.identity);
 }
 
 std::uint64_t slot_offset(const VolumeInfo& info, NodeId node, KeyRole role) {

@@ -486,3 +486,16 @@ TEST_CASE("mount: a LUN that is not the volume's is refused, with the reason") {
   CHECK(refused.error() == Errc::refused);
   CHECK(refused.error().message().find("naa.5000000000000bad") != std::string::npos);
 }
+
+TEST_CASE("mount: a LUN with a long name is known by it, and its clone by the end of the name") {
+  World::Options options;
+  options.identity = "t10." + std::string(180, 'x') + "1";
+  World world{options};
+  (void)world.mount(1);
+  iscsi::RamDiskOptions clone;
+  clone.identity = "t10." + std::string(180, 'x') + "2";
+  clone.geometry.block_count = 1u << 20;
+  auto refused = world.mount_over(4, iscsi::RamDisk::create(clone, &world.loop()));
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error() == Errc::refused);
+}

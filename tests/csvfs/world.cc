@@ -76,6 +76,7 @@ World::World(Options options) : options_{options} {
   disk.geometry.block_size = options_.block_size;
   disk.geometry.block_count = options_.size / options_.block_size;
   disk.write_cache = options_.write_cache;
+  disk.identity = options_.identity;
   loop_.start("world");
   disk_ = iscsi::RamDisk::create(disk, &loop_);
 

@@ -30,6 +30,7 @@ class World {
     bool like_tgt = false;  ///< No PREEMPT AND ABORT, registrations that outlive their session.
     std::uint64_t size = 512ull << 20;
     service::Timing timing;
+    std::string identity = "naa.6001405c5f000001";
   };
   explicit World(Options options);
   World() : World(Options{}) {}
