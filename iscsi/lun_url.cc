@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 
+#include <algorithm>
 #include <charconv>
 
 #include "csvfs/base/log.h"
@@ -104,6 +105,10 @@ Expected<LunAddress> iscsi_address(std::string_view url) {
 }  // namespace
 
 Expected<LunAddress> parse_lun_url(std::string_view url) {
+  // A NUL would end the name early wherever it is given to the system.
+  auto control = [](unsigned char c) { return c < 0x20 || c == 0x7f; };
+  if (std::any_of(url.begin(), url.end(), control))
+    return Error{Errc::refused, "a LUN's URL has a control character in it"};
   if (url.starts_with(kScheme)) return iscsi_address(url);
   if (url.starts_with("file:")) {
     auto path = url.substr(5);

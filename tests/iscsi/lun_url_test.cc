@@ -32,6 +32,15 @@ TEST_CASE("a LUN's URL names what it says") {
   CHECK(std::get<ImagePath>(*parse_lun_url("file:relative")).path == "relative");
 }
 
+TEST_CASE("a URL with a control character is refused: a NUL would cut the name") {
+  using namespace std::string_view_literals;
+  for (auto url : {"file:/a\0b"sv, "/dev/sda\n"sv, "iscsi://10.0.0.1/iqn.a\0b/1"sv}) {
+    auto address = parse_lun_url(url);
+    REQUIRE_FALSE(address);
+    CHECK(address.error() == Errc::refused);
+  }
+}
+
 TEST_CASE("a URL that names nothing is refused with a sentence about the part that is wrong") {
   struct Row {
     const char* url;
