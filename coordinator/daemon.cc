@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "coordinator/admin/admin_request.h"
 #include "coordinator/admin/admin_server.h"
 #include "coordinator/admin/status.h"
 #include "coordinator/cluster/standalone_membership.h"
@@ -293,14 +294,11 @@ class Csvd final : public Daemon {
     farewells_.send(std::move(connection), std::move(refusal));
   }
 
-  void command(admin::AdminServer::Caller caller, std::string text,
+  void command(admin::AdminServer::Caller caller, const std::string& text,
                admin::AdminServer::Answer answer) {
-    auto request = Json::parse(text, nullptr, false);
-    auto field = [&request](const char* name) {
-      auto found = request.is_object() ? request.find(name) : request.end();
-      return found != request.end() && found->is_string() ? found->get<std::string>() : "";
-    };
-    auto what = field("command");
+    auto request = admin::parse_admin_request(text);
+    if (!request) return answer(answer_of(request.error()));
+    const auto& what = request->command;
     if (what == "status") return answer(status());
     if (caller != admin::AdminServer::Caller::root)
       return answer(
@@ -313,10 +311,10 @@ class Csvd final : public Daemon {
     if (what != "volume_start" && what != "volume_stop")
       return answer(
           answer_of(Error{Errc::refused, "csvd does not know the command '" + what + "'"}));
-    auto* coordination = find(field("volume"));
+    auto* coordination = find(request->volume);
     if (coordination == nullptr)
       return answer(answer_of(Error{
-          Errc::refused, "no volume '" + field("volume") + "' in the configuration of this node"}));
+          Errc::refused, "no volume '" + request->volume + "' in the configuration of this node"}));
     log::info("command what={} volume={}", what, coordination->volume());
     tasks_.spawn(run(*coordination, what == "volume_start", std::move(answer)));
   }

@@ -1,0 +1,16 @@
+#pragma once
+#include <string>
+
+#include "csvfs/base/error.h"
+
+namespace csv::admin {
+
+/// What csvctl asks of csvd; docs/protocol.md lists the commands.
+struct AdminRequest {
+  std::string command;
+  std::string volume;  ///< Empty where the command names none.
+};
+/// Errc::refused for what is no JSON object with a command; members nobody knows are ignored.
+Expected<AdminRequest> parse_admin_request(const std::string& text);
+
+}  // namespace csv::admin
