@@ -17,6 +17,8 @@ constexpr Duration kFirstBackoff = 100ms, kLongestBackoff = 2s;
 constexpr Duration kBeat = 1s;
 /// A path that lasted no longer is no reason to try the next one at once.
 constexpr Duration kLasting = 5s;
+/// Longer than what waits takes until it is tried again.
+constexpr Duration kToldFor = 2s;
 
 /// With the sessions' indices it makes the ISIDs, so it must be the same after every reconnect, and
 /// another one for every process of this node that logs in to the same target.
@@ -68,6 +70,16 @@ void Admission::lost(const std::shared_ptr<LunPath>& path, const Error& why) {
   path->close();
   trouble_ = why.within("the path to the LUN was lost");
   changed_.notify();
+}
+
+void Admission::waits(const Error& why) {
+  waiting_ = why;
+  waiting_until_ = setup_.loop->now() + kToldFor;
+  changed_.notify();
+}
+
+const Error* Admission::waiting() const {
+  return setup_.loop->now() < waiting_until_ ? &waiting_ : nullptr;
 }
 
 Task<void> Admission::keep_admitted() {
@@ -192,7 +204,10 @@ Task<void> Admission::beat(std::shared_ptr<LunPath> path) {
     co_await sleep(*setup_.loop, kBeat);
     if (path != path_) co_return;
     auto written = co_await write_slot(path);
-    if (!written) lost(path, written.error().within("writing the heartbeat slot"));
+    if (!written && written.error() == std::errc::no_space_on_device)
+      waits(written.error());  // and not fenced
+    else if (!written)
+      lost(path, written.error().within("writing the heartbeat slot"));
   }
 }
 

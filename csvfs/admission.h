@@ -33,6 +33,10 @@ class Admission {
   void session_ended();
   /// I/O on `path` failed because the path is lost. No effect if it is not the current one.
   void lost(const std::shared_ptr<LunPath>& path, const Error& why);
+  /// Something waits though there is a path, and will be tried again: the thin LUN has no space.
+  void waits(const Error& why);
+  /// What was said so lately; else null.
+  [[nodiscard]] const Error* waiting() const;
   /// Good order: the key is unregistered, if the target still answers, and the path closed.
   Task<void> leave();
 
@@ -62,6 +66,8 @@ class Admission {
   std::shared_ptr<LunPath> path_;
   std::shared_ptr<LunPath> candidate_;  // registered, not admitted yet
   Error trouble_;
+  Error waiting_;
+  TimePoint waiting_until_{};  // said again before then, or taken to be over
   std::uint64_t admissions_ = 0, counter_ = 0;
   bool leaving_ = false, wrong_lun_ = false;
   TaskScope tasks_;

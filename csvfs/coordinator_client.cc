@@ -18,6 +18,7 @@ constexpr Duration kGreetWithin = 10s;
 /// the mount asks for its statistics every second, so something always waits.
 constexpr Duration kSilence = 5s;
 constexpr Duration kRetryAfter = 20ms;
+constexpr Duration kLongestRetry = 500ms;
 
 }  // namespace
 
@@ -27,6 +28,7 @@ struct CoordinatorClient::Call {
   Function<void(Expected<Answer>)> done;
   std::uint64_t id = 0;  // 0: not sent yet
   bool has_slot = false;
+  int put_off = 0;  // times, so far
   Epoch sent_in{};
   TimePoint sent_at{};
 };
@@ -259,15 +261,20 @@ void CoordinatorClient::replied(protocol::Message message) {
     return finish(call, std::move(answer));
   }
   auto error = protocol::decode(reply.failure());
-  if (error == Errc::retry) return send_again_later(call->id);
+  if (error == Errc::retry) {
+    auto delay = std::min(kRetryAfter * (1 << std::min(call->put_off++, 10)), kLongestRetry);
+    send_again_later(call->id, delay);
+    if (delay == kLongestRetry) owner_->put_off(error);
+    return;
+  }
   if (error == Errc::stale_epoch || error == Errc::not_coordinator || error == Errc::superseded)
     return disconnect(error);
   if (error == Errc::session_ended) return end_session(error);
   finish(call, error);
 }
 
-void CoordinatorClient::send_again_later(std::uint64_t id) {
-  setup_.loop->after(kRetryAfter, [this, id, alive = std::weak_ptr{alive_}] {
+void CoordinatorClient::send_again_later(std::uint64_t id, Duration delay) {
+  setup_.loop->after(delay, [this, id, alive = std::weak_ptr{alive_}] {
     if (alive.expired() || stage_ != Stage::open) return;  // a reconnect repeats it anyway
     if (auto found = unanswered_.find(id); found != unanswered_.end()) send(*found->second);
   });

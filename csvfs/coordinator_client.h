@@ -41,6 +41,8 @@ class CoordinatorClient {
     virtual void greeted(const wire::HelloReply& reply, bool fresh) = 0;
     virtual void session_ended(const Error& why) = 0;
     virtual void connection_changed() = 0;
+    /// The coordinator has been putting off a request for a while; it is asked again.
+    virtual void put_off(const Error& why) = 0;
     /// To be answered with answer(), sooner or later.
     virtual void noticed(std::uint64_t id, const wire::Notice& notice) = 0;
   };
@@ -119,7 +121,7 @@ class CoordinatorClient {
   void pump();
   bool take_slot(Call& call);
   void send(Call& call);
-  void send_again_later(std::uint64_t id);
+  void send_again_later(std::uint64_t id, Duration delay);
   void finish(const CallPtr& call, Expected<Answer> result);
   wire::Frame frame() const;
 

@@ -13,8 +13,9 @@ constexpr std::uint64_t kLeastGrant =
 constexpr std::uint64_t kAskAhead = 16ull << 20;    ///< Read layouts are asked for this far.
 constexpr std::uint32_t kMostRedirected = 1 << 20;  ///< Of one message.
 constexpr int kTries = 8;  ///< Layouts that recalls kept taking away; then the coordinator does it.
-constexpr Duration kShippedFor = 1s;  ///< How long an answer `shipped` saves asking again.
-constexpr Duration kGatePoll = 20ms;  ///< The gate is a number in shared memory: nobody calls.
+constexpr Duration kShippedFor = 1s;    ///< How long an answer `shipped` saves asking again.
+constexpr Duration kGatePoll = 20ms;    ///< The gate is a number in shared memory: nobody calls.
+constexpr Duration kSpacePoll = 250ms;  ///< Nor does a target say when it has space again.
 constexpr std::size_t kMostExtents = 128 * 1024;
 
 constexpr std::uint64_t down(std::uint64_t value, std::uint64_t unit) {
@@ -361,17 +362,29 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
     }
     files_->touch(*file);
     auto path = admission_->path();
+    bool full = false;
     {
       InFlight in_flight{file, range};
       auto written = co_await write_pieces(path, *plan, offset, data, options.durable);
-      if (!written) {
+      // Of the volume's own space only the coordinator speaks: this is the thin LUN's.
+      full = !written && written.error() == std::errc::no_space_on_device;
+      if (full) {
+        admission_->waits(written.error());
+      } else if (!written) {
         if (!is_path_loss(written.error())) co_return written.error();
         admission_->lost(path, written.error());
         // Still in flight as far as anybody knows: a recall waits for this too.
         co_await outcome_known(file, path);
         continue;
       }
-      file->wrote = true;
+      file->wrote = true;  // if the LUN is full, some of it perhaps
+    }
+    if (full) {
+      // It never becomes an error: space can be had by deleting files, or from who runs the
+      // storage.
+      if (interrupt && interrupt->raised()) co_return Error{std::errc::interrupted};
+      co_await sleep(*loop_, kSpacePoll);
+      continue;
     }
     auto committed = co_await commit(file, *plan);
     if (!committed) {

@@ -99,6 +99,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   void greeted(const wire::HelloReply& reply, bool fresh) override;
   void session_ended(const Error& why) override;
   void connection_changed() override { look(); }
+  void put_off(const Error& why) override { admission_.waits(why); }
   void noticed(std::uint64_t id, const wire::Notice& notice) override;
 
   Task<Expected<Client::Answer>> ask(wire::Request request);
@@ -255,6 +256,8 @@ Mount::State VolumeMount::judge() const {
     now.reason = admission_.trouble().message();
   else if (!io_.gate_open())
     now.reason = "no membership lease";
+  else if (const auto* waiting = admission_.waiting())
+    now.reason = "requests wait: " + waiting->message();
   else
     now.mode = AccessMode::direct;
   return now;

@@ -67,7 +67,12 @@ struct Image {
 class Medium {
  public:
   Medium(const RamDiskOptions& options, std::unique_ptr<Image> image)
-      : options_{&options}, block_{options.geometry.block_size}, image_{std::move(image)} {}
+      : thin_bytes{options.thin_bytes},
+        options_{&options},
+        block_{options.geometry.block_size},
+        image_{std::move(image)} {}
+
+  std::uint64_t thin_bytes;  ///< Beyond this much allocated, writes fail.
 
   void read(std::uint64_t offset, std::span<std::byte> out) const {
     if (image_) {
@@ -95,8 +100,8 @@ class Medium {
                [&](std::uint64_t chunk, std::size_t, std::size_t, std::size_t) {
                  fresh += chunks_.contains(chunk) ? 0 : 1;
                });
-    if (fresh > 0 && (chunks_.size() + fresh) * kChunk > options_->thin_bytes) {
-      return Error{std::errc::no_space_on_device, "the thin LUN is exhausted (07h/27h/07h)"};
+    if (fresh > 0 && (chunks_.size() + fresh) * kChunk > thin_bytes) {
+      return Error{std::errc::no_space_on_device, "the thin LUN has no space left (07h/27h/07h)"};
     }
     remember(offset, data.size(), durable);
     each_chunk(offset, data.size(),
@@ -310,6 +315,7 @@ class Disk final : public RamDisk, public std::enable_shared_from_this<Disk> {
     }
   }
   void power_loss(Random& random) override { target_.lock()->power_loss(random); }
+  void set_thin_bytes(std::uint64_t most) override { target_.lock()->medium.thin_bytes = most; }
   void peek(std::uint64_t offset, std::span<std::byte> out) const override {
     target_.lock()->medium.read(offset, out);
   }

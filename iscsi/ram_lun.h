@@ -101,6 +101,8 @@ class RamDisk {
   /// any command inside may be torn, all sessions end, PRGENERATION is 0, and without APTPL the
   /// reservations are forgotten.
   virtual void power_loss(Random& random) = 0;
+  /// From now on this counts as options().thin_bytes. What is allocated stays, also if it is more.
+  virtual void set_thin_bytes(std::uint64_t most) = 0;
 
   /// The content past all reservations, for tests and tools. Multiples of the block size.
   virtual void peek(std::uint64_t offset, std::span<std::byte> out) const = 0;

@@ -30,6 +30,7 @@ std::string_view name_of_code(std::uint16_t code) {
   switch (code) {
     case 0x0401: return "becoming ready";
     case 0x040a: return "asymmetric access state transition";
+    case 0x0414: return "space allocation in progress";
     case 0x1a00: return "parameter list length error";
     case 0x2000: return "invalid command operation code";
     case 0x2100: return "logical block address out of range";
@@ -97,10 +98,12 @@ Verdict check_condition(const Sense& sense, ScsiPurpose purpose, bool registered
     case sense_key::unit_attention: return unit_attention(sense, registered);
     case sense_key::illegal_request: return illegal_request(sense, purpose);
     case sense_key::not_ready:
-      if (sense.code == 0x0401 || sense.code == 0x040a) return repeat_later();
+      if (sense.code == 0x0401 || sense.code == 0x040a || sense.code == 0x0414)
+        return repeat_later();
       return fail({std::errc::io_error, describe(sense)});
     case sense_key::data_protect:
-      if (sense.code == 0x2707)
+      // Some say with the code of the soft threshold that the hard one has been met.
+      if (sense.code == 0x2707 || sense.code == 0x3807)
         return fail(
             {std::errc::no_space_on_device, "the thin LUN has no space left: " + describe(sense)});
       return fail({std::errc::read_only_file_system, describe(sense)});

@@ -96,7 +96,8 @@ Task<void> Service::beat() {
                           });
     });
     if (!serving()) co_return;
-    if (!written) {
+    // A full LUN has answered, too: that our key still counts.
+    if (!written && !(written.error() == std::errc::no_space_on_device)) {
       stop(written.error().within("writing the coordinator's heartbeat slot"));
       co_return;
     }

@@ -124,6 +124,9 @@ void Service::stop(Error why) {
 Expected<void> Service::judge(Expected<void> io) {
   if (io) return io;
   auto why = io.error();
+  // The thin LUN's space, not the volume's: no error of whoever asked. It asks again, and meanwhile
+  // somebody may have deleted something, or given the LUN more (docs/mount.md).
+  if (why == std::errc::no_space_on_device) return Error{Errc::retry, why.message()};
   if (why == Errc::lun_lost || why == Errc::fenced || why == Errc::reservation_conflict ||
       why == Errc::unknown_outcome)
     stop(why.within("the coordinator's own I/O"));

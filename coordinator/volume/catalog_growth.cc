@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "coordinator/volume/catalog_sql.h"
+#include "csvfs/base/log.h"
 
 namespace csv::volume {
 
@@ -12,6 +13,9 @@ constexpr std::uint64_t kChunkPages = kChunkSize / 4096;
 constexpr std::uint64_t kKeptForFreeing = 2 * kChunkPages;
 /// With fewer pages left beside those another chunk is mapped.
 constexpr std::uint64_t kGrowBelow = kChunkPages / 2;
+/// So many groups of changes run before a thin LUN without space is asked again: asking it may mean
+/// writing most of a chunk.
+constexpr std::uint32_t kGroupsUntilGrowth = 1000;
 }  // namespace
 
 Expected<std::uint64_t> SqlCatalog::free_pages() {
@@ -45,10 +49,19 @@ Expected<void> SqlCatalog::make_room() {
 Expected<bool> SqlCatalog::grow_database() {
   auto number = store_.info().chunks.size();
   if (number == kMaxChunks) return false;
+  if (groups_until_growth_ > 0 && groups_until_growth_-- > 1) return false;
   auto group = allocator_.whole_group();
   if (!group && group.error() == std::errc::no_space_on_device) return false;
   CSV_TRY(Expected<Run>{group});
   auto at = group->lun_block * kBlockSize;
+  auto claimed = store_.claim_chunk(at);
+  if (!claimed && claimed.error() == std::errc::no_space_on_device) {
+    log::warning("catalog cannot grow volume={} reason=\"{}\"", store_.info().label,
+                 claimed.error().message());
+    groups_until_growth_ = kGroupsUntilGrowth;
+    return false;
+  }
+  CSV_TRY(Expected<void>{claimed});
   auto list_it = [&]() -> Expected<void> {
     CSV_TRY(allocator_.use({&*group, 1}));
     CSV_TRY(database_->run(sql_->put_chunk, at, number));

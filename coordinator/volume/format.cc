@@ -3,18 +3,19 @@
 
 #include "coordinator/volume/catalog.h"
 #include "coordinator/volume/catalog_pages.h"
+#include "coordinator/volume/claim.h"
 #include "coordinator/volume/lun_vfs.h"
 #include "coordinator/volume/superblock.h"
 #include "coordinator/volume/volume.h"
 #include "coordinator/volume/volume_format.h"
 #include "coordinator/volume/wal_region.h"
+#include "csvfs/base/heartbeat_slot.h"
 #include "csvfs/base/log.h"
 
 namespace csv::volume {
 namespace {
 
 constexpr std::uint64_t kLeastWal = 4ull << 20, kMostWal = disk::kLargestWal;
-constexpr std::uint64_t kPieceSize = 1ull << 20;
 
 Expected<void> check_options(const FormatOptions& options) {
   CSV_TRY(check_label(options.label));
@@ -85,19 +86,6 @@ VolumeInfo lay_out(iscsi::BlockingLun& lun, const FormatOptions& options, Random
   return info;
 }
 
-/// Writes something other than zeros: arrays recognise those and give the space back.
-Expected<void> claim(iscsi::BlockingLun& lun, std::uint64_t from, std::uint64_t size) {
-  constexpr std::string_view kText = "csvfs: space for the catalog    ";
-  static_assert(kPieceSize % kText.size() == 0);
-  Buffer piece{kPieceSize};
-  for (std::size_t i = 0; i < piece.size(); i += kText.size())
-    std::memcpy(piece.data() + i, kText.data(), kText.size());
-  std::vector<iscsi::BlockingLun::Write> writes;
-  for (std::uint64_t at = 0; at < size; at += kPieceSize)
-    writes.push_back({from + at, piece.span().first(std::min(kPieceSize, size - at))});
-  return lun.write(writes);
-}
-
 /// Nothing of what was there is recognisable any more, nor is a former volume of ours.
 Expected<void> wipe(iscsi::BlockingLun& lun, std::uint64_t size) {
   auto block = lun.lun().geometry().block_size;
@@ -107,9 +95,20 @@ Expected<void> wipe(iscsi::BlockingLun& lun, std::uint64_t size) {
   return lun.flush();
 }
 
+/// Signs of life of nobody, which are no zeros.
+Expected<void> claim_slots(iscsi::BlockingLun& lun, const VolumeInfo& info) {
+  if (!lun.lun().profile().unmap) return {};
+  Buffer slots{disk::kSlotCount * disk::kSlotSize};
+  auto nobody = encode(HeartbeatSlot{}, info.id);
+  for (std::size_t at = 0; at < slots.size(); at += nobody.size())
+    std::memcpy(slots.data() + at, nobody.data(), nobody.size());
+  return lun.write(info.slots_offset, slots.span());
+}
+
 /// The regions behind the superblocks, as an empty catalog wants to find them.
 Expected<void> prepare_catalog(iscsi::BlockingLun& lun, const VolumeInfo& info, bool claim_space) {
-  if (claim_space && lun.lun().profile().unmap) {
+  if (claim_space) {
+    CSV_TRY(claim_slots(lun, info));
     CSV_TRY(claim(lun, info.wal_offset, info.wal_size));
     for (auto at : info.chunks) CSV_TRY(claim(lun, at, kChunkSize));
   }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "coordinator/volume/catalog_pages.h"
+#include "coordinator/volume/claim.h"
 #include "coordinator/volume/superblock.h"
 #include "coordinator/volume/wal_region.h"
 #include "csvfs/base/check.h"
@@ -65,6 +66,7 @@ class LunStore final : public CatalogStore {
   [[nodiscard]] std::uint32_t mapped_pages() const override {
     return static_cast<std::uint32_t>(info_.chunks.size() * disk::kPagesPerChunk);
   }
+  Expected<void> claim_chunk(std::uint64_t at) override;
   Expected<void> add_chunk(std::uint64_t at) override;
   [[nodiscard]] const VolumeInfo& info() const override { return info_; }
   [[nodiscard]] Expected<void> health() const override { return health_; }
@@ -82,6 +84,8 @@ class LunStore final : public CatalogStore {
   int fail(int code, const Error& why);
 
  private:
+  Expected<void> may_be_chunk(std::uint64_t at) const;
+
   iscsi::BlockingLun* lun_;
   VolumeInfo info_;
   Random* random_;
@@ -487,7 +491,7 @@ int LunStore::fail(int code, const Error& why) {
   return code;
 }
 
-Expected<void> LunStore::add_chunk(std::uint64_t at) {
+Expected<void> LunStore::may_be_chunk(std::uint64_t at) const {
   CSV_TRY(health());
   if (read_only() || publication_ == Publication::unpublished)
     return Error{Errc::refused, "the catalog cannot grow here"};
@@ -500,6 +504,19 @@ Expected<void> LunStore::add_chunk(std::uint64_t at) {
       at + kChunkSize > info_.data_offset + info_.data_size ||
       std::any_of(info_.chunks.begin(), info_.chunks.end(), overlaps))
     return Error{Errc::refused, fmt::format("LUN offset {} is no place for a catalog chunk", at)};
+  return {};
+}
+
+Expected<void> LunStore::claim_chunk(std::uint64_t at) {
+  CSV_TRY(may_be_chunk(at));
+  auto claimed = claim(*lun_, at, kChunkSize);
+  if (!claimed && !(claimed.error() == std::errc::no_space_on_device))
+    fail(SQLITE_IOERR_WRITE, claimed.error().within("claiming space for a catalog chunk"));
+  return claimed;
+}
+
+Expected<void> LunStore::add_chunk(std::uint64_t at) {
+  CSV_TRY(may_be_chunk(at));
   auto index = static_cast<std::uint32_t>(info_.chunks.size());
   auto header = encode_chunk_header(info_.id, index, at, info_.sequence + 1);
   auto added = lun_->write(at, header.span());

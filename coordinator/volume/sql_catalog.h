@@ -237,6 +237,7 @@ class SqlCatalog final : public Catalog {
   const std::uint64_t work_in_step_;
   const std::uint64_t
       most_dirty_pages_;  ///< A transaction ends after the change that came this far.
+  std::uint32_t groups_until_growth_ = 0;  ///< Of changes, after a thin LUN had no space for it.
   Counters counters_, stored_, at_change_;
   Allocator allocator_;
   Statistics statistics_;

@@ -79,8 +79,8 @@ struct FormatOptions {
   std::uint16_t cluster = 0;
   bool overwrite = false;  ///< --yes: whatever is on it, and whoever's keys are registered.
   std::uint64_t wal_size = 64ull << 20;  ///< A multiple of 1 MiB, 4 MiB to 1 GiB.
-  /// On a thin LUN, writes the WAL region and the first chunks through, so that metadata never runs
-  /// out of space. A simulation saves itself the time.
+  /// On a thin LUN, writes slots, WAL region and first chunks through, so that metadata never runs
+  /// out of space; later chunks too. A simulation saves itself the time.
   bool claim_space = true;
 };
 /// Bytes a LUN must have for a volume.
@@ -108,6 +108,10 @@ class CatalogStore {
   [[nodiscard]] virtual const char* path() const = 0;
   /// Database pages of 4096 bytes that the mapped chunks hold (PRAGMA max_page_count).
   [[nodiscard]] virtual std::uint32_t mapped_pages() const = 0;
+  /// Takes the space of a chunk to be at LUN offset `at`, which is free, from a thin LUN, so that
+  /// its pages never run out of it. std::errc::no_space_on_device: it has none, and nothing
+  /// changed.
+  virtual Expected<void> claim_chunk(std::uint64_t at) = 0;
   /// Maps one more chunk at LUN offset `at`: header written, both superblocks rewritten. The caller
   /// has made the space used in a durable transaction before.
   virtual Expected<void> add_chunk(std::uint64_t at) = 0;

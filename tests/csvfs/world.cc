@@ -139,7 +139,8 @@ void World::post(Function<void()> work) {
 
 iscsi::LunOpener World::opener(std::shared_ptr<iscsi::RamDisk> disk, int number, bool of_mount) {
   iscsi::RamPlan plan = [this, of_mount](const iscsi::RamCommand& command) {
-    return of_mount && mount_plan ? mount_plan(command) : iscsi::RamFate{};
+    const auto& its_plan = of_mount ? mount_plan : coordinator_plan;
+    return its_plan ? its_plan(command) : iscsi::RamFate{};
   };
   auto open = iscsi::RamDisk::opener(std::move(disk), loop_, std::move(plan));
   return [open = std::move(open), name = initiator(number)](

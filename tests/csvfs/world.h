@@ -94,7 +94,8 @@ class World {
   // Read on the loop: set them there (post).
   bool refuse_connections = false;
   TimePoint open_until = TimePoint::max();
-  iscsi::RamPlan mount_plan;  ///< Of the mounts' commands.
+  iscsi::RamPlan mount_plan;        ///< Of the mounts' commands.
+  iscsi::RamPlan coordinator_plan;  ///< Of the coordinator's own.
 
  private:
   class Cuttable;

@@ -325,6 +325,9 @@ TEST_CASE(
   CHECK(io.write(0, filled(512, 2)));
   REQUIRE(io.unmap(0, 64 << 10));
   CHECK(io.write(1 << 20, filled(512, 1)));
+  CHECK(io.write(2 << 20, filled(512, 1)).error() == std::errc::no_space_on_device);
+  bench.disk->set_thin_bytes(192 << 10);
+  CHECK(io.write(2 << 20, filled(512, 1)));
 }
 
 TEST_CASE("ram lun: a write-protected LUN reads and says that it is write-protected") {

@@ -233,6 +233,12 @@ iscsi::RamFate Cluster::fate(const iscsi::RamCommand& command) {
   if (one_in(weather.stall_in)) {
     (random.chance(1, 2) ? fate.to_target : fate.inside) += world.between(1s, 14s);
   }
+  using Kind = iscsi::RamCommand::Kind;
+  if (weather.full && command.offset >= content_from_ &&
+      (command.kind == Kind::write || command.kind == Kind::zero)) {
+    fate.failure = Error{std::errc::no_space_on_device, "the thin LUN has no space left"};
+    fate.torn_blocks = random.below(16);
+  }
   fate.unfenced = broken.unfenced;
   fate.answer_lost = one_in(weather.lost_answer_in);
   fate.lies = command.kind == iscsi::RamCommand::Kind::write && one_in(weather.lie_in);
@@ -285,6 +291,7 @@ void Cluster::format() {
     options.claim_space = false;
     auto made = volume::format(lun, options, random, WallTime{1'800'000'000'000'000'000});
     if (!made) check_failed(made.error().message().c_str());
+    content_from_ = made->data_offset + made->chunks.size() * volume::kChunkSize;
   });
 }
 

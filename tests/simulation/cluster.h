@@ -32,6 +32,7 @@ struct DiskWeather {
   std::uint64_t hiccup_in = 400;     ///< One in so many takes tens of milliseconds.
   std::uint64_t lost_answer_in = 0;  ///< One in so many takes effect, but its answer is lost.
   std::uint64_t lie_in = 0;          ///< One write in so many is answered and never made.
+  bool full = false;                 ///< A thin LUN: it takes nothing but what the catalog claimed.
 };
 
 /// A running program of a node, with a loop and doors of its own. Killing it takes its objects away
@@ -184,6 +185,7 @@ class Cluster {
   std::vector<Node> nodes_;
   std::vector<std::unique_ptr<SimLoop>> graveyard_;
   bool governed_ = false;
+  std::uint64_t content_from_ = 0;  ///< Where on the LUN the catalog's chunks end.
 };
 
 }  // namespace csv::sim

@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
       plan.freeze = what == "freeze";
       plan.move = what == "move";
       plan.isolate = what == "isolate";
+      plan.fill_lun = what == "fill-lun";
       plan.length = each.length;
     } else if (arg == "--lie") {
       plan.lie_in = number();

@@ -31,6 +31,7 @@ class Saboteur {
     add(plan.move, &Saboteur::move);
     add(plan.move, &Saboteur::take_away);
     add(plan.isolate, &Saboteur::isolate_coordinator);
+    add(plan.fill_lun, &Saboteur::fill_lun);
     if (!faults_.empty()) next();
   }
 
@@ -147,6 +148,11 @@ class Saboteur {
         cluster_.disk->set_reachable(Cluster::initiator(node), true);
       }
     });
+  }
+  void fill_lun() {
+    say("the thin LUN is full");
+    cluster_.weather.full = true;
+    mend_after(world_.between(200ms, 8s), [this] { cluster_.weather.full = false; });
   }
   void freeze() {
     auto node = any_node();

@@ -264,6 +264,25 @@ TEST_CASE("catalog: the database grows into the data area before it is full") {
   CHECK(v.problems() == "");
 }
 
+TEST_CASE(
+    "catalog: a thin LUN without space for another chunk stops growth only, until it has some") {
+  auto bed = std::make_unique<FileBed>(2 * kGiB);
+  auto& store = dynamic_cast<FileCatalogStore&>(bed->store());
+  store.claims = Error{std::errc::no_space_on_device, "the thin LUN has no space left"};
+  TestCatalog v{std::move(bed)};
+  auto chunks = store.info().chunks.size();
+  auto free = v.catalog->space()->free;
+  for (int i = 0; i < 1100; ++i) v.file("a" + std::to_string(i));
+  CHECK(store.info().chunks.size() == chunks);
+  CHECK(v.catalog->space()->free == free);
+  v.reopen();
+  CHECK(v.problems() == "");
+  store.claims = {};
+  for (int i = 0; i < 1100; ++i) v.file("b" + std::to_string(i));
+  CHECK(store.info().chunks.size() > chunks);
+  CHECK(v.problems() == "");
+}
+
 TEST_CASE("catalog: growth that a crash interrupted is finished when it is opened") {
   auto bed = std::make_unique<FileBed>(2 * kGiB);
   auto& store = bed->store();

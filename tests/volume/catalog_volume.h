@@ -33,12 +33,14 @@ class FileCatalogStore final : public CatalogStore {
   std::uint32_t mapped_pages() const override {
     return static_cast<std::uint32_t>(info_.chunks.size() * kChunkSize / 4096);
   }
+  Expected<void> claim_chunk(std::uint64_t) override { return claims; }
   Expected<void> add_chunk(std::uint64_t at) override;
   const VolumeInfo& info() const override { return info_; }
   Expected<void> health() const override { return sick; }
   iscsi::BlockingLun& lun() override { check_failed("a catalog in a file has no LUN"); }
 
   bool fail_add_chunk = false;
+  Expected<void> claims;  ///< What claim_chunk answers.
   Expected<void> sick;
 
  private:

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "coordinator/volume/catalog.h"
+#include "csvfs/base/heartbeat_slot.h"
 #include "csvfs/base/log.h"
 #include "tests/volume/lun_bench.h"
 
@@ -215,7 +216,12 @@ TEST_CASE("format: on a thin LUN the catalog's space is claimed, elsewhere it is
     options.claim_space = true;
     Random random{1};
     REQUIRE(format(path.io, options, random, kNow));
-    auto least = options.wal_size + kFirstChunks * kChunkSize;
+    constexpr auto kSlots = disk::kSlotCount * disk::kSlotSize;
+    auto least = options.wal_size + kFirstChunks * kChunkSize + kSlots;
+    Buffer slot{disk::kSlotSize};
+    bench.disk->peek(disk::kSlotsOffset, slot.span());
+    auto nobody = decode_slot(slot.span(), read_superblocks(path.io, false)->id);
+    CHECK(static_cast<bool>(nobody) == thin);
     CHECK((bench.disk->allocated_bytes() >= least) == thin);
     CHECK(root_of(path));
   }

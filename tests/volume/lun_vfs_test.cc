@@ -600,6 +600,24 @@ TEST_CASE("catalog store: pages without room for the checksum are refused") {
   sqlite3_close(db);
 }
 
+TEST_CASE("catalog store: a chunk's space is taken from a thin LUN before, wholly or not at all") {
+  iscsi::RamDiskOptions disk;
+  disk.thin_bytes = 32ull << 20;
+  LunBench bench{disk};
+  auto info = prepared(bench, 64ull << 20);
+  Random random{1};
+  auto path = bench.connect();
+  auto store = open(path, info, random);
+  auto at = info.data_offset + kChunkSize;
+  auto before = bench.disk->allocated_bytes();
+  CHECK(store->claim_chunk(at).error() == std::errc::no_space_on_device);
+  CHECK(bench.disk->allocated_bytes() == before);
+  CHECK(store->health());
+  bench.disk->set_thin_bytes(before + kChunkSize);
+  REQUIRE(store->claim_chunk(at));
+  CHECK(bench.disk->allocated_bytes() == before + kChunkSize);
+}
+
 TEST_CASE("catalog store: grows by a chunk, which the superblocks and its header name") {
   LunBench bench;
   auto info = prepared(bench, 64ull << 20);
@@ -611,6 +629,7 @@ TEST_CASE("catalog store: grows by a chunk, which the superblocks and its header
     CHECK(store->add_chunk(info.chunks[0]).error() == Errc::refused);
     CHECK(store->add_chunk(info.data_offset + kChunkSize + 4096).error() == Errc::refused);
     CHECK(store->add_chunk(info.lun_size).error() == Errc::refused);
+    CHECK(store->claim_chunk(info.lun_size).error() == Errc::refused);
     CHECK(store->health());
     // Not beside the first one, so that pages behind it lie elsewhere.
     REQUIRE(store->add_chunk(info.data_offset + 3 * kChunkSize));

@@ -1,0 +1,124 @@
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <thread>
+
+#include "tests/csvfs/world.h"
+
+namespace csv::tests {
+namespace {
+
+constexpr std::uint64_t kMiB = 1u << 20;
+
+/// What a thin target answers when nothing is left, as long as `full` says so.
+iscsi::RamPlan thin(std::atomic<bool>& full, std::atomic<int>& refused) {
+  return [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    using Kind = iscsi::RamCommand::Kind;
+    bool content = command.offset > 200 * kMiB;
+    if (full && content && (command.kind == Kind::write || command.kind == Kind::zero)) {
+      fate.failure =
+          Error{std::errc::no_space_on_device, "the thin LUN has no space left (07h/27h/07h)"};
+      fate.torn_blocks = 1;
+      ++refused;
+    }
+    return fate;
+  };
+}
+
+Mount::Opened create(World& world, Mount& mount) {
+  wire::Make make;
+  make.set_parent(raw(kRootInode));
+  make.set_name("file");
+  make.set_mode(S_IFREG | 0644);
+  auto made = world.wait(mount.create({}, make));
+  REQUIRE(made);
+  return *made;
+}
+
+bool becomes(World& world, Mount& mount, AccessMode mode, const std::string& reason) {
+  auto until = std::chrono::steady_clock::now() + std::chrono::seconds{20};
+  while (std::chrono::steady_clock::now() < until) {
+    Mount::State state;
+    world.post([&] { state = mount.state(); });
+    if (state.mode == mode && state.reason.find(reason) != std::string::npos) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds{20});
+  }
+  return false;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "full LUN: writes wait, whoever sends them, the reason is told, and they go on by themselves") {
+  std::atomic<bool> full{false};
+  std::atomic<int> refused{0};
+  World world;
+  auto& mount = world.mount(2);
+  auto file = create(world, mount);
+  auto before = pattern(kMiB, 1);
+  REQUIRE(world.wait(mount.write(file.handle, 0, before, {})));
+
+  std::uint64_t at = 0;
+  bool append = false;
+  SUBCASE("a direct write in place") { at = 65536; }
+  SUBCASE("a direct write into a grant") { at = kMiB; }
+  SUBCASE("a hole that the coordinator makes stable") {
+    wire::SetAttr longer;
+    longer.set_inode(file.attr.inode());
+    longer.set_size(8 * kMiB);
+    REQUIRE(world.wait(mount.change(longer)));
+    at = 4 * kMiB;
+  }
+  SUBCASE("a write through the coordinator") { append = true; }
+
+  full = true;
+  world.post([&] {
+    world.mount_plan = thin(full, refused);
+    world.coordinator_plan = thin(full, refused);
+  });
+  auto data = pattern(append ? 1000 : 65536, 9);
+  Mount::WriteOptions how;
+  how.append = append;
+  auto writing = world.begin(mount.write(file.handle, at, data, how));
+  CHECK(becomes(world, mount, AccessMode::paused, "no space left"));
+  CHECK_FALSE(writing->ready_within(1s));
+  CHECK(refused > 1);  // it was tried again
+  // What needs no space goes on.
+  auto there = world.wait(mount.read(file.handle, 128 * 1024, 4096));
+  REQUIRE(there);
+
+  full = false;
+  auto wrote = writing->get();
+  REQUIRE_MESSAGE(wrote, wrote.error().message());
+  CHECK(*wrote == data.size());
+  CHECK(becomes(world, mount, AccessMode::direct, ""));
+  auto read = world.wait(
+      mount.read(file.handle, append ? kMiB : at, static_cast<std::uint32_t>(data.size())));
+  REQUIRE(read);
+  auto bytes = bytes_of(*read);
+  CHECK(std::equal(bytes.begin(), bytes.end(), data.begin(), data.end()));
+}
+
+TEST_CASE("full LUN: a program that is killed while its write waits is let go") {
+  std::atomic<bool> full{true};
+  std::atomic<int> refused{0};
+  World world;
+  auto& mount = world.mount(2);
+  auto file = create(world, mount);
+  auto data = pattern(kMiB, 1);
+  REQUIRE(world.wait(mount.write(file.handle, 0, data, {})));
+  world.post([&] { world.mount_plan = thin(full, refused); });
+  Interrupt killed;
+  auto writing = world.begin(mount.write(file.handle, 0, data, {}, &killed));
+  CHECK_FALSE(writing->ready_within(300ms));
+  world.post([&] { killed.raise(); });
+  auto result = writing->get();
+  REQUIRE_FALSE(result);
+  CHECK(result.error() == std::errc::interrupted);
+}
+
+}  // namespace csv::tests
