@@ -26,7 +26,7 @@ struct BootClock {
   using rep = duration::rep;
   using period = duration::period;
   using time_point = TimePoint;
-  static constexpr bool is_steady = true;
+  [[maybe_unused]] static constexpr bool is_steady = true;
   static time_point now() { return time_point{Duration{read_clock(CLOCK_BOOTTIME)}}; }
 };
 

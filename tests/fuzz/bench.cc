@@ -1,0 +1,150 @@
+#include "tests/fuzz/bench.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+
+#include "coordinator/volume/catalog.h"
+#include "csvfs/base/check.h"
+#include "iscsi/blocking_lun.h"
+
+namespace csv::fuzz {
+namespace {
+
+using volume::Catalog;
+
+constexpr std::uint64_t kWalSize = 4ull << 20;
+constexpr std::uint64_t kPart = 64ull << 10;
+
+iscsi::RamDiskOptions disk_options() {
+  iscsi::RamDiskOptions options;
+  options.geometry.block_count = kLunSize / options.geometry.block_size;
+  return options;
+}
+
+template <typename F>
+void change(Catalog& catalog, F body) {
+  Catalog::Change one;
+  one.body = [&](Catalog& on) -> Expected<void> {
+    body(on);
+    return {};
+  };
+  CSV_CHECK(catalog.run({&one, 1}));
+}
+
+void fill(Catalog& on) {
+  auto directory = *on.make(kRootInode, "folder", {.mode = S_IFDIR | 0755}, 1000);
+  for (int i = 0; i < 30; ++i)
+    (void)on.make(directory.inode, "file" + std::to_string(i), {.mode = S_IFREG | 0644}, 1000);
+  auto file = *on.make(kRootInode, "file", {.mode = S_IFREG | 0644}, 1000);
+  auto runs = *on.reserve_space(file.inode, 64, 0, 8);
+  CSV_CHECK(on.place(file.inode, 0, runs, volume::BlockState::written, {}));
+  CSV_CHECK(on.grow(file.inode, 64 * 4096, 1000));
+  CSV_CHECK(on.fill(file.inode, 100, 16));
+  CSV_CHECK(on.set_xattr(file.inode, "user.a", "value", 0, 1000));
+  CSV_CHECK(on.link(file.inode, directory.inode, "link", 1000));
+  CSV_CHECK(on.make(kRootInode, "symlink", {.mode = S_IFLNK | 0777, .target = "file"}, 1000));
+}
+
+/// Rows that a coordinator finds when it takes over.
+void hold(Catalog& on) {
+  auto session = *on.new_session(NodeId{2}, 77);
+  volume::AdmissionRow row;
+  row.key = make_key({kCluster, NodeId{2}, KeyRole::mount, *on.new_key_number()});
+  row.session = session.id;
+  row.node = NodeId{2};
+  row.incarnation = 77;
+  row.state = volume::AdmissionState::admitted;
+  CSV_CHECK(on.put_admission(row));
+  CSV_CHECK(on.put_slot(session.id, 3, {.sequence = 1, .reply = "x"}));
+  auto file = *on.lookup(kRootInode, "file");
+  auto grant = *on.new_grant(session.id, file.inode);
+  auto runs = *on.reserve_space(file.inode, 16, 0, 8);
+  CSV_CHECK(on.place(file.inode, 200, runs, volume::BlockState::granted, grant));
+  auto orphan = *on.make(kRootInode, "orphan", {.mode = S_IFREG | 0644}, 1000);
+  CSV_CHECK(orphan.nlink == 1 && on.unlink(kRootInode, "orphan", 1000));
+}
+
+Image make_image() {
+  fakes::ManualLoop loop;
+  Turns turns{loop};
+  auto disk = iscsi::RamDisk::create(disk_options(), &loop);
+  auto lun = *disk->connect(loop, {});
+  iscsi::BlockingLun io{*lun, turns};
+  volume::FormatOptions how;
+  how.label = "volume1";
+  how.cluster = kCluster;
+  how.wal_size = kWalSize;
+  how.claim_space = false;
+  Random random{7};
+  Image image;
+  auto made = volume::format(io, how, random, WallTime{1'700'000'000'000'000'000});
+  CSV_CHECK(made);
+  image.info = *made;
+  {
+    auto store = *volume::open_catalog_store(io, image.info, random);
+    auto catalog = *Catalog::open(*store);
+    change(*catalog, fill);
+    CSV_CHECK(catalog->checkpoint());
+    // What follows stays in the log: recovery has something to do.
+    change(*catalog, hold);
+  }
+  std::vector<std::byte> part(kPart);
+  for (std::uint64_t at = 0; at < kLunSize; at += kPart) {
+    disk->peek(at, part);
+    if (std::any_of(part.begin(), part.end(), [](std::byte b) { return b != std::byte{}; }))
+      image.parts.emplace_back(at, part);
+  }
+  return image;
+}
+
+}  // namespace
+
+void Turns::wait(Function<void(std::function<void()> wake)> start) {
+  bool woken = false;
+  start([&woken] { woken = true; });
+  CSV_CHECK(run_until(
+      *loop_, [&woken] { return woken; }, std::chrono::hours{1}));
+}
+
+bool run_until(fakes::ManualLoop& loop, const std::function<bool()>& done, Duration limit) {
+  auto end = loop.now() + limit;
+  loop.settle();
+  while (!done() && loop.now() < end) loop.run_for(1ms);
+  return done();
+}
+
+InlineWorker::~InlineWorker() {
+  // As promised, what was posted runs. Inside its own work the worker is never destroyed.
+  CSV_CHECK(!state_->busy);
+  pump(state_);
+}
+
+void InlineWorker::post(Function<void()> work) {
+  state_->queue.push_back(std::move(work));
+  state_->loop->post([state = state_] { pump(state); });
+}
+
+void InlineWorker::pump(const std::shared_ptr<State>& state) {
+  if (std::exchange(state->busy, true)) return;
+  while (!state->queue.empty()) {
+    auto work = std::move(state->queue.front());
+    state->queue.pop_front();
+    work();
+  }
+  state->busy = false;
+}
+
+const Image& image() {
+  static const Image made = make_image();
+  return made;
+}
+
+std::shared_ptr<iscsi::RamDisk> disk_of(const Image& image, fakes::ManualLoop& loop) {
+  auto disk = iscsi::RamDisk::create(disk_options(), &loop);
+  for (const auto& [at, bytes] : image.parts) disk->poke(at, bytes);
+  return disk;
+}
+
+}  // namespace csv::fuzz

@@ -1,0 +1,436 @@
+// A mount whose coordinator says whatever it likes, while programs use it. It may wait for ever,
+// and programs may get errors; nothing else.
+//
+//   first byte: bit 0 the coordinator greets by itself as it should, bit 1 and admits too; then
+//   steps: what (1 byte), arguments as below
+#include "csvfs/mount.h"
+
+#include <sys/stat.h>
+
+#include <deque>
+#include <list>
+
+#include "coordinator/protocol/limits.h"
+#include "coordinator/protocol/memory_transport.h"
+#include "coordinator/volume/volume.h"
+#include "csvfs/base/check.h"
+#include "tests/fuzz/bench.h"
+#include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/input.h"
+
+namespace csv::fuzz {
+namespace {
+
+enum Step : std::uint8_t {
+  greet,    ///< Length (1), bytes over a good HelloReply.
+  reply,    ///< Length (1), length of the bulk data (2), to the oldest request: any Reply.
+  again,    ///< The last reply once more, to the next request.
+  notice,   ///< Id (1), length (1), any Notice.
+  frame,    ///< Length (2), any frame.
+  wait,     ///< Steps of 50 ms (1).
+  leave,    ///< The connection ends.
+  program,  ///< What a program does (1), where (1).
+  newer,    ///< The epoch grows from now on.
+  kSteps
+};
+
+class Coordinator {
+ public:
+  Coordinator(fakes::ManualLoop& loop, bool greets, bool admits)
+      : loop_{&loop}, greets_{greets}, admits_{admits} {}
+  Coordinator(const Coordinator&) = delete;
+  Coordinator& operator=(const Coordinator&) = delete;
+
+  void connect(protocol::Connected done) {
+    auto [mine, theirs] = protocol::connection_pair(*loop_, "coordinator", "mount");
+    connection_ = std::move(mine);
+    requests_.clear();
+    connection_->start([this](protocol::Message message) { came(std::move(message)); },
+                       [](const Error&) {});
+    done(std::move(theirs));
+  }
+  void send(wire::Frame frame, std::span<const std::byte> bulk = {}) {
+    if (!connection_ || frame.ByteSizeLong() == 0) return;
+    if (frame.epoch() == 0) frame.set_epoch(epoch);
+    if (frame.coordinator_key() == 0) frame.set_coordinator_key(1234);
+    connection_->send({std::move(frame), Buffer::copy_of(bulk)});
+    loop_->settle();
+  }
+  void greet_with(std::span<const std::byte> bytes) {
+    const auto& info = image().info;
+    wire::Frame one;
+    auto& body = *one.mutable_hello_reply();
+    body.set_session(5);
+    body.set_volume_id(std::string{text_of(info.id)});
+    body.set_lun_identity(info.lun_identity);
+    body.set_cluster(info.cluster);
+    body.set_slot_offset(slot_offset(info, NodeId{2}, KeyRole::mount));
+    body.set_lun_size(info.lun_size);
+    if (!body.MergeFromString(std::string{text_of(bytes)})) return;
+    send(std::move(one));
+  }
+  void answer(std::span<const std::byte> bytes, std::span<const std::byte> bulk) {
+    if (!last_.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) return;
+    bulk_.assign(bulk.begin(), bulk.end());
+    answer_again();
+  }
+  void answer_again() {
+    if (requests_.empty()) return;
+    wire::Frame one;
+    one.set_id(requests_.front());
+    requests_.pop_front();
+    *one.mutable_reply() = last_;
+    send(std::move(one), bulk_);
+  }
+  void leave() { connection_.reset(); }
+
+  std::uint64_t epoch = 3;
+
+ private:
+  void came(protocol::Message message) {
+    auto& frame = message.frame;
+    if (frame.has_hello() && greets_) return greet_with({});
+    if (!frame.has_request()) return;
+    bool begins = frame.request().has_admit_begin();
+    if (admits_ && (begins || frame.request().has_admit_done())) {
+      wire::Frame one;
+      one.set_id(frame.id());
+      auto& body = *one.mutable_reply();
+      if (begins) {
+        body.mutable_admission()->set_key(
+            raw(make_key({kCluster, NodeId{2}, KeyRole::mount, ++key_number_})));
+        body.mutable_admission()->set_reservation_type(8);
+      }
+      return send(std::move(one));
+    }
+    if (requests_.size() < 1000) requests_.push_back(frame.id());
+  }
+
+  fakes::ManualLoop* loop_;
+  bool greets_, admits_;
+  std::uint64_t key_number_ = 100;
+  std::deque<std::uint64_t> requests_;
+  wire::Reply last_;
+  std::vector<std::byte> bulk_;
+  std::unique_ptr<protocol::Connection> connection_;
+};
+
+/// Programs that use the mount.
+class Programs {
+ public:
+  explicit Programs(Mount& mount) : mount_{&mount} { content_.fill(std::byte{'p'}); }
+  Programs(const Programs&) = delete;
+  Programs& operator=(const Programs&) = delete;
+
+  void begin(unsigned what, unsigned where) {
+    if (tasks_.running() > 50) return;
+    tasks_.spawn(act(what % 16, where));
+  }
+  void watch_ready() { tasks_.spawn(ready()); }
+
+ private:
+  Task<void> ready() {
+    auto task = mount_->ready();
+    (void)co_await task;
+  }
+  template <typename T>
+  static Task<void> ignore(Task<T> task) {
+    (void)co_await task;
+  }
+  Task<void> remember(Task<Expected<Mount::Opened>> task) {
+    auto opened = co_await task;
+    if (opened) handles_.push_back(opened->handle);
+  }
+  /// Any handle: those that were never given out belong to nobody.
+  [[nodiscard]] Mount::Handle handle(unsigned where) const {
+    return handles_.empty() ? Mount::Handle{where} : handles_[where % handles_.size()];
+  }
+  Task<void> act(unsigned what, unsigned where) {
+    // Offsets that matter: inside, over a block's edge, at the end, far away.
+    const std::uint64_t at =
+        (where % 4) * 2048 + (where / 4 % 4) * (60ull * 4096) + (where / 16 % 2) * (1ull << 43);
+    auto data = std::span{content_}.first(where % 2 == 0 ? content_.size() : 4096);
+    wire::Make make;
+    make.set_parent(1);
+    make.set_name("made");
+    make.set_mode(S_IFREG | 0644);
+    wire::SetAttr set;
+    set.set_inode(33);
+    set.set_size(where);
+    bool known = !handles_.empty();
+    switch (what) {
+      case 0: return ignore(mount_->lookup(kRootInode, "file"));
+      case 1: return ignore(mount_->attr(InodeId{33}));
+      case 2: return remember(mount_->open(InodeId{33}, where % 2 != 0));
+      case 3: return remember(mount_->create({}, make));
+      case 4: return ignore(mount_->list(kRootInode, where, 10));
+      case 5: return ignore(mount_->statistics());
+      case 6: return ignore(mount_->change(set));
+      case 7: return ignore(mount_->read_link(InodeId{34}));
+      case 8: return ignore(mount_->list_xattrs(InodeId{33}));
+      default: break;
+    }
+    if (!known) return ignore(mount_->attr(kRootInode));
+    switch (what) {
+      case 9: return ignore(mount_->read(handle(where), at, 10000));
+      case 10: return ignore(mount_->write(handle(where), at, data, {}));
+      case 11: return ignore(mount_->write(handle(where), at, data, {.append = true}));
+      case 12: return ignore(mount_->write(handle(where), at, data, {.durable = true}));
+      case 13: return ignore(mount_->sync(handle(where)));
+      case 14: return ignore(mount_->seek(handle(where), at, SEEK_DATA));
+      default: {
+        auto closing = handle(where);
+        std::erase(handles_, closing);
+        return close(closing);
+      }
+    }
+  }
+  Task<void> close(Mount::Handle closing) {
+    auto task = mount_->close(closing);
+    co_await task;
+  }
+
+  Mount* mount_;
+  std::array<std::byte, 70000> content_;
+  std::vector<Mount::Handle> handles_;
+  TaskScope tasks_;
+};
+
+void act(Input& input, Coordinator& coordinator, Programs& programs, fakes::ManualLoop& loop) {
+  switch (static_cast<Step>(input.take() % kSteps)) {
+    case greet: return coordinator.greet_with(input.take(input.take()));
+    case reply: {
+      auto length = input.take();
+      auto bulk = input.take<std::uint16_t>();
+      auto bytes = input.take(length);
+      return coordinator.answer(bytes, input.take(bulk));
+    }
+    case again: return coordinator.answer_again();
+    case notice: {
+      wire::Frame one;
+      one.set_id(input.take());
+      auto bytes = input.take(input.take());
+      if (one.mutable_notice()->ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
+        coordinator.send(std::move(one));
+      return;
+    }
+    case frame: {
+      auto bytes = input.take(input.take<std::uint16_t>());
+      wire::Frame any;
+      if (any.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
+        coordinator.send(std::move(any));
+      return;
+    }
+    case wait: return loop.run_for(input.take() * 50ms);
+    case leave: return coordinator.leave();
+    case program: {
+      auto what = input.take();
+      programs.begin(what, input.take());
+      return loop.settle();
+    }
+    case newer: ++coordinator.epoch; return;
+    case kSteps: break;
+  }
+}
+
+// --- Seeds
+
+std::string step(int what, const std::string& rest = {}) {
+  return std::string(1, static_cast<char>(what)) + rest;
+}
+std::string sized(const std::string& bytes) {
+  return std::string(1, static_cast<char>(bytes.size())) + bytes;
+}
+std::string replied(const wire::Reply& what, const std::string& bulk = {}) {
+  auto bytes = what.SerializeAsString();
+  return step(reply, std::string(1, static_cast<char>(bytes.size())) +
+                         number(static_cast<std::uint16_t>(bulk.size())) + bytes + bulk);
+}
+std::string noticed(int id, const wire::Notice& what) {
+  return step(notice, std::string(1, static_cast<char>(id)) + sized(what.SerializeAsString()));
+}
+std::string does(int what, int where = 0) {
+  return step(program, std::string(1, static_cast<char>(what)) + static_cast<char>(where));
+}
+
+}  // namespace
+
+void run(std::span<const std::byte> bytes) {
+  fakes::ManualLoop loop;
+  auto disk = disk_of(image(), loop);
+  Random random{7};
+  Input input{bytes};
+  auto how = input.take();
+  {
+    Coordinator coordinator{loop, (how & 1) != 0, (how & 2) != 0};
+    MountSurroundings around;
+    around.loop = &loop;
+    around.random = &random;
+    around.open_lun = iscsi::RamDisk::opener(disk, loop);
+    around.connect = [&](protocol::Connected done) { coordinator.connect(std::move(done)); };
+    around.open_until = [&loop] { return loop.now() + 1h; };
+    around.volume = "volume1";
+    around.node = NodeId{2};
+    auto mount = Mount::start(std::move(around));
+    Programs programs{*mount};
+    programs.watch_ready();
+    loop.run_for(200ms);
+    for (int steps = 0; !input.empty() && steps < 200; ++steps)
+      act(input, coordinator, programs, loop);
+    loop.run_for(2s);
+    mount.reset();
+  }
+  loop.run_for(1s);
+}
+
+std::vector<Seed> seeds() {
+  std::vector<Seed> all;
+  auto add = [&](const std::string& name, int how, const std::string& steps) {
+    all.push_back({name, std::string(1, static_cast<char>(how)) + steps});
+  };
+  wire::Reply attr, opened, layout, grant, hole, shipped, written, entries, none, refused, retry,
+      ended, fs, position;
+  auto file = [](wire::Attr& out, std::uint64_t size) {
+    out.set_inode(33);
+    out.set_generation(1);
+    out.set_mode(S_IFREG | 0644);
+    out.set_nlink(1);
+    out.set_size(size);
+  };
+  file(*attr.mutable_attr(), 64 * 4096);
+  auto segment = [](wire::Reply& out, std::uint64_t at, std::uint64_t length, std::uint64_t lun,
+                    unsigned state) {
+    auto& one = *out.mutable_layout()->add_segments();
+    one.set_offset(at);
+    one.set_length(length);
+    one.set_lun_offset(lun);
+    one.set_state(state);
+    out.mutable_layout()->set_size(64 * 4096);
+    out.mutable_layout()->set_sequence(3ull << 32);
+  };
+  segment(layout, 0, 64 * 4096, 300ull << 20, 1);
+  layout.mutable_layout()->set_write(true);
+  segment(hole, 0, 64 * 4096, 0, 0);
+  segment(grant, 60 * 4096, 1 << 20, 301ull << 20, 2);
+  grant.mutable_layout()->set_grant(9);
+  grant.mutable_layout()->set_write(true);
+  shipped.mutable_layout()->set_shipped(true);
+  written.mutable_written()->set_length(4096);
+  file(*written.mutable_written()->mutable_attr(), 64 * 4096);
+  auto& entry = *entries.mutable_entries()->add_entries();
+  entry.set_name("file");
+  entry.set_cookie(3);
+  file(*entry.mutable_attr(), 5);
+  refused.mutable_failure()->set_code(2);
+  refused.mutable_failure()->set_generic(true);
+  retry.mutable_failure()->set_code(static_cast<unsigned>(Errc::retry));
+  ended.mutable_failure()->set_code(static_cast<unsigned>(Errc::session_ended));
+  fs.mutable_fs_stat()->set_total_blocks(1000);
+  position.mutable_position()->set_offset(5);
+  wire::Notice recall, query, fenced;
+  recall.mutable_recall()->set_inode(33);
+  recall.mutable_recall()->set_length(~0ull);
+  recall.mutable_recall()->set_reads_too(true);
+  recall.mutable_recall()->set_sequence((3ull << 32) + 5);
+  query.mutable_query_wrote()->set_inode(33);
+  fenced.mutable_fenced()->set_reason("because");
+  const std::string content(60000, 'c');
+  auto open = does(2) + replied(attr);
+
+  add("silent", 0, step(wait, "\xff"));
+  add("greeted", 1, step(wait, "\x40"));
+  add("admitted", 3, does(0) + replied(attr) + does(1) + replied(attr) + does(5) + replied(fs));
+  add("by-hand", 0, step(greet, sized("")) + replied(none) + replied(none) + step(wait, "\x05"));
+  add("foreign-volume", 0, step(greet, sized([] {
+                                  wire::HelloReply other;
+                                  other.set_volume_id(std::string(16, 'x'));
+                                  return other.SerializeAsString();
+                                }())));
+  add("foreign-lun", 0,
+      step(greet, sized([] {
+             wire::HelloReply other;
+             other.set_lun_identity("naa.another");
+             return other.SerializeAsString();
+           }())) +
+          step(wait, "\x14"));
+  add("slot-outside", 2,
+      step(greet, sized([] {
+             wire::HelloReply other;
+             other.set_slot_offset((1ull << 63) - 5000);
+             return other.SerializeAsString();
+           }())) +
+          step(wait, "\x14"));
+  add("no-session", 2,
+      step(greet, sized([] {
+             wire::HelloReply other;
+             other.mutable_failure()->set_code(static_cast<unsigned>(Errc::session_ended));
+             return other.SerializeAsString();
+           }())) +
+          step(wait, "\x14"));
+  add("read", 3, open + does(9) + replied(layout) + step(wait, "\x02") + does(9, 1) + does(15));
+  add("read-hole", 3, open + does(9) + replied(hole) + step(wait, "\x02"));
+  add("read-shipped", 3, open + does(9) + replied(shipped) + replied(none, content));
+  add("read-too-much", 3, open + does(9) + replied(shipped) + replied(position, content));
+  add("write", 3, open + does(10) + replied(layout) + step(wait, "\x02") + does(13) + does(15));
+  add("write-grant", 3,
+      open + does(10, 16) + replied(grant) + step(wait, "\x02") + replied(none) + replied(attr));
+  add("write-shipped", 3,
+      open + does(10) + replied(shipped) + replied(written) + does(11) + replied(written));
+  add(
+      "written-much", 3, open + does(11) + [&] {
+        auto more = written;
+        more.mutable_written()->set_length(~0u);
+        return replied(more);
+      }());
+  add(
+      "layout-outside", 3, open + does(9) + [&] {
+        wire::Reply far;
+        segment(far, 0, 64 * 4096, (1ull << 62), 1);
+        return replied(far) + step(wait, "\x05");
+      }());
+  add(
+      "layout-odd", 3, open + does(9) + [&] {
+        wire::Reply odd;
+        segment(odd, 1, 3, 7, 1);
+        segment(odd, 0, 0, 0, 2);
+        segment(odd, 100, 64 * 4096, 513, 1);
+        return replied(odd) + step(wait, "\x05") + step(again) + step(again);
+      }());
+  add(
+      "layout-nothing", 3, open + does(9) + [&] {
+        wire::Reply nothing;
+        nothing.mutable_layout();
+        return replied(nothing) + step(again) + step(again) + step(again) + step(again);
+      }());
+  add("wrong-result", 3,
+      does(0) + replied(entries) + does(4) + replied(attr) + does(2) + replied(none) + does(7) +
+          replied(fs) + open + does(9) + replied(attr));
+  add("errors", 3,
+      does(0) + replied(refused) + does(1) + replied(retry) + step(wait, "\x02") + replied(ended) +
+          step(wait, "\x05"));
+  add("recall", 3,
+      open + does(9) + replied(layout) + noticed(1, recall) + does(9) + replied(layout) +
+          noticed(2, query) + step(wait, "\x02"));
+  add("recall-in-flight", 3,
+      open + does(10) + noticed(1, recall) + replied(layout) + noticed(1, recall) +
+          step(wait, "\x02"));
+  add("fenced", 3, open + does(10) + replied(layout) + noticed(1, fenced) + step(wait, "\x20"));
+  add("reconnect", 3,
+      open + does(10) + step(leave) + step(newer) + step(wait, "\x20") + replied(layout) +
+          step(wait, "\x02"));
+  add("stranger", 0, step(frame, [] {
+        wire::Frame beat;
+        beat.mutable_beat()->set_node(1);
+        auto bytes = beat.SerializeAsString();
+        return number(static_cast<std::uint16_t>(bytes.size())) + bytes;
+      }()));
+  add(
+      "list", 3, does(4) + replied(entries) + does(8) + [&] {
+        wire::Reply bytes;
+        bytes.mutable_bytes()->set_value("no end");
+        return replied(bytes);
+      }());
+  return all;
+}
+
+}  // namespace csv::fuzz
