@@ -221,6 +221,14 @@ Task<Expected<void>> Service::touch(InodeId inode) {
   auto set = [inode, now = wall_now()](volume::Catalog& catalog) {
     return catalog.touch(inode, now);
   };
+  struct Touching {
+    Touching(std::multiset<InodeId>& all, InodeId of) : inodes{&all}, at{all.insert(of)} {}
+    Touching(const Touching&) = delete;
+    Touching& operator=(const Touching&) = delete;
+    ~Touching() { inodes->erase(at); }
+    std::multiset<InodeId>* inodes;
+    std::multiset<InodeId>::iterator at;
+  } touching{touching_, inode};
   auto touched = co_await writer_.change(std::move(set));
   if (!touched && !is_stale(touched.error())) co_return touched.error();
   co_return Expected<void>{};

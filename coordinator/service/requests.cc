@@ -53,7 +53,8 @@ Answer answered(wire::Reply reply) {
 Task<Service::Outcome> Service::lookup(CallRef call) {
   const auto& asked = call->request.lookup();
   InodeId parent{asked.parent()};
-  if (auto found = names_.find(parent, asked.name()); found.known) {
+  if (auto found = names_.find(parent, asked.name());
+      found.known && (!found.attr || known_by_heart(found.attr->inode))) {
     if (found.attr == nullptr) co_return errno_error(ENOENT, "lookup");
     co_return attr_answer(*found.attr);
   }
@@ -74,7 +75,7 @@ Task<Service::Outcome> Service::lookup(CallRef call) {
 
 /// An inode's attributes as they are after the last change that was answered.
 Task<Expected<volume::Attr>> Service::attr_of(InodeId inode) {
-  if (const auto* known = names_.attr(inode)) co_return *known;
+  if (const auto* known = names_.attr(inode); known && known_by_heart(inode)) co_return *known;
   auto body = [inode](Catalog& catalog) { return catalog.attr(inode); };
   auto attr = co_await writer_.read(std::move(body));
   if (attr) names_.learn(*attr);  // at once: see NameCache

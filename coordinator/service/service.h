@@ -144,6 +144,9 @@ class Service final : public VolumeService {
 
   // requests.cc
   Task<Outcome> lookup(CallRef call);
+  /// What is in memory of an inode may be answered. Not while a time is on its way into the catalog
+  /// for a write that has been answered: only a look behind it in the queue sees it.
+  [[nodiscard]] bool known_by_heart(InodeId inode) const { return !touching_.contains(inode); }
   Task<Expected<volume::Attr>> attr_of(InodeId inode);
   Task<Outcome> get_attr(CallRef call);
   Task<Outcome> set_attr(CallRef call);
@@ -253,12 +256,13 @@ class Service final : public VolumeService {
   std::map<SessionId, SessionRef> sessions_;        ///< Live and ending ones.
   std::map<Key, volume::AdmissionRow> admissions_;  ///< As committed, or about to be fenced.
   std::map<InodeId, std::set<SessionId>> openers_;
-  std::set<NodeId> greeting_;     ///< One Hello of a node at a time.
-  std::size_t arrivals_ = 0;      ///< Links whose Hello is being answered.
-  std::set<InodeId> orphans_;     ///< Without a name; to be reaped.
-  std::set<InodeId> reaping_;     ///< Nobody may open them any more.
-  std::set<SessionId> shedding_;  ///< Being asked for some of their layouts.
-  std::set<SessionId> ended_;     ///< Whose grants are still to be freed.
+  std::set<NodeId> greeting_;        ///< One Hello of a node at a time.
+  std::size_t arrivals_ = 0;         ///< Links whose Hello is being answered.
+  std::multiset<InodeId> touching_;  ///< touch() of them is under way.
+  std::set<InodeId> orphans_;        ///< Without a name; to be reaped.
+  std::set<InodeId> reaping_;        ///< Nobody may open them any more.
+  std::set<SessionId> shedding_;     ///< Being asked for some of their layouts.
+  std::set<SessionId> ended_;        ///< Whose grants are still to be freed.
   InodeId first_made_{};     ///< In this epoch; everything from it on is younger than the takeover.
   Signal sessions_changed_;  ///< One declared itself, ended, ...
   Signal reap_due_, clean_due_, freed_;

@@ -574,6 +574,35 @@ TEST_CASE("attributes: whoever writes directly is asked before the times are tol
   CHECK(a.attr(file).mtime() > before.mtime());
 }
 
+TEST_CASE(
+    "attributes: a time on its way into the catalog is not overtaken by what is known by heart") {
+  World world;
+  std::atomic<bool> slow{false};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (slow && command.kind == iscsi::RamCommand::Kind::write) fate.inside = 100ms;
+    return fate;
+  };
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto file = a.create("f");
+  auto before = a.attr(file);
+  slow = true;
+  // What close(2) sends when it has returned already, and the stat(2) that follows it.
+  wire::Request release, status, look;
+  release.mutable_release()->set_inode(file);
+  release.mutable_release()->set_wrote(true);
+  status.mutable_get_attr()->set_inode(file);
+  look.mutable_lookup()->set_parent(1);
+  look.mutable_lookup()->set_name("f");
+  a.send(release);
+  auto looked = a.send(look), asked = a.send(status);
+  CHECK(a.wait(looked).attr().mtime() > before.mtime());
+  CHECK(a.wait(asked).attr().mtime() > before.mtime());
+}
+
 // ---------------------------------------------------------------------------- unlink
 
 TEST_CASE("unlink: a file that another session has open keeps its content until that is closed") {
