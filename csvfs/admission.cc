@@ -57,6 +57,7 @@ void Admission::session_ended() {
 }
 
 void Admission::lost(const std::shared_ptr<LunPath>& path, const Error& why) {
+  if (!path) return;
   if (path == candidate_) {
     path->close();  // whoever is admitting over it will see it fail
     return;

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <limits>
 
+#include "csvfs/base/log.h"
+
 namespace csv {
 namespace {
 
@@ -16,6 +18,7 @@ constexpr int kTries = 8;  ///< Layouts that recalls kept taking away; then the 
 constexpr Duration kShippedFor = 1s;    ///< How long an answer `shipped` saves asking again.
 constexpr Duration kGatePoll = 20ms;    ///< The gate is a number in shared memory: nobody calls.
 constexpr Duration kSpacePoll = 250ms;  ///< Nor does a target say when it has space again.
+constexpr std::size_t kMostVolatile = 4096;
 constexpr std::size_t kMostExtents = 128 * 1024;
 
 constexpr std::uint64_t down(std::uint64_t value, std::uint64_t unit) {
@@ -338,6 +341,7 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
                                             Mount::WriteOptions options, Interrupt* interrupt) {
   auto end = offset + data.size();
   int asked = 0;
+  std::uint64_t verifier = 0;
   for (;;) {
     if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, interrupt));
     if (options.append || loop_->now() < file->shipped_until)
@@ -365,6 +369,7 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
     bool full = false;
     {
       InFlight in_flight{file, range};
+      verifier = verifier_.value_or(0);
       auto written = co_await write_pieces(path, *plan, offset, data, options.durable);
       // Of the volume's own space only the coordinator speaks: this is the thin LUN's.
       full = !written && written.error() == std::errc::no_space_on_device;
@@ -386,7 +391,13 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
       co_await sleep(*loop_, kSpacePoll);
       continue;
     }
-    auto committed = co_await commit(file, *plan);
+    // Perhaps answered before the target lost it.
+    if (verifier_.value_or(0) != verifier) continue;
+    bool in_place = std::any_of(plan->pieces.begin(), plan->pieces.end(), [](const auto& piece) {
+      return piece.state == ExtentMap::State::write;
+    });
+    if (in_place && !options.durable) written_volatile(file);
+    auto committed = co_await commit(file, *plan, verifier);
     if (!committed) {
       if (committed.error() == Errc::session_ended) co_return over();
       if (committed.error() != Errc::stale_commit) co_return committed.error();
@@ -426,7 +437,7 @@ Task<Expected<void>> IoPath::write_pieces(std::shared_ptr<LunPath> path, const P
 }
 
 /// Makes what was written into grants part of the file, in order of offset.
-Task<Expected<void>> IoPath::commit(FilePtr file, const Plan& plan) {
+Task<Expected<void>> IoPath::commit(FilePtr file, const Plan& plan, std::uint64_t verifier) {
   for (std::size_t i = 0; i < plan.pieces.size(); ++i) {
     auto piece = plan.pieces[i];
     if (piece.state != ExtentMap::State::granted) continue;
@@ -439,6 +450,7 @@ Task<Expected<void>> IoPath::commit(FilePtr file, const Plan& plan) {
     body.set_offset(piece.begin);
     body.set_length(piece.end - piece.begin);
     body.set_truncation(piece.truncation);
+    body.set_verifier(verifier);
     CoordinatorClient::CallOptions options;
     options.changes = true;
     options.session = file->session;
@@ -473,12 +485,18 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     how.session = file->session;
     how.bulk = part;
     how.interrupt = done == 0 ? interrupt : nullptr;
+    auto verifier = verifier_;
     CSV_CO_TRY(answer, co_await client_->call(std::move(request), how));
     const auto& written = answer.reply.written();
     if (written.length() == 0 || written.length() > part.size())
       co_return Error{std::errc::io_error, "the coordinator wrote nothing"};
     if (options.append && done == 0) offset = written.offset();
     file->size = written.attr().size();
+    if (!written.durable()) {
+      written_volatile(file);
+      // Answered perhaps before the loss that we have heard of meanwhile.
+      if (verifier != verifier_) lost_.insert(file->inode);
+    }
     done += written.length();
     ++counters_->redirected_writes;
     counters_->redirected_write_bytes += written.length();
@@ -490,9 +508,14 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
 
 // --- Flushing ---------------------------------------------------------------------------------
 
+Task<Expected<void>> IoPath::flush(FilePtr file, Interrupt* interrupt) {
+  CSV_CO_CHECK(co_await flush_everything(file, interrupt));
+  co_return nothing_lost(*file);
+}
+
 /// A flush is of the whole LUN: one that starts after the call serves every caller until then, so
 /// at most one runs and one waits.
-Task<Expected<void>> IoPath::flush(FilePtr file, Interrupt* interrupt) {
+Task<Expected<void>> IoPath::flush_everything(FilePtr file, Interrupt* interrupt) {
   auto ticket = ++flush_asked_;
   while (flush_done_ < ticket) {
     if (flushing_) {
@@ -505,9 +528,14 @@ Task<Expected<void>> IoPath::flush(FilePtr file, Interrupt* interrupt) {
     if (!path->lun().profile().write_cache) co_return Expected<void>{};
     flushing_ = true;
     auto covers = flush_asked_;
+    being_flushed_ = std::exchange(volatile_, {});
     auto result = co_await path->flush();
     flushing_ = false;
-    if (result) flush_done_ = std::max(flush_done_, covers);
+    if (result)
+      flush_done_ = std::max(flush_done_, covers);
+    else
+      volatile_.merge(being_flushed_);
+    being_flushed_.clear();
     flushed_.notify();
     if (result) continue;
     if (!is_path_loss(result.error())) co_return result.error();
@@ -515,6 +543,42 @@ Task<Expected<void>> IoPath::flush(FilePtr file, Interrupt* interrupt) {
   }
   if (file->ended) co_return over();
   co_return Expected<void>{};
+}
+
+// --- A target that forgets --------------------------------------------------------------------
+
+/// Content of `file` was answered that a power loss of the target would take back.
+void IoPath::written_volatile(const FilePtr& file) {
+  const auto& path = admission_->path();
+  if (path && !path->lun().profile().write_cache) return;
+  volatile_.insert(file->inode);
+  // Nobody may ever ask for a flush, but the list is to stay short.
+  if (volatile_.size() < kMostVolatile || trimming_) return;
+  trimming_ = true;
+  tasks_.spawn(trim_volatile(file));
+}
+
+Task<void> IoPath::trim_volatile(FilePtr file) {
+  (void)co_await flush_everything(file, nullptr);  // What fails is left to the next write.
+  trimming_ = false;
+}
+
+bool IoPath::verified(std::uint64_t verifier) {
+  bool changed = verifier_ && *verifier_ != verifier;
+  verifier_ = verifier;
+  if (!changed) return false;
+  lost_.insert(volatile_.begin(), volatile_.end());
+  lost_.insert(being_flushed_.begin(), being_flushed_.end());
+  volatile_.clear();
+  return true;
+}
+
+Expected<void> IoPath::nothing_lost(const File& file) {
+  if (lost_.erase(file.inode) == 0) return {};
+  return Error{std::errc::io_error,
+               fmt::format("the target lost power before what was written to inode {} had been "
+                           "flushed: some of it may be gone",
+                           raw(file.inode))};
 }
 
 }  // namespace csv

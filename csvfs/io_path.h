@@ -3,6 +3,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <utility>
 #include <vector>
@@ -30,10 +31,15 @@ class IoPath {
   Task<Expected<std::uint32_t>> write(FilePtr file, std::uint64_t offset,
                                       std::span<const std::byte> data, Mount::WriteOptions options,
                                       Interrupt* interrupt);
-  /// Everything answered before the call, of any file, is past the volatile cache.
+  /// Everything answered before the call, of any file, is past the volatile cache; EIO, once, if
+  /// something of `file` never came there (memory_lost).
   Task<Expected<void>> flush(FilePtr file, Interrupt* interrupt);
   /// Drops layouts; ends when nothing is in flight, or of unknown outcome, under them.
   Task<void> recall(wire::Recall what);
+
+  /// What the coordinator says of the target's memory: with each new session or connection.
+  /// Changed: what was answered and not flushed since may be gone. Returns whether that is so.
+  bool verified(std::uint64_t verifier);
 
   /// The lease has not run out.
   [[nodiscard]] bool gate_open() const;
@@ -73,7 +79,11 @@ class IoPath {
   Task<Expected<void>> write_pieces(std::shared_ptr<LunPath> path, const Plan& plan,
                                     std::uint64_t offset, std::span<const std::byte> data,
                                     bool durable);
-  Task<Expected<void>> commit(FilePtr file, const Plan& plan);
+  Task<Expected<void>> commit(FilePtr file, const Plan& plan, std::uint64_t verifier);
+  Task<Expected<void>> flush_everything(FilePtr file, Interrupt* interrupt);
+  void written_volatile(const FilePtr& file);
+  Task<void> trim_volatile(FilePtr file);
+  Expected<void> nothing_lost(const File& file);
   Task<Expected<Mount::Content>> read_redirected(FilePtr file, std::uint64_t offset,
                                                  std::uint32_t length);
   Task<Expected<std::uint32_t>> write_redirected(FilePtr file, std::uint64_t offset,
@@ -91,6 +101,10 @@ class IoPath {
 
   std::uint64_t flush_asked_ = 0, flush_done_ = 0;  // which flush serves whom
   bool flushing_ = false;
+  // A7: whose content may be in nothing but the target's volatile cache, and whose was lost there.
+  std::optional<std::uint64_t> verifier_;
+  std::set<InodeId> volatile_, being_flushed_, lost_;
+  bool trimming_ = false;
   Signal flushed_;
 
   TaskScope tasks_;

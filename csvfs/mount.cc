@@ -177,6 +177,13 @@ void VolumeMount::declare(wire::Hello& hello) {
 void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
   if (greeted_in_ != client_.epoch()) files_.begin_epoch();
   greeted_in_ = client_.epoch();
+  if (io_.verified(reply.verifier())) {
+    events::report(events::Severity::error, "lun", surroundings_.volume,
+                   "the target lost power, and what its write cache held: files written and not "
+                   "synced since will answer one fsync with EIO");
+    // Should it live still: what is under way on it may have been taken back.
+    admission_.lost(admission_.path(), Error{Errc::lun_lost, "the target lost power"});
+  }
   if (fresh)
     admission_.session_began(reply);
   else if (admission_.path())

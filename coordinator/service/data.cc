@@ -382,6 +382,11 @@ Task<Service::Outcome> Service::commit(CallRef call) {
   if (asked.grant() == 0 || asked.length() == 0 || asked.offset() % kBlockSize != 0 ||
       end > kMaxSize)
     co_return Error{Errc::refused, "a commit names blocks of a grant"};
+  // What was written before the target lost its cache may be gone: the mount writes it again.
+  if (asked.verifier() != verifier_) {
+    ++stale_commits_;
+    co_return Error{Errc::stale_commit, "the target has lost power since this was written"};
+  }
   InodeId inode{asked.inode()};
   auto range = blocks_of(asked.offset(), asked.length());
   auto lock = co_await locks_.lock(inode, range, InodeLocks::Mode::shared);
@@ -569,13 +574,14 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
     add(piece.file_block, {piece.lun_block, piece.count});
   }
   // What becomes part of the file is past the volatile cache before its transaction (A7).
-  auto durable = gain.any() ? Content::Durable::yes : Content::Durable::no;
+  bool joins = gain.any() || end > seen.attr.size;
+  auto durable = joins ? Content::Durable::yes : Content::Durable::no;
   auto done = judge(co_await content_.write(image, std::move(pieces), durable));
   if (!done) {
     cancel_reservation(std::move(runs));
     co_return done.error();
   }
-  auto body = [inode, offset, length, end, gain,
+  auto body = [inode, offset, length, end, gain, joins,
                now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
     CSV_TRY(gain.apply(catalog, inode));
     auto attr = CSV_TRY(catalog.attr(inode));
@@ -584,6 +590,7 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
     auto& written = *reply.mutable_written();
     written.set_offset(offset);
     written.set_length(static_cast<std::uint32_t>(length));
+    written.set_durable(joins);
     fill(*written.mutable_attr(), attr);
     return reply;
   };

@@ -243,6 +243,7 @@ class Service final : public VolumeService {
   std::unique_ptr<Fencing> fencing_;
   const Key key_;
   const Epoch epoch_;
+  const std::uint64_t verifier_;  ///< For as long as we serve: a loss ends us.
   const TimePoint since_;
 
   NameCache names_{kNamesKept};

@@ -1,5 +1,6 @@
 #include "coordinator/service/takeover.h"
 
+#include <algorithm>
 #include <map>
 #include <set>
 
@@ -159,6 +160,31 @@ Task<Expected<void>> wait_for_silence(const Surroundings& around, Taken& taken) 
   co_return Expected<void>{};
 }
 
+/// Before anybody is served, so that a mount hears of it with its first word to us (A7).
+Task<Expected<void>> notice_memory_loss(Taken& taken, iscsi::KeyList before) {
+  CSV_CO_TRY(list, co_await taken.fencing->keys());
+  Function<Expected<std::uint64_t>(Tenure&)> work =
+      [before, live = taken.admissions,
+       generation = list.generation](Tenure& on) -> Expected<std::uint64_t> {
+    auto memory = on.catalog->target_memory();
+    bool lost =
+        on.lun->profile().write_cache && target_lost_memory(before, memory.key_generation, live);
+    if (lost) ++memory.losses;
+    if (!lost && memory.key_generation == generation) return memory.losses;
+    memory.key_generation = generation;
+    std::array<volume::Catalog::Change, 1> note;
+    note[0].body = [memory](volume::Catalog& catalog) { return catalog.set_target_memory(memory); };
+    CSV_TRY(on.catalog->run(note));
+    CSV_TRY(note[0].result);
+    if (lost)
+      log::warning("the target lost power, and what its cache held losses={}", memory.losses);
+    return memory.losses;
+  };
+  CSV_CO_TRY(losses, co_await on_writer<Expected<std::uint64_t>>(taken.tenure, std::move(work)));
+  taken.verifier = losses;
+  co_return Expected<void>{};
+}
+
 /// The epoch is made on the LUN, not in a message (A5, A6).
 Task<Expected<void>> write_epoch(const Surroundings& around, Taken& taken) {
   auto tenure = taken.tenure;
@@ -243,6 +269,7 @@ Task<Expected<void>> fence_the_dead(const Surroundings& around, Taken& taken) {
 
 Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
   auto& lun = *taken.tenure->lun;
+  CSV_CO_TRY(keys_before, co_await read_keys(lun));
   // First of all: under the reservation an unregistered nexus may not even read the superblocks.
   CSV_CO_CHECK(co_await register_key(lun, taken.key));
   if (auto may = co_await look(around, taken.tenure, taken.key); !may) {
@@ -259,12 +286,26 @@ Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
   // Only now: the catalog is opened (its log recovered) by the one who alone can write it, and its
   // rows say which keys live.
   CSV_CO_CHECK(co_await fence_the_dead(around, taken));
+  CSV_CO_CHECK(co_await notice_memory_loss(taken, std::move(keys_before)));
   log::info("takeover volume={} epoch={} key={:016x} sessions={} reservation=\"{}\"", around.volume,
             raw(taken.epoch), raw(taken.key), taken.sessions.size(), name_of(type));
   co_return Expected<void>{};
 }
 
 }  // namespace
+
+bool target_lost_memory(const iscsi::KeyList& before, std::uint32_t generation_then,
+                        std::span<const volume::AdmissionRow> live) {
+  if (before.generation < generation_then) return true;
+  // One alone that is missing may have been given back, or replaced on its nexus, just before.
+  bool any_admitted = false;
+  for (const auto& row : live) {
+    if (std::find(before.keys.begin(), before.keys.end(), row.key) != before.keys.end())
+      return false;
+    any_admitted = any_admitted || row.state == volume::AdmissionState::admitted;
+  }
+  return any_admitted;
+}
 
 Task<Expected<Taken>> take_over_volume(Surroundings around) {
   auto opened = co_await open_lun(around);

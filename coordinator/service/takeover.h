@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "coordinator/service/fencing.h"
@@ -15,10 +16,18 @@ struct Taken {
   std::unique_ptr<Fencing> fencing;  ///< Uses tenure->lun.
   Key key{};
   Epoch epoch{};
-  TimePoint proven_at{};  ///< A command sent then found our key in force, after the fence.
+  std::uint64_t verifier = 0;  ///< Grows when the target was found to have lost its memory.
+  TimePoint proven_at{};       ///< A command sent then found our key in force, after the fence.
   std::vector<volume::SessionRow> sessions;      ///< Ended ones too.
   std::vector<volume::AdmissionRow> admissions;  ///< Live ones only.
 };
+
+/// Whether the target has lost power, and so what its volatile cache held, since the catalog last
+/// said something of it. `before`: its keys before anything was done to them. A power on sets
+/// PRGENERATION back to 0 (SPC-4 5.13.11), and without APTPL no key is left of those whose live
+/// rows say that nobody has preempted them. `generation_then`: when the catalog last noted it.
+bool target_lost_memory(const iscsi::KeyList& before, std::uint32_t generation_then,
+                        std::span<const volume::AdmissionRow> live);
 
 /// In the order that makes it safe, each step with its reason in the .cc file. On an error nothing
 /// of it goes on: the LUN is closed, and our key is withdrawn if nothing had been changed yet.

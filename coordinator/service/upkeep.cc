@@ -39,7 +39,16 @@ Task<Expected<void>> Service::sweep_once() {
   // the catalog in memory may believe what the LUN has forgotten.
   if (list.generation < key_generation_ && tenure_->lun->profile().write_cache)
     co_return Error{Errc::not_durable, "the target lost power, and what its write cache held"};
-  key_generation_ = list.generation;
+  if (list.generation != key_generation_) {
+    key_generation_ = list.generation;
+    // For the next one who takes over.
+    auto note = [generation = list.generation](volume::Catalog& catalog) {
+      auto memory = catalog.target_memory();
+      memory.key_generation = generation;
+      return catalog.set_target_memory(memory);
+    };
+    CSV_CO_CHECK(co_await writer_.change(std::move(note)));
+  }
 
   // Rows are looked at after the keys were read: a key that is on the LUN has had its row before.
   // Fenced rows are in the hands of the fence that fenced them.

@@ -54,6 +54,7 @@ Service::Service(Surroundings around, Taken taken)
       fencing_{std::move(taken.fencing)},
       key_{taken.key},
       epoch_{taken.epoch},
+      verifier_{taken.verifier},
       since_{loop_.now()},
       writer_{tenure_, [this](std::span<const InodeId> changed) { names_.forget(changed); },
               [this](Error why) { stop(why.within("writing the catalog")); }},

@@ -242,6 +242,14 @@ class Catalog {
   virtual Expected<void> put_admission(const AdmissionRow& row) = 0;
   virtual Expected<void> remove_admission(Key key) = 0;
   virtual Expected<std::vector<AdmissionRow>> admissions() = 0;
+  /// What is known of the target's memory. A key that it forgot, or a generation that went back,
+  /// tells of a power loss, which took what was in its volatile cache along.
+  struct TargetMemory {
+    std::uint64_t losses = 0;
+    std::uint32_t key_generation = 0;  ///< PRGENERATION when last looked at.
+  };
+  [[nodiscard]] virtual TargetMemory target_memory() const = 0;
+  virtual Expected<void> set_target_memory(TargetMemory now) = 0;
   virtual Expected<std::optional<SlotResult>> slot(SessionId session, std::uint32_t slot) = 0;
   virtual Expected<void> put_slot(SessionId session, std::uint32_t slot,
                                   const SlotResult& result) = 0;

@@ -63,6 +63,8 @@ Expected<void> SqlCatalog::store_counters() {
   CSV_TRY(store("next_session", counters_.next_session, stored_.next_session));
   CSV_TRY(store("next_grant", counters_.next_grant, stored_.next_grant));
   CSV_TRY(store("next_key", counters_.next_key, stored_.next_key));
+  CSV_TRY(store("target_losses", counters_.target_losses, stored_.target_losses));
+  CSV_TRY(store("key_generation", counters_.key_generation, stored_.key_generation));
   return {};
 }
 

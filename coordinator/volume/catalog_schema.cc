@@ -42,14 +42,16 @@ Expected<void> SqlCatalog::fill_empty(std::int64_t now) {
     CSV_TRY(database_->run(sql_->put_chunk, at, number++));
   }
   // store_counters() writes what differs from `stored_`: all of it, this once.
-  stored_ = {UINT64_MAX, UINT64_MAX, UINT64_MAX, 0, 0, 0, 0};
+  stored_ = {UINT64_MAX, UINT64_MAX, UINT64_MAX, 0, 0, 0, 0, 0, 0};
   return store_counters();
 }
 
 Expected<void> SqlCatalog::load() {
-  auto number = [&](std::string_view key) -> Expected<std::uint64_t> {
+  auto number = [&](std::string_view key, bool there = true) -> Expected<std::uint64_t> {
     auto row = database_->use(sql_->get_number, key);
-    if (!CSV_TRY(row.row())) return Error{Errc::corrupt, "the catalog lacks " + std::string{key}};
+    bool found = CSV_TRY(row.row());
+    if (!found && !there) return 0;
+    if (!found) return Error{Errc::corrupt, "the catalog lacks " + std::string{key}};
     return row.u64(0);
   };
   if (auto version = CSV_TRY(number("schema_version")); version != kSchemaVersion)
@@ -62,6 +64,9 @@ Expected<void> SqlCatalog::load() {
   counters_.next_session = CSV_TRY(number("next_session"));
   counters_.next_grant = CSV_TRY(number("next_grant"));
   counters_.next_key = CSV_TRY(number("next_key"));
+  // Written when there is something to be said.
+  counters_.target_losses = CSV_TRY(number("target_losses", false));
+  counters_.key_generation = CSV_TRY(number("key_generation", false));
   birth_ = CSV_TRY(number("birth"));
   stored_ = counters_;
   database_->gather_changes_of("inodes");

@@ -47,6 +47,17 @@ Expected<void> SqlCatalog::forget_session(SessionId session) {
   return {};
 }
 
+Catalog::TargetMemory SqlCatalog::target_memory() const {
+  return {counters_.target_losses, static_cast<std::uint32_t>(counters_.key_generation)};
+}
+
+Expected<void> SqlCatalog::set_target_memory(TargetMemory now) {
+  CSV_TRY(may_change(Pages::freed));
+  counters_.target_losses = now.losses;
+  counters_.key_generation = now.key_generation;
+  return {};
+}
+
 Expected<std::uint64_t> SqlCatalog::new_key_number() {
   CSV_TRY(may_change(Pages::freed));
   if (counters_.next_key >= 1ull << 38) return Error{Errc::refused, "all key numbers were used"};

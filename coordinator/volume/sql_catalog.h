@@ -127,6 +127,8 @@ class SqlCatalog final : public Catalog {
   Expected<std::vector<SessionRow>> sessions() override;
   Expected<void> end_session(SessionId session) override;
   Expected<void> forget_session(SessionId session) override;
+  [[nodiscard]] TargetMemory target_memory() const override;
+  Expected<void> set_target_memory(TargetMemory now) override;
   Expected<std::uint64_t> new_key_number() override;
   Expected<void> put_admission(const AdmissionRow& row) override;
   Expected<void> remove_admission(Key key) override;

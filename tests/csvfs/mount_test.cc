@@ -446,6 +446,43 @@ TEST_CASE("mount: a durable write, and whatever was written before a sync, survi
   CHECK(read(world, mount, file.handle, 65536, 65536) == more);
 }
 
+TEST_CASE(
+    "mount: what a power loss of the target took is reported once, by the next sync of the file") {
+  World world;
+  auto& mount = world.mount(2);
+  auto lost = written_file(world, mount, "lost", kMiB);
+  auto kept = written_file(world, mount, "kept", kMiB);
+  write(world, mount, kept.handle, 0, pattern(65536, 3));
+  REQUIRE(world.wait(mount.sync(kept.handle)));
+  write(world, mount, lost.handle, 0, pattern(65536, 4));
+  Random chance{5};
+  SUBCASE("a crash of the coordinator alone takes nothing") {
+    world.take_over();
+    CHECK(world.wait(mount.sync(lost.handle)));
+  }
+  SUBCASE("a loss does, whatever is flushed to the target afterwards") {
+    world.crash_coordinator();
+    world.post([&] { world.disk().power_loss(chance); });
+    world.take_over();
+    CHECK(world.wait(mount.sync(kept.handle)));
+    auto told = world.wait(mount.sync(lost.handle));
+    REQUIRE(!told);
+    CHECK(told.error() == std::errc::io_error);
+    CHECK(told.error().message().find("lost power") != std::string::npos);
+    CHECK(world.wait(mount.sync(lost.handle)));
+  }
+  SUBCASE("a second loss takes what was written after the first") {
+    for (int round = 0; round < 2; ++round) {
+      world.crash_coordinator();
+      world.post([&] { world.disk().power_loss(chance); });
+      world.take_over();
+      CHECK(!world.wait(mount.sync(lost.handle)));
+      write(world, mount, lost.handle, 0, pattern(65536, 6));
+    }
+    CHECK(world.wait(mount.sync(lost.handle)));
+  }
+}
+
 TEST_CASE("mount: the time of a direct write is seen by the other node") {
   World world;
   auto& one = world.mount(1);

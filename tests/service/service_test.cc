@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "coordinator/protocol/failure.h"
+#include "coordinator/service/takeover.h"
 #include "tests/service/harness.h"
 
 using namespace csv;
@@ -819,6 +820,58 @@ TEST_CASE("takeover: a former coordinator that has not noticed answers nothing t
   auto late = a.send(look);
   pause(std::chrono::milliseconds{100});
   CHECK(!a.answered(late));
+}
+
+TEST_CASE("takeover: a target that forgot its keys, or began to count anew, has lost its cache") {
+  volume::AdmissionRow one, two;
+  one.key = Key{11};
+  one.state = volume::AdmissionState::admitted;
+  two.key = Key{22};
+  two.state = volume::AdmissionState::registering;
+  auto lost = [](iscsi::KeyList before, std::uint32_t then,
+                 std::vector<volume::AdmissionRow> live) {
+    return service::target_lost_memory(before, then, live);
+  };
+  CHECK(!lost({.generation = 7, .keys = {Key{11}}}, 7, {one}));
+  CHECK(!lost({.generation = 9, .keys = {Key{5}}}, 7, {}));
+  CHECK(lost({.generation = 6, .keys = {Key{11}}}, 7, {one}));
+  CHECK(lost({.generation = 7, .keys = {Key{5}}}, 7, {one}));
+  CHECK(lost({.generation = 7, .keys = {}}, 7, {one, two}));
+  CHECK(!lost({.generation = 7, .keys = {Key{22}}}, 7, {one, two}));
+  CHECK(!lost({.generation = 7, .keys = {}}, 7, {two}));
+}
+
+TEST_CASE("commit: what was written before the target lost its cache is written again") {
+  World world{iscsi::RamDiskOptions{.write_cache = true, .aptpl = false}};
+  Client a{world, 1, 11};
+  std::uint64_t file = 0;
+  wire::LayoutReply layout;
+  auto commit = [&](std::uint64_t verifier) {
+    wire::Request request;
+    auto& body = *request.mutable_commit();
+    body.set_inode(file);
+    body.set_grant(layout.grant());
+    body.set_length(kMiB);
+    body.set_truncation(layout.truncation());
+    body.set_verifier(verifier);
+    return static_cast<Errc>(a.change(request).failure().code());
+  };
+  {
+    Coordinator former{world, 1};
+    REQUIRE(!a.connect(former).code());
+    a.admit();
+    file = a.create("f");
+    layout = a.layout(file, 0, kMiB, true);
+    REQUIRE(layout.grant() != 0);
+    world.run([&] { world.disk->power_loss(world.random); });
+    for (int i = 0; i < 500 && !former.stopped(); ++i) pause(std::chrono::milliseconds{10});
+    REQUIRE(former.stopped());
+  }
+  Coordinator next{world, 1};
+  REQUIRE(!a.connect(next).code());
+  a.resume_done();
+  CHECK(commit(0) == Errc::stale_commit);
+  CHECK(commit(1) == Errc{});
 }
 
 TEST_CASE("takeover: after an end in good order nobody has to wait for the former's answers") {

@@ -45,20 +45,54 @@ void fill_pattern(std::span<std::byte> out, std::uint64_t offset, Stamp stamp) {
   }
 }
 
-FileContent::Id FileContent::begin(std::uint64_t from, std::uint64_t to, Stamp stamp,
-                                   Duration now) {
+FileContent::Id FileContent::begin(std::uint64_t from, std::uint64_t to, Stamp stamp, Duration now,
+                                   How how) {
   if (writes_.size() > prune_at_) {
     prune();
     prune_at_ = writes_.size() * 2 + 64;
   }
   auto id = next_++;
-  writes_[id] = {.from = from, .to = to, .stamp = stamp, .began = now};
+  writes_[id] = {
+      .from = from, .to = to, .stamp = stamp, .began = now, .by = how.by, .durable = how.durable};
   return id;
 }
 
 void FileContent::end(Id write, Duration now) {
   auto found = writes_.find(write);
-  if (found != writes_.end()) found->second.ended = now;
+  if (found == writes_.end()) return;
+  auto& over = found->second;
+  over.ended = now;
+  over.answered = true;
+  if (over.durable) over.flushed = true;
+  if (over.flushed) over.doubtful = false;
+  over.certain = !over.doubtful;
+}
+
+void FileContent::power_loss() {
+  for (auto& [id, write] : writes_) {
+    if (write.flushed) continue;
+    write.doubtful = true;
+    if (write.answered) write.certain = false;
+  }
+}
+
+void FileContent::synced(Writer by, Duration since) {
+  for (auto& [id, write] : writes_) {
+    if (write.ended > since || (write.doubtful && write.by != by)) continue;
+    write.doubtful = false;
+    write.flushed = true;
+    if (write.answered) write.certain = true;
+  }
+}
+
+bool FileContent::told_of_loss(Writer by) {
+  bool any = false;
+  for (auto& [id, write] : writes_) {
+    if (!write.doubtful || write.by != by) continue;
+    any = true;
+    write.doubtful = write.answered = false;  // Nobody claims it any more.
+  }
+  return any;
 }
 
 void FileContent::settle(Id write, Duration now) {
@@ -75,7 +109,8 @@ void FileContent::prune() {
   auto oldest = reads_.empty() ? Duration::max() - 1ns : *reads_.begin();
   for (const auto& [id, old] : writes_) {
     for (const auto& [other, later] : writes_) {
-      if (later.ended > oldest || later.began <= old.ended || !later.certain) continue;
+      if (later.ended > oldest || later.began <= old.ended || !later.certain || !later.flushed)
+        continue;
       if (later.from <= old.from && old.to <= later.to) covered.insert(id);
     }
   }
@@ -135,6 +170,7 @@ std::optional<std::string> FileContent::judge(std::uint64_t offset, std::span<co
           decided.back().to = stop;
         } else {
           decided.push_back({.from = at, .to = stop, .stamp = *shown, .began = since});
+          decided.back().answered = true;
         }
       }
       at = stop;

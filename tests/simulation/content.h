@@ -22,17 +22,33 @@ void fill_pattern(std::span<std::byte> out, std::uint64_t offset, Stamp stamp);
 /// that was under way or the last that had ended before the read began. A write that nobody heard
 /// the end of may show from its beginning on, or never; once it is settled, what a first read shows
 /// of it must stay.
+///
+/// A power loss of the target may take back whatever had not been flushed, in any part. A sync that
+/// succeeds says that all its mount wrote before is there, unless an earlier one has failed for it.
 class FileContent {
  public:
   /// The file is new: all zeros.
   FileContent() = default;
 
   using Id = std::uint64_t;
+  using Writer = const void*;  ///< A mount's life.
+  struct How {
+    Writer by = nullptr;
+    bool durable = false;  ///< Once it has ended.
+  };
   /// Of a write, or with stamp 0 of zeros (a truncate, a punched hole).
-  Id begin(std::uint64_t from, std::uint64_t to, Stamp stamp, Duration now);
+  Id begin(std::uint64_t from, std::uint64_t to, Stamp stamp, Duration now, How how);
+  Id begin(std::uint64_t from, std::uint64_t to, Stamp stamp, Duration now) {
+    return begin(from, to, stamp, now, {nullptr, true});
+  }
   void end(Id write, Duration now);
   /// It has taken effect by now, wholly, in parts, or not at all; no more will come of it.
   void settle(Id write, Duration now);
+  void power_loss();
+  /// A sync that began at `since` succeeded.
+  void synced(Writer by, Duration since);
+  /// One was refused. False: there was nothing to be sorry about.
+  bool told_of_loss(Writer by);
   /// A read is under way; what it may show is kept until it is over.
   void begin_read(Duration now) { reads_.insert(now); }
   void end_read(Duration began) { reads_.erase(reads_.find(began)); }
@@ -46,6 +62,11 @@ class FileContent {
     Stamp stamp = 0;
     Duration began{}, ended = Duration::max();
     bool certain = true;  ///< That it took effect, once it has ended.
+    Writer by = nullptr;
+    bool durable = false;   ///< Will be, when it has ended.
+    bool flushed = false;   ///< A power loss changes nothing any more.
+    bool answered = false;  ///< With success.
+    bool doubtful = false;  ///< Power was lost, and a sync has yet to say what became of it.
   };
   void prune();
   std::map<Id, Write> writes_;

@@ -36,6 +36,8 @@ int main(int argc, char** argv) {
       plan.move = what == "move";
       plan.isolate = what == "isolate";
       plan.fill_lun = what == "fill-lun";
+      plan.lose_power = what == "lose-power";
+      plan.fill = what == "fill";
       plan.length = each.length;
     } else if (arg == "--lie") {
       plan.lie_in = number();
@@ -47,6 +49,7 @@ int main(int argc, char** argv) {
       plan.broken.forgery.answer_recalls |= what == "recalls";
       plan.broken.forgery.double_appends |= what == "appends";
       plan.broken.forgery.hide_locks |= what == "locks";
+      plan.broken.forgery.hide_losses |= what == "losses";
     } else if (arg == "--seconds") {
       plan.length = std::chrono::seconds{number()};
     } else if (arg == "--verbose") {
@@ -54,9 +57,10 @@ int main(int argc, char** argv) {
     } else if (arg == "--log") {
       level = csv::log::Level::debug;
     } else {
-      std::fprintf(stderr,
-                   "csv_sim [--seed N] [--runs N] [--seconds N] [--calm] [--lie N] [--break "
-                   "fences|gates|coordinators-gates|recalls|appends|locks] [--verbose] [--log]\n");
+      std::fprintf(
+          stderr,
+          "csv_sim [--seed N] [--runs N] [--seconds N] [--calm] [--lie N] [--break "
+          "fences|gates|coordinators-gates|recalls|appends|locks|losses] [--verbose] [--log]\n");
       return 2;
     }
   }
@@ -66,7 +70,8 @@ int main(int argc, char** argv) {
     auto result = csv::sim::simulate(seed, plan);
     std::printf(
         "seed %llu digest %016llx %s: %llu operations, %llu faults, %llu takeovers, %llu events, "
-        "%.0f s; direct %llu+%llu redirected %llu+%llu recalls %llu eio %llu%s\n",
+        "%.0f s; direct %llu+%llu redirected %llu+%llu recalls %llu eio %llu enospc %llu losses "
+        "%llu%s\n",
         static_cast<unsigned long long>(seed), static_cast<unsigned long long>(result.digest),
         result.setting.c_str(), static_cast<unsigned long long>(result.counts.operations),
         static_cast<unsigned long long>(result.faults),
@@ -78,7 +83,10 @@ int main(int argc, char** argv) {
         static_cast<unsigned long long>(result.mounts.redirected_reads),
         static_cast<unsigned long long>(result.mounts.redirected_writes),
         static_cast<unsigned long long>(result.mounts.recalls),
-        static_cast<unsigned long long>(result.counts.eio), result.undecided ? " undecided" : "");
+        static_cast<unsigned long long>(result.counts.eio),
+        static_cast<unsigned long long>(result.counts.no_space),
+        static_cast<unsigned long long>(result.counts.losses),
+        result.undecided ? " undecided" : "");
     if (!result.violation.empty()) {
       ++failed;
       std::printf("seed %llu FAILED: %s\n", static_cast<unsigned long long>(seed),

@@ -610,6 +610,23 @@ bool History::end(Id id, const Outcome& given) {
   return true;
 }
 
+bool History::refuse(Id id) {
+  if (gave_up_) return true;
+  std::set<Config> next;
+  for (const auto& config : configs_) {
+    auto without = config;
+    without.seen.erase(id);
+    if (without.done.erase(id) == 0) next.insert(std::move(without));
+  }
+  if (next.empty()) {
+    why_ = sim::describe(pending_.at(id).op) + " was refused, but what it does was seen";
+    return false;
+  }
+  pending_.erase(id);
+  keep(std::move(next));
+  return true;
+}
+
 void History::settle(Id id) {
   // A look that was abandoned is nothing to wait for.
   if (gave_up_ || !pending_.contains(id)) return;

@@ -79,6 +79,9 @@ class History {
   Id begin(Op op);
   /// False: nothing can explain this answer; why() says what was expected.
   bool end(Id id, const Outcome& outcome);
+  /// It was refused for want of something that is not known here, and so did nothing. False as with
+  /// end().
+  bool refuse(Id id);
   /// Nobody will hear the answer. It may still happen, until settle() says that it cannot.
   void abandon(Id id);
   /// Nothing more will come of it: it was done before now, or never will be.

@@ -324,9 +324,15 @@ bool Network::forge(const std::shared_ptr<Stream>& stream, int from,
   if (forgery.hide_locks && sent.frame.request().has_held_locks()) return true;
   protocol::Message forged;
   auto to = from;
+  bool replaced = false;
   if (forgery.answer_recalls && sent.frame.notice().has_recall()) {
     forged.frame.set_id(sent.frame.id());
     forged.frame.mutable_notice_reply();
+  } else if (forgery.hide_losses && sent.frame.hello_reply().verifier() != 0) {
+    to = 1 - from;
+    forged.frame = sent.frame;
+    forged.frame.mutable_hello_reply()->set_verifier(0);
+    replaced = true;
   } else if (forgery.double_appends && sent.frame.request().write().append()) {
     to = 1 - from;
     forged.frame = sent.frame;
@@ -344,7 +350,7 @@ bool Network::forge(const std::shared_ptr<Stream>& stream, int from,
       [stream, to, bytes = protocol::encode_message(forged)]() mutable {
         stream->receive(to, std::move(bytes));
       });
-  return forgery.answer_recalls && sent.frame.has_notice();
+  return replaced || (forgery.answer_recalls && sent.frame.has_notice());
 }
 
 void Network::part(NodeId from, NodeId to) { parted_.insert({from, to}); }

@@ -39,6 +39,19 @@ Outcome outcome_of(const Expected<void>& result) {
 
 std::uint64_t kForever = ~0ull;
 
+bool needs_space(Op::Kind kind) {
+  switch (kind) {
+    case Op::Kind::make_file:
+    case Op::Kind::make_directory:
+    case Op::Kind::make_symlink:
+    case Op::Kind::link:
+    case Op::Kind::write:
+    case Op::Kind::append:
+    case Op::Kind::set_xattr: return true;
+    default: return false;
+  }
+}
+
 }  // namespace
 
 /// One operation from its call to its answer. Destroyed unanswered (its mount was killed), it
@@ -71,9 +84,10 @@ class Program::Call {
   }
 
   /// Content that is written from now on until the call is over.
-  void writes(Number inode, std::uint64_t from, std::uint64_t to, Stamp stamp) {
+  void writes(Number inode, std::uint64_t from, std::uint64_t to, Stamp stamp,
+              FileContent::How how = {nullptr, true}) {
     auto& content = ground_.files[inode];
-    auto id = content.begin(from, to, stamp, began_);
+    auto id = content.begin(from, to, stamp, began_, how);
     end_.push_back([&content, id](Duration now, bool certain) {
       certain ? content.end(id, now) : content.settle(id, now);
     });
@@ -89,6 +103,14 @@ class Program::Call {
     world.note(name_ + " " + text_ + " -> " + describe(outcome));
     for (const auto& each : end_) each(world.now(), outcome.error == 0);
     if (id_ && !ground_.history.end(*id_, outcome)) {
+      workload_.fail(ground_.name + " " + name_ + ": " + ground_.history.why());
+    }
+  }
+  void refused(const Outcome& outcome) {
+    over_ = true;
+    workload_.world_.note(name_ + " " + text_ + " -> refused, " + describe(outcome));
+    for (const auto& each : end_) each(workload_.world_.now(), false);
+    if (id_ && !ground_.history.refuse(*id_)) {
       workload_.fail(ground_.name + " " + name_ + ": " + ground_.history.why());
     }
   }
@@ -152,6 +174,11 @@ Task<void> Program::think(Duration most) {
 }
 
 Task<void> Program::finish(Call& call, Outcome outcome, SessionId under) {
+  if (outcome.error == ENOSPC && needs_space(call.op().kind)) {
+    ++workload_.counts.no_space;
+    call.refused(outcome);  // The size included; of a write's content, parts may have been made.
+    co_return;
+  }
   if (outcome.error != EIO) {
     // What was open under an ended session is open no longer.
     bool lost = call.op().open && session() != under;
@@ -623,12 +650,16 @@ Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t le
   Buffer data{length};
   fill_pattern(data.span(), offset, stamp);
   Call call{*this, op};
-  call.writes(open.inode, offset, offset + length, stamp);
   Mount::WriteOptions options;
   options.durable = random_.chance(1, 10);
+  call.writes(open.inode, offset, offset + length, stamp, {&csvfs_, options.durable});
   auto written = co_await mount().write(open.handle, offset, data.span(), options);
   auto outcome = written ? Outcome{} : outcome_of(written.error());
   if (written && *written != length) workload_.fail("a short write");
+  if (outcome.error == EIO && options.durable && ground_.files[open.inode].told_of_loss(&csvfs_)) {
+    call.settled(outcome);
+    co_return;
+  }
   co_await finish(call, outcome, open.session);
   if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
 }
@@ -707,6 +738,13 @@ Task<void> Program::sync(std::size_t at) {
   auto open = open_[at];
   Call call{*this, fmt::format("sync inode={}", open.inode)};
   auto outcome = outcome_of(co_await mount().sync(open.handle));
+  auto& content = ground_.files[open.inode];
+  if (outcome.error == 0) content.synced(&csvfs_, call.began());
+  if (outcome.error == EIO && content.told_of_loss(&csvfs_)) {
+    ++workload_.counts.losses;
+    call.settled(outcome);
+    co_return;
+  }
   co_await finish(call, outcome, open.session);
   if (outcome.error != 0 && outcome.error != EIO) workload_.fail("a sync failed");
 }

@@ -1,6 +1,7 @@
 #include "tests/simulation/simulation.h"
 
 #include <sqlite3.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 
@@ -14,8 +15,8 @@ namespace {
 /// Breaks one thing after the other, and mends it again.
 class Saboteur {
  public:
-  Saboteur(World& world, Cluster& cluster, const Plan& plan)
-      : world_{world}, cluster_{cluster}, plan_{plan} {
+  Saboteur(World& world, Cluster& cluster, Workload& workload, const Plan& plan)
+      : world_{world}, cluster_{cluster}, workload_{workload}, plan_{plan} {
     auto add = [this](bool wanted, void (Saboteur::*fault)()) {
       if (wanted) faults_.push_back(fault);
     };
@@ -32,6 +33,8 @@ class Saboteur {
     add(plan.move, &Saboteur::take_away);
     add(plan.isolate, &Saboteur::isolate_coordinator);
     add(plan.fill_lun, &Saboteur::fill_lun);
+    add(plan.lose_power, &Saboteur::lose_power);
+    add(plan.fill, &Saboteur::fill);
     if (!faults_.empty()) next();
   }
 
@@ -181,6 +184,52 @@ class Saboteur {
     cluster_.csvd(to)->start_volume();
   }
 
+  /// The target is gone for a moment with all sessions, without APTPL all reservations, and with a
+  /// volatile cache whatever of it nobody had flushed.
+  void lose_power() {
+    say("the target loses power");
+    if (cluster_.disk->options().write_cache) workload_.power_loss();
+    cluster_.disk->power_loss(world_.random());
+  }
+  /// Somebody takes all space there is, and gives it back after a while.
+  void fill() {
+    auto node = any_node();
+    auto* csvfs = cluster_.mount(node);
+    if (csvfs == nullptr) return;
+    say(fmt::format("the volume is filled on node{}", node + 1));
+    csvfs->process().loop->enter([&] {
+      csvfs->programs().spawn(
+          hoard(csvfs->mount(), *csvfs->process().loop, ++hoards_, world_.between(100ms, 4s)));
+    });
+  }
+  static Task<void> hoard(Mount& mount, Loop& loop, std::uint64_t number, Duration keep) {
+    auto name = fmt::format("hoard{}", number);
+    wire::Make what;
+    what.set_parent(raw(kRootInode));
+    what.set_name(name);
+    what.set_mode(S_IFREG | 0600);
+    auto made = co_await mount.create(Caller{}, std::move(what));
+    if (!made) co_return;
+    // In ever smaller pieces, until nothing fits.
+    std::uint64_t at = 0;
+    for (auto piece = 256ull << 20; piece >= 4096;) {
+      wire::Allocate more;
+      more.set_offset(at);
+      more.set_length(piece);
+      auto done = co_await mount.allocate(made->handle, std::move(more));
+      if (done) {
+        at += piece;
+      } else if (done.error() == std::errc::no_space_on_device) {
+        piece /= 4;
+      } else {
+        break;  // Its session has ended.
+      }
+    }
+    co_await sleep(loop, keep);
+    co_await mount.close(made->handle);
+    (void)co_await mount.unlink(kRootInode, name, false);
+  }
+
   /// It goes on serving its own node's mount, as far as it knows, while another takes the volume.
   void isolate_coordinator() {
     auto node = cluster_.coordinator();
@@ -206,10 +255,11 @@ class Saboteur {
 
   World& world_;
   Cluster& cluster_;
+  Workload& workload_;
   const Plan& plan_;
   std::vector<void (Saboteur::*)()> faults_;
   std::map<std::uint64_t, std::function<void()>> repairs_;
-  std::uint64_t next_repair_ = 1, count_ = 0;
+  std::uint64_t next_repair_ = 1, count_ = 0, hoards_ = 0;
   bool stopped_ = false;
 };
 
@@ -363,7 +413,7 @@ class Run {
     return true;
   }
   bool work() {
-    saboteur_ = std::make_unique<Saboteur>(world_, cluster_, plan_);
+    saboteur_ = std::make_unique<Saboteur>(world_, cluster_, workload_, plan_);
     auto end = world_.now() + plan_.length;
     // Between the events, now and then, what dead mounts left is looked after.
     for (auto until = world_.now(); until < end && workload_.violation().empty();) {

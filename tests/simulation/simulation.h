@@ -13,6 +13,7 @@ struct Plan {
   bool crash_csvd = true, crash_mount = true, crash_node = true;
   bool break_connections = true, part_network = true, slow_network = true;
   bool lose_paths = true, freeze = true, move = true, isolate = true, fill_lun = true;
+  bool lose_power = true, fill = true;              ///< Of the target; the volume, for a while.
   Duration least_calm = 100ms, most_calm = 2500ms;  ///< Between two faults.
   std::uint64_t lie_in = 0;  ///< The storage loses one acknowledged write in so many.
   Broken broken;
@@ -23,6 +24,7 @@ struct Plan {
     plan.crash_csvd = plan.crash_mount = plan.crash_node = false;
     plan.break_connections = plan.part_network = plan.slow_network = false;
     plan.lose_paths = plan.freeze = plan.move = plan.isolate = plan.fill_lun = false;
+    plan.lose_power = plan.fill = false;
     return plan;
   }
 };

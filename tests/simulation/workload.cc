@@ -77,6 +77,11 @@ void Workload::dies(std::size_t node, const std::function<void()>& kill) {
   if (ghosts_.back().settle.empty()) ghosts_.pop_back();
 }
 
+void Workload::power_loss() {
+  for (auto& ground : playgrounds_)
+    for (auto& [inode, content] : ground->files) content.power_loss();
+}
+
 void Workload::settle_what_is_over() {
   auto coordinator = cluster_.coordinator();
   if (!coordinator) return;

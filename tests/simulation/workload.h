@@ -43,6 +43,8 @@ class Workload {
   void begin(std::size_t node);
   /// Its mount dies by `kill`: what its programs were doing may or may not happen.
   void dies(std::size_t node, const std::function<void()>& kill);
+  /// The target loses power: what it has not flushed may be gone.
+  void power_loss();
   /// Programs end once what they are doing is answered.
   void wind_down() { winding_down_ = true; }
   [[nodiscard]] std::size_t running() const { return running_; }
@@ -60,6 +62,7 @@ class Workload {
   void fail(std::string what);
   struct Counts {
     std::uint64_t operations = 0, writes = 0, reads = 0, abandoned = 0, eio = 0;
+    std::uint64_t no_space = 0, losses = 0;  ///< Refusals that the volume or the target explains.
   };
   Counts counts;
 
