@@ -32,6 +32,7 @@ class HeldLocks::Calling {
 struct HeldLocks::Waiting {
   std::uint64_t ticket = 0;
   bool given_up = false;
+  bool replaces = false;  ///< See HeldLocks::begins_to_replace.
   std::optional<Completion<Expected<void>>::Done> done;
 };
 
@@ -88,6 +89,24 @@ wire::Request HeldLocks::forgetting(InodeId inode, const Owner& owner) {
   return request;
 }
 
+/// A whole file's lock of another type is given up when the new one is asked for, and not got back
+/// if that fails (flock(2)). From then on the program has none, so a coordinator that takes over
+/// must not be told of one: the former may have given it to somebody else.
+bool HeldLocks::begins_to_replace(Owner& owner, const Mount::LockWish& wish) {
+  if (wish.kind != LockKind::whole_file) return false;
+  bool other_type = false;
+  owner.held.each([&](const LockRanges::Held& held) { other_type |= held.type != wish.type; });
+  if (other_type) owner.held.clear({});
+  return other_type;
+}
+
+/// It failed, and perhaps before the coordinator gave up the old one.
+void HeldLocks::failed_to_replace(const FilePtr& file, const Owner& owner) {
+  wire::Request request;
+  *request.mutable_unlock()->mutable_what() = describe(file->inode, owner);
+  tasks_.spawn(say(file, std::move(request)));
+}
+
 // --- Calls ------------------------------------------------------------------------------------
 
 Task<Expected<CoordinatorClient::Answer>> HeldLocks::call(FilePtr file, wire::Request request,
@@ -114,14 +133,13 @@ Task<Expected<void>> HeldLocks::lock(FilePtr file, Mount::Handle handle, Mount::
   what.set_last(wish.range.last);
   what.set_type(static_cast<std::uint32_t>(wish.type));
   if (wish.wait) co_return co_await wait(file, owner, std::move(request), wish, interrupt);
+  bool replaces = begins_to_replace(*owner, wish);
   auto answer = co_await call(file, std::move(request), interrupt);
   if (answer) {
     granted(file, owner, wish);
     co_return Expected<void>{};
   }
-  // flock(2): the lock that was to change its type is lost.
-  bool conflict = answer.error() == std::errc::resource_unavailable_try_again;
-  if (conflict && wish.kind == LockKind::whole_file) owner->held.clear({});
+  if (replaces) failed_to_replace(file, *owner);
   co_return answer.error();
 }
 
@@ -132,6 +150,7 @@ Task<Expected<void>> HeldLocks::wait(FilePtr file, OwnerPtr owner, wire::Request
   if (interrupt && interrupt->raised()) co_return Error{std::errc::interrupted};
   auto waiting = std::make_shared<Waiting>();
   waiting->ticket = next_ticket_++;
+  waiting->replaces = begins_to_replace(*owner, wish);
   request.mutable_lock()->set_ticket(waiting->ticket);
   Interrupt::Watch watch{interrupt,
                          [this, file, owner, waiting] { give_up(file, owner, waiting); }};
@@ -165,15 +184,16 @@ Task<void> HeldLocks::ask(FilePtr file, OwnerPtr owner, wire::Request request, M
         Error{std::errc::bad_file_descriptor, "the file was closed while it waited for a lock"};
   else
     result = answer.error();
+  if (!result && waiting->replaces) failed_to_replace(file, *owner);
   (*waiting->done)(std::move(result));
 }
 
 void HeldLocks::give_up(const FilePtr& file, const OwnerPtr& owner, const WaitingPtr& waiting) {
   waiting->given_up = true;
-  if (owner->kind == LockKind::whole_file) owner->held.clear({});  // as the coordinator did
   wire::Request cancel;
   cancel.mutable_lock_cancel()->set_ticket(waiting->ticket);
   tasks_.spawn(say(file, std::move(cancel)));
+  if (waiting->replaces) failed_to_replace(file, *owner);
   (*waiting->done)(Error{std::errc::interrupted});
 }
 

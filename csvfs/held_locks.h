@@ -60,6 +60,8 @@ class HeldLocks {
   void forget_unused(InodeId inode, const OwnerPtr& owner);
   static wire::LockOf describe(InodeId inode, const Owner& owner);
   static wire::Request forgetting(InodeId inode, const Owner& owner);
+  static bool begins_to_replace(Owner& owner, const Mount::LockWish& wish);
+  void failed_to_replace(const FilePtr& file, const Owner& owner);
   Task<Expected<void>> wait(FilePtr file, OwnerPtr owner, wire::Request request,
                             Mount::LockWish wish, Interrupt* interrupt);
   Task<void> ask(FilePtr file, OwnerPtr owner, wire::Request request, Mount::LockWish wish,

@@ -148,6 +148,63 @@ TEST_CASE("mount: who waits gets the lock, through broken connections and a take
   CHECK(lock(world, one, file.handle, wish(1)));
 }
 
+TEST_CASE("mount: a lock that waits to change its type is held by nobody, also after a takeover") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = create(world, one, "file");
+  auto second = open(world, one, file), other = open(world, two, file);
+  CHECK(lock(world, one, file.handle, whole(wish(1, kWrite))));
+  auto queued = world.begin(two.lock(other, whole(wish(2, kWrite, true))));
+  CHECK_FALSE(queued->ready_within(50ms));
+  // flock(2): the old one goes first, and whoever waited already gets it.
+  auto changes = world.begin(one.lock(file.handle, whole(wish(1, kRead, true))));
+  CHECK(queued->get());
+  CHECK_FALSE(changes->ready_within(50ms));
+  world.take_over();
+  CHECK_FALSE(changes->ready_within(100ms));
+  // No other lock than that of node 2 is in the way: it may be taken again as it is.
+  CHECK(lock(world, two, other, whole(wish(2, kWrite))));
+  CHECK_FALSE(lock(world, one, second, whole(wish(3, kRead))));
+  CHECK(world.wait(two.unlock(other, whole(wish(2)))));
+  CHECK(changes->get());
+  CHECK(world.wait(one.unlock(file.handle, whole(wish(1)))));
+  CHECK(lock(world, one, second, whole(wish(3, kWrite))));
+}
+
+TEST_CASE("mount: a change of type that fails leaves no lock, whether it was heard of or not") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = create(world, one, "file");
+  auto other = open(world, two, file);
+  CHECK(lock(world, one, file.handle, whole(wish(1, kRead))));
+  Interrupt interrupt;
+  SUBCASE("it was refused") {
+    CHECK(lock(world, two, other, whole(wish(2, kRead))));
+    CHECK_FALSE(lock(world, one, file.handle, whole(wish(1, kWrite))));
+    CHECK(world.wait(two.unlock(other, whole(wish(2)))));
+  }
+  SUBCASE("it was interrupted before it was sent") {
+    bool wait = false;
+    SUBCASE("and would not have waited") {}
+    SUBCASE("and would have waited") { wait = true; }
+    world.crash_coordinator();
+    world.wait(sleep(world.loop(), 50ms));
+    auto asked = world.begin(one.lock(file.handle, whole(wish(1, kWrite, wait)), &interrupt));
+    world.wait(sleep(world.loop(), 20ms));
+    world.post([&] { interrupt.raise(); });
+    CHECK(asked->get().error() == std::errc::interrupted);
+    world.take_over();
+  }
+  bool got = false;
+  for (int i = 0; i < 500 && !got; ++i) {
+    got = lock(world, two, other, whole(wish(2, kWrite)));
+    if (!got) world.wait(sleep(world.loop(), 10ms));
+  }
+  CHECK(got);
+}
+
 TEST_CASE(
     "mount: an interrupt ends waiting at once, with or without a coordinator, and leaves nothing") {
   World world;
