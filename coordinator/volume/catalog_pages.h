@@ -34,11 +34,11 @@ class CatalogPages {
   static Expected<CatalogPages> open(iscsi::BlockingLun& lun, const VolumeInfo& info);
 
   [[nodiscard]] std::uint64_t size() const { return size_; }
-  /// How much of `out`, which lies within one page, lies before the end; the rest becomes zeros.
-  /// Errc::corrupt names the page and its place. A part of the first page is SQLite's look at the
-  /// file's header before the log is recovered: it is given what is there, because a checkpoint
-  /// that a crash cut short may have left the page torn, and the log has it whole. SQLite decides
-  /// by the page itself afterwards.
+  /// How much of `out`, which lies within one page (else Errc::corrupt), lies before the end; the
+  /// rest becomes zeros. Errc::corrupt names the page and its place. A part of the first 100 bytes
+  /// is SQLite's look at the file's header before the log is recovered: it is given what is there,
+  /// because a checkpoint that a crash cut short may have left the page torn, and the log has it
+  /// whole. SQLite decides by the page itself afterwards.
   Expected<std::size_t> read(std::uint64_t offset, std::span<std::byte> out);
   Expected<void> write(std::uint64_t offset, std::span<const std::byte> data);
   void truncate(std::uint64_t size);

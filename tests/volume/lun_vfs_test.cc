@@ -378,6 +378,35 @@ TEST_CASE("catalog store: a flipped bit in a page stops it and is named") {
   CHECK(sql.run("INSERT INTO t VALUES(1000, 'x')") != SQLITE_OK);
 }
 
+TEST_CASE("catalog store: a header that tells of pages of another size stops it, checksum or not") {
+  for (unsigned size : {0x0200u, 0x0800u, 0x2000u, 0x4000u, 0x0001u})
+    for (bool right_sum : {true, false}) {
+      CAPTURE(size);
+      CAPTURE(right_sum);
+      LunBench bench;
+      auto info = prepared(bench, 8ull << 20);
+      Random random{1};
+      {
+        auto path = bench.connect();
+        auto store = open(path, info, random);
+        Sql sql{*store};
+        REQUIRE(sql.run(kTable) == SQLITE_OK);
+        REQUIRE(sql.checkpoint() == SQLITE_OK);
+      }
+      auto at = place_of_page(info, 1);
+      auto page = bench.content(at, disk::kPageSize);
+      page[16] = static_cast<std::byte>(size >> 8);
+      page[17] = static_cast<std::byte>(size);
+      disk::PageTail tail{page_checksum(info.id, 1, page), 0};
+      if (right_sum) std::memcpy(page.data() + disk::kPageSize - sizeof tail, &tail, sizeof tail);
+      bench.disk->poke(at, page);
+      auto path = bench.connect();
+      auto store = open(path, info, random);
+      Sql sql{*store};
+      CHECK(sql.run("SELECT count(*) FROM sqlite_schema") != SQLITE_OK);
+    }
+}
+
 TEST_CASE("catalog store: a page in another one's place, or of another volume, is not taken") {
   LunBench bench;
   auto info = prepared(bench);
