@@ -28,6 +28,8 @@ struct File {
   TimePoint shipped_until{};   ///< Until then the coordinator does all writes.
   std::uint64_t used = 0;      ///< When, by the table's count: the least recent goes first.
   bool wrote = false;          ///< Written directly since the coordinator was last told.
+  bool accessed = false;       ///< Read, so that its access time is due, and not told yet.
+  std::int64_t atime = 0, mtime = 0, ctime = 0;  ///< As last heard of; they decide `accessed`.
 
   int handles = 0;         ///< Of programs.
   int asking = 0;          ///< Layout requests not answered yet.

@@ -3,11 +3,13 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <sys/file.h>
-#include <sys/xattr.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 
 namespace csv {
 namespace {
@@ -18,6 +20,8 @@ constexpr std::uint32_t kOpenFlags = FOPEN_DIRECT_IO | kParallelDirectWrites;
 constexpr std::size_t kMaxTransfer = 1 << 20;
 constexpr std::size_t kSpareBuffers = 32;
 constexpr std::uint32_t kKillSetId = 1u << 2;      // of fuse_write_in.write_flags
+constexpr std::size_t kMostGhosts = 64 * 1024;
+constexpr int kLifeShift = 48;  // in node ids
 constexpr std::uint32_t kPreferredIo = 64 * 1024;  // each read or write is a message: not too small
 
 void set_time(timespec& out, std::int64_t ns) {
@@ -32,14 +36,19 @@ void set_time(timespec& out, std::int64_t ns) {
   out.tv_nsec = rest;
 }
 
+/// The years 1677 to 2262 can be kept; beyond them the nearest that can, as Linux has it.
 std::int64_t from_time(const timespec& time) {
-  return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  constexpr auto kMost = std::numeric_limits<std::int64_t>::max();
+  if (time.tv_sec > kMost / kSecond - 1) return kMost / kSecond * kSecond;
+  if (time.tv_sec < -(kMost / kSecond)) return -(kMost / kSecond) * kSecond;
+  return std::int64_t{time.tv_sec} * kSecond + time.tv_nsec;
 }
 
-fuse_entry_out to_entry(const wire::Attr& attr) {
+fuse_entry_out to_entry(const FuseState& state, const wire::Attr& attr) {
   fuse_entry_out out{};
   auto seen = to_stat(attr);
-  out.nodeid = attr.inode();
+  out.nodeid = state.node_of(attr.inode());
   out.generation = attr.generation();
   out.attr.ino = seen.st_ino;
   out.attr.size = static_cast<std::uint64_t>(seen.st_size);
@@ -59,15 +68,55 @@ fuse_entry_out to_entry(const wire::Attr& attr) {
   return out;
 }
 
-fuse_entry_param to_entry_param(const wire::Attr& attr) {
+fuse_entry_param to_entry_param(const FuseState& state, const wire::Attr& attr) {
   fuse_entry_param entry{};
-  entry.ino = attr.inode();
+  entry.ino = state.node_of(attr.inode());
   entry.generation = attr.generation();
   entry.attr = to_stat(attr);
   return entry;
 }
 
+FuseState& state_of(fuse_req_t request) {
+  return *static_cast<FuseState*>(fuse_req_userdata(request));
+}
+
+// Linux 6.6; Debian 12's <linux/fuse.h> does not have it.
+struct StatxTime {
+  std::int64_t seconds;
+  std::uint32_t nanoseconds;
+  std::int32_t reserved;
+};
+struct StatxOut {
+  std::uint64_t attr_valid;
+  std::uint32_t attr_valid_nsec, flags;
+  std::uint64_t spare[2];
+  std::uint32_t mask, blksize;
+  std::uint64_t attributes;
+  std::uint32_t nlink, uid, gid;
+  std::uint16_t mode, spare0;
+  std::uint64_t ino, size, blocks, attributes_mask;
+  StatxTime atime, btime, ctime, mtime;
+  std::uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
+  std::uint64_t spare2[14];
+};
+static_assert(sizeof(StatxOut) == 32 + 256);
+
+StatxTime to_statx_time(std::int64_t ns) {
+  timespec time{};
+  set_time(time, ns);
+  return {time.tv_sec, static_cast<std::uint32_t>(time.tv_nsec), 0};
+}
+
 }  // namespace
+
+fuse_ino_t FuseState::node_of(std::uint64_t inode) const {
+  auto found = lives.find(inode);
+  return found == lives.end() ? inode : inode | found->second << kLifeShift;
+}
+
+InodeId FuseState::inode_of(fuse_ino_t node) {
+  return InodeId{node & ((std::uint64_t{1} << kLifeShift) - 1)};
+}
 
 FuseState::RequestBuffer FuseState::RequestBuffer::made() {
   constexpr std::size_t kBeforeContent = sizeof(fuse_in_header) + sizeof(fuse_write_in);
@@ -96,8 +145,30 @@ struct stat to_stat(const wire::Attr& attr) {
 }
 
 void Reply::entry(const wire::Attr& attr) && {
-  auto out = to_entry_param(attr);
-  if (waits()) fuse_reply_entry(take(), &out);
+  if (!waits()) return;
+  auto out = to_entry_param(state_of(request()), attr);
+  fuse_reply_entry(take(), &out);
+}
+
+void Reply::statx(const wire::Attr& attr) && {
+  auto seen = to_stat(attr);
+  StatxOut out{};
+  out.mask = STATX_BASIC_STATS | STATX_BTIME;
+  out.blksize = static_cast<std::uint32_t>(seen.st_blksize);
+  out.nlink = static_cast<std::uint32_t>(seen.st_nlink);
+  out.uid = seen.st_uid;
+  out.gid = seen.st_gid;
+  out.mode = static_cast<std::uint16_t>(seen.st_mode);
+  out.ino = seen.st_ino;
+  out.size = attr.size();
+  out.blocks = attr.blocks();
+  out.atime = to_statx_time(attr.atime());
+  out.btime = to_statx_time(attr.btime());
+  out.ctime = to_statx_time(attr.ctime());
+  out.mtime = to_statx_time(attr.mtime());
+  out.rdev_major = major(seen.st_rdev);
+  out.rdev_minor = minor(seen.st_rdev);
+  if (waits()) fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out);
 }
 
 void Reply::attr(const wire::Attr& attr) && {
@@ -120,7 +191,7 @@ bool Reply::created(const wire::Attr& attr, std::uint64_t handle) && {
     fuse_open_out open;
   } out{};
   static_assert(sizeof out == sizeof(fuse_entry_out) + sizeof(fuse_open_out));
-  out.entry = to_entry(attr);
+  out.entry = to_entry(state_of(request()), attr);
   out.open.fh = handle;
   out.open.open_flags = kOpenFlags;
   return fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out) != -ENOENT;
@@ -150,11 +221,9 @@ void Reply::statistics(const wire::FsStat& stat) && {
 
 namespace {
 
-FuseState& state_of(fuse_req_t request) {
-  return *static_cast<FuseState*>(fuse_req_userdata(request));
-}
-
 constexpr bool kLooks = false, kChanges = true;
+
+constexpr std::uint32_t kStatx = 52;  // Linux 6.6's opcode
 
 /// For a request that may have to wait: it hears of interrupts.
 Reply reply_to(fuse_req_t request, bool changes, bool any_signal = false) {
@@ -192,25 +261,41 @@ Task<void> lookup(FuseState& state, Reply reply, InodeId parent, std::string nam
     parent = InodeId{listed->parent()};
   }
   Expected<wire::Attr> found = std::errc::no_such_file_or_directory;
-  if (name == "." || name == "..")
+  if (name == "." || name == "..") {
     found = co_await state.mount->attr(parent);
-  else
+    // A handle of what has been removed, even if somebody has it open.
+    if (found && found->nlink() == 0) found = errno_error(ESTALE, "removed");
+  } else {
     found = co_await state.mount->lookup(parent, std::move(name));
+  }
   if (found)
     std::move(reply).entry(*found);
   else
     std::move(reply).error(found.error());
 }
 
-void answer_attr(FuseState& state, Reply reply, const Expected<wire::Attr>& attr) {
+void answer_attr(FuseState& state, Reply reply, const Expected<wire::Attr>& attr,
+                 bool statx = false) {
   if (!attr) return std::move(reply).error(attr.error());
   if (attr->inode() == raw(kRootInode)) state.root = *attr;
-  std::move(reply).attr(*attr);
+  if (statx)
+    std::move(reply).statx(*attr);
+  else
+    std::move(reply).attr(*attr);
 }
 
-Task<void> get_attr(FuseState& state, Reply reply, InodeId inode) {
+Task<void> get_attr(FuseState& state, Reply reply, InodeId inode, bool statx) {
   auto attr = co_await state.mount->attr(inode);
-  answer_attr(state, std::move(reply), attr);
+  if (!attr && attr.error().to_errno() == ESTALE)
+    if (auto ghost = state.ghosts.find(raw(inode)); ghost != state.ghosts.end())
+      attr = ghost->second;
+  answer_attr(state, std::move(reply), attr, statx);
+}
+
+void remember_ghost(FuseState& state, const wire::Attr& gone) {
+  if (gone.inode() == 0 || gone.nlink() != 0) return;
+  if (state.ghosts.size() >= kMostGhosts) state.ghosts.erase(state.ghosts.begin());
+  state.ghosts[gone.inode()] = gone;
 }
 
 Task<void> set_attr(FuseState& state, Reply reply, wire::SetAttr to,
@@ -220,7 +305,7 @@ Task<void> set_attr(FuseState& state, Reply reply, wire::SetAttr to,
 }
 
 Task<void> read_link(FuseState& state, Reply reply, InodeId inode) {
-  auto target = co_await state.mount->read_link(inode);
+  auto target = co_await state.mount->read_link(inode, state.access_times);
   if (target)
     std::move(reply).link_target(*target);
   else
@@ -237,12 +322,14 @@ Task<void> make(FuseState& state, Reply reply, Caller caller, wire::Make what) {
 
 Task<void> unlink(FuseState& state, Reply reply, InodeId parent, std::string name, bool directory) {
   auto result = co_await state.mount->unlink(parent, std::move(name), directory, reply.interrupt());
-  std::move(reply).result(result);
+  if (result) remember_ghost(state, *result);
+  std::move(reply).error(result ? 0 : result.error().to_errno());
 }
 
 Task<void> rename(FuseState& state, Reply reply, wire::Rename what) {
   auto result = co_await state.mount->rename(std::move(what), reply.interrupt());
-  std::move(reply).result(result);
+  if (result) remember_ghost(state, *result);
+  std::move(reply).error(result ? 0 : result.error().to_errno());
 }
 
 Task<void> link(FuseState& state, Reply reply, InodeId inode, InodeId parent, std::string name) {
@@ -253,36 +340,27 @@ Task<void> link(FuseState& state, Reply reply, InodeId inode, InodeId parent, st
     std::move(reply).error(made.error());
 }
 
-Task<void> close(FuseState& state, Mount::Handle handle) {
-  state.set_id.erase(raw(handle));
-  co_await state.mount->close(handle);
-}
-
-void remember_set_id(FuseState& state, const Mount::Opened& opened) {
-  if (opened.attr.mode() & (S_ISUID | S_ISGID))
-    state.set_id[raw(opened.handle)] = opened.attr.mode();
-}
-
-Task<void> open(FuseState& state, Reply reply, InodeId inode, bool truncate) {
-  auto opened = co_await state.mount->open(inode, truncate, reply.interrupt());
+Task<void> open(FuseState& state, Reply reply, InodeId inode, Mount::OpenOptions options) {
+  auto opened = co_await state.mount->open(inode, options, reply.interrupt());
   if (!opened) {
     std::move(reply).error(opened.error());
     co_return;
   }
-  remember_set_id(state, *opened);
-  if (!std::move(reply).opened(raw(opened->handle))) co_await close(state, opened->handle);
+  if (!std::move(reply).opened(raw(opened->handle)))
+    co_await state.mount->close(opened->handle);
 }
 
-Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what, int flags) {
+Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what, int flags,
+                  Mount::OpenOptions options) {
   // The kernel sends CREATE for a name it did not find; another node may have made it since. Then,
   // without O_EXCL, it is an open of that file.
   wire::Make again = what;
-  auto made = co_await state.mount->create(caller, std::move(what), reply.interrupt());
+  auto made = co_await state.mount->create(caller, std::move(what), options, reply.interrupt());
   while (!made && made.error() == std::errc::file_exists && (flags & O_EXCL) == 0) {
     auto found = co_await state.mount->lookup(InodeId{again.parent()}, again.name());
     if (found) {
-      made = co_await state.mount->open(InodeId{found->inode()}, (flags & O_TRUNC) != 0,
-                                        reply.interrupt());
+      options.truncate = (flags & O_TRUNC) != 0;
+      made = co_await state.mount->open(InodeId{found->inode()}, options, reply.interrupt());
       break;
     }
     if (!(found.error() == std::errc::no_such_file_or_directory)) {
@@ -290,18 +368,18 @@ Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what,
       break;
     }
     wire::Make once_more = again;
-    made = co_await state.mount->create(caller, std::move(once_more), reply.interrupt());
+    made = co_await state.mount->create(caller, std::move(once_more), options, reply.interrupt());
   }
   if (!made) {
     std::move(reply).error(made.error());
     co_return;
   }
-  remember_set_id(state, *made);
-  if (!std::move(reply).created(made->attr, raw(made->handle))) co_await close(state, made->handle);
+  if (!std::move(reply).created(made->attr, raw(made->handle)))
+    co_await state.mount->close(made->handle);
 }
 
 Task<void> release(FuseState& state, Reply reply, Mount::Handle handle) {
-  co_await close(state, handle);
+  co_await state.mount->close(handle);
   std::move(reply).ok();
 }
 
@@ -314,34 +392,9 @@ Task<void> read(FuseState& state, Reply reply, Mount::Handle handle, std::uint64
     std::move(reply).error(content.error());
 }
 
-/// A write by who may not keep them takes the bits away, before it.
-Task<Expected<void>> strip_set_id(FuseState& state, InodeId inode, Mount::Handle handle,
-                                  Interrupt* interrupt) {
-  auto found = state.set_id.find(raw(handle));
-  if (found == state.set_id.end()) co_return Expected<void>{};
-  auto had = found->second;
-  state.set_id.erase(found);
-  auto mode = had & ~std::uint32_t{S_ISUID};
-  if ((mode & S_IXGRP) != 0) mode &= ~std::uint32_t{S_ISGID};  // without it the bit means locking
-  if (mode == had) co_return Expected<void>{};
-  wire::SetAttr to;
-  to.set_inode(raw(inode));
-  to.set_mode(mode & 07777);
-  auto attr = co_await state.mount->change(std::move(to), interrupt);
-  if (!attr) co_return attr.error();
-  co_return Expected<void>{};
-}
-
 Task<void> write(FuseState& state, Reply reply, Mount::Handle handle, std::uint64_t offset,
                  std::span<const std::byte> data, Mount::WriteOptions options,
-                 std::optional<InodeId> strip, FuseState::RequestBuffer owner) {
-  if (strip) {
-    auto stripped = co_await strip_set_id(state, *strip, handle, reply.interrupt());
-    if (!stripped) {
-      std::move(reply).error(stripped.error());
-      co_return;
-    }
-  }
+                 FuseState::RequestBuffer owner) {
   auto written = co_await state.mount->write(handle, offset, data, options, reply.interrupt());
   if (written)
     std::move(reply).written(*written);
@@ -388,10 +441,22 @@ Task<void> get_xattr(FuseState& state, Reply reply, InodeId inode, std::string n
     std::move(reply).error(value.error());
 }
 
-Task<void> list_xattrs(FuseState& state, Reply reply, InodeId inode, std::size_t room) {
+/// `trusted` ones are shown to those who may read them.
+std::string visible(std::string_view names, bool privileged) {
+  std::string seen;
+  while (!names.empty()) {
+    auto one = names.substr(0, names.find('\0') + 1);
+    names.remove_prefix(one.size());
+    if (privileged || !one.starts_with("trusted.")) seen += one;
+  }
+  return seen;
+}
+
+Task<void> list_xattrs(FuseState& state, Reply reply, InodeId inode, std::size_t room,
+                       bool privileged) {
   auto names = co_await state.mount->list_xattrs(inode);
   if (names)
-    std::move(reply).xattr(*names, room);
+    std::move(reply).xattr(visible(*names, privileged), room);
   else
     std::move(reply).error(names.error());
 }
@@ -448,7 +513,8 @@ Task<void> list(FuseState& state, Reply reply, InodeId directory, std::uint64_t 
   constexpr std::uint32_t kMostEntries = 1024;
   auto limit =
       static_cast<std::uint32_t>(std::clamp<std::size_t>(room / kLeastEntry, 1, kMostEntries));
-  auto listed = co_await state.mount->list(directory, position <= 2 ? 0 : position - 2, limit);
+  auto listed = co_await state.mount->list(directory, position <= 2 ? 0 : position - 2, limit,
+                                           position == 0 && state.access_times);
   if (!listed) {
     std::move(reply).error(listed.error());
     co_return;
@@ -475,7 +541,7 @@ Task<void> list(FuseState& state, Reply reply, InodeId directory, std::uint64_t 
   more = more && (position > 1 || add("..", dot, 2));
   for (int i = 0; more && i < listed->entries_size(); ++i) {
     const auto& entry = listed->entries(i);
-    more = add(entry.name().c_str(), to_entry_param(entry.attr()), entry.cookie() + 2);
+    more = add(entry.name().c_str(), to_entry_param(state, entry.attr()), entry.cookie() + 2);
   }
   std::move(reply).bytes(out.span().first(used));
 }
@@ -494,6 +560,11 @@ void op_init(void*, fuse_conn_info* connection) {
   want(FUSE_CAP_ASYNC_READ, true);
   want(FUSE_CAP_ASYNC_DIO, true);
   want(FUSE_CAP_EXPORT_SUPPORT, true);
+  // Permissions of what is made follow the directory's default ACL, or else the umask.
+  want(FUSE_CAP_DONT_MASK, true);
+  want(FUSE_CAP_POSIX_ACL, true);
+  // Pages of mappings go when a file is seen to have changed.
+  want(FUSE_CAP_AUTO_INVAL_DATA, true);
   want(FUSE_CAP_READDIRPLUS, true);
   want(FUSE_CAP_READDIRPLUS_AUTO, true);
   // It would own sizes and times, and its dirty pages would survive a change of mode.
@@ -522,22 +593,46 @@ void op_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
   state.requests.spawn(lookup(state, reply_to(request, kLooks), InodeId{parent}, name));
 }
 
-void op_forget(fuse_req_t request, fuse_ino_t, std::uint64_t) { Reply{request}.none(); }
-
-void op_forget_multi(fuse_req_t request, std::size_t, fuse_forget_data*) { Reply{request}.none(); }
-
-void op_getattr(fuse_req_t request, fuse_ino_t inode, fuse_file_info*) {
-  auto& state = state_of(request);
-  if (inode == raw(kRootInode) && state.root && unreachable(*state.mount))
-    return Reply{request}.attr(*state.root);
-  state.requests.spawn(get_attr(state, reply_to(request, kLooks), InodeId{inode}));
+void op_forget(fuse_req_t request, fuse_ino_t node, std::uint64_t) {
+  state_of(request).ghosts.erase(raw(FuseState::inode_of(node)));
+  Reply{request}.none();
 }
 
-void op_setattr(fuse_req_t request, fuse_ino_t inode, struct stat* to, int set,
+void op_forget_multi(fuse_req_t request, std::size_t count, fuse_forget_data* forgets) {
+  auto& state = state_of(request);
+  for (const auto& each : std::span{forgets, count})
+    state.ghosts.erase(raw(FuseState::inode_of(each.ino)));
+  Reply{request}.none();
+}
+
+void op_getattr(fuse_req_t request, fuse_ino_t node, fuse_file_info*) {
+  auto& state = state_of(request);
+  auto inode = FuseState::inode_of(node);
+  bool statx = state.opcode == kStatx;
+  if (inode == kRootInode && state.root && unreachable(*state.mount)) {
+    wire::Attr known = *state.root;
+    return answer_attr(state, Reply{request}, known, statx);
+  }
+  state.requests.spawn(get_attr(state, reply_to(request, kLooks), inode, statx));
+}
+
+/// The body of the request, as the kernel sent it.
+template <typename T>
+T body_of(const FuseState& state) {
+  T body{};
+  std::memcpy(&body, static_cast<const char*>(state.current.buffer.mem) + sizeof(fuse_in_header),
+              sizeof body);
+  return body;
+}
+
+void op_setattr(fuse_req_t request, fuse_ino_t node, struct stat* to, int set,
                 fuse_file_info* file) {
   auto& state = state_of(request);
+  // What a program opened under a former session, it cannot change any more.
+  if (state.is_past(node) && (set & FUSE_SET_ATTR_SIZE) != 0) return Reply{request}.error(EIO);
   wire::SetAttr change;
-  change.set_inode(inode);
+  change.set_inode(raw(FuseState::inode_of(node)));
+  change.set_drop_set_id((body_of<fuse_setattr_in>(state).valid & FATTR_KILL_SUIDGID) != 0);
   if (set & FUSE_SET_ATTR_MODE) change.set_mode(to->st_mode & 07777);
   if (set & FUSE_SET_ATTR_UID) change.set_uid(to->st_uid);
   if (set & FUSE_SET_ATTR_GID) change.set_gid(to->st_gid);
@@ -555,13 +650,14 @@ void op_setattr(fuse_req_t request, fuse_ino_t inode, struct stat* to, int set,
   state.requests.spawn(set_attr(state, reply_to(request, kChanges), std::move(change), through));
 }
 
-void op_readlink(fuse_req_t request, fuse_ino_t inode) {
+void op_readlink(fuse_req_t request, fuse_ino_t node) {
   auto& state = state_of(request);
-  state.requests.spawn(read_link(state, reply_to(request, kLooks), InodeId{inode}));
+  state.requests.spawn(read_link(state, reply_to(request, kLooks), FuseState::inode_of(node)));
 }
 
-wire::Make what_to_make(fuse_ino_t parent, const char* name, mode_t mode) {
+wire::Make what_to_make(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode) {
   wire::Make what;
+  what.set_umask(fuse_req_ctx(request)->umask & 0777);
   what.set_parent(parent);
   what.set_name(name);
   what.set_mode(mode);
@@ -570,7 +666,7 @@ wire::Make what_to_make(fuse_ino_t parent, const char* name, mode_t mode) {
 
 void op_mknod(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode, dev_t device) {
   auto& state = state_of(request);
-  auto what = what_to_make(parent, name, mode);
+  auto what = what_to_make(request, parent, name, mode);
   what.set_rdev(device);
   state.requests.spawn(
       make(state, reply_to(request, kChanges), caller_of(request), std::move(what)));
@@ -578,14 +674,14 @@ void op_mknod(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mo
 
 void op_mkdir(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode) {
   auto& state = state_of(request);
-  auto what = what_to_make(parent, name, S_IFDIR | (mode & 07777));
+  auto what = what_to_make(request, parent, name, S_IFDIR | (mode & 07777));
   state.requests.spawn(
       make(state, reply_to(request, kChanges), caller_of(request), std::move(what)));
 }
 
 void op_symlink(fuse_req_t request, const char* target, fuse_ino_t parent, const char* name) {
   auto& state = state_of(request);
-  auto what = what_to_make(parent, name, S_IFLNK | 0777);
+  auto what = what_to_make(request, parent, name, S_IFLNK | 0777);
   what.set_target(target);
   state.requests.spawn(
       make(state, reply_to(request, kChanges), caller_of(request), std::move(what)));
@@ -613,24 +709,41 @@ void op_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino
   state.requests.spawn(rename(state, reply_to(request, kChanges), std::move(what)));
 }
 
-void op_link(fuse_req_t request, fuse_ino_t inode, fuse_ino_t parent, const char* name) {
+void op_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char* name) {
   auto& state = state_of(request);
-  state.requests.spawn(
-      link(state, reply_to(request, kChanges), InodeId{inode}, InodeId{parent}, name));
+  state.requests.spawn(link(state, reply_to(request, kChanges), FuseState::inode_of(node),
+                            InodeId{parent}, name));
 }
 
-void op_open(fuse_req_t request, fuse_ino_t inode, fuse_file_info* file) {
+Mount::OpenOptions open_options(const FuseState& state, int flags, std::uint32_t open_flags) {
+  Mount::OpenOptions options;
+  options.drop_set_id = (open_flags & FUSE_OPEN_KILL_SUIDGID) != 0;
+  options.accessed = state.access_times && (flags & O_NOATIME) == 0;
+  return options;
+}
+
+void op_open(fuse_req_t request, fuse_ino_t node, fuse_file_info* file) {
   auto& state = state_of(request);
-  bool truncate = (file->flags & O_TRUNC) != 0;
-  state.requests.spawn(open(state, reply_to(request, truncate), InodeId{inode}, truncate));
+  if (state.is_past(node)) return Reply{request}.error(ESTALE);
+  auto options = open_options(state, file->flags, body_of<fuse_open_in>(state).open_flags);
+  options.truncate = (file->flags & O_TRUNC) != 0;
+  state.requests.spawn(open(state, reply_to(request, options.truncate),
+                            FuseState::inode_of(node), options));
 }
 
 void op_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode,
                fuse_file_info* file) {
   auto& state = state_of(request);
-  auto what = what_to_make(parent, name, S_IFREG | (mode & 07777));
-  state.requests.spawn(
-      create(state, reply_to(request, kChanges), caller_of(request), std::move(what), file->flags));
+  auto what = what_to_make(request, parent, name, S_IFREG | (mode & 07777));
+  int flags = file->flags;
+  if (state.opcode == FUSE_TMPFILE) {
+    what.set_nameless(true);
+    what.clear_name();
+    flags |= O_EXCL;
+  }
+  auto options = open_options(state, flags, body_of<fuse_create_in>(state).open_flags);
+  state.requests.spawn(create(state, reply_to(request, kChanges), caller_of(request),
+                              std::move(what), flags, options));
 }
 
 void op_read(fuse_req_t request, fuse_ino_t, std::size_t size, off_t offset, fuse_file_info* file) {
@@ -640,22 +753,21 @@ void op_read(fuse_req_t request, fuse_ino_t, std::size_t size, off_t offset, fus
                             static_cast<std::uint64_t>(offset), length));
 }
 
-void op_write(fuse_req_t request, fuse_ino_t inode, const char* data, std::size_t size,
-              off_t offset, fuse_file_info* file) {
+void op_write(fuse_req_t request, fuse_ino_t, const char* data, std::size_t size, off_t offset,
+              fuse_file_info* file) {
   auto& state = state_of(request);
+  // libfuse does not hand on the flags that only the request itself tells.
+  auto itself = body_of<fuse_write_in>(state);
   Mount::WriteOptions options;
   options.append = (file->flags & O_APPEND) != 0;
   options.durable = (file->flags & (O_SYNC | O_DSYNC)) != 0;
+  options.drop_set_id = (itself.write_flags & kKillSetId) != 0;
+  options.pages = (itself.write_flags & FUSE_WRITE_CACHE) != 0;
+  if (options.pages) options.append = false;
   auto content = std::as_bytes(std::span{data, size});
-  // libfuse does not hand on the flags that only the request itself tells.
-  fuse_write_in itself{};
-  std::memcpy(&itself, static_cast<const char*>(state.current.buffer.mem) + sizeof(fuse_in_header),
-              sizeof itself);
-  std::optional<InodeId> strip;
-  if ((itself.write_flags & kKillSetId) != 0 && !state.set_id.empty()) strip = InodeId{inode};
   auto owner = std::move(state.current);  // the content lies in it
   state.requests.spawn(write(state, reply_to(request, kChanges), handle_of(file),
-                             static_cast<std::uint64_t>(offset), content, options, strip,
+                             static_cast<std::uint64_t>(offset), content, options,
                              std::move(owner)));
 }
 
@@ -764,42 +876,55 @@ void op_statfs(fuse_req_t request, fuse_ino_t) {
   state.requests.spawn(statistics(state, reply_to(request, kLooks)));
 }
 
-/// Access control lists are not kept; programs that copy files ask for them first.
-bool is_acl(const char* name) { return std::string_view{name}.starts_with("system.posix_acl_"); }
+/// The names that Linux knows; others it refuses, and a name must have something behind its prefix.
+int trouble_with_name(std::string_view name) {
+  if (name == "system.posix_acl_access" || name == "system.posix_acl_default") return 0;
+  for (std::string_view prefix : {"user.", "trusted.", "security."})
+    if (name.starts_with(prefix)) return name == prefix ? EINVAL : 0;
+  return EOPNOTSUPP;
+}
 
-void op_setxattr(fuse_req_t request, fuse_ino_t inode, const char* name, const char* value,
+void op_setxattr(fuse_req_t request, fuse_ino_t node, const char* name, const char* value,
                  std::size_t size, int flags) {
   auto& state = state_of(request);
-  if (is_acl(name)) return Reply{request}.error(EOPNOTSUPP);
+  if (int trouble = trouble_with_name(name); trouble != 0) return Reply{request}.error(trouble);
   wire::SetXattr what;
-  what.set_inode(inode);
+  what.set_inode(raw(FuseState::inode_of(node)));
   what.set_name(name);
   what.set_value(value, size);
   what.set_flags(static_cast<std::uint32_t>(flags));
+  what.set_drop_set_gid((state.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID) != 0);
   state.requests.spawn(set_xattr(state, reply_to(request, kChanges), std::move(what)));
 }
 
-void op_getxattr(fuse_req_t request, fuse_ino_t inode, const char* name, std::size_t size) {
+void op_getxattr(fuse_req_t request, fuse_ino_t node, const char* name, std::size_t size) {
   auto& state = state_of(request);
-  if (is_acl(name)) return Reply{request}.error(EOPNOTSUPP);
-  state.requests.spawn(get_xattr(state, reply_to(request, kLooks), InodeId{inode}, name, size));
+  if (int trouble = trouble_with_name(name); trouble != 0) return Reply{request}.error(trouble);
+  state.requests.spawn(
+      get_xattr(state, reply_to(request, kLooks), FuseState::inode_of(node), name, size));
 }
 
-void op_listxattr(fuse_req_t request, fuse_ino_t inode, std::size_t size) {
+void op_listxattr(fuse_req_t request, fuse_ino_t node, std::size_t size) {
   auto& state = state_of(request);
-  state.requests.spawn(list_xattrs(state, reply_to(request, kLooks), InodeId{inode}, size));
+  bool privileged = fuse_req_ctx(request)->uid == 0;
+  state.requests.spawn(list_xattrs(state, reply_to(request, kLooks), FuseState::inode_of(node),
+                                   size, privileged));
 }
 
-void op_removexattr(fuse_req_t request, fuse_ino_t inode, const char* name) {
+void op_removexattr(fuse_req_t request, fuse_ino_t node, const char* name) {
   auto& state = state_of(request);
-  state.requests.spawn(remove_xattr(state, reply_to(request, kChanges), InodeId{inode}, name));
+  if (int trouble = trouble_with_name(name); trouble != 0) return Reply{request}.error(trouble);
+  state.requests.spawn(
+      remove_xattr(state, reply_to(request, kChanges), FuseState::inode_of(node), name));
 }
 
-void op_fallocate(fuse_req_t request, fuse_ino_t inode, int mode, off_t offset, off_t length,
+void op_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_t offset, off_t length,
                   fuse_file_info* file) {
   auto& state = state_of(request);
   wire::Allocate what;
-  what.set_inode(inode);
+  // The kernel does not say whether the program may keep the bits: root may.
+  what.set_drop_set_id(fuse_req_ctx(request)->uid != 0);
+  what.set_inode(raw(FuseState::inode_of(node)));
   what.set_offset(static_cast<std::uint64_t>(offset));
   what.set_length(static_cast<std::uint64_t>(length));
   what.set_mode(static_cast<std::uint32_t>(mode));

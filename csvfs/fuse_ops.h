@@ -36,11 +36,27 @@ struct FuseState {
   /// monitoring do not hang (last known values).
   std::optional<wire::Attr> root;
   std::optional<wire::FsStat> statistics;
+  bool access_times = true;  ///< Not mounted noatime.
+  /// What the kernel really asked for, where libfuse is given something it knows instead.
+  std::uint32_t opcode = 0;
+  std::uint64_t taken = 0;  ///< Of INIT's flags, those that libfuse does not know.
+  bool greeted = false;     ///< INIT has been answered.
+  std::uint32_t setxattr_flags = 0;  ///< Which libfuse does not know either.
   std::function<void()> on_destroy;  ///< The kernel unmounted us.
   /// The program that waits for this got a signal. Called from inside libfuse: act later.
   std::function<void(std::weak_ptr<Owed>)> on_interrupt;
-  /// Handles of files with set-user-ID or set-group-ID bits when they were opened, and the mode.
-  std::map<std::uint64_t, std::uint32_t> set_id;
+
+  // Node ids, the kernel's names of inodes, are inode numbers with a count of *lives* above them. A
+  // file that was open when a session ended begins another life: to the kernel it is another inode,
+  // with pages of its own. So what a program still writes into an old mapping goes nowhere (A3).
+  [[nodiscard]] fuse_ino_t node_of(std::uint64_t inode) const;
+  [[nodiscard]] static InodeId inode_of(fuse_ino_t node);
+  [[nodiscard]] bool is_past(fuse_ino_t node) const { return node != node_of(raw(inode_of(node))); }
+  std::map<std::uint64_t, std::uint64_t> lives;  ///< Of inodes that do not live their first.
+
+  /// Attributes of what lost its last name here, as long as the kernel knows it: a program may still
+  /// stand in a removed directory.
+  std::map<std::uint64_t, wire::Attr> ghosts;
   /// The requests under way. Last: they use everything above.
   TaskScope requests;
 };

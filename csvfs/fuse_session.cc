@@ -1,6 +1,7 @@
 #include "csvfs/fuse_session.h"
 
 #include <fcntl.h>
+#include <linux/fuse.h>
 #include <sys/mount.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -8,11 +9,13 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <list>
 
 #include "csvfs/base/asio.h"
 #include "csvfs/base/log.h"
 #include "csvfs/fuse_ops.h"
+#include "csvfs/mount_options.h"
 
 namespace csv {
 namespace {
@@ -36,8 +39,76 @@ bool is_dying(pid_t thread) {
   return false;
 }
 
-constexpr fuse_custom_io kSocketIo = {
-    .writev = [](int fd, iovec* parts, int count, void*) { return ::writev(fd, parts, count); },
+// --- Where the kernel knows more than libfuse 3.14 ----------------------------------------------
+
+constexpr std::uint32_t kStatx = 52;
+// Shared mappings of files that are otherwise read and written directly (Linux 6.6).
+constexpr std::uint64_t kDirectIoAllowMmap = 1ull << 36;
+/// That writes, truncations and changes of owner take set-ID bits away is our work, told with the
+/// operation itself: it is then one transaction with it.
+constexpr std::uint64_t kOurs = FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT | kDirectIoAllowMmap;
+
+/// What of kOurs the kernel offers.
+std::uint64_t offered(const fuse_buf& request) {
+  fuse_init_in in{};
+  auto size = std::min(sizeof in, request.size - sizeof(fuse_in_header));
+  std::memcpy(&in, static_cast<const char*>(request.mem) + sizeof(fuse_in_header), size);
+  auto flags = std::uint64_t{in.flags};
+  if ((flags & FUSE_INIT_EXT) != 0) flags |= std::uint64_t{in.flags2} << 32;
+  return flags & kOurs;
+}
+
+/// The answer to INIT, the first of a session, says what we take.
+void accept(fuse_init_out& answer, std::uint64_t taken) {
+  answer.flags |= static_cast<std::uint32_t>(taken);
+  if (taken >> 32 == 0) return;
+  answer.flags |= FUSE_INIT_EXT;
+  answer.flags2 |= static_cast<std::uint32_t>(taken >> 32);
+}
+
+/// Makes of a request that libfuse does not know one that it does. What it really was stays in
+/// `state`.
+void translate(FuseState& state, fuse_buf& request) {
+  auto* at = static_cast<char*>(request.mem);
+  fuse_in_header header;
+  std::memcpy(&header, at, sizeof header);
+  state.opcode = header.opcode;
+  switch (header.opcode) {
+    case FUSE_INIT: state.taken = offered(request); return;
+    case FUSE_TMPFILE: header.opcode = FUSE_CREATE; break;  // the same body
+    case kStatx: header.opcode = FUSE_GETATTR; break;       // begins with the same
+    case FUSE_SETXATTR: {
+      if ((state.taken & FUSE_SETXATTR_EXT) == 0) return;
+      fuse_setxattr_in in;
+      constexpr auto kOld = FUSE_COMPAT_SETXATTR_IN_SIZE;
+      auto* body = at + sizeof header;
+      std::memcpy(&in, body, sizeof in);
+      state.setxattr_flags = in.setxattr_flags;
+      std::memmove(body + kOld, body + sizeof in, request.size - sizeof header - sizeof in);
+      request.size -= sizeof in - kOld;
+      header.len = static_cast<std::uint32_t>(request.size);
+      break;
+    }
+    default: return;
+  }
+  std::memcpy(at, &header, sizeof header);
+}
+
+ssize_t send_answer(int fd, iovec* parts, int count, void* userdata) {
+  auto& state = *static_cast<FuseState*>(userdata);
+  if (!state.greeted && count == 2 && parts[1].iov_len == sizeof(fuse_init_out)) {
+    state.greeted = true;
+    fuse_init_out answer;
+    std::memcpy(&answer, parts[1].iov_base, sizeof answer);
+    accept(answer, state.taken);
+    iovec changed[] = {parts[0], {&answer, sizeof answer}};
+    return ::writev(fd, changed, 2);
+  }
+  return ::writev(fd, parts, count);
+}
+
+constexpr fuse_custom_io kIo = {
+    .writev = send_answer,
     .read = [](int fd, void* into, std::size_t size, void*) { return ::read(fd, into, size); },
     .splice_receive = nullptr,
     .splice_send = nullptr,
@@ -61,8 +132,18 @@ class Arguments {
 class Session final : public FuseSession {
  public:
   Session(AsioLoop& loop, Mount& mount, std::function<void()> on_ended)
-      : loop_{loop}, on_ended_{std::move(on_ended)}, readable_{loop.context()} {
+      : loop_{loop}, on_ended_{std::move(on_ended)},
+        readable_{loop.context()},
+        mounts_{loop.context()} {
     state_.mount = &mount;
+    mount.on_session_end([this, alive = alive_](const std::vector<InodeId>& open) {
+      if (!*alive) return;
+      for (auto inode : open) {
+        auto life = state_.lives.try_emplace(raw(inode), 0).first;
+        // A program would have to keep mappings through 65 536 fences.
+        life->second = (life->second + 1) % (1u << 16);
+      }
+    });
     state_.on_destroy = [this] { ended(); };
     state_.on_interrupt = [this](std::weak_ptr<Owed> owed) { interrupted(std::move(owed)); };
   }
@@ -76,34 +157,28 @@ class Session final : public FuseSession {
     state_.requests.cancel_all();
     readable_.release();
     if (session_ != nullptr) {
-      if (mounted_) fuse_session_unmount(session_);
+      if (mounted_) ::umount2(mountpoint_.c_str(), MNT_DETACH);
       fuse_session_destroy(session_);
     }
   }
 
   Expected<void> open(const std::string& mountpoint, const Options& options, int descriptor) {
     if (options.dying) dying_ = options.dying;
-    // Root's file system of set-user-ID programs and devices, unless told otherwise; the kernel
-    // checks permissions by the attributes we give it, for every user.
-    std::string mount_options =
-        "fsname=" + options.source + ",subtype=csvfs,allow_other,default_permissions,suid,dev";
-    for (const auto& each : options.options) mount_options += "," + each;
-    std::vector<std::string> words{"csvfs"};
-    if (descriptor < 0) words.insert(words.end(), {"-o", mount_options});
-    Arguments arguments{words};
+    auto flags_of_mount = CSV_TRY(parse_mount_options(options.options));
+    Arguments arguments{{"csvfs"}};
     session_ = fuse_session_new(arguments.get(), &fuse_ops(), sizeof(fuse_lowlevel_ops), &state_);
-    if (session_ == nullptr)
-      return Error{Errc::refused, "the mount options are not valid: " + mount_options};
-    if (descriptor >= 0) {
-      if (int failed = fuse_session_custom_io(session_, &kSocketIo, descriptor); failed != 0)
-        return errno_error(-failed, "starting a FUSE session on a socket");
-    } else {
-      errno = 0;
-      if (fuse_session_mount(session_, mountpoint.c_str()) != 0)
-        return errno_error(errno != 0 ? errno : EIO, "mounting at " + mountpoint);
-      mounted_ = true;
-      mountpoint_ = mountpoint;
+    if (session_ == nullptr) return Error{Errc::refused, "libfuse makes no session"};
+    bool test = descriptor >= 0;
+    if (!test) {
+      descriptor = ::open("/dev/fuse", O_RDWR | O_CLOEXEC);
+      if (descriptor < 0) return errno_error(errno, "opening /dev/fuse");
     }
+    // Ours to read and to write, and the session's to close.
+    if (int failed = fuse_session_custom_io(session_, &kIo, descriptor); failed != 0) {
+      if (!test) ::close(descriptor);
+      return errno_error(-failed, "starting a FUSE session");
+    }
+    if (!test) CSV_TRY(mount(mountpoint, options.source, flags_of_mount, descriptor));
     auto fd = fuse_session_fd(session_);
     auto flags = ::fcntl(fd, F_GETFL);
     if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0)
@@ -119,6 +194,33 @@ class Session final : public FuseSession {
   [[nodiscard]] std::uint64_t operations() const override { return operations_; }
 
  private:
+  Expected<void> mount(const std::string& mountpoint, const std::string& source,
+                       const MountFlags& flags, int descriptor) {
+    // The kernel checks permissions by the attributes we give it, for every user.
+    auto data = "fd=" + std::to_string(descriptor) +
+                ",rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions";
+    if (::mount(source.c_str(), mountpoint.c_str(), "fuse.csvfs", flags.flags, data.c_str()) != 0)
+      return errno_error(errno, "mounting at " + mountpoint);
+    mounted_ = true;
+    mountpoint_ = mountpoint;
+    int table = ::open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+    if (table < 0) return errno_error(errno, "opening /proc/self/mountinfo");
+    mounts_.assign(table);
+    look_at_mounts();
+    return {};
+  }
+
+  /// A remount with or without noatime shows in the table of mounts only.
+  void look_at_mounts() {
+    std::ifstream table{"/proc/self/mountinfo"};
+    std::string text{std::istreambuf_iterator<char>{table}, {}};
+    state_.access_times = keeps_access_times(text, mountpoint_);
+    mounts_.async_wait(asio::posix::stream_descriptor::wait_error,
+                       [this, alive = alive_](boost::system::error_code error) {
+                         if (*alive && !error) look_at_mounts();
+                       });
+  }
+
   void wait() {
     readable_.async_wait(asio::posix::stream_descriptor::wait_read,
                          [this, alive = alive_](boost::system::error_code error) {
@@ -141,6 +243,7 @@ class Session final : public FuseSession {
       // An operation may take the buffer and with it this description: libfuse reads its own copy.
       auto request = buffer;
       request.size = static_cast<std::size_t>(received);
+      translate(state_, request);
       ++operations_;
       fuse_session_process_buf(session_, &request);
       if (fuse_session_exited(session_) != 0) return ended();
@@ -206,6 +309,7 @@ class Session final : public FuseSession {
   std::list<std::weak_ptr<Owed>> interrupted_;
   bool looking_ = false;
   asio::posix::stream_descriptor readable_;
+  asio::posix::stream_descriptor mounts_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   FuseState state_;
 };

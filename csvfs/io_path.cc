@@ -347,6 +347,9 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
     if (options.append || loop_->now() < file->shipped_until)
       co_return co_await write_redirected(file, offset, data, options, interrupt);
     auto plan = plan_write(*file, offset, end);
+    // Pages never make a file longer, and into a grant is longer.
+    if (plan && options.pages && plan->pieces.back().state == ExtentMap::State::granted)
+      co_return co_await write_redirected(file, offset, data, options, interrupt);
     if (!plan) {
       if (++asked > kTries || !worth_a_layout(*file, offset, end))
         co_return co_await write_redirected(file, offset, data, options, interrupt);
@@ -480,6 +483,8 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     body.set_inode(raw(file->inode));
     body.set_offset(offset + done);
     body.set_append(options.append && done == 0);
+    body.set_drop_set_id(options.drop_set_id);
+    body.set_within(options.pages);
     CoordinatorClient::CallOptions how;
     how.changes = true;
     how.session = file->session;
@@ -491,7 +496,7 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     if (written.length() == 0 || written.length() > part.size())
       co_return Error{std::errc::io_error, "the coordinator wrote nothing"};
     if (options.append && done == 0) offset = written.offset();
-    file->size = written.attr().size();
+    if (written.has_attr()) file->size = written.attr().size();
     if (!written.durable()) {
       written_volatile(file);
       // Answered perhaps before the loss that we have heard of meanwhile.

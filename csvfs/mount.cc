@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "coordinator/protocol/limits.h"
+#include "coordinator/protocol/relatime.h"
 #include "csvfs/admission.h"
 #include "csvfs/base/check.h"
 #include "csvfs/base/events.h"
@@ -19,6 +20,7 @@
 namespace csv {
 namespace {
 
+constexpr std::uint64_t kMaxFileSize = 16ull << 40;
 constexpr Duration kTick = 1s;
 /// How long what must not block for ever waits for a coordinator that is there.
 constexpr Duration kPatience = 1s;
@@ -61,20 +63,21 @@ class VolumeMount final : public Mount, private Client::Owner {
   Task<Expected<wire::Attr>> make(Caller caller, wire::Make what, Interrupt* interrupt) override;
   Task<Expected<wire::Attr>> link(InodeId inode, InodeId parent, std::string name,
                                   Interrupt* interrupt) override;
-  Task<Expected<void>> unlink(InodeId parent, std::string name, bool directory,
-                              Interrupt* interrupt) override;
-  Task<Expected<void>> rename(wire::Rename what, Interrupt* interrupt) override;
-  Task<Expected<std::string>> read_link(InodeId inode) override;
+  Task<Expected<wire::Attr>> unlink(InodeId parent, std::string name, bool directory,
+                                    Interrupt* interrupt) override;
+  Task<Expected<wire::Attr>> rename(wire::Rename what, Interrupt* interrupt) override;
+  Task<Expected<std::string>> read_link(InodeId inode, bool accessed) override;
   Task<Expected<wire::Entries>> list(InodeId directory, std::uint64_t after_cookie,
-                                     std::uint32_t limit) override;
+                                     std::uint32_t limit, bool accessed) override;
   Task<Expected<std::string>> xattr(InodeId inode, std::string name) override;
   Task<Expected<std::string>> list_xattrs(InodeId inode) override;
   Task<Expected<void>> set_xattr(wire::SetXattr what, Interrupt* interrupt) override;
   Task<Expected<void>> remove_xattr(InodeId inode, std::string name, Interrupt* interrupt) override;
   Task<Expected<wire::FsStat>> statistics() override;
 
-  Task<Expected<Opened>> open(InodeId inode, bool truncate, Interrupt* interrupt) override;
-  Task<Expected<Opened>> create(Caller caller, wire::Make what, Interrupt* interrupt) override;
+  Task<Expected<Opened>> open(InodeId inode, OpenOptions options, Interrupt* interrupt) override;
+  Task<Expected<Opened>> create(Caller caller, wire::Make what, OpenOptions options,
+                                Interrupt* interrupt) override;
   Task<void> close(Handle handle) override;
   Task<Expected<Content>> read(Handle handle, std::uint64_t offset, std::uint32_t length) override;
   Task<Expected<std::uint32_t>> write(Handle handle, std::uint64_t offset,
@@ -89,6 +92,9 @@ class VolumeMount final : public Mount, private Client::Owner {
   Task<Expected<std::optional<LockFound>>> test_lock(Handle handle, LockWish wish) override;
   Task<void> flush(Handle handle, std::uint64_t owner) override;
 
+  void on_session_end(std::function<void(const std::vector<InodeId>&)> handler) override {
+    told_of_end_ = std::move(handler);
+  }
   [[nodiscard]] MountCounters counters() const override;
   [[nodiscard]] State state() const override { return state_; }
 
@@ -108,11 +114,13 @@ class VolumeMount final : public Mount, private Client::Owner {
   Expected<wire::Attr> noted(wire::Attr attr);
   Expected<FilePtr> file_of(Handle handle) const;
   bool take_wrote(InodeId inode);
-  Handle add_handle(const FilePtr& file);
+  bool take_accessed(InodeId inode);
+  static void learn(File& file, const wire::Attr& attr);
+  Handle add_handle(const FilePtr& file, bool accessed);
   Task<Expected<wire::Attr>> fetch_attr(InodeId inode);
   Task<Expected<wire::FsStat>> fetch_statistics();
-  Task<Expected<wire::Attr>> open_there(InodeId inode, bool truncate, Interrupt* interrupt);
-  Task<Expected<Opened>> opened(wire::Attr attr, bool say_again);
+  Task<Expected<wire::Attr>> open_there(InodeId inode, OpenOptions options, Interrupt* interrupt);
+  Task<Expected<Opened>> opened(wire::Attr attr, OpenOptions options, bool say_again);
   void open_answered();
   Task<void> release(FilePtr file);
   Task<void> answer_recall(std::uint64_t id, wire::Recall what);
@@ -140,7 +148,12 @@ class VolumeMount final : public Mount, private Client::Owner {
   FileTable files_;
   Signal changed_;  ///< Of anything ready() and end() wait for.
   State state_;
-  std::map<Handle, FilePtr> handles_;
+  struct OpenFile {
+    FilePtr file;
+    bool accessed = false;  ///< Reads count for the access time.
+  };
+  std::map<Handle, OpenFile> handles_;
+  std::function<void(const std::vector<InodeId>&)> told_of_end_;
   std::uint64_t next_handle_ = 1;
   int opens_ = 0;               // openings not answered yet
   std::set<InodeId> released_;  // meanwhile
@@ -192,6 +205,10 @@ void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
 }
 
 void VolumeMount::session_ended(const Error&) {
+  std::vector<InodeId> open;
+  for (const auto& [inode, file] : files_.all())
+    if (file->handles > 0) open.push_back(inode);
+  if (told_of_end_) told_of_end_(open);
   files_.end_session();
   locks_.session_ended();
   admission_.session_ended();
@@ -395,9 +412,21 @@ Task<Expected<Client::Answer>> VolumeMount::change(wire::Request request, Interr
 
 /// Attributes that came by, for those who like to know the size beforehand.
 Expected<wire::Attr> VolumeMount::noted(wire::Attr attr) {
-  if (auto file = files_.find(InodeId{attr.inode()})) file->size = attr.size();
+  if (auto file = files_.find(InodeId{attr.inode()})) learn(*file, attr);
   if (InodeId{attr.inode()} == kRootInode) root_ = attr;
   return attr;
+}
+
+void VolumeMount::learn(File& file, const wire::Attr& attr) {
+  file.size = attr.size();
+  file.atime = attr.atime();
+  file.mtime = attr.mtime();
+  file.ctime = attr.ctime();
+}
+
+bool VolumeMount::take_accessed(InodeId inode) {
+  auto file = files_.find(inode);
+  return file && std::exchange(file->accessed, false);
 }
 
 bool VolumeMount::take_wrote(InodeId inode) {
@@ -417,6 +446,7 @@ Task<Expected<wire::Attr>> VolumeMount::fetch_attr(InodeId inode) {
   wire::Request request;
   request.mutable_get_attr()->set_inode(raw(inode));
   request.mutable_get_attr()->set_wrote(take_wrote(inode));
+  request.mutable_get_attr()->set_accessed(take_accessed(inode));
   CSV_CO_TRY(answer, co_await ask(std::move(request)));
   co_return noted(std::move(*answer.reply.mutable_attr()));
 }
@@ -456,6 +486,7 @@ Task<Expected<wire::Attr>> VolumeMount::change(wire::SetAttr to, Interrupt* inte
     bound_to = open_file->session;
   }
   to.set_wrote(take_wrote(inode));
+  to.set_accessed(take_accessed(inode));
   wire::Request request;
   *request.mutable_set_attr() = std::move(to);
   auto answer = co_await change(std::move(request), interrupt, {}, bound_to);
@@ -485,40 +516,40 @@ Task<Expected<wire::Attr>> VolumeMount::link(InodeId inode, InodeId parent, std:
   co_return noted(std::move(*answer.reply.mutable_attr()));
 }
 
-Task<Expected<void>> VolumeMount::unlink(InodeId parent, std::string name, bool directory,
-                                         Interrupt* interrupt) {
+Task<Expected<wire::Attr>> VolumeMount::unlink(InodeId parent, std::string name, bool directory,
+                                               Interrupt* interrupt) {
   wire::Request request;
   auto& body = *request.mutable_unlink();
   body.set_parent(raw(parent));
   body.set_name(std::move(name));
   body.set_directory(directory);
   CSV_CO_TRY(answer, co_await change(std::move(request), interrupt));
-  (void)answer;
-  co_return Expected<void>{};
+  co_return std::move(*answer.reply.mutable_attr());
 }
 
-Task<Expected<void>> VolumeMount::rename(wire::Rename what, Interrupt* interrupt) {
+Task<Expected<wire::Attr>> VolumeMount::rename(wire::Rename what, Interrupt* interrupt) {
   wire::Request request;
   *request.mutable_rename() = std::move(what);
   CSV_CO_TRY(answer, co_await change(std::move(request), interrupt));
-  (void)answer;
-  co_return Expected<void>{};
+  co_return answer.reply.has_attr() ? std::move(*answer.reply.mutable_attr()) : wire::Attr{};
 }
 
-Task<Expected<std::string>> VolumeMount::read_link(InodeId inode) {
+Task<Expected<std::string>> VolumeMount::read_link(InodeId inode, bool accessed) {
   wire::Request request;
   request.mutable_read_link()->set_inode(raw(inode));
+  request.mutable_read_link()->set_accessed(accessed);
   CSV_CO_TRY(answer, co_await ask(std::move(request)));
   co_return std::move(*answer.reply.mutable_bytes()->mutable_value());
 }
 
 Task<Expected<wire::Entries>> VolumeMount::list(InodeId directory, std::uint64_t after_cookie,
-                                                std::uint32_t limit) {
+                                                std::uint32_t limit, bool accessed) {
   wire::Request request;
   auto& body = *request.mutable_read_dir();
   body.set_inode(raw(directory));
   body.set_cookie(after_cookie);
   body.set_limit(limit);
+  body.set_accessed(accessed);
   CSV_CO_TRY(answer, co_await ask(std::move(request)));
   co_return std::move(*answer.reply.mutable_entries());
 }
@@ -558,9 +589,9 @@ Task<Expected<void>> VolumeMount::remove_xattr(InodeId inode, std::string name,
 
 // --- Open files -------------------------------------------------------------------------------
 
-Mount::Handle VolumeMount::add_handle(const FilePtr& file) {
+Mount::Handle VolumeMount::add_handle(const FilePtr& file, bool accessed) {
   Handle handle{next_handle_++};
-  handles_.emplace(handle, file);
+  handles_.emplace(handle, OpenFile{file, accessed});
   ++file->handles;
   return handle;
 }
@@ -568,39 +599,40 @@ Mount::Handle VolumeMount::add_handle(const FilePtr& file) {
 Expected<FilePtr> VolumeMount::file_of(Handle handle) const {
   auto found = handles_.find(handle);
   if (found == handles_.end()) return Error{std::errc::bad_file_descriptor};
-  if (found->second->ended) return over();
-  return found->second;
+  if (found->second.file->ended) return over();
+  return found->second.file;
 }
 
-Task<Expected<wire::Attr>> VolumeMount::open_there(InodeId inode, bool truncate,
+Task<Expected<wire::Attr>> VolumeMount::open_there(InodeId inode, OpenOptions how,
                                                    Interrupt* interrupt) {
   wire::Request request;
   request.mutable_open()->set_inode(raw(inode));
-  request.mutable_open()->set_truncate(truncate);
+  request.mutable_open()->set_truncate(how.truncate);
+  request.mutable_open()->set_drop_set_id(how.drop_set_id);
   ++counters_.operations;
   Client::CallOptions options;
-  options.changes = truncate;  // otherwise it may be said twice
+  options.changes = how.truncate;  // otherwise it may be said twice
   options.interrupt = interrupt;
   CSV_CO_TRY(answer, co_await client_.call(std::move(request), options));
   co_return std::move(*answer.reply.mutable_attr());
 }
 
-Task<Expected<Mount::Opened>> VolumeMount::open(InodeId inode, bool truncate,
+Task<Expected<Mount::Opened>> VolumeMount::open(InodeId inode, OpenOptions options,
                                                 Interrupt* interrupt) {
   // An Open that overtakes the Release before it would be undone by it.
   for (auto before = files_.find(inode); before && before->returning && !before->ended;)
     co_await before->changed.wait();
   ++opens_;
-  auto attr = co_await open_there(inode, truncate, interrupt);
+  auto attr = co_await open_there(inode, options, interrupt);
   if (!attr) {
     open_answered();
     co_return attr.error();
   }
-  co_return co_await opened(std::move(*attr), false);
+  co_return co_await opened(std::move(*attr), options, false);
 }
 
 Task<Expected<Mount::Opened>> VolumeMount::create(Caller caller, wire::Make what,
-                                                  Interrupt* interrupt) {
+                                                  OpenOptions options, Interrupt* interrupt) {
   wire::Request request;
   *request.mutable_make() = std::move(what);
   request.mutable_make()->set_open(true);
@@ -612,20 +644,21 @@ Task<Expected<Mount::Opened>> VolumeMount::create(Caller caller, wire::Make what
   }
   // A coordinator that answers its predecessor's work from the slot's row knows of no open file.
   bool unknown = answer->sent_in != answer->answered_in;
-  co_return co_await opened(std::move(*answer->reply.mutable_attr()), unknown);
+  co_return co_await opened(std::move(*answer->reply.mutable_attr()), options, unknown);
 }
 
 /// The coordinator has counted the file as open. `say_again`: or it may not have. Nor does it if
 /// another handle was closed, and the Release sent, before the answer to this opening came.
-Task<Expected<Mount::Opened>> VolumeMount::opened(wire::Attr attr, bool say_again) {
+Task<Expected<Mount::Opened>> VolumeMount::opened(wire::Attr attr, OpenOptions options,
+                                                  bool say_again) {
   InodeId inode{attr.inode()};
   auto file = files_.get(inode, client_.session());
-  file->size = attr.size();
-  auto handle = add_handle(file);
+  learn(*file, attr);
+  auto handle = add_handle(file, options.accessed);
   say_again = say_again || released_.count(inode) > 0;
   open_answered();
   if (say_again) {
-    auto again = co_await open_there(inode, false, nullptr);
+    auto again = co_await open_there(inode, {}, nullptr);
     if (!again) {
       co_await close(handle);
       co_return again.error();
@@ -642,7 +675,7 @@ Task<void> VolumeMount::close(Handle handle) {
   ++counters_.operations;
   auto found = handles_.find(handle);
   if (found == handles_.end()) co_return;
-  auto file = found->second;
+  auto file = found->second.file;
   handles_.erase(found);
   if (!file->ended) co_await locks_.released(file, handle);
   if (--file->handles == 0 && !file->ended) co_await release(file);
@@ -659,6 +692,7 @@ Task<void> VolumeMount::release(FilePtr file) {
   wire::Request request;
   request.mutable_release()->set_inode(raw(file->inode));
   request.mutable_release()->set_wrote(std::exchange(file->wrote, false));
+  request.mutable_release()->set_accessed(std::exchange(file->accessed, false));
   Client::CallOptions options;
   options.session = file->session;
   // A failure means that the session has ended, and the opening with it.
@@ -673,10 +707,15 @@ Task<Expected<Mount::Content>> VolumeMount::read(Handle handle, std::uint64_t of
   ++counters_.operations;
   CSV_CO_TRY(file, file_of(handle));
   if (length == 0) co_return Content{};
+  bool counts = handles_.at(handle).accessed;
   auto began = loop_->now();
-  auto result = co_await io_.read(file, offset, length);
+  auto content = co_await io_.read(file, offset, length);
   timed(counters_.reads, counters_.read_us, began);
-  co_return std::move(result);
+  auto now = static_cast<std::int64_t>(loop_->wall_now());
+  if (counts && content && content->length > 0 && !file->ended &&
+      (file->wrote || relatime_due(file->atime, file->mtime, file->ctime, now)))
+    file->accessed = true;
+  co_return std::move(content);
 }
 
 Task<Expected<std::uint32_t>> VolumeMount::write(Handle handle, std::uint64_t offset,
@@ -685,7 +724,10 @@ Task<Expected<std::uint32_t>> VolumeMount::write(Handle handle, std::uint64_t of
   ++counters_.operations;
   CSV_CO_TRY(file, file_of(handle));
   if (data.empty()) co_return 0u;
-  if (offset > protocol::kMaxOffset - data.size()) co_return std::errc::file_too_large;
+  if (!options.append) {
+    if (offset >= kMaxFileSize) co_return std::errc::file_too_large;
+    data = data.first(std::min<std::uint64_t>(data.size(), kMaxFileSize - offset));
+  }
   auto began = loop_->now();
   auto result = co_await io_.write(file, offset, data, options, interrupt);
   timed(counters_.writes, counters_.write_us, began);

@@ -4,6 +4,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "coordinator/protocol/connection.h"
 #include "csvfs/base/buffer.h"
@@ -68,12 +69,15 @@ class Mount {
                                           Interrupt* interrupt = nullptr) = 0;
   virtual Task<Expected<wire::Attr>> link(InodeId inode, InodeId parent, std::string name,
                                           Interrupt* interrupt = nullptr) = 0;
-  virtual Task<Expected<void>> unlink(InodeId parent, std::string name, bool directory,
-                                      Interrupt* interrupt = nullptr) = 0;
-  virtual Task<Expected<void>> rename(wire::Rename what, Interrupt* interrupt = nullptr) = 0;
-  virtual Task<Expected<std::string>> read_link(InodeId inode) = 0;
+  /// The attributes of what was removed, as they are now (nlink 0: nothing is left of it).
+  virtual Task<Expected<wire::Attr>> unlink(InodeId parent, std::string name, bool directory,
+                                            Interrupt* interrupt = nullptr) = 0;
+  /// Of what was replaced, if anything (inode 0: nothing).
+  virtual Task<Expected<wire::Attr>> rename(wire::Rename what, Interrupt* interrupt = nullptr) = 0;
+  /// `accessed`, here and below: counts for the access time, by relatime.
+  virtual Task<Expected<std::string>> read_link(InodeId inode, bool accessed = false) = 0;
   virtual Task<Expected<wire::Entries>> list(InodeId directory, std::uint64_t after_cookie,
-                                             std::uint32_t limit) = 0;
+                                             std::uint32_t limit, bool accessed = false) = 0;
   virtual Task<Expected<std::string>> xattr(InodeId inode, std::string name) = 0;
   virtual Task<Expected<std::string>> list_xattrs(InodeId inode) = 0;
   virtual Task<Expected<void>> set_xattr(wire::SetXattr what, Interrupt* interrupt = nullptr) = 0;
@@ -85,10 +89,15 @@ class Mount {
     Handle handle{};
     wire::Attr attr;
   };
-  virtual Task<Expected<Opened>> open(InodeId inode, bool truncate,
+  struct OpenOptions {
+    bool truncate = false;
+    bool drop_set_id = false;  ///< With truncate: by who may not keep the set-ID bits.
+    bool accessed = false;     ///< Reads through the handle count for the access time.
+  };
+  virtual Task<Expected<Opened>> open(InodeId inode, OpenOptions options,
                                       Interrupt* interrupt = nullptr) = 0;
-  /// O_CREAT: makes the file and opens it. EEXIST if it exists.
-  virtual Task<Expected<Opened>> create(Caller caller, wire::Make what,
+  /// O_CREAT: makes the file and opens it. EEXIST if it exists. `what.nameless`: O_TMPFILE.
+  virtual Task<Expected<Opened>> create(Caller caller, wire::Make what, OpenOptions options,
                                         Interrupt* interrupt = nullptr) = 0;
   /// Never fails; waits for the coordinator to know, so that a following unlink frees the file.
   virtual Task<void> close(Handle handle) = 0;
@@ -102,6 +111,10 @@ class Mount {
   struct WriteOptions {
     bool append = false;   ///< At the true end, whatever `offset` says.
     bool durable = false;  ///< O_SYNC, O_DSYNC: answered past the volatile cache.
+    bool drop_set_id = false;  ///< By who may not keep the set-ID bits.
+    /// Dirty pages of a shared mapping: they never make a file longer. What lies beyond its end is
+    /// dropped, and counts as written.
+    bool pages = false;
   };
   /// `data` must stay valid until the task ends. All of it is written, or an error.
   virtual Task<Expected<std::uint32_t>> write(Handle handle, std::uint64_t offset,
@@ -144,6 +157,8 @@ class Mount {
   /// handle.
   virtual Task<void> flush(Handle handle, std::uint64_t owner) = 0;
 
+  /// Called when the session has ended, with the files that were open under it.
+  virtual void on_session_end(std::function<void(const std::vector<InodeId>&)> handler) = 0;
   [[nodiscard]] virtual MountCounters counters() const = 0;
   struct State {
     AccessMode mode{};

@@ -64,6 +64,7 @@ class Reply {
   }
   void entry(const wire::Attr& attr) &&;
   void attr(const wire::Attr& attr) &&;
+  void statx(const wire::Attr& attr) &&;
   /// False if nobody is left to close the handle: close it.
   [[nodiscard]] bool opened(std::uint64_t handle) &&;
   [[nodiscard]] bool created(const wire::Attr& attr, std::uint64_t handle) &&;

@@ -85,7 +85,8 @@ Expected<wire::Attr> RemoteFiles::link(InodeId inode, InodeId parent, const std:
 }
 
 Expected<void> RemoteFiles::unlink(InodeId parent, const std::string& name, bool directory) {
-  return volume_->call([&](Mount& mount) { return mount.unlink(parent, name, directory); });
+  CSV_TRY(volume_->call([&](Mount& mount) { return mount.unlink(parent, name, directory); }));
+  return {};
 }
 
 Expected<std::string> RemoteFiles::read_link(InodeId inode) {
@@ -124,7 +125,7 @@ Expected<void> RemoteFiles::set_xattr(InodeId inode, const std::string& name,
 
 Expected<wire::Attr> RemoteFiles::write_file(Caller owner, wire::Make what, std::uint64_t size,
                                              const std::function<Expected<Piece>()>& read) {
-  auto opened = CSV_TRY(volume_->call([&](Mount& mount) { return mount.create(owner, what); }));
+  auto opened = CSV_TRY(volume_->call([&](Mount& mount) { return mount.create(owner, what, {}); }));
   auto write = [&]() -> Expected<void> {
     std::uint64_t end = 0;
     for (;;) {
@@ -148,7 +149,7 @@ Expected<wire::Attr> RemoteFiles::write_file(Caller owner, wire::Make what, std:
 
 Expected<void> RemoteFiles::read_file(InodeId inode, std::uint64_t size,
                                       const std::function<Expected<void>(Piece)>& take) {
-  auto opened = CSV_TRY(volume_->call([&](Mount& mount) { return mount.open(inode, false); }));
+  auto opened = CSV_TRY(volume_->call([&](Mount& mount) { return mount.open(inode, {}); }));
   auto seek = [&](std::uint64_t from, int whence) {
     return volume_->call([&](Mount& mount) {
       return mount.seek(opened.handle, from, static_cast<std::uint32_t>(whence));

@@ -123,6 +123,16 @@ bool any_granted(const std::vector<Mapping>& pieces) {
                      [](const auto& piece) { return piece.state == BlockState::granted; });
 }
 
+/// Of a shared mapping, of a part of the file that is no more.
+Answer dropped_pages(std::uint64_t offset, std::uint64_t length) {
+  Answer answer;
+  auto& written = *answer.reply.mutable_written();
+  written.set_offset(offset);
+  written.set_length(static_cast<std::uint32_t>(length));
+  written.set_durable(true);
+  return answer;
+}
+
 Answer shipped_answer() {
   Answer answer;
   answer.reply.mutable_layout()->set_shipped(true);
@@ -184,6 +194,7 @@ Task<Expected<Service::Look>> Service::look(InodeId inode, Blocks range) {
     Look seen;
     seen.attr = CSV_TRY(catalog.attr(inode));
     CSV_TRY(must_be_file(seen.attr));
+    seen.privileged = CSV_TRY(catalog.has_privileges(inode));
     if (range.first < range.end) seen.map = CSV_TRY(catalog.map(inode, range.first, range.count()));
     return seen;
   };
@@ -224,6 +235,8 @@ Task<Service::Outcome> Service::layout(CallRef call) {
       if (is_stale(seen.error())) layouts_.drop(inode, session->id);
       co_return seen.error();
     }
+    // Each write of it has to pass here, so that the right ones take the privileges away.
+    if (asked.write() && seen->privileged) co_return shipped_answer();
     Answer answer;
     auto& layout = *answer.reply.mutable_layout();
     layout.set_size(seen->attr.size);
@@ -491,6 +504,13 @@ Task<Service::Outcome> Service::write(CallRef call) {
     if (!alone) co_return alone.error();
     if (std::exchange(clear_grants, false)) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
     CSV_CO_TRY(seen, co_await look_where_to_write(call));
+    if (asked.within() && seen.offset + length > seen.attr.size) {
+      cancel_reservation(std::move(seen.reserved));
+      if (seen.offset >= seen.attr.size) co_return dropped_pages(seen.offset, length);
+      length = seen.attr.size - seen.offset;
+      call->content->cut(length);
+      continue;
+    }
     auto needed = blocks_of(seen.offset, length);
     // What others may do at the end of the file (grants, the last block) is affected by a new end.
     if (seen.offset + length > seen.attr.size)
@@ -581,11 +601,13 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
     cancel_reservation(std::move(runs));
     co_return done.error();
   }
-  auto body = [inode, offset, length, end, gain, joins,
+  auto body = [call, inode, offset, length, end, gain, joins,
                now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
     CSV_TRY(gain.apply(catalog, inode));
     auto attr = CSV_TRY(catalog.attr(inode));
     attr = CSV_TRY(end > attr.size ? catalog.grow(inode, end, now) : catalog.touch(inode, now));
+    if (!call->request.write().within())
+      attr = CSV_TRY(catalog.drop_privileges(inode, call->request.write().drop_set_id(), now));
     wire::Reply reply;
     auto& written = *reply.mutable_written();
     written.set_offset(offset);
@@ -633,7 +655,8 @@ Task<Expected<Content::BufferRef>> Service::compose(CallRef call, std::uint64_t 
 // ---------------------------------------------------------------------------- other mappings
 
 Task<Service::Outcome> Service::truncate(CallRef call, InodeId inode, std::uint64_t size,
-                                         std::optional<volume::AttrChange> change) {
+                                         std::optional<volume::AttrChange> change,
+                                         bool drop_set_id) {
   if (size > kMaxSize) co_return errno_error(EFBIG, "truncate");
   auto alone = co_await quiet(call->session, inode, kWholeFile, true);
   if (!alone) co_return alone.error();
@@ -643,8 +666,10 @@ Task<Service::Outcome> Service::truncate(CallRef call, InodeId inode, std::uint6
     CSV_CO_CHECK(co_await zero_bytes(inode, size, tail));
     CSV_CO_CHECK(judge(co_await content_.flush()));
   }
-  auto body = [inode, size, change, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
-    auto attr = CSV_TRY(catalog.truncate(inode, size, now));
+  auto body = [inode, size, change, drop_set_id,
+               now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
+    CSV_TRY(catalog.truncate(inode, size, now));
+    auto attr = CSV_TRY(catalog.drop_privileges(inode, drop_set_id, now));
     if (change) attr = CSV_TRY(catalog.change(inode, *change, now));
     wire::Reply reply;
     fill(*reply.mutable_attr(), attr);
@@ -709,8 +734,9 @@ Task<Service::Outcome> Service::settle_size(CallRef call, bool keep_size) {
   const auto& asked = call->request.allocate();
   InodeId inode{asked.inode()};
   auto end = asked.offset() + asked.length();
-  auto body = [inode, end, keep_size, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
-    auto attr = CSV_TRY(catalog.attr(inode));
+  auto body = [inode, end, keep_size, drop = asked.drop_set_id(),
+               now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
+    auto attr = CSV_TRY(catalog.drop_privileges(inode, drop, now));
     if (end > attr.size && keep_size) CSV_TRY(catalog.keep_beyond_end(inode));
     bool grows = end > attr.size && !keep_size;
     attr = CSV_TRY(grows ? catalog.grow(inode, end, now) : catalog.touch(inode, now));
@@ -756,8 +782,9 @@ Task<Service::Outcome> Service::punch(CallRef call) {
   auto alone = co_await quiet(call->session, inode, range, true);
   if (!alone) co_return alone.error();
   CSV_CO_TRY(inner, co_await zero_edges(inode, asked.offset(), end));
-  auto body = [inode, inner, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
-    volume::Attr attr;
+  auto body = [inode, inner, drop = asked.drop_set_id(),
+               now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
+    auto attr = CSV_TRY(catalog.drop_privileges(inode, drop, now));
     if (inner.first < inner.end) {
       attr = CSV_TRY(catalog.punch(inode, inner.first, inner.count(), false, now)).attr;
     } else {

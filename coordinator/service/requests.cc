@@ -1,11 +1,13 @@
 // Names and attributes: one function a request. Each is one transaction, so these need no locks of
 // their own; what depends on the mapping of a file is in data.cc.
 #include <linux/fs.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 
+#include "coordinator/protocol/relatime.h"
 #include "coordinator/service/service.h"
 
 namespace csv::service {
@@ -86,6 +88,7 @@ Task<Service::Outcome> Service::get_attr(CallRef call) {
   const auto& asked = call->request.get_attr();
   InodeId inode{asked.inode()};
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
+  if (asked.accessed()) CSV_CO_CHECK(co_await note_access(inode));
   co_await ask_who_wrote(call->session, inode);
   CSV_CO_TRY(attr, co_await attr_of(inode));
   co_return attr_answer(attr);
@@ -97,6 +100,7 @@ Task<Service::Outcome> Service::set_attr(CallRef call) {
   auto now = wall_now();
   // What was written directly so far comes before a time that is set now.
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
+  if (asked.accessed()) CSV_CO_CHECK(co_await note_access(inode));
   volume::AttrChange change;
   if (asked.has_mode()) change.mode = asked.mode() & 07777u;
   if (asked.has_uid()) change.uid = asked.uid();
@@ -108,7 +112,14 @@ Task<Service::Outcome> Service::set_attr(CallRef call) {
   bool changes = change.mode || change.uid || change.gid || change.atime || change.mtime;
   if (asked.has_size())
     co_return co_await truncate(call, inode, asked.size(),
-                                changes ? std::optional{change} : std::nullopt);
+                                changes ? std::optional{change} : std::nullopt,
+                                asked.drop_set_id());
+  // A file that gives privileges is written through us alone, so that a write can take them away.
+  Quiet alone;
+  if (change.mode && (*change.mode & (S_ISUID | S_ISGID)) != 0) {
+    CSV_CO_TRY(quieted, co_await quiet(call->session, inode, kWholeFile, false));
+    alone = std::move(quieted);
+  }
   auto body = [inode, change, now](Catalog& catalog) {
     return attr_reply(catalog.change(inode, change, now));
   };
@@ -120,6 +131,8 @@ Task<Service::Outcome> Service::read_link(CallRef call) {
     return bytes_reply(catalog.read_link(InodeId{call->request.read_link().inode()}));
   };
   CSV_CO_TRY(reply, co_await writer_.read(std::move(body)));
+  if (call->request.read_link().accessed())
+    tasks_.spawn(note_reading(InodeId{call->request.read_link().inode()}));
   co_return answered(std::move(reply));
 }
 
@@ -132,6 +145,9 @@ Task<Service::Outcome> Service::make(CallRef call) {
     what.gid = call->request.gid();
     what.rdev = asked.rdev();
     what.target = asked.target();
+    what.umask = asked.umask();
+    if (asked.nameless())
+      return attr_reply(catalog.make_nameless(InodeId{asked.parent()}, what, now));
     return attr_reply(catalog.make(InodeId{asked.parent()}, asked.name(), what, now));
   };
   auto outcome = co_await settle(call, std::move(body));
@@ -139,16 +155,22 @@ Task<Service::Outcome> Service::make(CallRef call) {
   InodeId made{outcome->reply.attr().inode()};
   if (first_made_ == InodeId{}) first_made_ = made;
   if (call->request.make().open()) opened(call->session, made);
+  if (call->request.make().nameless()) orphaned(made);
   co_return std::move(outcome);
 }
 
 Task<Service::Outcome> Service::link(CallRef call) {
+  InodeId inode{call->request.link().inode()};
+  if (reaping_.contains(inode))
+    co_return errno_error(ENOENT, "the file has been removed");
   auto body = [call, now = wall_now()](Catalog& catalog) {
     const auto& asked = call->request.link();
     return attr_reply(
         catalog.link(InodeId{asked.inode()}, InodeId{asked.parent()}, asked.name(), now));
   };
-  co_return co_await settle(call, std::move(body));
+  auto outcome = co_await settle(call, std::move(body));
+  if (outcome) orphans_.erase(inode);  // it may have been nameless
+  co_return std::move(outcome);
 }
 
 Task<Service::Outcome> Service::unlink(CallRef call) {
@@ -193,7 +215,7 @@ Task<Service::Outcome> Service::open(CallRef call) {
   opened(session, inode);
   Outcome outcome = Answer{};
   if (asked.truncate()) {
-    outcome = co_await truncate(call, inode, 0, std::nullopt);
+    outcome = co_await truncate(call, inode, 0, std::nullopt, asked.drop_set_id());
   } else {
     auto attr = co_await attr_of(inode);
     outcome = attr ? Outcome{attr_answer(*attr)} : Outcome{attr.error()};
@@ -206,6 +228,7 @@ Task<Service::Outcome> Service::release(CallRef call) {
   const auto& asked = call->request.release();
   InodeId inode{asked.inode()};
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
+  if (asked.accessed()) CSV_CO_CHECK(co_await note_access(inode));
   closed(call->session, inode);
   if (layouts_.may_have_grant(inode, call->session_id))
     tasks_.spawn(take_back_grant(call->session, inode));
@@ -227,6 +250,7 @@ Task<Service::Outcome> Service::read_dir(CallRef call) {
     return listed;
   };
   CSV_CO_TRY(listed, co_await writer_.read(std::move(body)));
+  if (asked.accessed()) tasks_.spawn(note_reading(directory));
   Answer answer;
   auto& entries = *answer.reply.mutable_entries();
   entries.set_parent(raw(listed.directory.parent));
@@ -264,10 +288,23 @@ Task<Service::Outcome> Service::list_xattr(CallRef call) {
 }
 
 Task<Service::Outcome> Service::set_xattr(CallRef call) {
-  auto body = [call, now = wall_now()](Catalog& catalog) {
+  Quiet alone;
+  if (call->request.set_xattr().name() == "security.capability") {  // as in set_attr
+    InodeId inode{call->request.set_xattr().inode()};
+    CSV_CO_TRY(quieted, co_await quiet(call->session, inode, kWholeFile, false));
+    alone = std::move(quieted);
+  }
+  auto body = [call, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
     const auto& asked = call->request.set_xattr();
-    return empty_reply(
-        catalog.set_xattr(InodeId{asked.inode()}, asked.name(), asked.value(), asked.flags(), now));
+    InodeId inode{asked.inode()};
+    CSV_TRY(catalog.set_xattr(inode, asked.name(), asked.value(), asked.flags(), now));
+    auto mode = CSV_TRY(catalog.attr(inode)).mode;
+    if (asked.drop_set_gid() && (mode & S_ISGID) != 0) {
+      volume::AttrChange change;
+      change.mode = mode & 07777 & ~static_cast<std::uint32_t>(S_ISGID);
+      CSV_TRY(catalog.change(inode, change, now));
+    }
+    return wire::Reply{};
   };
   co_return co_await settle(call, std::move(body));
 }
@@ -308,6 +345,23 @@ Task<Service::Outcome> Service::seek(CallRef call) {
   Answer answer;
   answer.reply.mutable_position()->set_offset(offset);
   co_return std::move(answer);
+}
+
+// ---------------------------------------------------------------------------- access times
+
+/// Nothing to do for what is gone.
+Task<Expected<void>> Service::note_access(InodeId inode) {
+  auto set = [inode, now = wall_now()](Catalog& catalog) { return catalog.accessed(inode, now); };
+  auto noted = co_await writer_.change(std::move(set));
+  if (!noted && !is_stale(noted.error())) co_return noted.error();
+  co_return Expected<void>{};
+}
+
+/// Of a directory or symbolic link: by relatime, in the background, since nobody waits for it.
+Task<void> Service::note_reading(InodeId inode) {
+  auto attr = co_await attr_of(inode);
+  if (!attr || !relatime_due(attr->atime, attr->mtime, attr->ctime, wall_now())) co_return;
+  (void)co_await note_access(inode);
 }
 
 // ---------------------------------------------------------------------------- open files

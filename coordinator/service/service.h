@@ -165,6 +165,8 @@ class Service final : public VolumeService {
   Task<Outcome> stat_fs(CallRef call);
   Task<Outcome> wrote(CallRef call);
   Task<Outcome> seek(CallRef call);
+  Task<Expected<void>> note_access(InodeId inode);
+  Task<void> note_reading(InodeId inode);
   void opened(const SessionRef& session, InodeId inode);
   void closed(const SessionRef& session, InodeId inode);
   void orphaned(InodeId inode);
@@ -184,6 +186,7 @@ class Service final : public VolumeService {
   struct Look {
     volume::Attr attr;
     std::vector<volume::Mapping> map;
+    bool privileged = false;  ///< Gives its readers privileges, which a write takes away.
   };
   Task<Expected<Look>> look(InodeId inode, Blocks range);
   Task<Outcome> layout(CallRef call);
@@ -193,7 +196,7 @@ class Service final : public VolumeService {
   Task<Outcome> write(CallRef call);
   Task<Outcome> allocate(CallRef call);
   Task<Outcome> truncate(CallRef call, InodeId inode, std::uint64_t size,
-                         std::optional<volume::AttrChange> change);
+                         std::optional<volume::AttrChange> change, bool drop_set_id);
   struct WriteLook {
     volume::Attr attr;
     std::uint64_t offset = 0;

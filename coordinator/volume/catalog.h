@@ -131,9 +131,14 @@ class Catalog {
     std::uint32_t uid = 0, gid = 0;  ///< gid and S_ISGID as a set-group-id parent says.
     std::uint64_t rdev = 0;
     std::string target = {};  ///< Of a symbolic link: 1 to 4095 bytes.
+    /// Taken from mode, unless the parent has a default ACL: then that decides, and is inherited.
+    std::uint32_t umask = 0;
   };
   virtual Expected<Attr> make(InodeId parent, std::string_view name, const NewInode& what,
                               std::int64_t now) = 0;
+  /// A regular file without a name, otherwise as if made in `parent`: an orphan, to which link()
+  /// may give a name.
+  virtual Expected<Attr> make_nameless(InodeId parent, const NewInode& what, std::int64_t now) = 0;
   virtual Expected<Attr> link(InodeId inode, InodeId parent, std::string_view name,
                               std::int64_t now) = 0;
   /// Removes a name. An inode that lost its last one becomes an orphan: it stays, with its data,
@@ -145,7 +150,16 @@ class Catalog {
   virtual Expected<std::optional<Attr>> rename(InodeId parent, std::string_view name,
                                                InodeId new_parent, std::string_view new_name,
                                                std::uint32_t flags, std::int64_t now) = 0;
+  /// A mode also changes the access ACL, if there is one. A new owner or group of what is no
+  /// directory takes privileges away, as drop_privileges() does.
   virtual Expected<Attr> change(InodeId inode, const AttrChange& to, std::int64_t now) = 0;
+  /// What a changed content must not keep: `security.capability`, and if `set_id` the set-user-ID
+  /// bit and, where the group may execute, the set-group-ID bit.
+  virtual Expected<Attr> drop_privileges(InodeId inode, bool set_id, std::int64_t now) = 0;
+  /// Whether drop_privileges() with `set_id` would change anything.
+  virtual Expected<bool> has_privileges(InodeId inode) = 0;
+  /// atime becomes `now`, if that is later; nothing else changes.
+  virtual Expected<Attr> accessed(InodeId inode, std::int64_t now) = 0;
   /// mtime and ctime become `now`, or the ctime the inode has if that is later (a clock that steps
   /// back): only a program can set mtime back.
   virtual Expected<Attr> touch(InodeId inode, std::int64_t now) = 0;
@@ -154,6 +168,8 @@ class Catalog {
   virtual Expected<std::string> xattr(InodeId inode, std::string_view name) = 0;  ///< ENODATA
   virtual Expected<std::string> list_xattrs(InodeId inode) = 0;  ///< Names, each ended by NUL.
   /// flags: XATTR_CREATE, XATTR_REPLACE. Value at most 64 KiB, name 255, all of an inode 256 KiB.
+  /// An access ACL changes the permission bits too, and is not kept if these can say all of it; to
+  /// remove an ACL that does not exist is no error.
   virtual Expected<void> set_xattr(InodeId inode, std::string_view name, std::string_view value,
                                    std::uint32_t flags, std::int64_t now) = 0;
   virtual Expected<void> remove_xattr(InodeId inode, std::string_view name, std::int64_t now) = 0;

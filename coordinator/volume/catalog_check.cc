@@ -1,3 +1,4 @@
+#include "coordinator/volume/acl.h"
 #include "coordinator/volume/catalog_check.h"
 
 #include <sys/stat.h>
@@ -259,13 +260,31 @@ class CatalogCheck {
   }
 
   Expected<void> xattrs() {
-    return rows("SELECT inode,name,length(value) FROM xattrs", [&](Query& row) {
+    CSV_TRY(rows("SELECT inode,name,length(value) FROM xattrs", [&](Query& row) {
       if (find(row.u64(0)) == nullptr)
         problem("extended attribute \"{}\" of inode {}, which does not exist", row.bytes(1),
                 row.u64(0));
       if (row.bytes(1).empty() || row.bytes(1).size() > 255 || row.u64(2) > 65536)
         problem("extended attribute \"{}\" of inode {} is too long", row.bytes(1), row.u64(0));
-    });
+    }));
+    return rows(
+        "SELECT inode,name,value FROM xattrs"
+        " WHERE name IN (CAST('system.posix_acl_access' AS BLOB),"
+        "CAST('system.posix_acl_default' AS BLOB))",
+        [&](Query& row) {
+          auto acl = Acl::parse(row.bytes(2));
+          const auto* seen = find(row.u64(0));
+          if (!acl) {
+            problem("{} of inode {} cannot be read", row.bytes(1), row.u64(0));
+          } else if (seen == nullptr) {
+            return;  // said above
+          } else if (row.bytes(1) == kAccessAcl) {
+            if (acl->mode() != (seen->mode & 0777))
+              problem("inode {}: its ACL does not say what its mode says", seen->id);
+          } else if (!seen->is_directory()) {
+            problem("inode {}: a default ACL, but no directory", seen->id);
+          }
+        });
   }
 
   Expected<void> sessions() {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "coordinator/volume/acl.h"
 #include "coordinator/volume/catalog_sql.h"
 #include "coordinator/volume/parent_chain.h"
 
@@ -149,7 +150,7 @@ Expected<void> SqlCatalog::drop_link(Inode& inode, InodeId parent) {
   auto& attr = inode.attr;
   if (attr.nlink == 0) return Error{Errc::corrupt, "a name of an inode without links"};
   if (--attr.nlink == 0) {
-    CSV_TRY(database_->run(sql_->insert_orphan, attr.inode));
+    CSV_TRY(database_->run(sql_->insert_orphan, attr.inode, false));
     return {};
   }
   CSV_TRY(count_link(attr.inode, parent, false));
@@ -238,32 +239,55 @@ Expected<Attr> SqlCatalog::make(InodeId parent, std::string_view name, const New
   if (CSV_TRY(find_entry(parent, name))) return Error{std::errc::file_exists};
   if (directory && above.attr.nlink >= kMaxDirectoryLinks) return Error{std::errc::too_many_links};
 
+  auto made = CSV_TRY(insert_inode(above, what, directory ? 2 : 1, now));
+  CSV_TRY(database_->run(sql_->insert_entry, parent, name, made.inode, above.next_cookie++));
+  ++above.attr.size;
+  if (directory) ++above.attr.nlink;
+  modified(above, now);
+  CSV_TRY(store_inode(above));
+  return made;
+}
+
+Expected<Attr> SqlCatalog::make_nameless(InodeId parent, const NewInode& what, std::int64_t now) {
+  CSV_TRY(may_change(Pages::needed));
+  if (!S_ISREG(what.mode)) return Error{std::errc::invalid_argument, "only files can be nameless"};
+  auto above = CSV_TRY(load_directory(parent));
+  if (above.attr.nlink == 0)
+    return Error{std::errc::no_such_file_or_directory, "removed directory"};
+  auto made = CSV_TRY(insert_inode(above, what, 0, now));
+  CSV_TRY(database_->run(sql_->insert_orphan, made.inode, true));
+  return made;
+}
+
+Expected<Attr> SqlCatalog::insert_inode(const Inode& above, const NewInode& what,
+                                        std::uint32_t nlink, std::int64_t now) {
+  auto inherited = CSV_TRY(inherit(above.attr.inode, what));
+  bool directory = S_ISDIR(what.mode);
   Inode inode;
   auto& a = inode.attr;
   a.inode = InodeId{counters_.next_inode++};
-  a.mode = what.mode & (S_IFMT | 07777);
+  a.mode = inherited.mode & (S_IFMT | 07777);
   a.uid = what.uid;
   a.gid = what.gid;
   if (above.attr.mode & S_ISGID) {
     a.gid = above.attr.gid;
     if (directory) a.mode |= S_ISGID;
   }
-  a.nlink = directory ? 2 : 1;
-  a.rdev = device ? what.rdev : 0;
+  a.nlink = nlink;
+  a.rdev = S_ISCHR(what.mode) || S_ISBLK(what.mode) ? what.rdev : 0;
   a.size = S_ISLNK(what.mode) ? what.target.size() : 0;
   a.atime = a.mtime = a.ctime = a.btime = now;
-  a.parent = parent;
+  a.parent = above.attr.inode;
   inode.next_cookie = directory ? kFirstCookie : 0;
   std::optional<std::string_view> target;
   if (S_ISLNK(what.mode)) target = what.target;
   CSV_TRY(database_->run(sql_->insert_inode, a.inode, a.mode, a.uid, a.gid, a.nlink, a.rdev, a.size,
                          a.blocks, a.atime, a.mtime, a.ctime, a.btime, a.truncation, a.parent,
                          inode.next_cookie, inode.keep_beyond_end, target));
-  CSV_TRY(database_->run(sql_->insert_entry, parent, name, a.inode, above.next_cookie++));
-  ++above.attr.size;
-  if (directory) ++above.attr.nlink;
-  modified(above, now);
-  CSV_TRY(store_inode(above));
+  if (!inherited.access.empty())
+    CSV_TRY(database_->run(sql_->put_xattr, a.inode, kAccessAcl, inherited.access));
+  if (!inherited.defaults.empty())
+    CSV_TRY(database_->run(sql_->put_xattr, a.inode, kDefaultAcl, inherited.defaults));
   ++counters_.inodes;
   return a;
 }
@@ -275,12 +299,23 @@ Expected<Attr> SqlCatalog::link(InodeId inode, InodeId parent, std::string_view 
   auto linked = CSV_TRY(load_inode(inode));
   if (is_directory(linked)) return Error{std::errc::operation_not_permitted, "a directory"};
   auto above = CSV_TRY(load_directory(parent));
-  if (linked.attr.nlink == 0 || above.attr.nlink == 0)
+  bool nameless = false;
+  if (linked.attr.nlink == 0) {
+    auto row = database_->use(sql_->get_orphan, inode);
+    nameless = CSV_TRY(row.row()) && row.u64(0) != 0;
+  }
+  if ((linked.attr.nlink == 0 && !nameless) || above.attr.nlink == 0)
     return Error{std::errc::no_such_file_or_directory, "removed"};
   if (linked.attr.nlink >= kMaxLinks) return Error{std::errc::too_many_links};
   if (CSV_TRY(find_entry(parent, name))) return Error{std::errc::file_exists};
 
-  CSV_TRY(add_link(linked, parent));
+  if (nameless) {
+    CSV_TRY(database_->run(sql_->delete_orphan, inode));
+    linked.attr.nlink = 1;
+    linked.attr.parent = parent;
+  } else {
+    CSV_TRY(add_link(linked, parent));
+  }
   changed(linked, now);
   CSV_TRY(store_inode(linked));
   CSV_TRY(database_->run(sql_->insert_entry, parent, name, inode, above.next_cookie++));
@@ -305,7 +340,7 @@ Expected<Attr> SqlCatalog::remove(InodeId parent, std::string_view name, bool di
   CSV_TRY(database_->run(sql_->delete_entry, parent, name));
   if (directory) {
     inode.attr.nlink = 0;
-    CSV_TRY(database_->run(sql_->insert_orphan, inode.attr.inode));
+    CSV_TRY(database_->run(sql_->insert_orphan, inode.attr.inode, false));
     --above.attr.nlink;
     folders_.erase(inode.attr.inode);
   } else {
@@ -395,7 +430,7 @@ Expected<std::optional<Attr>> SqlCatalog::rename(InodeId parent, std::string_vie
       CSV_TRY(database_->run(sql_->point_entry, new_parent, new_name, source_id));
       if (target_is_directory) {
         target->attr.nlink = 0;
-        CSV_TRY(database_->run(sql_->insert_orphan, target->attr.inode));
+        CSV_TRY(database_->run(sql_->insert_orphan, target->attr.inode, false));
         --to.attr.nlink;
         folders_.erase(target->attr.inode);
       } else {
@@ -417,9 +452,13 @@ Expected<Attr> SqlCatalog::change(InodeId inode, const AttrChange& to, std::int6
   CSV_TRY(may_change(Pages::freed));
   auto found = CSV_TRY(load_inode(inode));
   auto& a = found.attr;
-  if (to.mode) a.mode = (a.mode & S_IFMT) | (*to.mode & 07777);
+  if ((to.uid || to.gid) && !is_directory(found)) CSV_TRY(drop_privileges_of(found, true));
   if (to.uid) a.uid = *to.uid;
   if (to.gid) a.gid = *to.gid;
+  if (to.mode) {
+    a.mode = (a.mode & S_IFMT) | (*to.mode & 07777);
+    CSV_TRY(apply_mode_to_acl(inode, a.mode));
+  }
   if (to.atime) a.atime = *to.atime;
   if (to.mtime) a.mtime = *to.mtime;
   changed(found, now);
@@ -431,6 +470,15 @@ Expected<Attr> SqlCatalog::touch(InodeId inode, std::int64_t now) {
   CSV_TRY(may_change(Pages::freed));
   auto found = CSV_TRY(load_inode(inode));
   modified(found, now);
+  CSV_TRY(store_inode(found));
+  return found.attr;
+}
+
+Expected<Attr> SqlCatalog::accessed(InodeId inode, std::int64_t now) {
+  CSV_TRY(may_change(Pages::freed));
+  auto found = CSV_TRY(load_inode(inode));
+  if (now <= found.attr.atime) return found.attr;
+  found.attr.atime = now;
   CSV_TRY(store_inode(found));
   return found.attr;
 }

@@ -19,7 +19,7 @@ CREATE UNIQUE INDEX entries_by_cookie ON entries(parent, cookie);
 CREATE TABLE links(
   inode INTEGER NOT NULL, parent INTEGER NOT NULL, count INTEGER NOT NULL,
   PRIMARY KEY(inode, parent)) STRICT, WITHOUT ROWID;
-CREATE TABLE orphans(inode INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE orphans(inode INTEGER PRIMARY KEY, nameless INTEGER NOT NULL) STRICT;
 CREATE TABLE xattrs(
   inode INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL,
   PRIMARY KEY(inode, name)) STRICT, WITHOUT ROWID;
@@ -105,8 +105,8 @@ struct SqlCatalog::Statements {
   Statement delete_link{"DELETE FROM links WHERE inode=?1 AND parent=?2"};
   Statement delete_links{"DELETE FROM links WHERE inode=?1"};
 
-  Statement get_orphan{"SELECT 1 FROM orphans WHERE inode=?1"};
-  Statement insert_orphan{"INSERT INTO orphans(inode) VALUES(?1)"};
+  Statement get_orphan{"SELECT nameless FROM orphans WHERE inode=?1"};
+  Statement insert_orphan{"INSERT INTO orphans(inode,nameless) VALUES(?1,?2)"};
   Statement delete_orphan{"DELETE FROM orphans WHERE inode=?1"};
   Statement list_orphans{"SELECT inode FROM orphans WHERE inode>?1 ORDER BY inode LIMIT ?2"};
 

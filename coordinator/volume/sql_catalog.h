@@ -12,7 +12,7 @@
 
 namespace csv::volume {
 
-inline constexpr std::uint64_t kSchemaVersion = 1;
+inline constexpr std::uint64_t kSchemaVersion = 2;
 inline constexpr std::uint64_t kMaxFileBlocks = 1ull << 32;  ///< 16 TiB.
 /// An extent row lies within one window of its file, so that a window's rows are found by its start
 /// and every change works on few rows.
@@ -74,6 +74,7 @@ class SqlCatalog final : public Catalog {
                                     std::size_t limit) override;
   Expected<Attr> make(InodeId parent, std::string_view name, const NewInode& what,
                       std::int64_t now) override;
+  Expected<Attr> make_nameless(InodeId parent, const NewInode& what, std::int64_t now) override;
   Expected<Attr> link(InodeId inode, InodeId parent, std::string_view name,
                       std::int64_t now) override;
   Expected<Attr> unlink(InodeId parent, std::string_view name, std::int64_t now) override;
@@ -83,6 +84,7 @@ class SqlCatalog final : public Catalog {
                                        std::int64_t now) override;
   Expected<Attr> change(InodeId inode, const AttrChange& to, std::int64_t now) override;
   Expected<Attr> touch(InodeId inode, std::int64_t now) override;
+  Expected<Attr> accessed(InodeId inode, std::int64_t now) override;
   Expected<std::string> read_link(InodeId inode) override;
   Expected<void> reap(InodeId inode) override;
   Expected<std::vector<InodeId>> orphans(InodeId after, std::size_t limit) override;
@@ -93,6 +95,8 @@ class SqlCatalog final : public Catalog {
   Expected<void> set_xattr(InodeId inode, std::string_view name, std::string_view value,
                            std::uint32_t flags, std::int64_t now) override;
   Expected<void> remove_xattr(InodeId inode, std::string_view name, std::int64_t now) override;
+  Expected<Attr> drop_privileges(InodeId inode, bool set_id, std::int64_t now) override;
+  Expected<bool> has_privileges(InodeId inode) override;
 
   // catalog_space.cc
   Expected<std::vector<Mapping>> map(InodeId inode, std::uint64_t first,
@@ -158,6 +162,23 @@ class SqlCatalog final : public Catalog {
   Expected<void> move_link(Inode& inode, InodeId from, InodeId to);
   Expected<void> count_link(InodeId inode, InodeId parent, bool more);
   Expected<Attr> remove(InodeId parent, std::string_view name, bool directory, std::int64_t now);
+  /// An inode, but neither its name nor what is counted above. Changes nothing of `above`.
+  Expected<Attr> insert_inode(const Inode& above, const NewInode& what, std::uint32_t nlink,
+                              std::int64_t now);
+
+  // --- Access control (catalog_xattrs.cc)
+  /// Which permission bits a new inode gets from the parent's default ACL or the umask, and what
+  /// it inherits.
+  struct Inherited {
+    std::uint32_t mode = 0;
+    std::string access, defaults;  ///< Empty: none.
+  };
+  Expected<Inherited> inherit(InodeId parent, const NewInode& what);
+  Expected<std::optional<std::string>> find_xattr(InodeId inode, std::string_view name);
+  /// True: the ACL only says what the mode of `inode`, which is changed, now says as well.
+  Expected<bool> apply_acl(Inode& inode, std::string_view name, std::string_view value);
+  Expected<void> apply_mode_to_acl(InodeId inode, std::uint32_t mode);
+  Expected<bool> drop_privileges_of(Inode& inode, bool set_id);
 
   // --- Extents (catalog_extents.cc)
   /// The rows of one window of a file, to be changed and stored.

@@ -28,7 +28,7 @@ wire::Make file_named(const std::string& name, InodeId parent = kRootInode) {
 }
 
 Mount::Opened create(World& world, Mount& mount, const std::string& name) {
-  auto made = world.wait(mount.create(Caller{}, file_named(name)));
+  auto made = world.wait(mount.create(Caller{}, file_named(name), {}));
   REQUIRE_MESSAGE(made, made.error().message());
   return *made;
 }
@@ -36,7 +36,7 @@ Mount::Opened create(World& world, Mount& mount, const std::string& name) {
 Mount::Opened open(World& world, Mount& mount, const std::string& name) {
   auto found = world.wait(mount.lookup(kRootInode, name));
   REQUIRE_MESSAGE(found, found.error().message());
-  auto opened = world.wait(mount.open(InodeId{found->inode()}, false));
+  auto opened = world.wait(mount.open(InodeId{found->inode()}, {}));
   REQUIRE_MESSAGE(opened, opened.error().message());
   return *opened;
 }

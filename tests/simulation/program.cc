@@ -496,7 +496,8 @@ Task<void> Program::remove(Number parent, std::string name, bool directory) {
   op.parent = parent;
   op.name = name;
   Call call{*this, op};
-  auto outcome = outcome_of(co_await mount().unlink(InodeId{parent}, std::move(name), directory));
+  auto removed = co_await mount().unlink(InodeId{parent}, std::move(name), directory);
+  auto outcome = outcome_of(removed ? Expected<void>{} : Expected<void>{removed.error()});
   co_await finish(call, outcome, under);
 }
 
@@ -517,7 +518,8 @@ Task<void> Program::rename() {
   what.set_new_name(op.new_name);
   what.set_flags(op.flags);
   Call call{*this, op};
-  auto outcome = outcome_of(co_await mount().rename(std::move(what)));
+  auto replaced = co_await mount().rename(std::move(what));
+  auto outcome = outcome_of(replaced ? Expected<void>{} : Expected<void>{replaced.error()});
   co_await finish(call, outcome, under);
 }
 
@@ -602,7 +604,7 @@ Task<void> Program::create(Number parent, std::string name) {
   what.set_name(name);
   what.set_mode(S_IFREG | 0644);
   Call call{*this, op};
-  auto made = co_await mount().create(Caller{}, std::move(what));
+  auto made = co_await mount().create(Caller{}, std::move(what), {});
   auto outcome = made ? outcome_of(made->attr) : outcome_of(made.error());
   if (made) {
     open_.push_back({made->handle, outcome.inode, session()});
@@ -618,7 +620,7 @@ Task<void> Program::open(Number inode) {
   op.kind = Op::Kind::attr;  // It answers with the attributes, and changes nothing.
   op.inode = inode;
   Call call{*this, op};
-  auto opened = co_await mount().open(InodeId{inode}, false);
+  auto opened = co_await mount().open(InodeId{inode}, {});
   auto outcome = opened ? outcome_of(opened->attr) : outcome_of(opened.error());
   if (opened) {
     open_.push_back({opened->handle, inode, session()});
