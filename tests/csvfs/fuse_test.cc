@@ -27,7 +27,8 @@ namespace {
 /// /dev/fuse.
 class Kernel {
  public:
-  explicit Kernel(World& world, int node = 1) : world_{&world} {
+  /// `more`: of INIT's 64 flags, what this kernel offers beside the usual.
+  explicit Kernel(World& world, int node = 1, std::uint64_t more = 0) : world_{&world} {
     int ends[2];
     REQUIRE(::socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
     fd_ = ends[1];
@@ -51,6 +52,10 @@ class Kernel {
     init.max_readahead = 1 << 20;
     init.flags = FUSE_ATOMIC_O_TRUNC | FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_ASYNC_DIO |
                  FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS;
+    if (more != 0) {
+      init.flags |= FUSE_INIT_EXT | static_cast<std::uint32_t>(more);
+      init.flags2 = static_cast<std::uint32_t>(more >> 32);
+    }
     REQUIRE(call(FUSE_INIT, 0, bytes(init)) == 0);
     auto answer = body<fuse_init_out>();
     CHECK(answer.max_write == 1 << 20);
@@ -58,6 +63,7 @@ class Kernel {
     CHECK((answer.flags & FUSE_WRITEBACK_CACHE) == 0);
     CHECK((answer.flags & FUSE_POSIX_LOCKS) != 0);
     CHECK((answer.flags & FUSE_FLOCK_LOCKS) != 0);
+    taken = answer.flags | std::uint64_t{answer.flags2} << 32;
   }
   Kernel(const Kernel&) = delete;
   Kernel& operator=(const Kernel&) = delete;
@@ -206,6 +212,7 @@ class Kernel {
 
   std::atomic<bool> dying{false}, ended{false};
   std::uint32_t uid = 0;
+  std::uint64_t taken = 0;  ///< What the answer to INIT said.
 
  private:
   World* world_;
@@ -331,7 +338,14 @@ TEST_CASE("fuse: extended attributes say their size, and ERANGE where there is t
   CHECK(get(FUSE_GETXATTR, Kernel::name("user.two"), 64) == ENODATA);
   CHECK(get(FUSE_LISTXATTR, {}, 64) == 0);
   CHECK(kernel.body() == Kernel::name("user.one"));
-  CHECK(set("system.posix_acl_access", "x") == EOPNOTSUPP);
+  CHECK(set("system.posix_acl_access", "x") == EINVAL);
+  CHECK(set("system.other", "x") == EOPNOTSUPP);
+  CHECK(set("user.", "x") == EINVAL);
+  CHECK(get(FUSE_GETXATTR, Kernel::name("system.posix_acl_access"), 64) == ENODATA);
+  REQUIRE(set("trusted.one", "value") == 0);
+  kernel.uid = 1000;
+  CHECK(get(FUSE_LISTXATTR, {}, 64) == 0);
+  CHECK(kernel.body() == Kernel::name("user.one"));
 }
 
 TEST_CASE(
@@ -440,4 +454,121 @@ TEST_CASE("fuse: what waits when the session goes is answered") {
     ++unanswered;
   }
   CHECK(unanswered == 1);  // and nothing was leaked or touched afterwards (sanitizers)
+}
+
+TEST_CASE("fuse: what a newer kernel offers is taken, though libfuse does not know it") {
+  constexpr std::uint64_t kMmap = 1ull << 36, kOther = 1ull << 37;
+  World world;
+  Kernel kernel{world, 1, FUSE_SETXATTR_EXT | FUSE_HANDLE_KILLPRIV_V2 | kMmap | kOther};
+  CHECK((kernel.taken & kMmap) != 0);
+  CHECK((kernel.taken & FUSE_HANDLE_KILLPRIV_V2) != 0);
+  CHECK((kernel.taken & FUSE_INIT_EXT) != 0);
+  CHECK((kernel.taken & kOther) == 0);
+  auto file = kernel.create("file", 02755);
+  // The longer form of SETXATTR, by who is not in the file's group.
+  auto entry = [](unsigned tag, unsigned permissions) {
+    std::string bytes(8, '\xff');
+    bytes[0] = static_cast<char>(tag);
+    bytes[2] = static_cast<char>(permissions);
+    bytes[1] = bytes[3] = 0;
+    return bytes;
+  };
+  std::string acl{2, 0, 0, 0};
+  acl += entry(1, 7) + entry(4, 5) + entry(32, 0);
+  fuse_setxattr_in in{};
+  in.size = static_cast<std::uint32_t>(acl.size());
+  in.setxattr_flags = FUSE_SETXATTR_ACL_KILL_SGID;
+  CHECK(kernel.call(FUSE_SETXATTR, file.node,
+                    Kernel::bytes(in) + Kernel::name("system.posix_acl_access") + acl) == 0);
+  CHECK((kernel.attr(file.node).mode & 07777) == 0750);
+  Kernel older{world, 2};
+  CHECK((older.taken & (kMmap | FUSE_INIT_EXT | FUSE_HANDLE_KILLPRIV_V2)) == 0);
+}
+
+TEST_CASE("fuse: a file without a name gets one; statx tells when it was made") {
+  World world;
+  Kernel kernel{world};
+  fuse_create_in in{};
+  in.flags = O_RDWR;
+  in.mode = S_IFREG | 0666;
+  in.umask = 026;
+  REQUIRE(kernel.call(FUSE_TMPFILE, FUSE_ROOT_ID, Kernel::bytes(in) + Kernel::name("/")) == 0);
+  auto node = kernel.body<fuse_entry_out>().nodeid;
+  CHECK(kernel.body<fuse_entry_out>().attr.nlink == 0);
+  CHECK((kernel.body<fuse_entry_out>().attr.mode & 07777) == 0640);
+  Kernel::Made file{node, kernel.body<fuse_open_out>(sizeof(fuse_entry_out)).fh};
+  CHECK(kernel.write(file, 0, pattern(5000, 1)) == 0);
+  fuse_link_in link{node};
+  REQUIRE(kernel.call(FUSE_LINK, FUSE_ROOT_ID, Kernel::bytes(link) + Kernel::name("named")) == 0);
+  CHECK(kernel.lookup("named") == 0);
+  CHECK(kernel.body<fuse_entry_out>().attr.nlink == 1);
+  CHECK(kernel.release(file) == 0);
+  CHECK(kernel.attr(node).size == 5000);
+  constexpr std::uint32_t kStatx = 52, kBasicAndBirth = 0xfff;
+  REQUIRE(kernel.call(kStatx, node, std::string(24, '\0')) == 0);
+  CHECK(kernel.body<std::uint32_t>(32) == kBasicAndBirth);
+  CHECK(kernel.body<std::uint64_t>(32 + 40) == 5000);
+}
+
+TEST_CASE("fuse: pages of a mapping never make a file longer") {
+  World world;
+  Kernel kernel{world};
+  auto file = kernel.create("file");
+  REQUIRE(kernel.write(file, 0, pattern(10'000, 1)) == 0);
+  auto pages = pattern(8192, 2);
+  CHECK(kernel.write(file, 8192, pages, 0, FUSE_WRITE_CACHE) == 0);
+  CHECK(kernel.body<fuse_write_out>().size == pages.size());
+  CHECK(kernel.write(file, 65536, pages, 0, FUSE_WRITE_CACHE) == 0);
+  CHECK(kernel.attr(file.node).size == 10'000);
+  pages.resize(10'000 - 8192);
+  CHECK(kernel.read(file, 8192, 8192) == pages);
+}
+
+TEST_CASE("fuse: what was removed can be stated as long as the kernel knows it") {
+  World world;
+  Kernel kernel{world};
+  fuse_mkdir_in mkdir{};
+  mkdir.mode = 0755;
+  REQUIRE(kernel.call(FUSE_MKDIR, FUSE_ROOT_ID, Kernel::bytes(mkdir) + Kernel::name("d")) == 0);
+  auto node = kernel.body<fuse_entry_out>().nodeid;
+  REQUIRE(kernel.call(FUSE_RMDIR, FUSE_ROOT_ID, Kernel::name("d")) == 0);
+  CHECK(kernel.attr(node).nlink == 0);
+  CHECK(kernel.lookup(".", node) == ESTALE);
+  fuse_forget_in forget{1};
+  kernel.send(FUSE_FORGET, node, Kernel::bytes(forget));
+  CHECK(kernel.call(FUSE_GETATTR, node, Kernel::bytes(fuse_getattr_in{})) == ESTALE);
+}
+
+TEST_CASE("fuse: a file that was open at a fence is another one to the kernel afterwards") {
+  World::Options options;
+  options.timing.reconnect_grace = 300ms;
+  options.timing.lease_term = 200ms;
+  World world{options};
+  Kernel kernel{world};
+  auto file = kernel.create("file");
+  REQUIRE(kernel.write(file, 0, pattern(8192, 1)) == 0);
+  auto& mount = world.mount(1);
+  auto session = mount.state().session;
+  world.post([&] { world.refuse_connections = true; });
+  world.cut_connections();
+  world.wait(sleep(world.loop(), 1500ms));
+  world.post([&] { world.refuse_connections = false; });
+  for (int i = 0;
+       i < 1000 && (mount.state().session == session || mount.state().mode != AccessMode::direct);
+       ++i)
+    world.wait(sleep(world.loop(), 50ms));
+  // What a program left in an old mapping is refused, and its inode opens no new way.
+  CHECK(kernel.write(file, 0, pattern(4096, 2), 0, FUSE_WRITE_CACHE) == EIO);
+  fuse_open_in in{};
+  in.flags = O_RDWR;
+  CHECK(kernel.call(FUSE_OPEN, file.node, Kernel::bytes(in)) == ESTALE);
+  REQUIRE(kernel.lookup("file") == 0);
+  auto entry = kernel.body<fuse_entry_out>();
+  CHECK(entry.nodeid != file.node);
+  CHECK(entry.attr.ino == file.node);
+  REQUIRE(kernel.call(FUSE_OPEN, entry.nodeid, Kernel::bytes(in)) == 0);
+  Kernel::Made again{entry.nodeid, kernel.body<fuse_open_out>().fh};
+  CHECK(kernel.read(again, 0, 8192) == pattern(8192, 1));
+  CHECK(kernel.release(again) == 0);
+  CHECK(kernel.release(file) == 0);
 }
