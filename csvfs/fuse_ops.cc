@@ -19,9 +19,9 @@ constexpr std::uint32_t kParallelDirectWrites = 1u << 6;
 constexpr std::uint32_t kOpenFlags = FOPEN_DIRECT_IO | kParallelDirectWrites;
 constexpr std::size_t kMaxTransfer = 1 << 20;
 constexpr std::size_t kSpareBuffers = 32;
-constexpr std::uint32_t kKillSetId = 1u << 2;      // of fuse_write_in.write_flags
+constexpr std::uint32_t kKillSetId = 1u << 2;  // of fuse_write_in.write_flags
 constexpr std::size_t kMostGhosts = 64 * 1024;
-constexpr int kLifeShift = 48;  // in node ids
+constexpr int kLifeShift = 48;                     // in node ids
 constexpr std::uint32_t kPreferredIo = 64 * 1024;  // each read or write is a message: not too small
 
 void set_time(timespec& out, std::int64_t ns) {
@@ -346,8 +346,7 @@ Task<void> open(FuseState& state, Reply reply, InodeId inode, Mount::OpenOptions
     std::move(reply).error(opened.error());
     co_return;
   }
-  if (!std::move(reply).opened(raw(opened->handle)))
-    co_await state.mount->close(opened->handle);
+  if (!std::move(reply).opened(raw(opened->handle))) co_await state.mount->close(opened->handle);
 }
 
 Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what, int flags,
@@ -711,8 +710,8 @@ void op_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino
 
 void op_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char* name) {
   auto& state = state_of(request);
-  state.requests.spawn(link(state, reply_to(request, kChanges), FuseState::inode_of(node),
-                            InodeId{parent}, name));
+  state.requests.spawn(
+      link(state, reply_to(request, kChanges), FuseState::inode_of(node), InodeId{parent}, name));
 }
 
 Mount::OpenOptions open_options(const FuseState& state, int flags, std::uint32_t open_flags) {
@@ -727,8 +726,8 @@ void op_open(fuse_req_t request, fuse_ino_t node, fuse_file_info* file) {
   if (state.is_past(node)) return Reply{request}.error(ESTALE);
   auto options = open_options(state, file->flags, body_of<fuse_open_in>(state).open_flags);
   options.truncate = (file->flags & O_TRUNC) != 0;
-  state.requests.spawn(open(state, reply_to(request, options.truncate),
-                            FuseState::inode_of(node), options));
+  state.requests.spawn(
+      open(state, reply_to(request, options.truncate), FuseState::inode_of(node), options));
 }
 
 void op_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode,
@@ -907,8 +906,8 @@ void op_getxattr(fuse_req_t request, fuse_ino_t node, const char* name, std::siz
 void op_listxattr(fuse_req_t request, fuse_ino_t node, std::size_t size) {
   auto& state = state_of(request);
   bool privileged = fuse_req_ctx(request)->uid == 0;
-  state.requests.spawn(list_xattrs(state, reply_to(request, kLooks), FuseState::inode_of(node),
-                                   size, privileged));
+  state.requests.spawn(
+      list_xattrs(state, reply_to(request, kLooks), FuseState::inode_of(node), size, privileged));
 }
 
 void op_removexattr(fuse_req_t request, fuse_ino_t node, const char* name) {

@@ -39,8 +39,8 @@ struct FuseState {
   bool access_times = true;  ///< Not mounted noatime.
   /// What the kernel really asked for, where libfuse is given something it knows instead.
   std::uint32_t opcode = 0;
-  std::uint64_t taken = 0;  ///< Of INIT's flags, those that libfuse does not know.
-  bool greeted = false;     ///< INIT has been answered.
+  std::uint64_t taken = 0;           ///< Of INIT's flags, those that libfuse does not know.
+  bool greeted = false;              ///< INIT has been answered.
   std::uint32_t setxattr_flags = 0;  ///< Which libfuse does not know either.
   std::function<void()> on_destroy;  ///< The kernel unmounted us.
   /// The program that waits for this got a signal. Called from inside libfuse: act later.
@@ -54,8 +54,8 @@ struct FuseState {
   [[nodiscard]] bool is_past(fuse_ino_t node) const { return node != node_of(raw(inode_of(node))); }
   std::map<std::uint64_t, std::uint64_t> lives;  ///< Of inodes that do not live their first.
 
-  /// Attributes of what lost its last name here, as long as the kernel knows it: a program may still
-  /// stand in a removed directory.
+  /// Attributes of what lost its last name here, as long as the kernel knows it: a program may
+  /// still stand in a removed directory.
   std::map<std::uint64_t, wire::Attr> ghosts;
   /// The requests under way. Last: they use everything above.
   TaskScope requests;

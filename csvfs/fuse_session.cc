@@ -132,7 +132,8 @@ class Arguments {
 class Session final : public FuseSession {
  public:
   Session(AsioLoop& loop, Mount& mount, std::function<void()> on_ended)
-      : loop_{loop}, on_ended_{std::move(on_ended)},
+      : loop_{loop},
+        on_ended_{std::move(on_ended)},
         readable_{loop.context()},
         mounts_{loop.context()} {
     state_.mount = &mount;

@@ -109,8 +109,8 @@ class Mount {
   virtual Task<Expected<Content>> read(Handle handle, std::uint64_t offset,
                                        std::uint32_t length) = 0;
   struct WriteOptions {
-    bool append = false;   ///< At the true end, whatever `offset` says.
-    bool durable = false;  ///< O_SYNC, O_DSYNC: answered past the volatile cache.
+    bool append = false;       ///< At the true end, whatever `offset` says.
+    bool durable = false;      ///< O_SYNC, O_DSYNC: answered past the volatile cache.
     bool drop_set_id = false;  ///< By who may not keep the set-ID bits.
     /// Dirty pages of a shared mapping: they never make a file longer. What lies beyond its end is
     /// dropped, and counts as written.

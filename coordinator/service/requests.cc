@@ -161,8 +161,7 @@ Task<Service::Outcome> Service::make(CallRef call) {
 
 Task<Service::Outcome> Service::link(CallRef call) {
   InodeId inode{call->request.link().inode()};
-  if (reaping_.contains(inode))
-    co_return errno_error(ENOENT, "the file has been removed");
+  if (reaping_.contains(inode)) co_return errno_error(ENOENT, "the file has been removed");
   auto body = [call, now = wall_now()](Catalog& catalog) {
     const auto& asked = call->request.link();
     return attr_reply(

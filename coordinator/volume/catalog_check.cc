@@ -1,4 +1,3 @@
-#include "coordinator/volume/acl.h"
 #include "coordinator/volume/catalog_check.h"
 
 #include <sys/stat.h>
@@ -10,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "coordinator/volume/acl.h"
 #include "coordinator/volume/catalog_sql.h"
 #include "csvfs/base/log.h"
 

@@ -48,8 +48,8 @@ TEST_CASE("acl: damaged and incomplete lists are refused") {
   for (std::size_t length = 0; length < whole.size(); ++length)
     CHECK_FALSE(Acl::parse(std::string_view{whole}.substr(0, length)));
   CHECK_FALSE(Acl::parse(raw_acl(kMinimal, 1)));
-  CHECK_FALSE(Acl::parse(raw_acl({{0x01, 6}, {0x20, 0}, {0x04, 4}})));             // order
-  CHECK_FALSE(Acl::parse(raw_acl({{0x01, 6}, {0x01, 6}, {0x04, 4}, {0x20, 0}})));  // twice
+  CHECK_FALSE(Acl::parse(raw_acl({{0x01, 6}, {0x20, 0}, {0x04, 4}})));                // order
+  CHECK_FALSE(Acl::parse(raw_acl({{0x01, 6}, {0x01, 6}, {0x04, 4}, {0x20, 0}})));     // twice
   CHECK_FALSE(Acl::parse(raw_acl({{0x01, 6}, {0x02, 6, 1}, {0x04, 4}, {0x20, 0}})));  // no mask
   CHECK_FALSE(Acl::parse(raw_acl({{0x01, 8}, {0x04, 4}, {0x20, 0}})));
   CHECK_FALSE(Acl::parse(raw_acl({{0x01, 6}, {0x03, 4}, {0x04, 4}, {0x20, 0}})));
@@ -123,7 +123,8 @@ TEST_CASE("catalog: a nameless file may get a name, one that lost its name may n
   CHECK(errno_of(again) == ENOENT);
 }
 
-TEST_CASE("catalog: privileges go with a new owner and when they are dropped, not with a new mode") {
+TEST_CASE(
+    "catalog: privileges go with a new owner and when they are dropped, not with a new mode") {
   TestCatalog v;
   auto file = v.file("file");
   auto change = [&](volume::AttrChange to) {
@@ -141,7 +142,7 @@ TEST_CASE("catalog: privileges go with a new owner and when they are dropped, no
   CHECK_FALSE(*v.catalog->has_privileges(file.inode));
   bits.mode = 04755;
   change(bits);
-  v.must([&](Catalog& c) {
+  v.must([&](Catalog& c) -> Expected<Attr> {
     CSV_TRY(c.set_xattr(file.inode, "security.capability", "x", 0, v.now));
     return c.drop_privileges(file.inode, false, v.now);
   });
