@@ -15,6 +15,49 @@ on node2 mkdir "$volume/beside-it"
 on node1 bash -c 'source "$1/common.sh"; python "$2" "$3" --many 20000' - "$lib" "$claims" "$volume/on-the-coordinator"
 on node2 bash -c 'source "$1/common.sh"; python "$2" "$3" --skip "most links"' - "$lib" "$claims" "$volume/beside-it"
 
-say "mount options"
+say "a mapping's changes reach the other nodes when they are synced; a remote change shows at the next look at the file"
+shared='
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+area = mmap.mmap(fd, 8192)
+area[0:5] = b"first"
+area.flush()
+print("synced", flush=True)
+sys.stdin.readline()
+os.stat(sys.argv[1])
+assert area[4096:4102] == b"remote", area[4096:4102]
+area[100:105] = b"close"
+'
+on node2 sh -c 'head -c 8192 /dev/zero >"$1"' - "$volume/mapped"
+mkfifo "$work/go"
+exec {go}<>"$work/go"
+# begin() gives its commands no input.
+(if on node2 python3 -c "$shared" "$volume/mapped" <"$work/go" >"$work/mapper.log" 2>&1; then echo 0; else echo 1; fi >"$work/mapper.rc") &
+background+=($!)
+is_synced() { grep -q synced "$work/mapper.log"; }
+wait_for 60 "the mapping to be synced" is_synced
+[[ $(on node3 head -c 5 "$volume/mapped") == first ]] || die "node3 does not see what node2 synced"
+on node3 python3 -c 'import os, sys; os.pwrite(os.open(sys.argv[1], os.O_RDWR), b"remote", 4096)' "$volume/mapped"
+echo >&"$go"
+await mapper 60
+[[ $(on node3 sh -c 'tail -c +101 "$1" | head -c 5' - "$volume/mapped") == close ]] || die "node3 does not see what node2 left at its end"
+
+say "a file handle holds across unmounting; options hold"
+handles=$(dirname "$claims")/handles.py
+on node3 sh -c 'echo by handle >"$1"; cp /usr/bin/id "$2"; chmod 4755 "$2"' - "$volume/file" "$volume/tool"
+on node3 python3 "$handles" save "$volume/file" "$work/handle"
 lab umount node3
+on node3 csvfs volume1 "$volume" -o ro,nosuid,nodev,noexec,noatime
+[[ $(on node3 python3 "$handles" open "$work/handle" "$volume") == "by handle" ]] || die "the handle does not open its file"
+on node1 touch -a -d @10 "$volume/file"
+on node3 cat "$volume/file" >/dev/null
+[[ $(on node3 stat -c %X "$volume/file") == 10 ]] || die "noatime keeps no access time"
+if on node3 touch "$volume/file" 2>/dev/null; then die "a read-only mount is written to"; fi
+if on node3 "$volume/tool" 2>/dev/null; then die "noexec executes"; fi
+on node3 mount -i -o remount,rw,exec,suid,atime "$volume"
+on node3 "$volume/tool" >/dev/null
+on node3 touch "$volume/again"
+on node1 touch -a -d @10 "$volume/file"
+on node3 cat "$volume/file" >/dev/null
+[[ $(on node3 stat -c %X "$volume/file") != 10 ]] || die "after a remount access times are not kept"
 end_clean
