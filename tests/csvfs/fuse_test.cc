@@ -264,6 +264,8 @@ TEST_CASE("fuse: a file that is created, written, read and removed, as the kerne
   CHECK(kernel.release(file) == 0);
   CHECK(kernel.call(FUSE_UNLINK, FUSE_ROOT_ID, Kernel::name("file")) == 0);
   CHECK(kernel.lookup("file") == ENOENT);
+  CHECK(kernel.attr(file.node).nlink == 0);
+  kernel.send(FUSE_FORGET, file.node, Kernel::bytes(fuse_forget_in{1}));
   CHECK(kernel.call(FUSE_GETATTR, file.node, Kernel::bytes(fuse_getattr_in{})) != 0);
 }
 

@@ -152,9 +152,9 @@ TEST_CASE("check: finds what is wrong with links, orphans and attributes") {
   finds([](auto& v) { return "INSERT INTO links VALUES(" + v.id(v.a) + ",1,1)"; },
         "are noted, but 0 were found");
   finds([](auto&) { return "DELETE FROM orphans"; }, "has no links and is no orphan");
-  finds([](auto& v) { return "INSERT INTO orphans VALUES(" + v.id(v.a) + ")"; },
+  finds([](auto& v) { return "INSERT INTO orphans VALUES(" + v.id(v.a) + ",0)"; },
         "says that it has 1 links");
-  finds([](auto&) { return "INSERT INTO orphans VALUES(999)"; }, "orphan 999 has no inode");
+  finds([](auto&) { return "INSERT INTO orphans VALUES(999,0)"; }, "orphan 999 has no inode");
   finds([](auto&) { return "UPDATE xattrs SET inode=999"; },
         "extended attribute \"user.x\" of inode 999, which does not exist");
   finds([](auto&) { return "UPDATE xattrs SET value=zeroblob(70000)"; }, "is too long");
@@ -261,7 +261,7 @@ TEST_CASE("check: finds what is wrong with sessions, grants, admissions and numb
           "number has not been given out yet");
   finds([](auto&) { return "DELETE FROM kv WHERE key='birth'"; }, "the number birth is missing");
   finds([](auto&) { return "UPDATE kv SET value=9 WHERE key='schema_version'"; },
-        "the schema is 9, not 1");
+        "the schema is 9, not 2");
 }
 
 TEST_CASE("check: finds a table that is gone and an index that lies") {
