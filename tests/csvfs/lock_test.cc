@@ -15,12 +15,12 @@ Mount::Opened create(World& world, Mount& mount, const std::string& name) {
   what.set_parent(raw(kRootInode));
   what.set_name(name);
   what.set_mode(S_IFREG | 0644);
-  auto made = world.wait(mount.create(Caller{}, what));
+  auto made = world.wait(mount.create(Caller{}, what, {}));
   REQUIRE_MESSAGE(made, made.error().message());
   return *made;
 }
 Mount::Handle open(World& world, Mount& mount, const Mount::Opened& file) {
-  auto opened = world.wait(mount.open(InodeId{file.attr.inode()}, false));
+  auto opened = world.wait(mount.open(InodeId{file.attr.inode()}, {}));
   REQUIRE_MESSAGE(opened, opened.error().message());
   return opened->handle;
 }
