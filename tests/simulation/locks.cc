@@ -152,7 +152,7 @@ Task<bool> LockWorkload::one_round(Csvfs& csvfs, Random& random, const std::stri
                                    std::uint64_t number) {
   auto& mount = csvfs.mount();
   auto file = random.below(files_.size());
-  auto opened = co_await mount.open(files_[file], false);
+  auto opened = co_await mount.open(files_[file], {});
   if (!opened) co_return opened.error().to_errno() == EIO;
   auto session = mount.state().session;
   auto handle = opened->handle;
@@ -214,7 +214,7 @@ Task<void> LockWorkload::program(std::size_t node, Csvfs& csvfs, std::uint64_t s
 Task<void> LockWorkload::all_is_free(std::size_t node, std::function<void()> done) {
   auto& mount = cluster_.mount(node)->mount();
   for (auto inode : files_) {
-    auto opened = co_await mount.open(inode, false);
+    auto opened = co_await mount.open(inode, {});
     if (!opened) {
       judge_.fail("opening a file to lock: " + opened.error().message());
       break;
