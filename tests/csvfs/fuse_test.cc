@@ -544,7 +544,6 @@ TEST_CASE("fuse: what was removed can be stated as long as the kernel knows it")
 TEST_CASE("fuse: a file that was open at a fence is another one to the kernel afterwards") {
   World::Options options;
   options.timing.reconnect_grace = 300ms;
-  options.timing.lease_term = 200ms;
   World world{options};
   Kernel kernel{world};
   auto file = kernel.create("file");
