@@ -12,7 +12,7 @@ cluster_up 3G
 say "the mount keeps them"
 on node1 mkdir "$volume/on-the-coordinator"
 on node2 mkdir "$volume/beside-it"
-on node1 bash -c 'source "$1/common.sh"; python "$2" "$3" --many 20000' - "$lib" "$claims" "$volume/on-the-coordinator"
+on node1 bash -c 'source "$1/common.sh"; python "$2" "$3" --many 2000' - "$lib" "$claims" "$volume/on-the-coordinator"
 on node2 bash -c 'source "$1/common.sh"; python "$2" "$3" --skip "most links"' - "$lib" "$claims" "$volume/beside-it"
 
 say "a mapping's changes reach the other nodes when they are synced; a remote change shows at the next look at the file"
