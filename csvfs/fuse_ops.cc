@@ -369,6 +369,10 @@ Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what,
     wire::Make once_more = again;
     made = co_await state.mount->create(caller, std::move(once_more), options, reply.interrupt());
   }
+  // A new coordinator that answered from its predecessor's notes may have freed it before it heard
+  // that somebody has it open. Nobody has seen it, so another one will do.
+  if (!made && again.nameless() && made.error().to_errno() == ESTALE)
+    made = co_await state.mount->create(caller, std::move(again), options, reply.interrupt());
   if (!made) {
     std::move(reply).error(made.error());
     co_return;

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/fuse.h>
+#include <poll.h>
 #include <sys/mount.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -158,7 +159,7 @@ class Session final : public FuseSession {
     state_.requests.cancel_all();
     readable_.release();
     if (session_ != nullptr) {
-      if (mounted_) ::umount2(mountpoint_.c_str(), MNT_DETACH);
+      unmount();
       fuse_session_destroy(session_);
     }
   }
@@ -190,7 +191,9 @@ class Session final : public FuseSession {
   }
 
   void unmount() override {
-    if (mounted_ && !ended_ && ::umount2(mountpoint_.c_str(), MNT_DETACH) == 0) mounted_ = false;
+    // If the kernel has let go of us, what is mounted there now is somebody else's.
+    if (mounted_ && !ended_ && connected() && ::umount2(mountpoint_.c_str(), MNT_DETACH) == 0)
+      mounted_ = false;
   }
   [[nodiscard]] std::uint64_t operations() const override { return operations_; }
 
@@ -220,6 +223,11 @@ class Session final : public FuseSession {
                        [this, alive = alive_](boost::system::error_code error) {
                          if (*alive && !error) look_at_mounts();
                        });
+  }
+
+  [[nodiscard]] bool connected() const {
+    pollfd device{fuse_session_fd(session_), 0, 0};
+    return ::poll(&device, 1, 0) >= 0 && (device.revents & POLLERR) == 0;
   }
 
   void wait() {

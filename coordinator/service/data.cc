@@ -189,12 +189,12 @@ std::uint64_t lay_out_for_writing(wire::LayoutReply& layout, const std::vector<M
 
 }  // namespace
 
-Task<Expected<Service::Look>> Service::look(InodeId inode, Blocks range) {
-  auto body = [inode, range](Catalog& catalog) -> Expected<Look> {
+Task<Expected<Service::Look>> Service::look(InodeId inode, Blocks range, bool privileges) {
+  auto body = [inode, range, privileges](Catalog& catalog) -> Expected<Look> {
     Look seen;
     seen.attr = CSV_TRY(catalog.attr(inode));
     CSV_TRY(must_be_file(seen.attr));
-    seen.privileged = CSV_TRY(catalog.has_privileges(inode));
+    if (privileges) seen.privileged = CSV_TRY(catalog.has_privileges(inode));
     if (range.first < range.end) seen.map = CSV_TRY(catalog.map(inode, range.first, range.count()));
     return seen;
   };
@@ -230,7 +230,7 @@ Task<Service::Outcome> Service::layout(CallRef call) {
     // should it come after it, is void.
     layouts_.add(inode, session->id, reach, kind);
     auto sequence = recall_sequence_;
-    auto seen = co_await look(inode, reach);
+    auto seen = co_await look(inode, reach, asked.write());
     if (!seen) {
       if (is_stale(seen.error())) layouts_.drop(inode, session->id);
       co_return seen.error();

@@ -9,6 +9,7 @@
 
 #include "coordinator/protocol/relatime.h"
 #include "coordinator/service/service.h"
+#include "coordinator/volume/acl.h"
 
 namespace csv::service {
 namespace {
@@ -18,6 +19,11 @@ using volume::Catalog;
 /// A directory's listing is cut where the message gets long.
 constexpr std::size_t kMaxListed = 1024;
 constexpr std::size_t kMaxListedBytes = 256 * 1024;
+
+/// How long access times are kept back, how many at most, and how many make one transaction.
+constexpr Duration kAccessDelay = 1s;
+constexpr std::size_t kMostAccesses = 64 * 1024;
+constexpr std::size_t kAccessesAtOnce = 256;
 
 Expected<wire::Reply> attr_reply(Expected<volume::Attr> attr) {
   if (!attr) return attr.error();
@@ -88,7 +94,8 @@ Task<Service::Outcome> Service::get_attr(CallRef call) {
   const auto& asked = call->request.get_attr();
   InodeId inode{asked.inode()};
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
-  if (asked.accessed()) CSV_CO_CHECK(co_await note_access(inode));
+  if (asked.accessed()) note_access(inode);
+  co_await settle_access(inode);
   co_await ask_who_wrote(call->session, inode);
   CSV_CO_TRY(attr, co_await attr_of(inode));
   co_return attr_answer(attr);
@@ -100,7 +107,8 @@ Task<Service::Outcome> Service::set_attr(CallRef call) {
   auto now = wall_now();
   // What was written directly so far comes before a time that is set now.
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
-  if (asked.accessed()) CSV_CO_CHECK(co_await note_access(inode));
+  if (asked.accessed()) note_access(inode);
+  co_await settle_access(inode);
   volume::AttrChange change;
   if (asked.has_mode()) change.mode = asked.mode() & 07777u;
   if (asked.has_uid()) change.uid = asked.uid();
@@ -227,7 +235,7 @@ Task<Service::Outcome> Service::release(CallRef call) {
   const auto& asked = call->request.release();
   InodeId inode{asked.inode()};
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
-  if (asked.accessed()) CSV_CO_CHECK(co_await note_access(inode));
+  if (asked.accessed()) note_access(inode);
   closed(call->session, inode);
   if (layouts_.may_have_grant(inode, call->session_id))
     tasks_.spawn(take_back_grant(call->session, inode));
@@ -287,15 +295,21 @@ Task<Service::Outcome> Service::list_xattr(CallRef call) {
 }
 
 Task<Service::Outcome> Service::set_xattr(CallRef call) {
+  const auto& name = call->request.set_xattr().name();
+  InodeId inode{call->request.set_xattr().inode()};
+  bool privileges = name == "security.capability";
+  if (name == volume::kAccessAcl) {
+    // With the group's permission to execute, the set-group-ID bit is a privilege.
+    CSV_CO_TRY(attr, co_await attr_of(inode));
+    privileges = S_ISREG(attr.mode) && (attr.mode & S_ISGID) != 0;
+  }
   Quiet alone;
-  if (call->request.set_xattr().name() == "security.capability") {  // as in set_attr
-    InodeId inode{call->request.set_xattr().inode()};
+  if (privileges) {  // as in set_attr
     CSV_CO_TRY(quieted, co_await quiet(call->session, inode, kWholeFile, false));
     alone = std::move(quieted);
   }
-  auto body = [call, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
+  auto body = [call, inode, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
     const auto& asked = call->request.set_xattr();
-    InodeId inode{asked.inode()};
     CSV_TRY(catalog.set_xattr(inode, asked.name(), asked.value(), asked.flags(), now));
     auto mode = CSV_TRY(catalog.attr(inode)).mode;
     if (asked.drop_set_gid() && (mode & S_ISGID) != 0) {
@@ -348,19 +362,64 @@ Task<Service::Outcome> Service::seek(CallRef call) {
 
 // ---------------------------------------------------------------------------- access times
 
-/// Nothing to do for what is gone.
-Task<Expected<void>> Service::note_access(InodeId inode) {
-  auto set = [inode, now = wall_now()](Catalog& catalog) { return catalog.accessed(inode, now); };
-  auto noted = co_await writer_.change(std::move(set));
-  if (!noted && !is_stale(noted.error())) co_return noted.error();
-  co_return Expected<void>{};
+/// Kept for a moment, so that reading many files is not as many transactions. Whoever asks for the
+/// times of a file, or sets them, gets them as if there were no delay.
+void Service::note_access(InodeId inode) {
+  if (accesses_.size() < kMostAccesses || accesses_.contains(inode)) accesses_[inode] = wall_now();
+}
+
+Task<void> Service::settle_access(InodeId inode) {
+  while (accesses_.contains(inode)) co_await write_accesses();
+}
+
+Task<void> Service::write_accesses() {
+  if (writing_accesses_) {
+    co_await accesses_written_.wait();
+    co_return;
+  }
+  struct Turn {
+    explicit Turn(Service& of) : service{&of} { service->writing_accesses_ = true; }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+    ~Turn() {
+      service->writing_accesses_ = false;
+      service->accesses_written_.notify();
+    }
+    Service* service;
+  } turn{*this};
+  std::vector<std::pair<InodeId, std::int64_t>> some;
+  for (const auto& each : accesses_) {
+    if (some.size() >= kAccessesAtOnce) break;
+    some.emplace_back(each);
+  }
+  if (some.empty()) co_return;
+  auto body = [some](Catalog& catalog) -> Expected<void> {
+    for (auto [inode, when] : some) {
+      auto noted = catalog.accessed(inode, when);
+      if (!noted && !is_stale(noted.error())) return noted.error();
+    }
+    return {};
+  };
+  // If there is no space for them they are lost: no reason for a read to fail.
+  (void)co_await writer_.change(std::move(body));
+  for (auto [inode, when] : some) {
+    auto found = accesses_.find(inode);
+    if (found != accesses_.end() && found->second == when) accesses_.erase(found);
+  }
+}
+
+Task<void> Service::keep_accesses() {
+  for (;;) {
+    co_await sleep(loop_, kAccessDelay);
+    if (!serving()) co_return;
+    while (!accesses_.empty() && serving()) co_await write_accesses();
+  }
 }
 
 /// Of a directory or symbolic link: by relatime, in the background, since nobody waits for it.
 Task<void> Service::note_reading(InodeId inode) {
   auto attr = co_await attr_of(inode);
-  if (!attr || !relatime_due(attr->atime, attr->mtime, attr->ctime, wall_now())) co_return;
-  (void)co_await note_access(inode);
+  if (attr && relatime_due(attr->atime, attr->mtime, attr->ctime, wall_now())) note_access(inode);
 }
 
 // ---------------------------------------------------------------------------- open files

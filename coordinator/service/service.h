@@ -165,8 +165,12 @@ class Service final : public VolumeService {
   Task<Outcome> stat_fs(CallRef call);
   Task<Outcome> wrote(CallRef call);
   Task<Outcome> seek(CallRef call);
-  Task<Expected<void>> note_access(InodeId inode);
+  void note_access(InodeId inode);
   Task<void> note_reading(InodeId inode);
+  Task<void> settle_access(InodeId inode);
+  /// Some of them; all, or what somebody else began to write, if asked often enough.
+  Task<void> write_accesses();
+  Task<void> keep_accesses();
   void opened(const SessionRef& session, InodeId inode);
   void closed(const SessionRef& session, InodeId inode);
   void orphaned(InodeId inode);
@@ -186,9 +190,9 @@ class Service final : public VolumeService {
   struct Look {
     volume::Attr attr;
     std::vector<volume::Mapping> map;
-    bool privileged = false;  ///< Gives its readers privileges, which a write takes away.
+    bool privileged = false;  ///< If asked: it gives privileges, which a write takes away.
   };
-  Task<Expected<Look>> look(InodeId inode, Blocks range);
+  Task<Expected<Look>> look(InodeId inode, Blocks range, bool privileges = false);
   Task<Outcome> layout(CallRef call);
   Task<Outcome> layout_return(CallRef call);
   Task<Outcome> commit(CallRef call);
@@ -260,16 +264,18 @@ class Service final : public VolumeService {
   std::map<SessionId, SessionRef> sessions_;        ///< Live and ending ones.
   std::map<Key, volume::AdmissionRow> admissions_;  ///< As committed, or about to be fenced.
   std::map<InodeId, std::set<SessionId>> openers_;
-  std::set<NodeId> greeting_;        ///< One Hello of a node at a time.
-  std::size_t arrivals_ = 0;         ///< Links whose Hello is being answered.
-  std::multiset<InodeId> touching_;  ///< touch() of them is under way.
-  std::set<InodeId> orphans_;        ///< Without a name; to be reaped.
-  std::set<InodeId> reaping_;        ///< Nobody may open them any more.
-  std::set<SessionId> shedding_;     ///< Being asked for some of their layouts.
-  std::set<SessionId> ended_;        ///< Whose grants are still to be freed.
+  std::set<NodeId> greeting_;                 ///< One Hello of a node at a time.
+  std::size_t arrivals_ = 0;                  ///< Links whose Hello is being answered.
+  std::multiset<InodeId> touching_;           ///< touch() of them is under way.
+  std::set<InodeId> orphans_;                 ///< Without a name; to be reaped.
+  std::set<InodeId> reaping_;                 ///< Nobody may open them any more.
+  std::set<SessionId> shedding_;              ///< Being asked for some of their layouts.
+  std::set<SessionId> ended_;                 ///< Whose grants are still to be freed.
+  std::map<InodeId, std::int64_t> accesses_;  ///< Not in the catalog yet, and when they were.
+  bool writing_accesses_ = false;             ///< One of these at a time.
   InodeId first_made_{};     ///< In this epoch; everything from it on is younger than the takeover.
   Signal sessions_changed_;  ///< One declared itself, ended, ...
-  Signal reap_due_, clean_due_, freed_;
+  Signal reap_due_, clean_due_, freed_, accesses_written_;
   bool freeing_ = false;        ///< One round of unmapping at a time.
   std::set<Key> foreign_seen_;  ///< Of other clusters; logged once.
 

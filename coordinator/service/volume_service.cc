@@ -65,6 +65,7 @@ Service::Service(Surroundings around, Taken taken)
       reap_due_{loop_},
       clean_due_{loop_},
       freed_{loop_},
+      accesses_written_{loop_},
       // Above everything an earlier coordinator may have told a mount.
       recall_sequence_{raw(epoch_) << 32},
       proven_until_{taken.proven_at + around_.timing.lease_term},
@@ -88,6 +89,7 @@ Service::Service(Surroundings around, Taken taken)
   tasks_.spawn(beat());
   tasks_.spawn(watch());
   tasks_.spawn(maintain());
+  tasks_.spawn(keep_accesses());
   tasks_.spawn(find_orphans());
   tasks_.spawn(reap_orphans());
   tasks_.spawn(clean_up_ended());

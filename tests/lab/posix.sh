@@ -12,7 +12,8 @@ cluster_up 3G
 say "the mount keeps them"
 on node1 mkdir "$volume/on-the-coordinator"
 on node2 mkdir "$volume/beside-it"
-on node1 bash -c 'source "$1/common.sh"; python "$2" "$3" --many 2000' - "$lib" "$claims" "$volume/on-the-coordinator"
+# 65 000 links are as many transactions: a unit test makes them faster.
+on node1 bash -c 'source "$1/common.sh"; python "$2" "$3" --skip "most links" --many 2000' - "$lib" "$claims" "$volume/on-the-coordinator"
 on node2 bash -c 'source "$1/common.sh"; python "$2" "$3" --skip "most links"' - "$lib" "$claims" "$volume/beside-it"
 
 say "a mapping's changes reach the other nodes when they are synced; a remote change shows at the next look at the file"
@@ -32,7 +33,7 @@ on node2 sh -c 'head -c 8192 /dev/zero >"$1"' - "$volume/mapped"
 mkfifo "$work/go"
 exec {go}<>"$work/go"
 # begin() gives its commands no input.
-(if on node2 python3 -c "$shared" "$volume/mapped" <"$work/go" >"$work/mapper.log" 2>&1; then echo 0; else echo 1; fi >"$work/mapper.rc") &
+(if on node2 python3 -c "$shared" "$volume/mapped" <"$work/go" >"$work/mapper.log" 2>&1; then echo 0; else echo 1; fi >"$work/rc.mapper"; mv "$work/rc.mapper" "$work/mapper.rc") &
 background+=($!)
 is_synced() { grep -q synced "$work/mapper.log"; }
 wait_for 60 "the mapping to be synced" is_synced
@@ -54,7 +55,8 @@ on node3 cat "$volume/file" >/dev/null
 [[ $(on node3 stat -c %X "$volume/file") == 10 ]] || die "noatime keeps no access time"
 if on node3 touch "$volume/file" 2>/dev/null; then die "a read-only mount is written to"; fi
 if on node3 "$volume/tool" 2>/dev/null; then die "noexec executes"; fi
-on node3 mount -i -o remount,rw,exec,suid,atime "$volume"
+# Of all words for it, only this one makes mount(8) and the kernel forget a noatime.
+on node3 mount -i -o remount,rw,exec,suid,strictatime "$volume"
 on node3 "$volume/tool" >/dev/null
 on node3 touch "$volume/again"
 on node1 touch -a -d @10 "$volume/file"

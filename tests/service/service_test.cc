@@ -604,6 +604,124 @@ TEST_CASE(
   CHECK(a.wait(asked).attr().mtime() > before.mtime());
 }
 
+TEST_CASE("attributes: an access shows to whoever asks, and a time that is set afterwards holds") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  auto file = a.create("f");
+  auto before = a.attr(file);
+  wire::Request release;
+  release.mutable_release()->set_inode(file);
+  release.mutable_release()->set_accessed(true);
+  REQUIRE(a.call(release).failure().code() == 0);
+  auto after = b.attr(file);
+  CHECK(after.atime() > before.atime());
+  CHECK(after.ctime() == before.ctime());
+
+  REQUIRE(a.call(release).failure().code() == 0);
+  wire::Request set;
+  set.mutable_set_attr()->set_inode(file);
+  set.mutable_set_attr()->set_atime(10);
+  CHECK(b.change(set).attr().atime() == 10);
+  CHECK(a.attr(file).atime() == 10);
+
+  // And it is written though nobody asks: a look at a name does not.
+  REQUIRE(a.call(release).failure().code() == 0);
+  wire::Request look;
+  look.mutable_lookup()->set_parent(1);
+  look.mutable_lookup()->set_name("f");
+  CHECK(b.call(look).attr().atime() == 10);
+  bool written = false;
+  for (int i = 0; i < 800 && !written; ++i) {
+    pause(std::chrono::milliseconds{5});
+    written = b.call(look).attr().atime() > after.atime();
+  }
+  CHECK(written);
+}
+
+TEST_CASE("privileges: a file that has some is written through the coordinator, which takes them") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  REQUIRE(a.truncate(file, kMiB).failure().code() == 0);
+  REQUIRE(b.layout(file, 0, kMiB, true).segments_size() > 0);
+  auto recalls = b.recalls();
+  wire::Request privileged;
+  privileged.mutable_set_attr()->set_inode(file);
+  privileged.mutable_set_attr()->set_mode(06755);
+  REQUIRE(a.change(privileged).failure().code() == 0);
+  CHECK(b.recalls() == recalls + 1);
+  CHECK(b.layout(file, 0, kMiB, true).shipped());
+  CHECK(b.layout(file, 0, kMiB, false).segments_size() > 0);
+
+  REQUIRE(b.write(file, 0, std::string(kBlock, 'x')).failure().code() == 0);
+  CHECK((a.attr(file).mode() & 07777) == 06755);  // a writer that may keep them
+  wire::Request write;
+  write.mutable_write()->set_inode(file);
+  write.mutable_write()->set_drop_set_id(true);
+  CHECK((b.change(write, bytes_of("y")).written().attr().mode() & 07777) == 0755);
+  CHECK((a.attr(file).mode() & 07777) == 0755);
+
+  // An ACL that lets the group execute makes a privilege of a bit that was none.
+  wire::Request locking;
+  locking.mutable_set_attr()->set_inode(file);
+  locking.mutable_set_attr()->set_mode(02644);
+  REQUIRE(a.change(locking).failure().code() == 0);
+  bool laid_out = false;
+  for (int i = 0; i < 800 && !laid_out; ++i) {  // it stays with the coordinator for a while
+    laid_out = b.layout(file, 0, kMiB, true).segments_size() > 0;
+    if (!laid_out) pause(std::chrono::milliseconds{5});
+  }
+  REQUIRE(laid_out);
+  recalls = b.recalls();
+  wire::Request acl;
+  acl.mutable_set_xattr()->set_inode(file);
+  acl.mutable_set_xattr()->set_name("system.posix_acl_access");
+  const std::uint16_t nobody = 0xffff;
+  for (std::uint16_t half : {2, 0, 1, 6, 0xffff, 0xffff, 4, 5, 0xffff, 0xffff, 0x20, 4})
+    acl.mutable_set_xattr()->mutable_value()->append(reinterpret_cast<const char*>(&half), 2);
+  for (int i = 0; i < 2; ++i)
+    acl.mutable_set_xattr()->mutable_value()->append(reinterpret_cast<const char*>(&nobody), 2);
+  REQUIRE(a.change(acl).failure().code() == 0);
+  CHECK((a.attr(file).mode() & 07777) == 02654);
+  CHECK(b.recalls() == recalls + 1);
+  CHECK(b.layout(file, 0, kMiB, true).shipped());
+}
+
+TEST_CASE("write: pages of a mapping stay within the file, whoever made it shorter meanwhile") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  REQUIRE(a.write(file, 0, std::string(3 * kBlock, 'a')).failure().code() == 0);
+  REQUIRE(b.truncate(file, kBlock + 100).failure().code() == 0);
+  wire::Request pages;
+  pages.mutable_write()->set_inode(file);
+  pages.mutable_write()->set_offset(kBlock);
+  pages.mutable_write()->set_within(true);
+  auto written = a.change(pages, bytes_of(std::string(2 * kBlock, 'p'))).written();
+  CHECK(written.length() == 100);
+  pages.mutable_write()->set_offset(kBlock + 100);
+  CHECK(a.change(pages, bytes_of(std::string(kBlock, 'p'))).written().length() == kBlock);
+  CHECK(a.attr(file).size() == kBlock + 100);
+  REQUIRE(b.truncate(file, 3 * kBlock).failure().code() == 0);
+  CHECK(b.read(file, kBlock + 99, 3) == std::string{"p\0\0", 3});
+  CHECK(b.read(file, 2 * kBlock, 1) == std::string(1, '\0'));
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
 // ---------------------------------------------------------------------------- unlink
 
 TEST_CASE("unlink: a file that another session has open keeps its content until that is closed") {
