@@ -34,7 +34,7 @@ Mount::Opened create(World& world, Mount& mount) {
   make.set_parent(raw(kRootInode));
   make.set_name("file");
   make.set_mode(S_IFREG | 0644);
-  auto made = world.wait(mount.create({}, make));
+  auto made = world.wait(mount.create(Caller{}, make, {}));
   REQUIRE(made);
   return *made;
 }

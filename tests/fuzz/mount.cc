@@ -161,8 +161,8 @@ class Programs {
     switch (what) {
       case 0: return ignore(mount_->lookup(kRootInode, "file"));
       case 1: return ignore(mount_->attr(InodeId{33}));
-      case 2: return remember(mount_->open(InodeId{33}, where % 2 != 0));
-      case 3: return remember(mount_->create({}, make));
+      case 2: return remember(mount_->open(InodeId{33}, {.truncate = where % 2 != 0}));
+      case 3: return remember(mount_->create(Caller{}, make, {}));
       case 4: return ignore(mount_->list(kRootInode, where, 10));
       case 5: return ignore(mount_->statistics());
       case 6: return ignore(mount_->change(set));
