@@ -16,7 +16,7 @@ constexpr std::uint64_t kLongLog = 16ull << 20;
 
 struct Writer::State : std::enable_shared_from_this<Writer::State> {
   using Done = Completion<Expected<void>>::Done;
-  enum Kind { reads, changes, maintenance, checkpoint, kinds };
+  enum Kind { reads, changes, maintenance, checkpoints, kinds };
   struct Waiting {
     Body body;  ///< Empty for maintenance and checkpoint.
     Done done;
@@ -56,7 +56,7 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
   }
   [[nodiscard]] bool quiet() const {
     return !busy && queues[reads].empty() && queues[changes].empty() &&
-           queues[maintenance].empty() && queues[checkpoint].empty();
+           queues[maintenance].empty() && queues[checkpoints].empty();
   }
 
   /// Starts the next group. The kinds take turns, so that none starves another.
@@ -93,7 +93,7 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
   static void run(Group& group, volume::Catalog& catalog) {
     switch (group.kind) {
       case maintenance: group.outcome = catalog.maintain(); break;
-      case checkpoint: group.outcome = catalog.checkpoint(); break;
+      case checkpoints: group.outcome = catalog.checkpoint(); break;
       default: group.outcome = catalog.run(group.changes); break;
     }
     group.changed = catalog.take_changed();
@@ -109,7 +109,7 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
       settled.notify();  // whoever waits for idle()
       if (failed) std::exchange(failed, {})(group.outcome.error());
       // What else waits is kept waiting, for ever: any answer could be a lie (A12).
-      if (group.kind == checkpoint)
+      if (group.kind == checkpoints)
         for (auto& done : std::exchange(running, {})) done(group.outcome);
       return;
     }
@@ -129,7 +129,7 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
   std::vector<Done> running;
   Signal settled;
   volume::Catalog::Statistics statistics;
-  Kind last = checkpoint;
+  Kind last = checkpoints;
   bool busy = false, broken = false, wake_posted = false, log_is_long = false;
 };
 
@@ -150,7 +150,7 @@ Task<void> Writer::maintain() {
 
 Task<Expected<void>> Writer::checkpoint() {
   co_return co_await completion<Expected<void>>([this](auto done) {
-    state_->add(State::checkpoint, {{}, std::move(done)});
+    state_->add(State::checkpoints, {{}, std::move(done)});
   });
 }
 
