@@ -152,10 +152,15 @@ Task<bool> LockWorkload::one_round(Csvfs& csvfs, Random& random, const std::stri
                                    std::uint64_t number) {
   auto& mount = csvfs.mount();
   auto file = random.below(files_.size());
+  auto session = mount.state().session;
   auto opened = co_await mount.open(files_[file], {});
   if (!opened) co_return opened.error().to_errno() == EIO;
-  auto session = mount.state().session;
   auto handle = opened->handle;
+  // Which of the two sessions it was opened under, nobody can tell.
+  if (mount.state().session != session) {
+    co_await mount.close(handle);
+    co_return true;
+  }
   bool whole = random.chance(1, 3), go_on = true;
   std::list<Held> held;
   for (auto left = 1 + random.below(3); left > 0 && go_on; --left) {
