@@ -40,6 +40,7 @@ struct FuseState {
   /// What the kernel really asked for, where libfuse is given something it knows instead.
   std::uint32_t opcode = 0;
   std::uint64_t taken = 0;           ///< Of INIT's flags, those that libfuse does not know.
+  std::uint64_t declined = 0;        ///< Of what could be taken.
   bool greeted = false;              ///< INIT has been answered.
   std::uint32_t setxattr_flags = 0;  ///< Which libfuse does not know either.
   std::function<void()> on_destroy;  ///< The kernel unmounted us.

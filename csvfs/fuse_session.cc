@@ -75,7 +75,7 @@ void translate(FuseState& state, fuse_buf& request) {
   std::memcpy(&header, at, sizeof header);
   state.opcode = header.opcode;
   switch (header.opcode) {
-    case FUSE_INIT: state.taken = offered(request); return;
+    case FUSE_INIT: state.taken = offered(request) & ~state.declined; return;
     case FUSE_TMPFILE: header.opcode = FUSE_CREATE; break;  // the same body
     case kStatx: header.opcode = FUSE_GETATTR; break;       // begins with the same
     case FUSE_SETXATTR: {
@@ -170,6 +170,7 @@ class Session final : public FuseSession {
     Arguments arguments{{"csvfs"}};
     session_ = fuse_session_new(arguments.get(), &fuse_ops(), sizeof(fuse_lowlevel_ops), &state_);
     if (session_ == nullptr) return Error{Errc::refused, "libfuse makes no session"};
+    if (!flags_of_mount.shared_mappings) state_.declined = kDirectIoAllowMmap;
     bool test = descriptor >= 0;
     if (!test) {
       descriptor = ::open("/dev/fuse", O_RDWR | O_CLOEXEC);

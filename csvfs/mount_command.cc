@@ -27,6 +27,7 @@ constexpr auto kFlags = std::to_array<Flag>({
     {"atime", 0, MS_NOATIME},
     {"nodiratime", MS_NODIRATIME, 0},
     {"diratime", 0, MS_NODIRATIME},
+    {"shared_mmap", 0, 0},  // ours; a remount leaves it as it was
 });
 
 // What mount(8), fstab and systemd say to themselves; what is so anyhow (names are durable once
@@ -95,7 +96,7 @@ Expected<void> add_option(MountOptions& to, std::string_view word, bool sloppy) 
       return Error{Errc::refused,
                    "csvfs does not know the mount option '" + std::string{word} +
                        "'; it has ro, rw, [no]exec, [no]suid, [no]dev, [no]atime, [no]diratime, "
-                       "remount, timeout=SECONDS, config=FILE, log=FILE"};
+                       "shared_mmap, remount, timeout=SECONDS, config=FILE, log=FILE"};
   }
   return {};
 }

@@ -54,6 +54,10 @@ std::string unescaped(std::string_view text) {
 Expected<MountFlags> parse_mount_options(const std::vector<std::string>& options) {
   MountFlags made;
   for (const auto& each : options) {
+    if (each == "shared_mmap") {
+      made.shared_mappings = true;
+      continue;
+    }
     auto known = std::find_if(kOptions.begin(), kOptions.end(),
                               [&](const Option& option) { return option.name == each; });
     if (known == kOptions.end())

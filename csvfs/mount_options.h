@@ -6,9 +6,10 @@
 
 namespace csv {
 
-/// What mount(8)'s options mean to mount(2).
+/// What mount(8)'s options mean to mount(2), and to us.
 struct MountFlags {
-  unsigned long flags = 0;  ///< MS_…
+  unsigned long flags = 0;       ///< MS_…
+  bool shared_mappings = false;  ///< shared_mmap: allowed, with what docs/mount.md says of them.
 };
 /// Errc::refused, with the option, for one that is not known.
 Expected<MountFlags> parse_mount_options(const std::vector<std::string>& options);

@@ -28,7 +28,9 @@ namespace {
 class Kernel {
  public:
   /// `more`: of INIT's 64 flags, what this kernel offers beside the usual.
-  explicit Kernel(World& world, int node = 1, std::uint64_t more = 0) : world_{&world} {
+  explicit Kernel(World& world, int node = 1, std::uint64_t more = 0,
+                  std::vector<std::string> mount_options = {})
+      : world_{&world} {
     int ends[2];
     REQUIRE(::socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
     fd_ = ends[1];
@@ -41,6 +43,7 @@ class Kernel {
     world.post([&] {
       FuseSession::Options options;
       options.dying = [this](pid_t) { return dying.load(); };
+      options.options = mount_options;
       auto session = FuseSession::start(
           world.loop(), mount, "", options, [this] { ended = true; }, ends[0]);
       REQUIRE(session);
@@ -461,7 +464,8 @@ TEST_CASE("fuse: what waits when the session goes is answered") {
 TEST_CASE("fuse: what a newer kernel offers is taken, though libfuse does not know it") {
   constexpr std::uint64_t kMmap = 1ull << 36, kOther = 1ull << 37;
   World world;
-  Kernel kernel{world, 1, FUSE_SETXATTR_EXT | FUSE_HANDLE_KILLPRIV_V2 | kMmap | kOther};
+  constexpr auto kOffered = FUSE_SETXATTR_EXT | FUSE_HANDLE_KILLPRIV_V2 | kMmap | kOther;
+  Kernel kernel{world, 1, kOffered, {"shared_mmap"}};
   CHECK((kernel.taken & kMmap) != 0);
   CHECK((kernel.taken & FUSE_HANDLE_KILLPRIV_V2) != 0);
   CHECK((kernel.taken & FUSE_INIT_EXT) != 0);
@@ -483,6 +487,9 @@ TEST_CASE("fuse: what a newer kernel offers is taken, though libfuse does not kn
   CHECK(kernel.call(FUSE_SETXATTR, file.node,
                     Kernel::bytes(in) + Kernel::name("system.posix_acl_access") + acl) == 0);
   CHECK((kernel.attr(file.node).mode & 07777) == 0750);
+  Kernel careful{world, 3, kOffered};
+  CHECK((careful.taken & (kMmap | kOther)) == 0);
+  CHECK((careful.taken & FUSE_HANDLE_KILLPRIV_V2) != 0);
   Kernel older{world, 2};
   CHECK((older.taken & (kMmap | FUSE_INIT_EXT | FUSE_HANDLE_KILLPRIV_V2)) == 0);
 }

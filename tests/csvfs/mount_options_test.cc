@@ -10,6 +10,8 @@ TEST_CASE("mount options: the known ones, the last of two that contradict, and n
   CHECK(parse_mount_options({"ro", "nosuid", "nodev", "noexec", "noatime"})->flags ==
         (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME));
   CHECK(parse_mount_options({"ro", "rw"})->flags == 0);
+  CHECK_FALSE(parse_mount_options({"ro"})->shared_mappings);
+  CHECK(parse_mount_options({"shared_mmap"})->shared_mappings);
   CHECK_FALSE(parse_mount_options({"allow_root"}));
 }
 

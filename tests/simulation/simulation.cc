@@ -208,7 +208,7 @@ class Saboteur {
     what.set_parent(raw(kRootInode));
     what.set_name(name);
     what.set_mode(S_IFREG | 0600);
-    auto made = co_await mount.create(Caller{}, std::move(what));
+    auto made = co_await mount.create(Caller{}, std::move(what), {});
     if (!made) co_return;
     // In ever smaller pieces, until nothing fits.
     std::uint64_t at = 0;
