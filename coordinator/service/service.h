@@ -284,7 +284,7 @@ class Service final : public VolumeService {
   bool stopped_ = false, closing_ = false;
   TimePoint proven_until_;        ///< Our key was in force a term before.
   TimePoint own_write_answered_;  ///< The last of our own writes: the LUN answers us.
-  std::uint32_t key_generation_ = 0;
+  std::uint32_t key_generation_;  ///< When last looked at: it must not go back.
   Function<void(Error)> told_of_stop_;
   std::optional<Error> stop_reason_;
   volume::Catalog::Space space_;

@@ -182,6 +182,7 @@ Task<Expected<void>> notice_memory_loss(Taken& taken, iscsi::KeyList before) {
   };
   CSV_CO_TRY(losses, co_await on_writer<Expected<std::uint64_t>>(taken.tenure, std::move(work)));
   taken.verifier = losses;
+  taken.key_generation = list.generation;
   co_return Expected<void>{};
 }
 

@@ -16,8 +16,9 @@ struct Taken {
   std::unique_ptr<Fencing> fencing;  ///< Uses tenure->lun.
   Key key{};
   Epoch epoch{};
-  std::uint64_t verifier = 0;  ///< Grows when the target was found to have lost its memory.
-  TimePoint proven_at{};       ///< A command sent then found our key in force, after the fence.
+  std::uint32_t key_generation = 0;  ///< PRGENERATION, as the catalog has it now.
+  std::uint64_t verifier = 0;        ///< Grows when the target was found to have lost its memory.
+  TimePoint proven_at{};  ///< A command sent then found our key in force, after the fence.
   std::vector<volume::SessionRow> sessions;      ///< Ended ones too.
   std::vector<volume::AdmissionRow> admissions;  ///< Live ones only.
 };

@@ -69,7 +69,8 @@ Service::Service(Surroundings around, Taken taken)
       // Above everything an earlier coordinator may have told a mount.
       recall_sequence_{raw(epoch_) << 32},
       proven_until_{taken.proven_at + around_.timing.lease_term},
-      own_write_answered_{since_} {
+      own_write_answered_{since_},
+      key_generation_{taken.key_generation} {
   for (const auto& row : taken.sessions) {
     if (row.ended) {
       ended_.insert(row.id);
