@@ -208,6 +208,8 @@ class SqlCatalog final : public Catalog {
   Expected<std::uint64_t> free_some(InodeId inode, std::uint64_t first, std::uint64_t end,
                                     std::uint64_t& budget);
   Expected<void> add_freeing(InodeId inode, FreeingSpan span);
+  static Expected<void> check_freeing(InodeId inode, FreeingSpan span);
+  Expected<void> forget_freeing(InodeId inode, FreeingSpan span);
   /// Nothing in the windows of [first, end) is left to be freed: needed before they are changed.
   Expected<void> finish_freeing(InodeId inode, std::uint64_t first, std::uint64_t end);
   Expected<void> step_freeing();
