@@ -18,5 +18,9 @@ using CheckProgress = std::function<void(std::uint64_t done, std::uint64_t of)>;
 /// every entry an inode, link counts, directory sizes, parents, orphans, sessions' grants.
 /// An error only where it could not be read at all.
 Expected<CheckReport> check(iscsi::BlockingLun& lun, const CheckProgress& progress = {});
+/// The part of it that is about the catalog of a volume whose superblocks say `info`, its log, and
+/// what is in it. Adds to `report`.
+Expected<void> check_catalog_on(iscsi::BlockingLun& lun, const VolumeInfo& info,
+                                CheckReport& report, const CheckProgress& progress);
 
 }  // namespace csv::volume
