@@ -5,6 +5,7 @@
 #include <set>
 
 #include "coordinator/service/lun_tasks.h"
+#include "coordinator/volume/grow.h"
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
 
@@ -196,6 +197,17 @@ Task<Expected<void>> write_epoch(const Surroundings& around, Taken& taken) {
   info.coordinator = around.node;
   info.coordinator_key = taken.key;
   info.tag = around.tag;
+  if (around.grow) {
+    // One rewrite with the epoch; opening the catalog does the rest.
+    auto larger = volume::grown(info, taken.tenure->lun->geometry().size_bytes());
+    if (larger) {
+      log::info("volume grows volume={} from={} to={}", around.volume, info.lun_size,
+                larger->lun_size);
+      info = *larger;
+    } else {
+      log::warning("volume does not grow: {}", larger.error().message());
+    }
+  }
   Function<Expected<void>(Tenure&)> work = [info](Tenure& on) mutable -> Expected<void> {
     CSV_TRY(volume::write_superblocks(on.blocking, info));
     on.info = info;
