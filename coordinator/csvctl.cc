@@ -98,7 +98,10 @@ void add_care(CLI::App& volume, Arguments& given) {
                                  "Put right what is wrong; of a volume that nobody uses");
   check->add_flag("--dry-run", given.repair.dry_run, "Only say what a repair would do")
       ->needs(repair);
-  check->add_flag("--yes", given.yes, "Repair without asking, and throw whoever uses it out")
+  check->add_flag("--yes", given.yes, "Repair without asking")->needs(repair);
+  check
+      ->add_flag("--fence", given.repair.fence,
+                 "Take the access of whoever may be using the volume away first")
       ->needs(repair);
   check
       ->add_option("--from", given.repair.from,

@@ -31,18 +31,6 @@ ExitCode not_confirmed(Terminal& terminal, const char* yes) {
   return ExitCode::not_confirmed;
 }
 
-/// Keys that others hold on the LUN, a line each.
-Expected<std::string> others_on(iscsi::BlockingLun& lun) {
-  auto list = CSV_TRY(lun.read_keys());
-  std::string lines;
-  for (auto key : std::set<Key>{list.keys.begin(), list.keys.end()}) {
-    auto parts = parts_of(key);
-    lines += fmt::format("  key {} (cluster {}, node {}, {})\n", key_text(key), parts.cluster,
-                         raw(parts.node), to_text(parts.role));
-  }
-  return lines;
-}
-
 Expected<std::string> work_file_in(const std::string& folder, const Terminal& terminal) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
@@ -62,26 +50,16 @@ std::string in_text(const volume::Repair& repair) {
   return out;
 }
 
-/// Whose the volume is, for the key's sake: so that a coordinator can remove what a crash of ours
-/// leaves. From whatever says so.
-std::uint16_t cluster_on(iscsi::BlockingLun& lun, std::uint16_t otherwise) {
-  if (auto info = volume::read_superblocks(lun, false)) return info->cluster;
-  if (auto list = lun.read_keys(); list && !list->keys.empty())
-    return parts_of(list->keys.front()).cluster;
-  return otherwise;
+/// Where others may be using the volume: what to do about it.
+ExitCode in_use(const std::string& url, const std::string& users, const char* fence,
+                Terminal& terminal) {
+  terminal.note("csvctl: the volume on " + url + " may be in use, and nothing was changed:\n" +
+                users +
+                "End it there in good order: csvctl volume stop NAME on the node that coordinates "
+                "it, umount where it is mounted." +
+                fence);
+  return ExitCode::not_confirmed;
 }
-
-/// Gives the key up, and with it the reservation, when it goes.
-class Alone {
- public:
-  explicit Alone(iscsi::BlockingLun& lun) : lun_{&lun} {}
-  Alone(const Alone&) = delete;
-  Alone& operator=(const Alone&) = delete;
-  ~Alone() { (void)lun_->register_key(Key{}); }
-
- private:
-  iscsi::BlockingLun* lun_;
-};
 
 void drop_work_file(const std::string& path) {
   std::error_code ignored;
@@ -97,23 +75,24 @@ ExitCode repair_volume(const RepairRequest& request, Terminal& terminal) {
   auto random = Random::from_system();
 
   std::unique_ptr<TemporaryKey> guest;
-  std::unique_ptr<Alone> alone;
+  std::unique_ptr<SoleUse> alone;
   if (request.dry_run) {
     auto key = TemporaryKey::enter(lun, random);
     if (!key) return failed(terminal, key.error());
     guest = *std::move(key);
+    if (auto told = tell_of_users(lun, guest->key(), terminal); !told)
+      return failed(terminal, told.error());
   } else {
-    auto others = others_on(lun);
-    if (!others) return failed(terminal, others.error().within("reading the LUN's keys"));
-    if (!others->empty() && !request.yes) {
-      terminal.note("The LUN " + request.lun.url + " is in use:\n" + *others +
-                    "A repair throws these out: mounts end, and what they had open gives errors.");
-      if (!terminal.confirm("Throw them out and go on?"))
-        return not_confirmed(terminal, "--yes throws them out and repairs");
-    }
-    auto key = volume::fence_everybody(lun, cluster_on(lun, request.cluster), random);
-    if (!key) return failed(terminal, key.error().within("taking the LUN for the repair"));
-    alone = std::make_unique<Alone>(lun);
+    auto entered = SoleUse::enter(**opened, request.cluster, random);
+    if (!entered) return failed(terminal, entered.error());
+    alone = *std::move(entered);
+    if (auto users = alone->users().in_words(); !users.empty() && !request.fence)
+      return in_use(request.lun.url, users,
+                    " If such a node is surely down, or does not serve the volume, repeat with "
+                    "--fence: that takes all access to the LUN away first, and verifies it.",
+                    terminal);
+    if (auto taken = alone->take(); !taken)
+      return failed(terminal, taken.error().within("taking the LUN for the repair"));
   }
 
   auto work_file = work_file_in(request.work_dir, terminal);
@@ -290,17 +269,14 @@ ExitCode grow_volume(const std::string& socket, const LunChoice& lun_or_name, Te
   auto opened = ToolLun::open(lun_or_name.url, lun_or_name.options);
   if (!opened) return failed(terminal, opened.error());
   auto& lun = (*opened)->blocking();
-  auto others = others_on(lun);
-  if (!others) return failed(terminal, others.error().within("reading the LUN's keys"));
-  if (!others->empty()) {
-    terminal.note("The LUN " + lun_or_name.url + " is in use:\n" + *others +
-                  "csvctl volume grow NAME lets its coordinator do it.");
-    return ExitCode::not_confirmed;
-  }
   auto random = Random::from_system();
-  auto key = volume::fence_everybody(lun, cluster_on(lun, 0), random);
-  if (!key) return failed(terminal, key.error().within("taking the LUN"));
-  Alone alone{lun};
+  auto alone = SoleUse::enter(**opened, 0, random);
+  if (!alone) return failed(terminal, alone.error());
+  if (auto users = (*alone)->users().in_words(); !users.empty())
+    return in_use(lun_or_name.url, users, " Or let its coordinator do it: csvctl volume grow NAME.",
+                  terminal);
+  if (auto taken = (*alone)->take(); !taken)
+    return failed(terminal, taken.error().within("taking the LUN"));
   auto before = volume::read_superblocks(lun, false);
   if (!before) return failed(terminal, before.error());
   auto grown = volume::grow(lun, random);

@@ -10,6 +10,7 @@ struct RepairRequest {
   LunChoice lun;
   bool dry_run = false;
   bool yes = false;
+  bool fence = false;  ///< Take the access of whoever may be using the volume away first.
   bool json = false;
   /// Empty: what is on the LUN. "copy": the newest whole copy on the LUN. Else a file with a copy.
   std::string from;

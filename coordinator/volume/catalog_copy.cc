@@ -55,6 +55,16 @@ std::optional<disk::CopyHeader> decode(std::span<const std::byte> bytes, std::ui
 
 }  // namespace
 
+std::string in_words(const CatalogCopy& copy) {
+  auto seconds = static_cast<std::time_t>(static_cast<std::int64_t>(copy.taken_at) / 1'000'000'000);
+  std::tm parts{};
+  std::array<char, 32> text{};
+  if (::gmtime_r(&seconds, &parts) == nullptr ||
+      std::strftime(text.data(), text.size(), "%Y-%m-%d %H:%M:%S", &parts) == 0)
+    return fmt::format("copy {} of the catalog", copy.slot);
+  return fmt::format("copy {} of the catalog, taken {} UTC", copy.slot, text.data());
+}
+
 Buffer encode_copy_header(const CatalogCopy& copy, std::size_t index) {
   disk::CopyHeader header{};
   header.magic = disk::kCopyMagic;

@@ -26,6 +26,8 @@ struct CatalogCopy {
 };
 
 inline constexpr std::uint32_t kCopySlots = 2;
+/// "copy 1 of the catalog, taken 2026-01-31 12:00:00 UTC"
+std::string in_words(const CatalogCopy& copy);
 
 /// Groups that a copy of so many pages takes.
 inline std::size_t copy_groups(std::uint64_t pages) {

@@ -14,6 +14,7 @@
 #include "coordinator/volume/catalog_source.h"
 #include "coordinator/volume/sql_catalog.h"
 #include "coordinator/volume/superblock.h"
+#include "coordinator/volume/superblock_search.h"
 #include "coordinator/volume/wal_region.h"
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
@@ -25,66 +26,6 @@ using State = FoundSuperblock::State;
 constexpr std::uint64_t kPiece = 1ull << 20;
 /// Epochs that were surely not given out since a superblock or copy was written; one a takeover.
 constexpr std::uint64_t kEpochsSince = 1u << 20;
-
-std::size_t good_chunks(iscsi::BlockingLun& lun, const VolumeInfo& info) {
-  auto problems = chunk_problems(lun, info);
-  return problems ? info.chunks.size() - problems->size() : 0;
-}
-
-/// Of copies that cannot both be in force, the one whose chunks are there, then the newer.
-std::optional<VolumeInfo> best_of(iscsi::BlockingLun& lun, const SuperblockCopies& copies) {
-  std::optional<VolumeInfo> best;
-  std::size_t best_chunks = 0;
-  for (const auto* each : {&copies.a, &copies.b, &copies.c}) {
-    if (each->state != State::valid) continue;
-    auto chunks = good_chunks(lun, each->info);
-    if (best && std::pair{chunks, each->info.sequence} <= std::pair{best_chunks, best->sequence})
-      continue;
-    best = each->info;
-    best_chunks = chunks;
-  }
-  return best;
-}
-
-Expected<std::optional<CatalogCopy>> newest_copy_anywhere(iscsi::BlockingLun& lun) {
-  auto copies = CSV_TRY(find_copies(lun, {}, disk::kWalOffset, kGroupSize));
-  if (copies.empty()) copies = CSV_TRY(find_copies(lun, {}, disk::kWalOffset, kRegionAlignment));
-  if (copies.empty()) return std::optional<CatalogCopy>{};
-  return std::optional<CatalogCopy>{std::move(copies.front())};
-}
-
-/// The data area begins behind the log, a chunk at a multiple of its size behind that.
-Expected<VolumeInfo> from_chunks(iscsi::BlockingLun& lun, const FoundChunks& found,
-                                 const RepairOptions& options) {
-  if (!check_label(options.label) || options.cluster == 0)
-    return Error{
-        Errc::refused,
-        fmt::format("no superblock is left, but the catalog of volume {} was found: say "
-                    "the volume's name and cluster (--name, --cluster-id; --log-size if it "
-                    "was not 64 MiB), and its superblocks are made anew",
-                    to_string(found.volume))};
-  VolumeInfo info;
-  info.sequence = found.sequence + 1;
-  info.id = found.volume;
-  info.label = options.label;
-  info.lun_identity = lun_identity(lun.lun().profile());
-  info.cluster = options.cluster;
-  info.formatted_at = options.now;
-  info.lun_size = lun.lun().geometry().size_bytes();
-  info.slots_offset = disk::kSlotsOffset;
-  info.wal_offset = disk::kWalOffset;
-  info.wal_size = options.wal_size;
-  info.data_offset = info.wal_offset + info.wal_size;
-  auto end = (info.lun_size - disk::kTailSize) / kRegionAlignment * kRegionAlignment;
-  info.data_size = end - info.data_offset;
-  info.chunks = found.places;
-  for (auto at : info.chunks)
-    if (at < info.data_offset || (at - info.data_offset) % kGroupSize != 0)
-      return Error{Errc::refused, fmt::format("a catalog chunk lies at LUN offset {}, which does "
-                                              "not fit a log of {} MiB (--log-size)",
-                                              at, info.wal_size >> 20)};
-  return info;
-}
 
 Expected<void> fill_piece(std::ifstream& file, std::span<std::byte> out, const VolumeId& volume,
                           std::uint32_t first_page) {
@@ -194,80 +135,6 @@ Expected<void> install_catalog(iscsi::BlockingLun& lun, VolumeInfo& info, const 
   return lun.flush();
 }
 
-Expected<std::optional<FoundChunks>> find_chunks(iscsi::BlockingLun& lun,
-                                                 const std::optional<VolumeId>& volume,
-                                                 std::uint64_t first, std::uint64_t step) {
-  struct Place {
-    std::uint64_t at = 0, sequence = 0;
-  };
-  std::map<VolumeId, std::map<std::uint32_t, Place>> found;
-  constexpr std::size_t kAtOnce = 64;
-  std::vector<Buffer> headers(kAtOnce);
-  for (auto& each : headers) each = Buffer{sizeof(disk::ChunkHeader)};
-  auto end = lun.lun().geometry().size_bytes();
-  for (auto at = first; at + kChunkSize <= end;) {
-    std::vector<iscsi::BlockingLun::Read> reads;
-    for (; reads.size() < kAtOnce && at + kChunkSize <= end; at += step)
-      reads.push_back({at, headers[reads.size()].span()});
-    if (auto read = lun.read(reads); !read) {
-      if (read.error() == Errc::lun_lost || read.error() == Errc::fenced) return read.error();
-      continue;  // where the LUN cannot be read there is no chunk to be found
-    }
-    for (const auto& one : reads) {
-      disk::ChunkHeader header;
-      std::memcpy(&header, one.out.data(), sizeof header);
-      if (header.magic != disk::kChunkMagic || header.crc != crc32c(one.out.subspan(12)) ||
-          header.lun_offset != one.offset || header.index >= kMaxChunks ||
-          (volume && header.volume_id != *volume))
-        continue;
-      auto& place = found[header.volume_id][header.index];
-      if (place.at == 0 || header.sequence > place.sequence) place = {one.offset, header.sequence};
-    }
-  }
-  if (found.empty()) return std::optional<FoundChunks>{};
-  // Of several volumes that were on this LUN the youngest cannot be told: the one with most chunks.
-  auto most = std::max_element(found.begin(), found.end(), [](const auto& a, const auto& b) {
-    return a.second.size() < b.second.size();
-  });
-  FoundChunks out;
-  out.volume = most->first;
-  for (const auto& [index, place] : most->second) {
-    if (index != out.places.size()) break;  // what lies behind a gap has no use
-    out.places.push_back(place.at);
-    out.sequence = std::max(out.sequence, place.sequence);
-  }
-  if (out.places.empty()) return std::optional<FoundChunks>{};
-  return std::optional<FoundChunks>{std::move(out)};
-}
-
-Expected<Key> fence_everybody(iscsi::BlockingLun& lun, std::uint16_t cluster, Random& random) {
-  using iscsi::ReservationType;
-  auto mine = make_key({.cluster = cluster,
-                        .role = KeyRole::coordinator,
-                        .number = 1 + random.below((1ull << 38) - 1)});
-  CSV_TRY(lun.register_key(mine));
-  auto list = CSV_TRY(lun.read_keys());
-  auto held = CSV_TRY(lun.read_reservation());
-  if (std::any_of(list.keys.begin(), list.keys.end(), [&](Key key) { return key != mine; }) ||
-      held.type != ReservationType::none) {
-    CSV_TRY(lun.clear(mine));
-    CSV_TRY(lun.register_key(mine));
-  }
-  auto reserved = lun.reserve(mine, ReservationType::exclusive_access_all_registrants);
-  if (!reserved && reserved.error() == Errc::unsupported_by_target)
-    reserved = lun.reserve(mine, ReservationType::exclusive_access_registrants_only);
-  if (!reserved) return reserved.error().within("reserving the LUN");
-  // What was queued by those who have no key any more has ended when this is answered.
-  CSV_TRY(lun.reset());
-  list = CSV_TRY(lun.read_keys());
-  for (auto key : list.keys)
-    if (key != mine)
-      return Error{Errc::refused, fmt::format("somebody registered key {:016x} meanwhile: stop "
-                                              "whatever uses the LUN",
-                                              raw(key))};
-  return mine;
-}
-
 // --- Looking ---------------------------------------------------------------------------
 
 Expected<void> Repair::look_at_superblocks(iscsi::BlockingLun& lun, const RepairOptions& options) {
@@ -294,35 +161,12 @@ Expected<void> Repair::look_at_superblocks(iscsi::BlockingLun& lun, const Repair
     if (each->state == State::newer) return in_force.error();
   findings_.push_back(in_force.error().message());
   rewrites_superblocks_ = true;
-  if (auto best = best_of(lun, copies)) {
-    info_ = *best;
-    // The copy may be one change behind: the headers on the LUN say which chunks there are.
-    auto chunks = CSV_TRY(find_chunks(lun, info_.id, info_.data_offset, kGroupSize));
-    if (chunks && chunks->places.size() > info_.chunks.size()) info_.chunks = chunks->places;
-    if (chunks) info_.sequence = std::max(info_.sequence, chunks->sequence);
-    actions_.push_back(
-        fmt::format("all superblocks of volume {} are made from the copy with "
-                    "sequence {}",
-                    info_.label, best->sequence));
-  } else if (auto copy = CSV_TRY(newest_copy_anywhere(lun))) {
-    info_ = copy->info;
-    auto chunks = CSV_TRY(find_chunks(lun, info_.id, info_.data_offset, kGroupSize));
-    if (chunks) {
-      info_.chunks = chunks->places;
-      info_.sequence = std::max(info_.sequence, chunks->sequence);
-    }
-    actions_.push_back(
-        fmt::format("all superblocks of volume {} are made from the one that lies "
-                    "with copy {} of the catalog",
-                    info_.label, copy->slot));
-  } else {
-    auto chunks = CSV_TRY(find_chunks(lun, {}, disk::kWalOffset, kGroupSize));
-    if (!chunks) chunks = CSV_TRY(find_chunks(lun, {}, disk::kWalOffset, kRegionAlignment));
-    if (!chunks) return in_force.error();
-    info_ = CSV_TRY(from_chunks(lun, *chunks, options));
-    actions_.push_back(fmt::format("all superblocks are made from the headers of {} catalog chunks",
-                                   info_.chunks.size()));
-  }
+  auto left = CSV_TRY(find_superblock_left(
+      lun, copies, {options.label, options.cluster, options.wal_size, options.now}));
+  if (!left) return in_force.error();
+  info_ = left->info;
+  actions_.push_back(
+      fmt::format("all superblocks of volume {} are made from {}", info_.label, left->source));
   info_.epoch = Epoch{raw(info_.epoch) + kEpochsSince};
   return {};
 }
@@ -333,6 +177,11 @@ Expected<std::unique_ptr<Repair>> Repair::prepare(iscsi::BlockingLun& lun,
   std::unique_ptr<Repair> repair{new Repair};
   repair->work_file_ = options.work_file;
   CSV_TRY(repair->look_at_superblocks(lun, options));
+  if (auto size = lun.lun().geometry().size_bytes(); size < repair->info_.lun_size)
+    return Error{Errc::refused,
+                 fmt::format("volume {} was formatted with {} bytes and the LUN now has {}: it "
+                             "shrank; enlarge it again",
+                             repair->info_.label, repair->info_.lun_size, size)};
   bool wanted = options.source != RepairOptions::Source::catalog;
   if (!wanted) {
     CheckReport report;
@@ -350,7 +199,12 @@ Expected<std::unique_ptr<Database>> Repair::start_from_catalog(iscsi::BlockingLu
   auto database = CSV_TRY(create_catalog_file(options.work_file));
   auto source = CSV_TRY(CatalogSource::open(lun, info_));
   auto salvage = CSV_TRY(salvage_catalog(*source, *database));
+  bool lossy = !salvage.losses.empty();
   for (auto& loss : salvage.losses) warnings_.push_back(std::move(loss));
+  if (lossy)
+    for (const auto& copy : CSV_TRY(find_copies(lun, info_.id, info_.data_offset, kGroupSize)))
+      warnings_.push_back(in_words(copy) +
+                          ", is on the LUN: compare this with what --from copy would do");
   if (CSV_TRY(database->value("SELECT count(*) FROM inodes")) == 0)
     return Error{Errc::corrupt,
                  "nothing is left of the volume's inodes: start from a copy of the catalog (--from "
@@ -360,7 +214,6 @@ Expected<std::unique_ptr<Database>> Repair::start_from_catalog(iscsi::BlockingLu
 
 Expected<std::unique_ptr<Database>> Repair::start_from_copy(iscsi::BlockingLun& lun,
                                                             const RepairOptions& options) {
-  auto as_of = WallTime{};
   if (options.source == RepairOptions::Source::copy) {
     auto copies = CSV_TRY(find_copies(lun, info_.id, info_.data_offset, kGroupSize));
     Expected<void> got = Error{Errc::refused, "no whole copy of the catalog is on the LUN"};
@@ -371,11 +224,7 @@ Expected<std::unique_ptr<Database>> Repair::start_from_copy(iscsi::BlockingLun& 
         findings_.push_back(got.error().message());
         continue;
       }
-      as_of = copy.taken_at;
-      findings_.push_back(
-          fmt::format("starting from copy {} of the catalog, taken at {} s since "
-                      "1970",
-                      copy.slot, static_cast<std::int64_t>(as_of) / 1'000'000'000));
+      findings_.push_back("starting from " + in_words(copy));
       break;
     }
     CSV_TRY(std::move(got));
@@ -510,6 +359,7 @@ Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions
 }
 
 Expected<void> Repair::apply(iscsi::BlockingLun& lun) {
+  info_.coordinator_key = Key{};  // whoever had it is fenced
   if (chunks_) return install_catalog(lun, info_, work_file_, *chunks_, in_place_);
   if (rewrites_superblocks_) return write_superblocks(lun, info_);
   return {};

@@ -43,11 +43,11 @@ class Repair {
   [[nodiscard]] bool has_work() const { return rewrites_superblocks_ || chunks_.has_value(); }
   [[nodiscard]] const VolumeInfo& info() const { return info_; }
 
-  /// Writes it. The LUN must not have been changed since prepare(): whoever calls keeps everybody
-  /// else away (fence_everybody) from before prepare() on. An error, or a crash, leaves the old
-  /// catalog in force unless the superblocks were being written; then both superblocks say what
-  /// they said or what they will say. Only if the volume has no room for a second catalog is the
-  /// old one overwritten: then go on with the work file as the source.
+  /// Writes it, and that nobody coordinates the volume. The LUN must not have been changed since
+  /// prepare(): whoever calls keeps everybody else away from before prepare() on. An error, or a
+  /// crash, leaves the old catalog in force unless the superblocks were being written; then both
+  /// superblocks say what they said or what they will say. Only if the volume has no room for a
+  /// second catalog is the old one overwritten: then go on with the work file as the source.
   Expected<void> apply(iscsi::BlockingLun& lun);
 
  private:
@@ -69,22 +69,6 @@ class Repair {
   bool in_place_ = false;
   std::optional<std::vector<std::uint64_t>> chunks_;  ///< Where the new catalog goes.
 };
-
-/// Removes every key and reservation from the LUN and takes the reservation under a key of its own,
-/// so that nobody reads or writes but this nexus, and nothing that others had queued is still to
-/// come. The key; give it up with register_key(Key{}).
-Expected<Key> fence_everybody(iscsi::BlockingLun& lun, std::uint16_t cluster, Random& random);
-
-/// Catalog chunks by what their own headers say: for each number the place with the highest
-/// sequence, if `volume` says so only of that volume. `first`, `step`: where chunks may begin.
-struct FoundChunks {
-  VolumeId volume{};
-  std::vector<std::uint64_t> places;  ///< 0 where none was found.
-  std::uint64_t sequence = 0;         ///< The highest.
-};
-Expected<std::optional<FoundChunks>> find_chunks(iscsi::BlockingLun& lun,
-                                                 const std::optional<VolumeId>& volume,
-                                                 std::uint64_t first, std::uint64_t step);
 
 /// Writes the catalog in the file at `path` to `chunks` of the volume, empties its log, and lets
 /// the superblocks name them. `in_place`: the chunks are the catalog's own, so the log goes first.

@@ -254,6 +254,15 @@ TEST_CASE("copy: a volume whose catalog is gone is made from it, as it was then"
     v.bench.disk->poke(0, Buffer::zeroed(16 << 20).span());
     v.bench.disk->poke(info.lun_size - (1 << 20), Buffer::zeroed(1 << 20).span());
   }
+  for (auto path = v.bench.connect(); auto report = check(path.io);) {
+    if (report->problems.empty()) break;
+    std::string advice;
+    for (const auto& line : report->advice) advice += line + "\n";
+    CAPTURE(advice);
+    CHECK(advice.find("of the catalog, taken 19") != std::string::npos);
+    CHECK(advice.find("--repair --from copy") != std::string::npos);
+    break;
+  }
   bool comparable = false;
   SUBCASE("it is there, so that the difference can be told") {
     // Where the removed file was there is another now.
@@ -280,6 +289,22 @@ TEST_CASE("copy: a volume whose catalog is gone is made from it, as it was then"
     CHECK(raw(v.inodes.at("after")) > next + 1'000'000);
   });
   CHECK(v.problems() == "");
+}
+
+TEST_CASE("copy: a repair that loses rows says that there is a copy") {
+  CopyBed v;
+  REQUIRE(v.copy());
+  v.empty_log();
+  auto repair = v.prepare();
+  CHECK(repair->warnings().empty());
+  int told = 0;
+  for (std::uint32_t page = 2; page < 8 && told == 0; ++page) {
+    v.bench.flip_bit(place_of_page(v.info(), page) + 1000);
+    repair = v.prepare();
+    for (const auto& warning : repair->warnings())
+      told += warning.find("--from copy") != std::string::npos ? 1 : 0;
+  }
+  CHECK(told == 1);
 }
 
 TEST_CASE("copy: a volume is made from a file, which must be of it and whole") {

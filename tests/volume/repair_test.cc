@@ -763,20 +763,3 @@ TEST_CASE("repair: a volume without room for a second catalog is repaired in pla
   CHECK(v.info().chunks == chunks);
   CHECK(v.files() == before);
 }
-
-TEST_CASE("repair: everybody else is off the LUN before it begins") {
-  RepairBed v;
-  auto other = v.bench.connect();
-  auto theirs = make_key({7, NodeId{3}, KeyRole::coordinator, 77});
-  REQUIRE(other.io.register_key(theirs));
-  REQUIRE(other.io.reserve(theirs, iscsi::ReservationType::exclusive_access_all_registrants));
-  auto path = v.bench.connect();
-  auto mine = fence_everybody(path.io, 7, v.random);
-  REQUIRE_MESSAGE(mine, mine.error().message());
-  Buffer block = Buffer::zeroed(4096);
-  CHECK(!other.io.write(1 << 20, block.span()));
-  CHECK(path.io.write(1 << 20, block.span()));
-  auto keys = path.io.read_keys();
-  REQUIRE(keys);
-  for (auto key : keys->keys) CHECK(key == *mine);
-}
