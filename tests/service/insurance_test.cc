@@ -7,6 +7,7 @@
 #include "coordinator/service/catalog_file.h"
 #include "coordinator/volume/catalog_check.h"
 #include "coordinator/volume/catalog_copy.h"
+#include "tests/fakes/inline_worker.h"
 #include "tests/service/harness.h"
 
 using namespace csv;
@@ -156,6 +157,102 @@ TEST_CASE("insurance: copies are taken by themselves when the last one is old") 
   }
   CHECK(marks() == 1);
   CHECK(world.problems().empty());
+}
+
+TEST_CASE("insurance: a copy each day, by the clock, whoever coordinates") {
+  using std::chrono::hours;
+  using std::chrono::minutes;
+  fakes::ManualLoop loop;
+  loop.run_for(hours{24 * 365});  // not the day that clocks begin with
+  auto disk = iscsi::RamDisk::create(disk_of(768), &loop);
+  Random random{7};
+  fakes::Turns turns{loop};
+  volume::VolumeInfo info;
+  {
+    auto lun = *disk->connect(loop, {});
+    iscsi::BlockingLun io{*lun, turns};
+    auto made = volume::format(
+        io, {.label = "volume1", .cluster = 7, .wal_size = 16 << 20, .claim_space = false}, random,
+        loop.wall_now());
+    REQUIRE_MESSAGE(made, made.error().message());
+    info = *made;
+  }
+  std::vector<WallTime> files;  // one is begun with each copy
+  Surroundings around;
+  around.loop = &loop;
+  around.random = &random;
+  around.open_lun = iscsi::RamDisk::opener(disk, loop);
+  around.make_worker = [&] { return std::make_unique<fakes::InlineWorker>(loop); };
+  around.open_until = [&] { return loop.now() + 1h; };
+  around.cluster = 7;
+  around.volume = "volume1";
+  // Of what else a coordinator does by the clock, less: days are to pass.
+  around.timing.key_sweep = minutes{5};
+  around.timing.lease_term = minutes{30};
+  around.timing.maintenance = minutes{5};
+  around.open_catalog_file = [&]() -> Expected<std::unique_ptr<CatalogFile>> {
+    files.push_back(loop.wall_now());
+    return Error{std::errc::no_space_on_device};
+  };
+  struct Holder {
+    static Task<void> take(Surroundings with, std::unique_ptr<VolumeService>& into, bool& done) {
+      auto task = VolumeService::take_over(std::move(with));
+      auto taken = co_await task;
+      if (taken) into = *std::move(taken);
+      done = true;
+    }
+  };
+  auto serve_for = [&](unsigned node, Duration time) {
+    around.node = NodeId{static_cast<std::uint8_t>(node)};
+    std::unique_ptr<VolumeService> service;
+    bool done = false;
+    {
+      TaskScope tasks;
+      tasks.spawn(Holder::take(around, service, done));
+      REQUIRE(fakes::run_until(
+          loop, [&] { return done; }, hours{1}));
+    }
+    REQUIRE(service);
+    loop.run_for(time);
+    service.reset();
+    loop.run_for(1s);
+  };
+  auto newest_on_lun = [&] {
+    auto lun = *disk->connect(loop, {});
+    iscsi::BlockingLun io{*lun, turns};
+    auto key = make_key({7, NodeId{63}, KeyRole::mount, 1});
+    REQUIRE(io.register_key(key));
+    auto copies = volume::find_copies(io, info.id, info.data_offset, volume::kGroupSize);
+    REQUIRE(io.register_key(Key{}));
+    REQUIRE(copies);
+    return copies->empty() ? WallTime{} : copies->front().taken_at;
+  };
+  auto since = [&](WallTime then) {
+    return Duration{static_cast<std::int64_t>(loop.wall_now()) - static_cast<std::int64_t>(then)};
+  };
+  // Not at once: a volume that goes from node to node is not copied by each of them.
+  serve_for(1, minutes{9});
+  CHECK(files.empty());
+  serve_for(1, minutes{12});
+  REQUIRE(files.size() == 1);
+  CHECK(newest_on_lun() == files.back());
+  serve_for(2, hours{20});
+  CHECK(files.size() == 1);
+  // It is a day old while the second node has the volume.
+  serve_for(3, hours{5});
+  REQUIRE(files.size() == 2);
+  auto apart = Duration{static_cast<std::int64_t>(files[1]) - static_cast<std::int64_t>(files[0])};
+  CHECK(apart >= hours{24});
+  CHECK(apart < hours{24} + minutes{15});
+  CHECK(newest_on_lun() == files.back());
+  serve_for(1, hours{72});
+  CHECK(files.size() == 5);
+  CHECK(newest_on_lun() == files.back());
+  CHECK(since(files.back()) < hours{24});
+  // By command only.
+  around.timing.catalog_copy = {};
+  serve_for(1, hours{72});
+  CHECK(files.size() == 5);
 }
 
 TEST_CASE("insurance: a takeover lets the volume grow only where it is asked to") {
