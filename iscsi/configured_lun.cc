@@ -11,7 +11,7 @@ std::uint64_t hash_of(const std::string& text) {
 
 }  // namespace
 
-LunOpener configured_opener(Loop& home, const Config& config, const VolumeConfig& volume) {
+LunOpener configured_opener(AsioLoop& home, const Config& config, const VolumeConfig& volume) {
   return [&home, initiator = config.initiator, volume](
              LunOptions options, Function<void(Expected<std::unique_ptr<Lun>>)> done) {
     options.initiator = initiator;

@@ -10,6 +10,6 @@ namespace csv::iscsi {
 /// distinct by volume: two volumes may lie behind one target, where equal ISIDs would log each
 /// other out. The secret is read at each opening, so that it can be changed. `home` must outlive
 /// it.
-LunOpener configured_opener(Loop& home, const Config& config, const VolumeConfig& volume);
+LunOpener configured_opener(AsioLoop& home, const Config& config, const VolumeConfig& volume);
 
 }  // namespace csv::iscsi

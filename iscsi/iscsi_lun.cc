@@ -19,6 +19,10 @@ namespace {
 
 /// Larger requests are cut here at the latest, so that sessions share them.
 constexpr std::uint64_t kMostTransfer = 1 << 20;
+/// Reads and writes of up to this many bytes go to the home loop's own session while it has less
+/// than this many commands.
+constexpr std::uint64_t kSmall = 64 << 10;
+constexpr int kSmallAtOnce = 64;
 /// Bounds on how long one command keeps the target busy: they must end well within the deadline.
 constexpr std::uint64_t kMostWriteSame = 16 << 20;
 constexpr std::uint64_t kMostUnmap = 1 << 30;
@@ -56,7 +60,7 @@ struct Single final : ScsiCommand {
 /// otherwise, home loop only.
 class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_this<State> {
  public:
-  State(Loop& its_home, IscsiAddress its_address, LunOptions its_options)
+  State(AsioLoop& its_home, IscsiAddress its_address, LunOptions its_options)
       : home{its_home}, address{std::move(its_address)}, options{std::move(its_options)} {}
 
   // ---------------------------------------------------------------- opening
@@ -68,7 +72,6 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     auto seed = options.isid_seed ? options.isid_seed : Random::from_system().next();
     for (int i = 0; i < std::max(1, options.sessions); ++i) {
       IscsiSession::Options one;
-      one.thread_name = fmt::format("iscsi{}", i);
       one.initiator = options.initiator;
       one.target = address.target;
       one.portal = address.portals[static_cast<std::size_t>(i) % address.portals.size()];
@@ -79,23 +82,37 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
       one.chap_secret = options.chap_user.empty() ? address.chap_secret : options.chap_secret;
       one.header_digest = options.header_digest;
       one.deadline = options.deadline;
-      sessions.push_back(std::make_unique<IscsiSession>(std::move(one), events()));
+      if (i > 0)
+        threads.emplace_back(std::make_unique<AsioLoop>())->start(fmt::format("iscsi{}", i));
+      auto& loop = i == 0 ? home : *threads.back();
+      sessions.push_back(std::make_unique<IscsiSession>(loop, std::move(one), events(i == 0)));
     }
   }
 
-  /// What a session's thread tells, brought to the home loop.
-  IscsiSession::Events events() {
+  /// What a session tells, brought to the home loop if it is not there.
+  IscsiSession::Events events(bool lives_here) {
+    auto bring = [lives_here, self = shared_from_this()](auto work) {
+      if (lives_here) return work();
+      self->home.post(std::move(work));
+    };
     IscsiSession::Events events;
-    events.connected = [self = shared_from_this()](Expected<void> result) {
-      self->home.post([self, result = std::move(result)] { self->session_connected(result); });
+    events.connected = [bring, this](Expected<void> result) {
+      bring([this, self = shared_from_this(), result = std::move(result)] {
+        session_connected(result);
+      });
     };
-    events.answered = [self = shared_from_this()](IscsiSession::Batch batch) {
-      self->home.post(
-          [self, batch = std::move(batch)]() mutable { self->answered(std::move(batch)); });
+    events.answered = [bring, this](IscsiSession::Batch batch) {
+      bring([this, self = shared_from_this(), batch = std::move(batch)] { answered(batch); });
     };
-    events.ended = [self = shared_from_this()](Error why, IscsiSession::Batch batch) {
-      self->home.post([self, why = std::move(why), batch = std::move(batch)]() mutable {
-        self->session_ended(std::move(why), std::move(batch));
+    events.refused = [bring, this](std::unique_ptr<ScsiCommand> command) {
+      bring([this, self = shared_from_this(), command = std::move(command)]() mutable {
+        refused(std::move(command));
+      });
+    };
+    events.ended = [bring, this](Error why, IscsiSession::Batch batch) {
+      bring([this, self = shared_from_this(), why = std::move(why),
+             batch = std::move(batch)]() mutable {
+        session_ended(std::move(why), std::move(batch));
       });
     };
     return events;
@@ -158,33 +175,41 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
   void destroy() {
     destroyed = true;
     tasks.reset();
+    for (auto& each : threads) each->join();
     sessions.clear();
+    threads.clear();
     unanswered.clear();
     controls.clear();
   }
 
   // --------------------------------------------------------------- commands
 
-  /// Any thread.
-  IscsiSession& least_loaded() {
-    auto* best = sessions.front().get();
+  /// Any thread: runs `work` on the home loop, at once if that is here.
+  template <typename Work>
+  void at_home(Work work) {
+    if (home.here()) return work();
+    home.post([self = shared_from_this(), work = std::move(work)]() mutable {
+      if (!self->destroyed) work();
+    });
+  }
+
+  IscsiSession& session_for(std::uint64_t length) {
+    auto* first = sessions.front().get();
+    if (length <= kSmall && first->load() < kSmallAtOnce) return *first;
+    auto* best = sessions.back().get();
     for (auto& each : sessions)
       if (each->load() < best->load()) best = each.get();
     return *best;
   }
 
-  /// Any thread. A session that takes no more has ended or is about to: the command then comes back
-  /// with those that were under way.
-  void submit(IscsiSession& session, std::unique_ptr<ScsiCommand> command) {
-    if (session.submit(command)) return;
-    home.post([self = shared_from_this(), command = std::move(command)]() mutable {
-      if (self->destroyed) return;
-      self->unanswered.push_back(std::move(command));
-      self->answer_if_all_dropped();
-    });
+  /// The command then comes back with those that were under way.
+  void refused(std::unique_ptr<ScsiCommand> command) {
+    if (destroyed) return;
+    unanswered.push_back(std::move(command));
+    answer_if_all_dropped();
   }
 
-  void answered(IscsiSession::Batch batch) {
+  void answered(const IscsiSession::Batch& batch) {
     for (auto& command : batch) {
       if (destroyed) return;
       answer(*command);
@@ -228,10 +253,10 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     command->out = command->parameters;
     command->purpose = question.purpose;
     command->done = std::move(done);
-    submit(session, std::move(command));
+    session.submit(std::move(command));
   }
 
-  /// Any thread. Sends `length` bytes of something in parts; `fill` makes each, by its place in it.
+  /// Sends `length` bytes of something in parts; `fill` makes each, by its place in it.
   template <typename Fill>
   void submit_parts(std::uint64_t length, std::uint64_t most, Done done, Fill&& fill) {
     auto request = std::make_shared<Request>();
@@ -240,8 +265,9 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     for (std::uint64_t at = 0; at < length; at += most) {
       auto part = std::make_unique<Part>();
       part->request = request;
-      fill(*part, at, std::min(most, length - at));
-      submit(least_loaded(), std::move(part));
+      auto size = std::min(most, length - at);
+      fill(*part, at, size);
+      session_for(size).submit(std::move(part));
     }
   }
 
@@ -274,7 +300,7 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
       }
     };
     part->cdb = synchronize_cache_cdb();
-    submit(least_loaded(), std::move(part));
+    session_for(0).submit(std::move(part));
   }
 
   // -------------------------------------------------------- zeros and unmap
@@ -457,7 +483,7 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
 
   // ------------------------------------------------------------------ reset
 
-  /// Waits for something that a session's thread will say, or for the end of the Lun.
+  /// Waits for something that a session will say, or for the end of the Lun.
   template <typename Start>
   Task<Expected<void>> control(Start start) {
     auto id = next_control++;
@@ -481,7 +507,7 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
 
   Task<Expected<void>> reset_once() {
     auto quiet = co_await control([this](auto said) {
-      // The last of the sessions' threads to be quiet says so.
+      // The last of the sessions to be quiet says so.
       struct Waiting {
         std::atomic<std::size_t> left;
         Function<void(Expected<void>)> said;
@@ -551,10 +577,11 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
   }
 
   // Any thread: nothing here changes once the Lun is open, but for the atomics.
-  Loop& home;
+  AsioLoop& home;
   const IscsiAddress address;
   const LunOptions options;
   LunDescription lun;
+  std::vector<std::unique_ptr<AsioLoop>> threads;  // of all sessions but the first
   std::vector<std::unique_ptr<IscsiSession>> sessions;
   std::atomic<bool> write_same_works{false}, unmap_works{false}, closed{false};
   struct {
@@ -579,7 +606,7 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
   std::optional<TaskScope> tasks;  // last: its tasks use all of the above
 };
 
-void IscsiLun::open(Loop& home, IscsiAddress address, LunOptions options,
+void IscsiLun::open(AsioLoop& home, IscsiAddress address, LunOptions options,
                     Function<void(Expected<std::unique_ptr<Lun>>)> done) {
   auto refuse = [&](std::string why) {
     home.post([done = std::move(done), why = Error{Errc::refused, std::move(why)}]() mutable {
@@ -626,7 +653,10 @@ void IscsiLun::on_lost(Function<void(Error)> handler) {
 
 void IscsiLun::close() {
   if (state_->closed.exchange(true)) return;
-  for (auto& each : state_->sessions) each->close({Errc::lun_lost, "the LUN was closed"});
+  state_->home.post([state = state_] {
+    // None is left if it was destroyed.
+    for (auto& each : state->sessions) each->close({Errc::lun_lost, "the LUN was closed"});
+  });
 }
 
 void IscsiLun::read(std::uint64_t offset, std::span<std::byte> out, Done done) {
@@ -635,11 +665,13 @@ void IscsiLun::read(std::uint64_t offset, std::span<std::byte> out, Done done) {
   if (!valid || out.empty()) return state.answer_later(std::move(done), std::move(valid));
   ++state.counts.reads;
   state.counts.read_bytes += out.size();
-  state.submit_parts(out.size(), state.lun.profile.max_transfer, std::move(done),
-                     [&](Part& part, std::uint64_t at, std::uint64_t size) {
-                       part.cdb = read_cdb(state.lba(offset + at), state.blocks(size));
-                       part.in = out.subspan(at, size);
-                     });
+  state.at_home([&state, offset, out, done = std::move(done)]() mutable {
+    state.submit_parts(out.size(), state.lun.profile.max_transfer, std::move(done),
+                       [&](Part& part, std::uint64_t at, std::uint64_t size) {
+                         part.cdb = read_cdb(state.lba(offset + at), state.blocks(size));
+                         part.in = out.subspan(at, size);
+                       });
+  });
 }
 
 void IscsiLun::write(std::uint64_t offset, std::span<const std::byte> data, WriteOptions options,
@@ -657,11 +689,13 @@ void IscsiLun::write(std::uint64_t offset, std::span<const std::byte> data, Writ
       state->flush(std::move(done));
     };
   }
-  state.submit_parts(data.size(), state.lun.profile.max_transfer, std::move(done),
-                     [&](Part& part, std::uint64_t at, std::uint64_t size) {
-                       part.cdb = write_cdb(state.lba(offset + at), state.blocks(size), fua);
-                       part.out = data.subspan(at, size);
-                     });
+  state.at_home([&state, offset, data, fua, done = std::move(done)]() mutable {
+    state.submit_parts(data.size(), state.lun.profile.max_transfer, std::move(done),
+                       [&](Part& part, std::uint64_t at, std::uint64_t size) {
+                         part.cdb = write_cdb(state.lba(offset + at), state.blocks(size), fua);
+                         part.out = data.subspan(at, size);
+                       });
+  });
 }
 
 void IscsiLun::flush(Done done) {

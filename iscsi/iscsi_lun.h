@@ -1,18 +1,21 @@
 #pragma once
 #include <memory>
 
+#include "csvfs/base/asio_loop.h"
 #include "iscsi/lun.h"
 #include "iscsi/lun_url.h"
 
 namespace csv::iscsi {
 
-/// A Lun over one or more iSCSI sessions, each a nexus with a thread of its own. Reads and writes
-/// go to the least loaded; what is about reservations goes to the first, registering to all. The
-/// loss of one session ends all of them, and nothing is answered lun_lost before the last is gone.
+/// A Lun over one or more iSCSI sessions, each a nexus. The first lives on the home loop, so that
+/// small commands change no thread; the others have threads of their own, for commands whose bytes
+/// take longer to copy than a thread takes to wake, and for what is too much for one session.
+/// What is about reservations goes to the first, registering to all. The loss of one session ends
+/// all of them, and nothing is answered lun_lost before the last is gone.
 class IscsiLun final : public Lun {
  public:
   /// Connects all sessions and finds out what the LUN is. See open_lun().
-  static void open(Loop& home, IscsiAddress address, LunOptions options,
+  static void open(AsioLoop& home, IscsiAddress address, LunOptions options,
                    Function<void(Expected<std::unique_ptr<Lun>>)> done);
   /// On the home loop, or when that has ended. Drops the sessions; unanswered commands are
   /// destroyed without an answer.

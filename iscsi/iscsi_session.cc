@@ -1,12 +1,8 @@
 #include "iscsi/iscsi_session.h"
 
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <time.h>
-#include <unistd.h>
 
 extern "C" {
 #include <iscsi/iscsi.h>
@@ -16,10 +12,9 @@ extern "C" {
 #include <algorithm>
 #include <deque>
 #include <list>
-#include <mutex>
 #include <optional>
-#include <thread>
 
+#include "csvfs/base/asio.h"
 #include "csvfs/base/check.h"
 #include "csvfs/base/log.h"
 
@@ -42,42 +37,10 @@ TimePoint monotonic_now() {
 
 }  // namespace
 
-/// Under its mutex: what other threads want of the session's thread.
-struct IscsiSession::Shared {
-  std::mutex mutex;
-  std::deque<std::unique_ptr<ScsiCommand>> incoming;
-  bool ended = false;  // nothing is taken any more
-  std::optional<Error> close;
-  bool paused = false;
-  Function<void()> quiet;
-  Function<void(Expected<void>)> reset;
-  bool asleep = false;  // it waits in poll() and needs the eventfd to look here
-  int wake_fd = -1;
-
-  Shared() : wake_fd{::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)} { CSV_CHECK(wake_fd >= 0); }
-  ~Shared() { ::close(wake_fd); }
-
-  /// Changes something under the lock, and wakes the thread if it sleeps.
-  template <typename F>
-  void tell(F&& change) {
-    bool wake = false;
-    {
-      std::lock_guard lock{mutex};
-      change();
-      wake = std::exchange(asleep, false);
-    }
-    if (!wake) return;
-    std::uint64_t one = 1;
-    // Cannot fail: the counter is far from full, and the descriptor is ours.
-    CSV_CHECK(::write(wake_fd, &one, sizeof one) == sizeof one);
-  }
-};
-
-/// The session's thread and all it owns.
-struct IscsiSession::Worker {
+struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
   struct Flight {
     std::unique_ptr<ScsiCommand> command;
-    Worker* worker = nullptr;
+    Nexus* nexus = nullptr;
     scsi_task* task = nullptr;
     scsi_iovec iov{};
     TimePoint deadline{};
@@ -90,12 +53,18 @@ struct IscsiSession::Worker {
     std::unique_ptr<ScsiCommand> command;
   };
 
-  IscsiSession& session;
+  using Timer = asio::basic_waitable_timer<std::chrono::steady_clock>;
+
+  AsioLoop& loop;
   Options options;
   Events events;
+  Counters counters;
   iscsi_context* context = nullptr;
+  bool over = false;       // the connection is gone
+  bool abandoned = false;  // nobody is left to be told
 
   bool logged_in = false;
+  bool told_connected = false;
   int redirects = 0;
   TimePoint login_deadline{};
   std::optional<Error> fate;  // why it ends, once it does
@@ -114,11 +83,29 @@ struct IscsiSession::Worker {
   std::list<Flight> cooling;
   int limit = kMostInFlight;
   int answered_since_full = 0;
+  std::atomic<int> load{0};
+  std::atomic<bool> registered{false};
   Batch finished;
-  std::thread thread;
+  std::uint64_t answers = 0;
+  Batch left_over;  // of a connection that is gone
 
-  Worker(IscsiSession& owner, Options its_options, Events its_events)
-      : session{owner}, options{std::move(its_options)}, events{std::move(its_events)} {}
+  // libiscsi's socket, watched here and closed there. What waits for an earlier one is out of date.
+  asio::posix::stream_descriptor socket;
+  std::uint64_t sockets = 0;
+  bool reading = false, writing = false;  // somebody waits for that
+  Timer timer;
+  std::optional<TimePoint> wakes_at;  // the timer does
+  bool turn_posted = false;
+
+  Nexus(AsioLoop& its_loop, Options its_options, Events its_events)
+      : loop{its_loop},
+        options{std::move(its_options)},
+        events{std::move(its_events)},
+        socket{its_loop.context()},
+        timer{its_loop.context()} {}
+  Nexus(const Nexus&) = delete;
+  Nexus& operator=(const Nexus&) = delete;
+  ~Nexus() { drop(); }
 
   // ------------------------------------------------------------------ login
 
@@ -151,32 +138,32 @@ struct IscsiSession::Worker {
   }
 
   void connect(const char* portal) {
-    if (iscsi_connect_async(context, portal, &Worker::connected, this) != 0)
+    if (iscsi_connect_async(context, portal, &Nexus::connected, this) != 0)
       lose("connect: " + library_error());
   }
 
   static void connected(iscsi_context*, int status, void*, void* self) {
-    auto& worker = *static_cast<Worker*>(self);
-    if (worker.fate || worker.logged_in) return;
-    if (status != SCSI_STATUS_GOOD) return worker.lose("connect: " + worker.library_error());
-    if (iscsi_login_async(worker.context, &Worker::login_answered, self) != 0)
-      worker.lose("login: " + worker.library_error());
+    auto& nexus = *static_cast<Nexus*>(self);
+    if (nexus.fate || nexus.logged_in) return;
+    if (status != SCSI_STATUS_GOOD) return nexus.lose("connect: " + nexus.library_error());
+    if (iscsi_login_async(nexus.context, &Nexus::login_answered, self) != 0)
+      nexus.lose("login: " + nexus.library_error());
   }
 
   static void login_answered(iscsi_context* context, int status, void*, void* self) {
-    auto& worker = *static_cast<Worker*>(self);
-    if (worker.fate || worker.logged_in) return;
+    auto& nexus = *static_cast<Nexus*>(self);
+    if (nexus.fate || nexus.logged_in) return;
     if (status == SCSI_STATUS_REDIRECT) {
       const char* address = iscsi_get_target_address(context);
-      if (!address || !*address || ++worker.redirects > 3)
-        return worker.lose("the target redirects the login without end");
+      if (!address || !*address || ++nexus.redirects > 3)
+        return nexus.lose("the target redirects the login without end");
       std::string next = address;
+      nexus.unwatch();
       iscsi_disconnect(context);
-      return worker.connect(next.c_str());
+      return nexus.connect(next.c_str());
     }
-    if (status != SCSI_STATUS_GOOD) return worker.lose("login: " + worker.library_error());
-    worker.logged_in = true;
-    worker.events.connected({});
+    if (status != SCSI_STATUS_GOOD) return nexus.lose("login: " + nexus.library_error());
+    nexus.logged_in = true;
   }
 
   // --------------------------------------------------------------- commands
@@ -193,7 +180,7 @@ struct IscsiSession::Worker {
     in_flight.splice(in_flight.end(), spare, spare.begin());
     auto& flight = in_flight.back();
     flight.self = std::prev(in_flight.end());
-    flight.worker = this;
+    flight.nexus = this;
     flight.deadline = now + options.deadline;
     flight.command = std::move(command);
 
@@ -214,18 +201,19 @@ struct IscsiSession::Worker {
       flight.iov = {const_cast<std::byte*>(sent.out.data()), length};
       scsi_task_set_iov_out(flight.task, &flight.iov, 1);
     }
-    if (iscsi_scsi_command_async(context, options.lun, flight.task, &Worker::answered, nullptr,
+    if (iscsi_scsi_command_async(context, options.lun, flight.task, &Nexus::answered, nullptr,
                                  &flight) != 0)
       lose("sending a command: " + library_error());
   }
 
   static void answered(iscsi_context*, int status, void*, void* data) {
     auto& flight = *static_cast<Flight*>(data);
-    auto& worker = *flight.worker;
+    auto& nexus = *flight.nexus;
     // While the context is being destroyed everything is cancelled: those stay in flight, and come
     // back as unanswered.
-    if (!worker.context) return;
-    worker.take_answer(flight, status);
+    if (!nexus.context) return;
+    ++nexus.answers;
+    nexus.take_answer(flight, status);
   }
 
   void take_answer(Flight& flight, int status) {
@@ -256,8 +244,8 @@ struct IscsiSession::Worker {
     }
 
     auto scsi_status = static_cast<ScsiStatus>(status);
-    if (scsi_status == ScsiStatus::reservation_conflict) ++session.counters_.conflicts;
-    flight.verdict = judge(scsi_status, sense, command.purpose, session.registered_);
+    if (scsi_status == ScsiStatus::reservation_conflict) ++counters.conflicts;
+    flight.verdict = judge(scsi_status, sense, command.purpose, registered);
     if (flight.verdict.action != Verdict::Action::done)
       flight.said = sense ? describe(*sense) : describe(scsi_status);
     if (sense && sense->key == sense_key::unit_attention)
@@ -301,10 +289,10 @@ struct IscsiSession::Worker {
 
   void repeat(std::unique_ptr<ScsiCommand> command, Verdict::Action action,
               const std::string& said) {
-    ++session.counters_.retries;
+    ++counters.retries;
     auto now = monotonic_now();
     if (now >= command->give_up) {
-      ++session.counters_.timeouts;
+      ++counters.timeouts;
       waiting.push_front(std::move(command));
       return lose(fmt::format("only {} within the deadline", said));
     }
@@ -329,7 +317,7 @@ struct IscsiSession::Worker {
   }
 
   void finish(std::unique_ptr<ScsiCommand> command) {
-    --session.load_;
+    --load;
     finished.push_back(std::move(command));
   }
 
@@ -340,19 +328,20 @@ struct IscsiSession::Worker {
     reset_deadline = monotonic_now() + options.deadline;
     // Not iscsi_task_mgmt_lun_reset_async, which cancels the context's tasks.
     if (iscsi_task_mgmt_async(context, options.lun, ISCSI_TM_LUN_RESET, 0xffffffff, 0,
-                              &Worker::reset_answered, this) != 0)
+                              &Nexus::reset_answered, this) != 0)
       lose("sending a LUN RESET: " + library_error());
   }
 
   static void reset_answered(iscsi_context*, int status, void* data, void* self) {
-    auto& worker = *static_cast<Worker*>(self);
-    if (!worker.context || worker.fate) return;
+    auto& nexus = *static_cast<Nexus*>(self);
+    if (!nexus.context || nexus.fate) return;
+    ++nexus.answers;
     if (status != SCSI_STATUS_GOOD || !data)
-      return worker.lose("LUN RESET: " + worker.library_error());
+      return nexus.lose("LUN RESET: " + nexus.library_error());
     auto response = *static_cast<std::uint32_t*>(data);
-    auto done = std::move(worker.reset_done);
-    worker.reset_done = nullptr;
-    worker.reset_sent = false;
+    auto done = std::move(nexus.reset_done);
+    nexus.reset_done = nullptr;
+    nexus.reset_sent = false;
     switch (response) {
       case ISCSI_TMR_FUNC_COMPLETE: return done({});
       case ISCSI_TMR_TMF_NOT_SUPPORTED:
@@ -367,17 +356,6 @@ struct IscsiSession::Worker {
 
   void service(int revents) {
     if (iscsi_service(context, revents) != 0) lose(library_error());
-  }
-
-  void take_shared() {
-    auto& shared = *session.shared_;
-    std::lock_guard lock{shared.mutex};
-    if (shared.close && !fate) fate = *shared.close;
-    for (auto& each : shared.incoming) waiting.push_back(std::move(each));
-    shared.incoming.clear();
-    paused = shared.paused;
-    if (shared.quiet) quiet = std::exchange(shared.quiet, nullptr);
-    if (shared.reset) reset_done = std::exchange(shared.reset, nullptr);
   }
 
   void send_due() {
@@ -404,22 +382,18 @@ struct IscsiSession::Worker {
     if (!fate && (iscsi_which_events(context) & POLLOUT)) service(POLLOUT);
   }
 
-  void deliver() {
-    if (!finished.empty()) events.answered(std::exchange(finished, {}));
-  }
-
   void check_deadlines() {
     auto now = monotonic_now();
     if (!logged_in && now >= login_deadline) lose("no login within the deadline");
     if ((!in_flight.empty() && now >= in_flight.front().deadline) ||
         (!cooling.empty() && now >= cooling.front().deadline)) {
-      ++session.counters_.timeouts;
+      ++counters.timeouts;
       lose(fmt::format(
           "no answer to a command within {} ms",
           std::chrono::duration_cast<std::chrono::milliseconds>(options.deadline).count()));
     }
     if (reset_sent && now >= reset_deadline) {
-      ++session.counters_.timeouts;
+      ++counters.timeouts;
       lose("no answer to a LUN RESET within the deadline");
     }
   }
@@ -435,46 +409,92 @@ struct IscsiSession::Worker {
     return due;
   }
 
-  /// Sleeps until the socket, another thread or a deadline has something for us; handles the
-  /// socket.
-  void wait() {
+  /// What there is to do between two events of the loop. Afterwards this may be all that is left.
+  void turn() {
+    auto self = shared_from_this();
+    if (over) return;
+    send_due();
+    if (!fate && logged_in && !std::exchange(told_connected, true)) events.connected({});
+    // Whoever is told may submit more, or destroy the session.
+    if (!over && !finished.empty()) events.answered(std::exchange(finished, {}));
+    if (over) return;
+    if (fate) return end();
+    watch();
+  }
+
+  void submit(std::unique_ptr<ScsiCommand> command) {
+    if (over || fate) {
+      loop.post([self = shared_from_this(), command = std::move(command)]() mutable {
+        if (!self->abandoned) self->events.refused(std::move(command));
+      });
+      return;
+    }
+    waiting.push_back(std::move(command));
+    // Sent at once, but what that brings is told from the loop.
+    send_due();
+    if (fate || !finished.empty()) return turn_later();
+    watch();
+  }
+
+  void turn_later() {
+    if (std::exchange(turn_posted, true)) return;
+    loop.post([self = shared_from_this()] {
+      self->turn_posted = false;
+      self->turn();
+    });
+  }
+
+  /// Sees to it that the next thing that happens is heard of.
+  void watch() {
+    int fd = iscsi_get_fd(context);
+    if (fd < 0) {
+      lose("the connection is gone: " + library_error());
+      return turn_later();
+    }
+    if (!socket.is_open()) {
+      socket.assign(fd);
+      ++sockets;
+    }
+    if (!std::exchange(reading, true)) wait_for(asio::posix::stream_descriptor::wait_read);
+    if ((iscsi_which_events(context) & POLLOUT) && !std::exchange(writing, true))
+      wait_for(asio::posix::stream_descriptor::wait_write);
+    set_timer();
+  }
+
+  void wait_for(asio::posix::stream_descriptor::wait_type what) {
+    socket.async_wait(what, [this, self = shared_from_this(), what,
+                             of = sockets](boost::system::error_code error) {
+      if (error || over || of != sockets) return;
+      bool read = what == asio::posix::stream_descriptor::wait_read;
+      (read ? reading : writing) = false;
+      if (!logged_in)
+        look();
+      else if (read)
+        receive();
+      turn();  // sends, too
+    });
+  }
+
+  void unwatch() {
+    ++sockets;
+    reading = writing = false;
+    if (socket.is_open()) (void)socket.release();
+  }
+
+  void receive() {
+    auto before = answers;
+    service(POLLIN);
+    // Nothing came of it: part of an answer, or the end of the connection.
+    if (answers == before && !fate) look();
+  }
+
+  /// Asks what is up with the socket, and acts.
+  void look() {
     int fd = iscsi_get_fd(context);
     if (fd < 0) return lose("the connection is gone: " + library_error());
-    auto& shared = *session.shared_;
-    timespec timeout{};
-    bool limited = false;
-    if (auto due = next_due()) {
-      auto left = std::max(*due - monotonic_now(), Duration{0});
-      timeout.tv_sec = static_cast<time_t>(left / std::chrono::seconds{1});
-      timeout.tv_nsec = static_cast<long>((left % std::chrono::seconds{1}).count());
-      limited = true;
-    }
-    {
-      std::lock_guard lock{shared.mutex};
-      if (!shared.incoming.empty() || shared.close || shared.paused != paused || shared.quiet ||
-          shared.reset) {
-        // More can be sent at once: the socket is looked at after that.
-        if (logged_in && !paused && static_cast<int>(in_flight.size()) < limit) return;
-        timeout = {}, limited = true;
-      } else {
-        shared.asleep = true;
-      }
-    }
-    std::array<pollfd, 2> fds{{{fd, static_cast<short>(iscsi_which_events(context) | POLLRDHUP), 0},
-                               {shared.wake_fd, POLLIN, 0}}};
-    int ready = ::ppoll(fds.data(), fds.size(), limited ? &timeout : nullptr, nullptr);
-    CSV_CHECK(ready >= 0 || errno == EINTR);
-    {
-      std::lock_guard lock{shared.mutex};
-      shared.asleep = false;
-    }
-    if (ready <= 0) return;
-    if (fds[1].revents) {
-      std::uint64_t count = 0;
-      // Only empties it; a wake-up that came with the lock above may have left nothing.
-      [[maybe_unused]] auto got = ::read(shared.wake_fd, &count, sizeof count);
-    }
-    auto revents = fds[0].revents;
+    pollfd asked{fd, static_cast<short>(iscsi_which_events(context) | POLLRDHUP), 0};
+    if (::poll(&asked, 1, 0) <= 0) return;
+    auto revents = asked.revents;
     if (revents & (POLLIN | POLLOUT)) service(revents & (POLLIN | POLLOUT));
     // What had been answered before the target hung up is known; the rest is not.
     if (!fate && (revents & (POLLRDHUP | POLLHUP | POLLERR)) && logged_in)
@@ -483,107 +503,119 @@ struct IscsiSession::Worker {
       service(revents);
   }
 
-  void run() {
-    // A write to a closed socket must be an error and not a signal, and other signals are not for
-    // this thread.
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, nullptr);
-    pthread_setname_np(pthread_self(), options.thread_name.substr(0, 15).c_str());
-
-    start_login();
-    while (!fate) {
-      take_shared();
-      if (fate) break;
-      send_due();
-      deliver();
-      if (fate) break;
-      wait();
+  /// The timer is left as it is while it comes early enough, so that a command costs none.
+  void set_timer() {
+    auto due = next_due();
+    if (!due || (wakes_at && *wakes_at <= *due)) return;
+    wakes_at = due;
+    timer.expires_at(*due);
+    timer.async_wait([this, self = shared_from_this()](boost::system::error_code error) {
+      if (error || over) return;
+      wakes_at = std::nullopt;
+      // It may have been we who did not listen.
+      look();
       if (!fate) check_deadlines();
-    }
-    end();
+      turn();
+    });
   }
 
-  /// Drops the connection; only then do commands come back as unanswered.
-  void end() {
-    if (auto* dying = std::exchange(context, nullptr)) {
-      int fd = iscsi_get_fd(dying);
-      if (fd >= 0) {
-        // What is still in our send buffer shall not reach the target after we gave it up.
-        linger hard{1, 0};
-        ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
-      }
-      iscsi_destroy_context(dying);
+  /// Drops the connection. Nothing is sent from or received into a buffer any more.
+  void drop() {
+    over = true;
+    unwatch();
+    timer.cancel();
+    auto* dying = std::exchange(context, nullptr);
+    if (!dying) return;
+    int fd = iscsi_get_fd(dying);
+    if (fd >= 0) {
+      // What is still in our send buffer shall not reach the target after we gave it up.
+      linger hard{1, 0};
+      ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
     }
-    deliver();
-    Batch unanswered;
-    while (!in_flight.empty()) unanswered.push_back(land(in_flight.front(), in_flight));
-    while (!cooling.empty()) unanswered.push_back(land(cooling.front(), cooling));
-    for (auto& each : delayed) unanswered.push_back(std::move(each.command));
+    iscsi_destroy_context(dying);
+    while (!in_flight.empty()) left_over.push_back(land(in_flight.front(), in_flight));
+    while (!cooling.empty()) left_over.push_back(land(cooling.front(), cooling));
+    for (auto& each : delayed) left_over.push_back(std::move(each.command));
     delayed.clear();
-    for (auto& each : waiting) unanswered.push_back(std::move(each));
+    for (auto& each : waiting) left_over.push_back(std::move(each));
     waiting.clear();
-    {
-      auto& shared = *session.shared_;
-      std::lock_guard lock{shared.mutex};
-      shared.ended = true;
-      for (auto& each : shared.incoming) unanswered.push_back(std::move(each));
-      shared.incoming.clear();
-      shared.quiet = nullptr;
-      shared.reset = nullptr;
-    }
+    load = 0;
+  }
+
+  /// Only once the connection is gone do commands come back as unanswered.
+  void end() {
+    drop();
     quiet = nullptr;
     reset_done = nullptr;
-    session.load_ = 0;
-    if (logged_in)
-      events.ended(*fate, std::move(unanswered));
+    if (told_connected)
+      events.ended(*fate, std::exchange(left_over, {}));
     else
       events.connected(*fate);
   }
 };
 
-IscsiSession::IscsiSession(Options options, Events events)
-    : shared_{std::make_unique<Shared>()},
-      worker_{std::make_unique<Worker>(*this, std::move(options), std::move(events))} {
-  worker_->thread = std::thread{[worker = worker_.get()] { worker->run(); }};
+template <typename Work>
+void IscsiSession::at_loop(Work work) {
+  if (nexus_->loop.here()) return work(*nexus_);
+  nexus_->loop.post([nexus = nexus_, work = std::move(work)]() mutable {
+    if (!nexus->abandoned) work(*nexus);
+  });
+}
+
+IscsiSession::IscsiSession(AsioLoop& loop, Options options, Events events)
+    : nexus_{std::make_shared<Nexus>(loop, std::move(options), std::move(events))} {
+  at_loop([](Nexus& nexus) {
+    nexus.start_login();
+    nexus.turn_later();
+  });
 }
 
 IscsiSession::~IscsiSession() {
-  close({Errc::lun_lost, "closed"});
-  worker_->thread.join();
+  nexus_->abandoned = true;
+  nexus_->drop();
+  nexus_->left_over.clear();
+  nexus_->finished.clear();
 }
 
-bool IscsiSession::submit(std::unique_ptr<ScsiCommand>& command) {
-  bool taken = false;
-  shared_->tell([&] {
-    if (shared_->ended || shared_->close) return;
-    ++load_;
-    shared_->incoming.push_back(std::move(command));
-    taken = true;
-  });
-  return taken;
+void IscsiSession::submit(std::unique_ptr<ScsiCommand> command) {
+  ++nexus_->load;
+  at_loop(
+      [command = std::move(command)](Nexus& nexus) mutable { nexus.submit(std::move(command)); });
 }
+
+int IscsiSession::load() const { return nexus_->load; }
+void IscsiSession::set_registered(bool registered) { nexus_->registered = registered; }
+bool IscsiSession::registered() const { return nexus_->registered; }
+const IscsiSession::Counters& IscsiSession::counters() const { return nexus_->counters; }
 
 void IscsiSession::quiesce(Function<void()> quiet) {
-  shared_->tell([&] {
-    shared_->paused = true;
-    if (!shared_->ended) shared_->quiet = std::move(quiet);
+  at_loop([quiet = std::move(quiet)](Nexus& nexus) mutable {
+    if (nexus.over) return;
+    nexus.paused = true;
+    nexus.quiet = std::move(quiet);
+    nexus.turn_later();
   });
 }
 
 void IscsiSession::reset(Function<void(Expected<void>)> answered) {
-  shared_->tell([&] {
-    if (!shared_->ended) shared_->reset = std::move(answered);
+  at_loop([answered = std::move(answered)](Nexus& nexus) mutable {
+    if (nexus.over) return;
+    nexus.reset_done = std::move(answered);
+    nexus.turn_later();
   });
 }
 
 void IscsiSession::resume() {
-  shared_->tell([&] { shared_->paused = false; });
+  at_loop([](Nexus& nexus) {
+    nexus.paused = false;
+    nexus.turn_later();
+  });
 }
 
 void IscsiSession::close(Error why) {
-  shared_->tell([&] {
-    if (!shared_->close) shared_->close = std::move(why);
+  at_loop([why = std::move(why)](Nexus& nexus) mutable {
+    if (!nexus.fate) nexus.fate = std::move(why);
+    nexus.turn_later();
   });
 }
 

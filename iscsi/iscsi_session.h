@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "csvfs/base/asio_loop.h"
 #include "csvfs/base/error.h"
 #include "csvfs/base/function.h"
-#include "csvfs/base/loop.h"
 #include "iscsi/scsi.h"
 #include "iscsi/scsi_commands.h"
 
@@ -33,20 +33,20 @@ struct ScsiCommand {
   TimePoint give_up{};  ///< Set when it was first sent.
 };
 
-/// One libiscsi login: one nexus, on a thread of its own, which alone touches the context. There is
-/// no reconnect: the first loss, exceeded deadline or fence ends the session.
+/// One libiscsi login: one nexus. There is no reconnect: the first loss, exceeded deadline or fence
+/// ends the session.
+///
+/// It lives on a loop: whoever is on that has its command sent at once, and hears of the answer
+/// without a change of threads, which costs more than all the rest of a small command. Events come
+/// on the loop, never from inside a call. All may be called from any thread.
 ///
 /// The one place where unit attentions, aborted tasks and busy targets are dealt with (scsi.h says
 /// how): a command comes back when it has succeeded, failed for good, or the session has ended.
-///
-/// submit() and the controls may be called from any thread. Events come on the session's own
-/// thread.
 class IscsiSession {
  public:
   using Batch = std::vector<std::unique_ptr<ScsiCommand>>;
 
   struct Options {
-    std::string thread_name = "iscsi";
     std::string initiator, target;
     std::string portal;  ///< Numeric ADDRESS:PORT.
     int lun = 0;
@@ -58,8 +58,10 @@ class IscsiSession {
   struct Events {
     /// Once: logged in, so that commands go out; or why not (then nothing else follows).
     Function<void(Expected<void>)> connected;
-    /// Commands that came back, in one go for each turn of the thread.
+    /// Commands that came back, in one go for each turn of the loop.
     Function<void(Batch)> answered;
+    /// It came too late: the session has ended or is about to.
+    Function<void(std::unique_ptr<ScsiCommand>)> refused;
     /// Once, if it had connected, also after close(): the connection is gone, so that nothing is
     /// sent from or received into a buffer any more. With what was unanswered.
     Function<void(Error, Batch)> ended;
@@ -69,23 +71,23 @@ class IscsiSession {
   };
 
   /// Starts to connect.
-  IscsiSession(Options options, Events events);
-  /// Drops the connection and joins the thread; unanswered commands are destroyed.
+  IscsiSession(AsioLoop& loop, Options options, Events events);
+  /// On the loop, also from inside an event, or once that has ended. Drops the connection;
+  /// unanswered commands are destroyed and no event follows.
   ~IscsiSession();
   IscsiSession(const IscsiSession&) = delete;
   IscsiSession& operator=(const IscsiSession&) = delete;
 
-  /// False if the session has ended or is being closed: the command stays with the caller.
-  bool submit(std::unique_ptr<ScsiCommand>& command);
+  void submit(std::unique_ptr<ScsiCommand> command);
   /// How many commands it has: for choosing the least loaded.
-  [[nodiscard]] int load() const { return load_.load(std::memory_order_relaxed); }
+  [[nodiscard]] int load() const;
   /// Whether the nexus is known to hold a registration: from the next answer on, a conflict means
   /// that it was fenced.
-  void set_registered(bool registered) { registered_ = registered; }
-  [[nodiscard]] bool registered() const { return registered_; }
+  void set_registered(bool registered);
+  [[nodiscard]] bool registered() const;
 
-  /// Sends nothing more until resume(); `quiet` is called (session's thread) once nothing is in
-  /// flight. Neither is called if the session ends first.
+  /// Sends nothing more until resume(); `quiet` is called once nothing is in flight. Neither is
+  /// called if the session ends first.
   void quiesce(Function<void()> quiet);
   /// LOGICAL UNIT RESET. Only while quiet, for whether the target answers our own commands that a
   /// reset aborts is up to the target.
@@ -94,17 +96,14 @@ class IscsiSession {
   /// Ends the session with `why`; everything unanswered comes back through `ended`.
   void close(Error why);
 
-  [[nodiscard]] const Counters& counters() const { return counters_; }
+  [[nodiscard]] const Counters& counters() const;
 
  private:
-  struct Worker;  // what the session's thread owns; the only user of libiscsi
-  struct Shared;  // what other threads leave for it
+  struct Nexus;  // the only user of libiscsi; outlives us while it is in the middle of something
+  template <typename Work>
+  void at_loop(Work work);
 
-  std::unique_ptr<Shared> shared_;
-  std::atomic<int> load_{0};
-  std::atomic<bool> registered_{false};
-  Counters counters_;
-  std::unique_ptr<Worker> worker_;
+  std::shared_ptr<Nexus> nexus_;
 };
 
 }  // namespace csv::iscsi

@@ -174,7 +174,7 @@ struct LunOptions {
   /// With the session's index it gives its fixed ISID: (node, process, path). A good target ends
   /// the older session when somebody logs in under an ISID in use. 0: random, for tools.
   std::uint64_t isid_seed = 0;
-  int sessions = 1;         ///< Nexuses; each has its own loop thread and ISID.
+  int sessions = 1;         ///< Nexuses, each with an ISID of its own.
   Duration deadline = 10s;  ///< For a command; exceeding it ends the Lun.
   std::string chap_user, chap_secret;
   bool header_digest = false, data_digest = false;

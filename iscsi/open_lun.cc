@@ -17,24 +17,24 @@ void answer(Loop& home, Opened done, Expected<std::unique_ptr<Lun>> result) {
       [done = std::move(done), result = std::move(result)]() mutable { done(std::move(result)); });
 }
 
-void open_address(Loop& home, IscsiAddress address, LunOptions options, Opened done) {
+void open_address(AsioLoop& home, IscsiAddress address, LunOptions options, Opened done) {
   IscsiLun::open(home, std::move(address), std::move(options), std::move(done));
 }
 
-void open_address(Loop& home, ImagePath image, LunOptions options, Opened done) {
+void open_address(AsioLoop& home, ImagePath image, LunOptions options, Opened done) {
   auto disk = RamDisk::open_file(image.path);
   if (!disk) return answer(home, std::move(done), disk.error());
   answer(home, std::move(done), (*disk)->connect(home, std::move(options)));
 }
 
-void open_address(Loop& home, DevicePath device, LunOptions options, Opened done) {
+void open_address(AsioLoop& home, DevicePath device, LunOptions options, Opened done) {
   LocalLun::open(home, std::move(device.path), std::move(options), BlockDevice::Kind::device,
                  std::move(done));
 }
 
 }  // namespace
 
-void open_lun(Loop& home, std::string url, LunOptions options, Opened done) {
+void open_lun(AsioLoop& home, std::string url, LunOptions options, Opened done) {
   auto address = parse_lun_url(url);
   if (!address) return answer(home, std::move(done), address.error());
   std::visit(

@@ -2,6 +2,7 @@
 #include <functional>
 #include <string>
 
+#include "csvfs/base/asio_loop.h"
 #include "iscsi/lun.h"
 
 namespace csv::iscsi {
@@ -10,7 +11,7 @@ namespace csv::iscsi {
 /// be used, saying why: no such target or LUN, not a disk, block size neither 512 nor 4096, not
 /// ready, in use on this machine. Write-protected is told in the profile, not refused here. `home`
 /// must run until it has answered.
-void open_lun(Loop& home, std::string url, LunOptions options,
+void open_lun(AsioLoop& home, std::string url, LunOptions options,
               Function<void(Expected<std::unique_ptr<Lun>>)> done);
 
 /// How a part that reconnects by itself opens its LUN: production binds open_lun, tests a RAM LUN.

@@ -1,6 +1,7 @@
 #include "csvfs/base/asio_loop.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <time.h>
 
 #include <atomic>
@@ -52,8 +53,7 @@ struct AsioLoop::State {
 AsioLoop::AsioLoop() : state_{std::make_unique<State>()} {}
 
 AsioLoop::~AsioLoop() {
-  stop();
-  if (state_->thread.joinable()) state_->thread.join();
+  join();
   state_->timers.clear();
 }
 
@@ -81,7 +81,13 @@ bool AsioLoop::here() const { return state_->runner.load() == std::this_thread::
 
 void AsioLoop::run() {
   state_->runner = std::this_thread::get_id();
+  // A write to a peer that has hung up is an error. (Not every library asks for no signal.)
+  sigset_t broken_pipe, before;
+  sigemptyset(&broken_pipe);
+  sigaddset(&broken_pipe, SIGPIPE);
+  CSV_CHECK(::pthread_sigmask(SIG_BLOCK, &broken_pipe, &before) == 0);
   state_->context.run();
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   state_->runner = std::thread::id{};
 }
 
@@ -93,6 +99,11 @@ void AsioLoop::start(const std::string& name) {
 }
 
 void AsioLoop::stop() { state_->context.stop(); }
+
+void AsioLoop::join() {
+  stop();
+  if (state_->thread.joinable()) state_->thread.join();
+}
 
 boost::asio::io_context& AsioLoop::context() { return state_->context; }
 

@@ -11,7 +11,8 @@ class io_context;
 namespace csv {
 
 /// A Loop on Boost.Asio. Either run() is called by a thread of the owner's, or start() gives it a
-/// thread of its own. stop() may be called from any thread, also from the loop's own.
+/// thread of its own, with SIGPIPE blocked. stop() may be called from any thread, also from the
+/// loop's own.
 class AsioLoop final : public Loop {
  public:
   AsioLoop();
@@ -27,6 +28,7 @@ class AsioLoop final : public Loop {
   void run();                           ///< Until stop().
   void start(const std::string& name);  ///< A thread of its own, named so (15 characters).
   void stop();
+  void join();                         ///< Stops, and waits for the thread that start() made.
   boost::asio::io_context& context();  ///< For those who need sockets and descriptors.
 
  private:

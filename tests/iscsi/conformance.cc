@@ -46,11 +46,22 @@ struct Nodes {
     BlockingLun lun{*first, blocking};
     REQUIRE(lun.register_key(kC));
     REQUIRE(lun.clear(kC));
+    drop(std::move(first));
   }
   std::unique_ptr<Lun> open(const std::string& name, int index) {
     auto lun = target.connect(loop, "iqn.2026-01.org.csvfs.conformance:" + name, index);
     REQUIRE(lun);
     return lun;
+  }
+
+  /// Luns are destroyed on their home loop.
+  void drop(std::unique_ptr<Lun> lun) {
+    std::promise<void> gone;
+    loop.post([&, lun = std::move(lun)]() mutable {
+      lun.reset();
+      gone.set_value();
+    });
+    gone.get_future().get();
   }
 
   const ConformanceTarget& target;
@@ -63,7 +74,10 @@ struct Node : BlockingLun {
   Node(Nodes& nodes, const std::string& name, int index = 1)
       : Node{nodes, nodes.open(name, index)} {}
   Node(Nodes& nodes, std::unique_ptr<Lun> lun)
-      : BlockingLun{*lun, nodes.blocking}, owned{std::move(lun)} {}
+      : BlockingLun{*lun, nodes.blocking}, home{nodes}, owned{std::move(lun)} {}
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+  ~Node() { home.drop(std::move(owned)); }
   std::size_t block() const { return lun().geometry().block_size; }
   Expected<void> write_one(std::byte fill) {
     std::vector<std::byte> bytes(block(), fill);
@@ -83,6 +97,7 @@ struct Node : BlockingLun {
     REQUIRE(list);
     return list->keys;
   }
+  Nodes& home;
   std::unique_ptr<Lun> owned;
 };
 

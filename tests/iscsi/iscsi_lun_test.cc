@@ -32,7 +32,7 @@ LunOptions named(const std::string& name, std::uint64_t seed = 1, int sessions =
 void conform(const Tgt::Options& options) {
   auto tgt = Tgt::start(options);
   if (!tgt) return;
-  check_conformance({.connect = [&](Loop& home, const std::string& initiator, int index) {
+  check_conformance({.connect = [&](AsioLoop& home, const std::string& initiator, int index) {
     LunOptions login;
     login.initiator = initiator;
     login.isid_seed = static_cast<std::uint64_t>(index) + 1;
