@@ -5,9 +5,11 @@
 #include <functional>
 
 #include "coordinator/admin/certificate_commands.h"
+#include "coordinator/admin/dump_commands.h"
 #include "coordinator/admin/events_command.h"
 #include "coordinator/admin/fs_commands.h"
 #include "coordinator/admin/node_volumes.h"
+#include "coordinator/admin/repair_commands.h"
 #include "coordinator/admin/tool.h"
 #include "coordinator/admin/top.h"
 #include "coordinator/admin/volume_commands.h"
@@ -32,6 +34,9 @@ struct Arguments {
   AuthorityRequest authority;
   IssueRequest issue;
   std::vector<std::string> files;
+  RepairRequest repair;
+  DumpRequest dump;
+  bool repairs = false;
   std::string volume;
   bool json = false, yes = false, debug = false, names = false, once = false;
   std::function<ExitCode(Terminal&)> action;
@@ -56,7 +61,10 @@ void add_lun_options(CLI::App& command, Arguments& given) {
 }
 
 void add_lun(CLI::App& command, Arguments& given) {
-  command.add_option("LUN", given.lun.url, "iscsi://HOST:PORT/TARGET/LUN, /dev/… or file:PATH")
+  command
+      .add_option("LUN", given.lun.url,
+                  "iscsi://HOST:PORT/TARGET/LUN, /dev/… or file:PATH; of check, dump and grow a "
+                  "served volume's name, too")
       ->required();
   add_lun_options(command, given);
 }
@@ -72,8 +80,79 @@ CLI::App* add(CLI::App& under, Arguments& given, const std::string& name, const 
   return command;
 }
 
+/// Checking, repairing, copies, looking inside, growing.
+void add_care(CLI::App& volume, Arguments& given) {
+  auto* check = add(volume, given, "check", "Read all of a volume and say what is wrong with it",
+                    [](Arguments& a, Terminal& terminal) {
+                      if (is_volume_name(a.lun.url) && !a.repairs)
+                        return check_served(a.socket, a.lun.url, a.json, terminal);
+                      if (!a.repairs) return check_volume(a.lun, a.json, terminal);
+                      a.repair.lun = a.lun;
+                      a.repair.yes = a.yes;
+                      a.repair.json = a.json;
+                      return repair_volume(a.repair, terminal);
+                    });
+  add_lun(*check, given);
+  check->add_flag("--json", given.json, "For programs");
+  auto* repair = check->add_flag("--repair", given.repairs,
+                                 "Put right what is wrong; of a volume that nobody uses");
+  check->add_flag("--dry-run", given.repair.dry_run, "Only say what a repair would do")
+      ->needs(repair);
+  check->add_flag("--yes", given.yes, "Repair without asking")->needs(repair);
+  check
+      ->add_flag("--fence", given.repair.fence,
+                 "Take the access of whoever may be using the volume away first")
+      ->needs(repair);
+  check
+      ->add_option("--from", given.repair.from,
+                   "Start from a copy of the catalog: \"copy\" for the one on the LUN, or a file")
+      ->needs(repair);
+  check
+      ->add_option("--work-dir", given.repair.work_dir,
+                   "Where the repaired catalog is made before the LUN is changed")
+      ->capture_default_str()
+      ->needs(repair);
+  check->add_option("--name", given.repair.name, "The volume's name, if no superblock is left")
+      ->needs(repair);
+  check->add_option("--cluster-id", given.repair.cluster, "Its cluster, if no superblock is left")
+      ->needs(repair);
+  check->add_option("--log-size", given.repair.log_mib, "MiB of its log, if no superblock is left")
+      ->capture_default_str()
+      ->needs(repair);
+
+  auto* backup = add(volume, given, "backup-catalog",
+                     "Copy the catalog of a served volume to this node's disk and to the LUN",
+                     [](Arguments& a, Terminal& terminal) {
+                       return back_up_catalog(a.socket, a.volume, a.json, terminal);
+                     });
+  backup->add_option("NAME", given.volume, "The volume, as configured")->required();
+  backup->add_flag("--json", given.json, "For programs");
+
+  auto* grow =
+      add(volume, given, "grow", "Let a volume have all of its LUN, which was enlarged",
+          [](Arguments& a, Terminal& terminal) { return grow_volume(a.socket, a.lun, terminal); });
+  add_lun(*grow, given);
+
+  auto* dump = add(volume, given, "dump", "Show what lies on a volume",
+                   [](Arguments& a, Terminal& terminal) {
+                     a.dump.lun = a.lun;
+                     a.dump.json = a.json;
+                     return dump_volume(a.socket, a.dump, terminal);
+                   });
+  add_lun(*dump, given);
+  dump->add_flag("--json", given.json, "For programs");
+  dump->add_flag("--superblock", given.dump.superblock, "All copies of the superblock");
+  dump->add_flag("--slots", given.dump.slots, "The heartbeat slots");
+  dump->add_flag("--catalog", given.dump.catalog, "The catalog's tables and how much is in them");
+  dump->add_option("--table", given.dump.table, "The rows of one of them");
+  dump->add_option("--inode", given.dump.inode, "All that is known of an inode");
+  dump->add_option("--path", given.dump.path, "The same, of what has this path");
+  dump->add_option("--map", given.dump.map, "Where the content of a file lies on the LUN");
+}
+
 void add_volume(CLI::App& app, Arguments& given) {
-  auto* volume = app.add_subcommand("volume", "Volumes: list, format, add, start, stop, check");
+  auto* volume =
+      app.add_subcommand("volume", "Volumes: list, format, add, start, stop, check, repair, grow");
   volume->require_subcommand(1);
   auto* format = add(*volume, given, "format", "Make an empty volume on a LUN",
                      [](Arguments& a, Terminal& terminal) {
@@ -89,12 +168,7 @@ void add_volume(CLI::App& app, Arguments& given) {
       ->check(CLI::Range(1, 65535));
   format->add_flag("--yes", given.yes, "Destroy whatever is on the LUN without asking");
 
-  auto* check =
-      add(*volume, given, "check",
-          "Read all of a volume that nobody serves, and say what is wrong with it",
-          [](Arguments& a, Terminal& terminal) { return check_volume(a.lun, a.json, terminal); });
-  add_lun(*check, given);
-  check->add_flag("--json", given.json, "For programs");
+  add_care(*volume, given);
 
   auto* start = add(
       *volume, given, "start", "Let this node coordinate a volume, now",

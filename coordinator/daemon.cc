@@ -3,15 +3,18 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <vector>
 
 #include "coordinator/admin/admin_request.h"
 #include "coordinator/admin/admin_server.h"
+#include "coordinator/admin/catalog_copied.h"
 #include "coordinator/admin/status.h"
 #include "coordinator/cluster/standalone_membership.h"
 #include "coordinator/protocol/failure.h"
 #include "coordinator/protocol/first_message.h"
 #include "coordinator/protocol/host_transport.h"
+#include "coordinator/service/catalog_file.h"
 #include "coordinator/service/coordination.h"
 #include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
@@ -215,6 +218,11 @@ class Csvd final : public Daemon {
     out.node = config_.node;
     out.cluster = config_.cluster;
     out.volume = volume.name;
+    out.timing.catalog_copy = std::chrono::hours{volume.catalog_copy_hours};
+    out.open_catalog_file = [this, folder = config_.state_dir + "/" + volume.name] {
+      return service::make_catalog_file(folder, loop_.wall_now());
+    };
+    out.grow = growing_.erase(index) > 0;
     return out;
   }
 
@@ -308,7 +316,8 @@ class Csvd final : public Daemon {
       auto done = reload();
       return answer(done ? done->dump() : answer_of(done.error()));
     }
-    if (what != "volume_start" && what != "volume_stop")
+    if (what != "volume_start" && what != "volume_stop" && what != "volume_grow" &&
+        what != "catalog_copy")
       return answer(
           answer_of(Error{Errc::refused, "csvd does not know the command '" + what + "'"}));
     auto* coordination = find(request->volume);
@@ -316,7 +325,37 @@ class Csvd final : public Daemon {
       return answer(answer_of(Error{
           Errc::refused, "no volume '" + request->volume + "' in the configuration of this node"}));
     log::info("command what={} volume={}", what, coordination->volume());
+    if (what == "catalog_copy") return tasks_.spawn(copy_catalog(*coordination, std::move(answer)));
+    if (what == "volume_grow") return tasks_.spawn(grow(*coordination, std::move(answer)));
     tasks_.spawn(run(*coordination, what == "volume_start", std::move(answer)));
+  }
+
+  static Task<void> copy_catalog(service::Coordination& coordination,
+                                 admin::AdminServer::Answer answer) {
+    if (coordination.service() == nullptr)
+      co_return answer(answer_of(Error{
+          Errc::not_coordinator, "this node does not coordinate volume " + coordination.volume()}));
+    auto task = coordination.service()->copy_catalog();
+    auto copied = co_await task;
+    answer(copied ? admin::catalog_copied_json(*copied) : answer_of(copied.error()));
+  }
+
+  /// The volume is given up, and the takeover that follows sees the LUN's new size.
+  Task<void> grow(service::Coordination& coordination, admin::AdminServer::Answer answer) {
+    if (coordination.service() == nullptr)
+      co_return answer(answer_of(Error{
+          Errc::not_coordinator, "this node does not coordinate volume " + coordination.volume()}));
+    auto before = coordination.service()->status().data_bytes;
+    auto stop = coordination.stop();
+    auto stopped = co_await stop;
+    for (std::size_t i = 0; i < coordinations_.size(); ++i)
+      if (coordinations_[i].get() == &coordination) growing_.insert(i);
+    auto start = coordination.start();
+    auto started = co_await start;
+    if (!stopped || !started) co_return answer(answer_of(stopped ? started : stopped));
+    auto now = coordination.service() != nullptr ? coordination.service()->status().data_bytes : 0;
+    Json out{{"ok", true}, {"bytes_before", before}, {"bytes", now}};
+    answer(out.dump());
   }
 
   static Task<void> run(service::Coordination& coordination, bool start,
@@ -379,6 +418,7 @@ class Csvd final : public Daemon {
   std::unique_ptr<StatusBoard> board_;
   std::vector<std::size_t> places_;  ///< On the board, in the order of config_.volumes.
   std::vector<std::optional<cluster::Coordinator>> published_;
+  std::set<std::size_t> growing_;  ///< Whose next takeover looks whether the LUN has grown.
   std::unique_ptr<cluster::StandaloneMembership> membership_;
   std::vector<std::unique_ptr<service::Coordination>> coordinations_;
   protocol::FirstMessages first_messages_;

@@ -48,6 +48,14 @@ void Admission::session_began(const wire::HelloReply& about) {
   changed_.notify();
 }
 
+void Admission::lun_has(std::uint64_t bytes) {
+  if (!about_ || about_->lun_size() >= bytes) return;
+  about_->set_lun_size(bytes);
+  // A way that was opened before it grew does not reach the new blocks.
+  if (path_ && path_->lun().geometry().size_bytes() < bytes)
+    lost(std::shared_ptr{path_}, Error{Errc::lun_lost, "the LUN was enlarged"});
+}
+
 void Admission::session_ended() {
   about_.reset();
   trouble_ = Error{Errc::retry, "the session has ended"};

@@ -30,6 +30,8 @@ class Admission {
 
   void session_began(const wire::HelloReply& about);
   /// What was admitted under it is over; commands in flight fail.
+  /// The volume needs a LUN of so many bytes, as each greeting says: it may have grown.
+  void lun_has(std::uint64_t bytes);
   void session_ended();
   /// I/O on `path` failed because the path is lost. No effect if it is not the current one.
   void lost(const std::shared_ptr<LunPath>& path, const Error& why);

@@ -190,6 +190,7 @@ void VolumeMount::declare(wire::Hello& hello) {
 void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
   if (greeted_in_ != client_.epoch()) files_.begin_epoch();
   greeted_in_ = client_.epoch();
+  admission_.lun_has(reply.lun_size());
   if (io_.verified(reply.verifier())) {
     events::report(events::Severity::error, "lun", surroundings_.volume,
                    "the target lost power, and what its write cache held: files written and not "

@@ -28,21 +28,18 @@ class TellingWorker final : public Worker {
 /// What stands on the LUN, and who uses it.
 struct Found {
   volume::VolumeInfo info;
-  int mounts = 0;
+  std::size_t mounts = 0;
 };
 
 Expected<Found> look(const std::string& url, iscsi::LunOptions options, Random& random) {
   options.isid_seed = random.next();
   auto lun = CSV_TRY(ToolLun::open(url, std::move(options)));
   Found out;
-  auto keys = lun->blocking().read_keys();
-  if (!keys) return keys.error().within("reading the keys of " + url);
   auto key = CSV_TRY(TemporaryKey::enter(lun->blocking(), random));
-  auto info = volume::read_superblocks(lun->blocking(), false);
-  if (!info) return info.error().within("reading " + url);
-  out.info = *std::move(info);
-  for (auto each : keys->keys)
-    if (parts_of(each).role == KeyRole::mount) ++out.mounts;
+  auto users = CSV_TRY(service::look_for_users(lun->blocking(), key->key()));
+  if (!users.info) return users.info.error().within("reading " + url);
+  out.info = *users.info;
+  out.mounts = users.mounts().size();
   CSV_TRY(key->leave());
   return out;
 }

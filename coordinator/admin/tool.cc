@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "coordinator/service/volume_service.h"
 #include "csvfs/base/log.h"
 
 namespace csv::admin {
@@ -103,6 +104,39 @@ Expected<void> TemporaryKey::leave() {
   if (key_ == Key{}) return {};
   key_ = Key{};
   return lun_->register_key(Key{});
+}
+
+Expected<std::unique_ptr<SoleUse>> SoleUse::enter(ToolLun& lun, std::uint16_t cluster,
+                                                  Random& random) {
+  auto& io = lun.blocking();
+  // The volume's, so that its coordinator may remove a key that a crash of ours leaves.
+  auto list = io.read_keys();
+  if (!list) return list.error().within("reading the LUN's keys");
+  for (auto key : list->keys)
+    if (parts_of(key).cluster != 0) cluster = parts_of(key).cluster;
+  auto held = CSV_TRY(io.read_reservation());
+  if (held.type == iscsi::ReservationType::none)
+    if (auto info = volume::read_superblocks(io, false)) cluster = info->cluster;
+  auto key = make_key({.cluster = cluster,
+                       .role = KeyRole::coordinator,
+                       .number = 1 + random.below((1ull << 38) - 1)});
+  if (auto registered = io.register_key(key); !registered)
+    return registered.error().within("registering a key");
+  std::unique_ptr<SoleUse> made{new SoleUse{lun, key}};
+  made->users_ = CSV_TRY(service::look_for_users(io, key));
+  return made;
+}
+
+Expected<void> SoleUse::take() {
+  taken_ = true;
+  return lun_->run([this] {
+    return service::take_for_one(lun_->loop(), lun_->lun(), key_, users_,
+                                 service::Timing{}.lease_term);
+  });
+}
+
+SoleUse::~SoleUse() {
+  if (!taken_) (void)lun_->blocking().register_key(Key{});
 }
 
 std::string tool_initiator(const std::string& config_file) {

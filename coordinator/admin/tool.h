@@ -1,12 +1,15 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "coordinator/service/sole_use.h"
 #include "csvfs/base/asio_loop.h"
 #include "csvfs/base/blocking.h"
 #include "csvfs/base/config.h"
 #include "csvfs/base/random.h"
+#include "csvfs/base/task.h"
 #include "csvfs/base/thread_worker.h"
 #include "iscsi/blocking_lun.h"
 #include "iscsi/open_lun.h"
@@ -58,9 +61,36 @@ class ToolLun {
   ~ToolLun();
   [[nodiscard]] iscsi::BlockingLun& blocking() { return *blocking_; }
   [[nodiscard]] iscsi::Lun& lun() { return *lun_; }
+  [[nodiscard]] Loop& loop() { return loop_; }
+  /// Runs the task that `start` makes on the LUN's loop, and waits for its result.
+  template <typename Start>
+  auto run(Start start) {
+    using T = decltype(start().await_resume());
+    std::optional<T> result;
+    std::optional<TaskScope> tasks;
+    on_loop([&](const std::function<void()>& wake) {
+      tasks.emplace();
+      tasks->spawn(finish<T>(start(), result, wake));
+    });
+    on_loop([&](const std::function<void()>& wake) {
+      tasks.reset();
+      wake();
+    });
+    return std::move(*result);
+  }
 
  private:
   ToolLun() = default;
+  template <typename T>
+  static Task<void> finish(Task<T> task, std::optional<T>& into, std::function<void()> wake) {
+    into.emplace(co_await task);
+    wake();
+  }
+  /// Until `work`, which is run on the loop, has called what it is given.
+  template <typename Work>
+  void on_loop(Work work) {
+    wait_.wait([&](std::function<void()> wake) { loop_.post([&work, wake] { work(wake); }); });
+  }
   AsioLoop loop_;
   ThreadBlocking wait_;
   std::unique_ptr<iscsi::Lun> lun_;
@@ -82,6 +112,30 @@ class TemporaryKey {
   TemporaryKey(iscsi::BlockingLun& lun, Key key) : lun_{&lun}, key_{key} {}
   iscsi::BlockingLun* lun_;
   Key key_;
+};
+
+/// The LUN for a command that changes a volume which nobody serves.
+class SoleUse {
+ public:
+  /// Registers a key and looks who else is there; nobody is disturbed. `cluster`: for the key,
+  /// where neither superblocks nor keys say it.
+  static Expected<std::unique_ptr<SoleUse>> enter(ToolLun& lun, std::uint16_t cluster,
+                                                  Random& random);
+  /// Gives the key up, unless take() was tried: then it keeps out whom it threw out, until the next
+  /// coordinator removes it.
+  ~SoleUse();
+  SoleUse(const SoleUse&) = delete;
+  SoleUse& operator=(const SoleUse&) = delete;
+  [[nodiscard]] const service::Users& users() const { return users_; }
+  /// From its success on nobody else reads or writes (service::take_for_one).
+  Expected<void> take();
+
+ private:
+  SoleUse(ToolLun& lun, Key key) : lun_{&lun}, key_{key} {}
+  ToolLun* lun_;
+  Key key_;
+  service::Users users_;
+  bool taken_ = false;
 };
 
 /// The initiator's name of this node: the configuration's where there is one, else from the host's.

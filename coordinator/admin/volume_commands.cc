@@ -137,6 +137,8 @@ ExitCode check_volume(const LunChoice& lun, bool json, Terminal& terminal) {
   auto random = Random::from_system();
   auto key = TemporaryKey::enter((*opened)->blocking(), random);
   if (!key) return failed(terminal, key.error());
+  if (auto told = tell_of_users((*opened)->blocking(), (*key)->key(), terminal); !told)
+    return failed(terminal, told.error());
   auto report = volume::check((*opened)->blocking(), [&](std::uint64_t done, std::uint64_t of) {
     terminal.progress(fmt::format("checking {}: {} %", lun.url, of == 0 ? 100 : done * 100 / of));
   });
@@ -151,26 +153,40 @@ ExitCode check_volume(const LunChoice& lun, bool json, Terminal& terminal) {
   if (auto left = (*key)->leave(); !left)
     terminal.note("csvctl: giving up the temporary key failed (the next coordinator removes it): " +
                   left.error().message());
+  return tell_check(*report, json, terminal);
+}
+
+Expected<void> tell_of_users(iscsi::BlockingLun& lun, Key mine, Terminal& terminal) {
+  auto users = CSV_TRY(service::look_for_users(lun, mine));
+  if (auto words = users.in_words(); !words.empty())
+    terminal.note("The volume may be in use, and changes under way look like damage:\n" + words +
+                  "Of a volume that is served: csvctl volume check NAME, on its coordinator.");
+  return {};
+}
+
+ExitCode tell_check(const volume::CheckReport& report, bool json, Terminal& terminal) {
   if (json) {
-    Json out{{"clean", report->problems.empty()},  {"problems", report->problems},
-             {"inodes", report->inodes},           {"entries", report->entries},
-             {"extents", report->extents},         {"used_blocks", report->used_blocks},
-             {"free_blocks", report->free_blocks}, {"orphans", report->orphans}};
+    Json out{{"clean", report.problems.empty()},  {"problems", report.problems},
+             {"advice", report.advice},           {"inodes", report.inodes},
+             {"entries", report.entries},         {"extents", report.extents},
+             {"used_blocks", report.used_blocks}, {"free_blocks", report.free_blocks},
+             {"orphans", report.orphans}};
     terminal.out(out.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   } else {
     std::string out;
-    for (const auto& problem : report->problems) out += "PROBLEM: " + problem + "\n";
+    for (const auto& problem : report.problems) out += "PROBLEM: " + problem + "\n";
+    for (const auto& advice : report.advice) out += "ADVICE: " + advice + "\n";
     constexpr std::uint64_t kBlock = volume::kBlockSize;
     out += fmt::format("{} inodes, {} entries, {} extents, {} used, {} free, {} orphans\n",
-                       report->inodes, report->entries, report->extents,
-                       bytes_text(report->used_blocks * kBlock),
-                       bytes_text(report->free_blocks * kBlock), report->orphans);
-    out += report->problems.empty()
+                       report.inodes, report.entries, report.extents,
+                       bytes_text(report.used_blocks * kBlock),
+                       bytes_text(report.free_blocks * kBlock), report.orphans);
+    out += report.problems.empty()
                ? "The volume is clean.\n"
-               : fmt::format("The volume has {} problem(s).\n", report->problems.size());
+               : fmt::format("The volume has {} problem(s).\n", report.problems.size());
     terminal.out(out);
   }
-  return report->problems.empty() ? ExitCode::done : ExitCode::problems;
+  return report.problems.empty() ? ExitCode::done : ExitCode::problems;
 }
 
 ExitCode show_reservation(const LunChoice& lun, bool json, Terminal& terminal) {

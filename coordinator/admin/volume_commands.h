@@ -3,6 +3,7 @@
 #include <string>
 
 #include "coordinator/admin/tool.h"
+#include "coordinator/volume/check.h"
 
 namespace csv::admin {
 
@@ -22,6 +23,10 @@ struct FormatRequest {
 };
 ExitCode format_volume(const FormatRequest& request, Terminal& terminal);
 ExitCode check_volume(const LunChoice& lun, bool json, Terminal& terminal);
+/// Says on the terminal who may be using the volume on `lun`, which is read under `mine`.
+Expected<void> tell_of_users(iscsi::BlockingLun& lun, Key mine, Terminal& terminal);
+/// What a check found, and how it ends.
+ExitCode tell_check(const volume::CheckReport& report, bool json, Terminal& terminal);
 ExitCode show_reservation(const LunChoice& lun, bool json, Terminal& terminal);
 ExitCode clear_reservation(const LunChoice& lun, bool yes, Terminal& terminal);
 

@@ -32,6 +32,27 @@ struct Turn {
 
 }  // namespace
 
+Task<Expected<iscsi::Reservation>> ensure_reservation(iscsi::Lun& lun, Key mine) {
+  using iscsi::ReservationType;
+  CSV_CO_TRY(found, co_await read_reservation(lun));
+  if (found.type != ReservationType::none) co_return found;
+  auto preferred = ReservationType::exclusive_access_all_registrants;
+  auto capabilities = co_await report_capabilities(lun);
+  auto bit = 1u << static_cast<unsigned>(preferred);
+  if (capabilities && capabilities->type_mask != 0 && (capabilities->type_mask & bit) == 0)
+    preferred = ReservationType::exclusive_access_registrants_only;
+  auto reserved = co_await reserve(lun, mine, preferred);
+  if (!reserved && reserved.error() == Errc::unsupported_by_target)
+    reserved = co_await reserve(lun, mine, ReservationType::exclusive_access_registrants_only);
+  // Another node may have been faster: what counts is what stands now.
+  CSV_CO_TRY(now, co_await read_reservation(lun));
+  if (now.type == ReservationType::none)
+    co_return reserved
+        ? Error{std::errc::io_error, "the target reports no reservation after accepting ours"}
+        : reserved.error().within("reserving the LUN");
+  co_return now;
+}
+
 Task<Expected<iscsi::KeyList>> Fencing::keys() {
   CSV_CO_TRY(list, co_await read_keys(*lun_));
   if (!listed(list, mine_))

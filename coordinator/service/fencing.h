@@ -6,6 +6,10 @@
 
 namespace csv::service {
 
+/// Makes sure that a reservation stands, `mine`, which is registered, if there was none: one under
+/// which only registered nexuses have access, if the target can. What stands then.
+Task<Expected<iscsi::Reservation>> ensure_reservation(iscsi::Lun& lun, Key mine);
+
 /// Takes keys away from the volume's LUN, on behalf of the coordinator's own key. One fence runs at
 /// a time. Loop's thread.
 ///

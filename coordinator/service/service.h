@@ -51,6 +51,7 @@ class Service final : public VolumeService {
   void on_stopped(Function<void(Error)> handler) override;
   Task<void> close() override;
   [[nodiscard]] Status status() const override;
+  Task<Expected<CatalogCopied>> copy_catalog() override;
   [[nodiscard]] Epoch epoch() const override { return epoch_; }
   [[nodiscard]] Key key() const override { return key_; }
 
@@ -227,6 +228,14 @@ class Service final : public VolumeService {
   Task<Outcome> punch(CallRef call);
   Task<Outcome> zero_range(CallRef call);
 
+  // insurance.cc
+  struct FileWork;
+  Task<Expected<CatalogCopied>> copy_catalog_now();
+  Task<Expected<void>> prepare_copy();
+  Task<Expected<void>> copy_pages(std::shared_ptr<FileWork> file);
+  Task<void> copy_daily();
+  Task<Expected<WallTime>> last_copy();
+
   // upkeep.cc
   Task<void> sweep_keys();
   Task<Expected<void>> sweep_once();
@@ -276,6 +285,7 @@ class Service final : public VolumeService {
   InodeId first_made_{};     ///< In this epoch; everything from it on is younger than the takeover.
   Signal sessions_changed_;  ///< One declared itself, ended, ...
   Signal reap_due_, clean_due_, freed_, accesses_written_;
+  bool copying_ = false;        ///< The catalog is being copied.
   bool freeing_ = false;        ///< One round of unmapping at a time.
   std::set<Key> foreign_seen_;  ///< Of other clusters; logged once.
 

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "coordinator/service/lun_tasks.h"
+#include "coordinator/volume/grow.h"
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
 
@@ -77,29 +78,10 @@ Error foreign(const Surroundings& around, Key key) {
                            around.volume, raw(key), around.cluster)};
 }
 
-/// Makes sure that a reservation stands under which only registered nexuses have access, and says
-/// its type. Ours if there was none.
-Task<Expected<ReservationType>> ensure_reservation(const Surroundings& around, iscsi::Lun& lun,
-                                                   Key mine) {
-  CSV_CO_TRY(found, co_await read_reservation(lun));
-  if (found.type == ReservationType::none) {
-    auto preferred = ReservationType::exclusive_access_all_registrants;
-    auto capabilities = co_await report_capabilities(lun);
-    auto bit = 1u << static_cast<unsigned>(preferred);
-    if (capabilities && capabilities->type_mask != 0 && (capabilities->type_mask & bit) == 0)
-      preferred = ReservationType::exclusive_access_registrants_only;
-    auto reserved = co_await reserve(lun, mine, preferred);
-    if (!reserved && reserved.error() == Errc::unsupported_by_target)
-      reserved = co_await reserve(lun, mine, ReservationType::exclusive_access_registrants_only);
-    // Another node may have been faster: what counts is what stands now.
-    CSV_CO_TRY(now, co_await read_reservation(lun));
-    if (now.type == ReservationType::none)
-      co_return reserved ? Error{std::errc::io_error,
-                                 "the target reports no reservation after "
-                                 "accepting ours"}
-                         : reserved.error().within("reserving the LUN");
-    found = now;
-  }
+/// That only registered nexuses have access, and under which type. Ours if there was none.
+Task<Expected<ReservationType>> keep_others_out(const Surroundings& around, iscsi::Lun& lun,
+                                                Key mine) {
+  CSV_CO_TRY(found, co_await ensure_reservation(lun, mine));
   if (found.type == ReservationType::exclusive_access_registrants_only &&
       parts_of(found.holder).cluster != around.cluster)
     co_return foreign(around, found.holder);
@@ -196,6 +178,17 @@ Task<Expected<void>> write_epoch(const Surroundings& around, Taken& taken) {
   info.coordinator = around.node;
   info.coordinator_key = taken.key;
   info.tag = around.tag;
+  if (around.grow) {
+    // One rewrite with the epoch; opening the catalog does the rest.
+    auto larger = volume::grown(info, taken.tenure->lun->geometry().size_bytes());
+    if (larger) {
+      log::info("volume grows volume={} from={} to={}", around.volume, info.lun_size,
+                larger->lun_size);
+      info = *larger;
+    } else {
+      log::warning("volume does not grow: {}", larger.error().message());
+    }
+  }
   Function<Expected<void>(Tenure&)> work = [info](Tenure& on) mutable -> Expected<void> {
     CSV_TRY(volume::write_superblocks(on.blocking, info));
     on.info = info;
@@ -278,7 +271,7 @@ Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
     (void)co_await register_key(lun, Key{});
     co_return may.error();
   }
-  CSV_CO_TRY(type, co_await ensure_reservation(around, lun, taken.key));
+  CSV_CO_TRY(type, co_await keep_others_out(around, lun, taken.key));
   taken.fencing->set_type(type);
   CSV_CO_CHECK(co_await fence_coordinators(around, taken));
   CSV_CO_CHECK(co_await wait_for_silence(around, taken));

@@ -16,6 +16,7 @@ std::shared_ptr<Tenure> Tenure::make(Loop& loop, std::unique_ptr<iscsi::Lun> lun
   return std::shared_ptr<Tenure>{made, [](Tenure* tenure) {
                                    tenure->lun->close();
                                    tenure->worker->post([tenure] {
+                                     tenure->copy.reset();
                                      tenure->catalog.reset();
                                      tenure->store.reset();
                                      tenure->loop->post([tenure] { delete tenure; });

@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "coordinator/volume/catalog.h"
+#include "coordinator/volume/catalog_copy.h"
 #include "coordinator/volume/volume.h"
 #include "csvfs/base/blocking.h"
 #include "csvfs/base/random.h"
@@ -27,6 +28,7 @@ struct Tenure {
   // The writer thread's, too.
   std::unique_ptr<volume::CatalogStore> store;
   std::unique_ptr<volume::Catalog> catalog;
+  std::unique_ptr<volume::CopyTaker> copy;  ///< While a copy of the catalog is taken.
 
   static std::shared_ptr<Tenure> make(Loop& loop, std::unique_ptr<iscsi::Lun> lun,
                                       std::unique_ptr<Worker> worker, std::uint64_t seed);

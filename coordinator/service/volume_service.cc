@@ -94,6 +94,7 @@ Service::Service(Surroundings around, Taken taken)
   tasks_.spawn(find_orphans());
   tasks_.spawn(reap_orphans());
   tasks_.spawn(clean_up_ended());
+  tasks_.spawn(copy_daily());
 }
 
 Service::~Service() {
@@ -169,6 +170,7 @@ VolumeService::Status Service::status() const {
   status.epoch = epoch_;
   status.key = key_;
   status.since = since_;
+  status.data_bytes = tenure_->info.data_size;
   status.total_blocks = space_.total;
   status.free_blocks = space_.free;
   status.inodes = space_.inodes;

@@ -1,6 +1,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,16 @@
 #include "iscsi/open_lun.h"
 
 namespace csv::service {
+
+/// A copy of a volume's catalog that is being written beside the LUN, for the day on which that is
+/// lost. On a worker thread; destroyed there, or before it was finished: nothing is left of it.
+class CatalogFile {
+ public:
+  virtual ~CatalogFile() = default;
+  virtual Expected<void> write(std::uint64_t offset, std::span<const std::byte> data) = 0;
+  /// Durable, and in place of an older one; its path.
+  virtual Expected<std::string> finish() = 0;
+};
 
 /// How long the coordinator waits for what.
 struct Timing {
@@ -29,6 +40,10 @@ struct Timing {
   /// fenced. Above a LUN command's deadline and a new admission, which the answer may have to wait
   /// for.
   Duration recall_patience = 30s;
+  /// Between two copies of the catalog; zero: by command only.
+  Duration catalog_copy = std::chrono::hours{24};
+  /// After a takeover, before the first one that is due.
+  Duration catalog_copy_after = std::chrono::minutes{10};
 };
 
 struct Surroundings {
@@ -43,6 +58,10 @@ struct Surroundings {
   volume::ClusterTag tag;
   std::string volume;
   Timing timing;
+  /// If the LUN has grown, the takeover lets the volume grow with it.
+  bool grow = false;
+  /// Makes the file that a copy of the catalog goes to; none: copies go to the LUN only.
+  std::function<Expected<std::unique_ptr<CatalogFile>>()> open_catalog_file;
 };
 
 /// A volume being coordinated: sessions, admissions, layouts, the catalog, the sweep of keys. It
@@ -83,6 +102,7 @@ class VolumeService {
     Epoch epoch{};
     Key key{};
     TimePoint since{};
+    std::uint64_t data_bytes = 0;  ///< Of the volume's data area, as its superblocks say.
     std::uint64_t total_blocks = 0, free_blocks = 0, inodes = 0;
     std::uint64_t transactions = 0, changes = 0, fences = 0, stale_commits = 0, recalls = 0;
     iscsi::LunCounters lun;  ///< Of the coordinator's own I/O: catalog and redirected content.
@@ -90,6 +110,20 @@ class VolumeService {
     std::vector<SessionStatus> sessions;
   };
   [[nodiscard]] virtual Status status() const = 0;
+
+  struct CatalogCopied {
+    std::uint64_t pages = 0;
+    WallTime taken_at{};
+    std::string file;     ///< Empty: none was wanted or could be made.
+    std::string no_file;  ///< Why.
+    bool on_lun = false;
+    volume::VolumeInfo info;  ///< The volume's when it was taken.
+    /// What is wrong with superblocks and chunk headers.
+    std::vector<std::string> problems;
+  };
+  /// Copies the catalog as it is at the call, while it goes on being changed, to the LUN and to a
+  /// file. One at a time: Errc::retry while another is under way.
+  virtual Task<Expected<CatalogCopied>> copy_catalog();
   [[nodiscard]] virtual Epoch epoch() const = 0;
   [[nodiscard]] virtual Key key() const = 0;
 };

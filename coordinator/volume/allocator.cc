@@ -28,6 +28,25 @@ Expected<void> Allocator::create() {
   return {};
 }
 
+Expected<void> Allocator::extend(std::uint64_t before) {
+  auto covered = (before + kGroupBlocks - 1) / kGroupBlocks;
+  // A last group that was cut short: what was behind the end was marked used.
+  if (auto rest = before % kGroupBlocks; rest > 0) {
+    auto group = covered - 1;
+    std::optional<GroupMap> bits;
+    {
+      auto query = database_.use(select_, group);
+      if (CSV_TRY(query.row())) bits = GroupMap::from_bytes(query.bytes(0));
+    }
+    if (bits) {
+      bits->set(rest, size_of(group) - rest, false);
+      CSV_TRY(store(group, *bits));
+    }
+  }
+  if (groups() > covered) CSV_TRY(database_.run(insert_fresh_, covered, groups() - covered));
+  return {};
+}
+
 // --- Bitmaps ----------------------------------------------------------------
 
 Expected<bool> Allocator::is_fresh(std::uint64_t group) {

@@ -36,6 +36,8 @@ class Allocator {
             std::uint64_t blocks);
   /// The rows of an empty area.
   Expected<void> create();
+  /// The area had `before` blocks when its rows were written: those behind it are free now.
+  Expected<void> extend(std::uint64_t before);
 
   /// Free blocks, kept away from everybody else until cancel() or use(). `goal` is a LUN block, in
   /// the area or 0. With `partly`, as much as fits in `most_runs` runs (at least one block); else

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -36,11 +37,13 @@ struct SeenGrant {
 /// a table that cannot be read is one problem more, a page that cannot be read the end.
 class CatalogCheck {
  public:
-  CatalogCheck(CatalogStore& store, Database& database, CheckReport& report)
-      : store_{store},
+  /// `health`: why nothing of the database can be read any more.
+  CatalogCheck(Database& database, const VolumeInfo& info, std::function<Expected<void>()> health,
+               CheckReport& report)
+      : health_{std::move(health)},
         database_{database},
         report_{report},
-        info_{store.info()},
+        info_{info},
         area_first_{info_.data_offset / kBlockSize},
         area_blocks_{info_.data_size / kBlockSize} {}
 
@@ -59,6 +62,7 @@ class CatalogCheck {
         {"grants", &CatalogCheck::grants},
         {"freeing", &CatalogCheck::freeing},
         {"chunks", &CatalogCheck::chunks},
+        {"copies of the catalog", &CatalogCheck::copies},
         {"dying space", &CatalogCheck::dying},
         {"extents", &CatalogCheck::extents},
         {"allocation groups", &CatalogCheck::groups},
@@ -68,7 +72,7 @@ class CatalogCheck {
     for (auto [name, step] : steps) {
       if (progress) progress(done++, std::size(steps));
       auto read = (this->*step)();
-      if (auto health = store_.health(); !health) {  // nothing can be read after that
+      if (auto health = health_(); !health) {  // nothing can be read after that
         problem("{} cannot be read, and what comes after was not looked at: {}", name,
                 health.error().message());
         break;
@@ -102,17 +106,36 @@ class CatalogCheck {
   }
 
   Expected<void> integrity() {
-    return rows("PRAGMA integrity_check(100)", [&](Query& row) {
+    CSV_TRY(rows("PRAGMA integrity_check(100)", [&](Query& row) {
       if (row.bytes(0) != "ok") problem("the database is damaged: {}", row.bytes(0));
-    });
+    }));
+    std::set<std::string, std::less<>> there;
+    CSV_TRY(
+        rows("SELECT name FROM sqlite_schema", [&](Query& row) { there.emplace(row.bytes(0)); }));
+    std::string_view schema{kSchema};
+    for (std::string_view kind : {"TABLE ", "INDEX "})
+      for (auto at = schema.find(kind); at != schema.npos; at = schema.find(kind, at)) {
+        at += kind.size();
+        auto name = schema.substr(at, schema.find_first_of("( ", at) - at);
+        if (!there.contains(name)) problem("the database has no {}", name);
+      }
+    return {};
   }
 
   Expected<void> numbers() {
     CSV_TRY(rows("SELECT key,value FROM kv",
                  [&](Query& row) { numbers_[std::string{row.bytes(0)}] = row.u64(1); }));
-    for (const auto* key : {"schema_version", "birth", "free", "dying", "inodes", "next_inode",
-                            "next_session", "next_grant", "next_key"})
+    for (const auto* key : {"schema_version", "area", "birth", "free", "dying", "inodes",
+                            "next_inode", "next_session", "next_grant", "next_key"})
       if (!numbers_.contains(key)) problem("the number {} is missing", key);
+    // Of a volume that is growing the superblocks say the new size first.
+    if (numbers_["area"] > 0 && numbers_["area"] < area_blocks_)
+      area_blocks_ = numbers_["area"];
+    else if (numbers_["area"] > area_blocks_)
+      problem("the catalog covers {} blocks, the superblock says {}", numbers_["area"],
+              area_blocks_);
+    if (numbers_["key_generation"] > UINT32_MAX || numbers_["target_losses"] > INT64_MAX)
+      problem("what is known of the target's memory cannot be");
     if (numbers_["schema_version"] != kSchemaVersion)
       problem("the schema is {}, not {}", numbers_["schema_version"], kSchemaVersion);
     return {};
@@ -120,8 +143,8 @@ class CatalogCheck {
 
   Expected<void> inodes() {
     CSV_TRY(
-        rows("SELECT id,mode,nlink,size,blocks,parent,next_cookie,length(target) FROM inodes ORDER "
-             "BY id",
+        rows("SELECT id,mode,nlink,size,blocks,parent,next_cookie,length(target),uid,gid,"
+             "keep_beyond_end FROM inodes ORDER BY id",
              [&](Query& row) {
                Seen seen;
                seen.id = row.u64(0);
@@ -132,6 +155,10 @@ class CatalogCheck {
                seen.parent = row.u64(5);
                seen.next_cookie = row.u64(6);
                inodes_.push_back(seen);
+               if (seen.id == 0 || row.u64(1) > 0xffff || row.u64(2) > UINT32_MAX ||
+                   row.u64(8) > UINT32_MAX || row.u64(9) > UINT32_MAX || row.u64(10) > 1 ||
+                   (seen.is_directory() && (seen.next_cookie < 3 || row.i64(6) < 0)))
+                 problem("inode {}: it has attributes that no inode can have", seen.id);
                if (seen.id >= numbers_["next_inode"])
                  problem("inode {}: its number has not been given out yet", seen.id);
                if (S_ISLNK(seen.mode) != !row.is_null(7) ||
@@ -144,6 +171,8 @@ class CatalogCheck {
                if (S_ISREG(seen.mode) && seen.size > kMaxFileBlocks * kBlockSize)
                  problem("inode {}: a size of {} is over 16 TiB", seen.id, seen.size);
              }));
+    std::sort(inodes_.begin(), inodes_.end(),
+              [](const Seen& a, const Seen& b) { return a.id < b.id; });  // negative ones too
     report_.inodes = inodes_.size();
     auto* root = find(raw(kRootInode));
     if (root == nullptr || !root->is_directory() || root->parent != root->id)
@@ -321,6 +350,9 @@ class CatalogCheck {
     return rows("SELECT inode,first,until FROM freeing ORDER BY inode,first", [&](Query& row) {
       auto& spans = freeing_[row.u64(0)];
       FreeingSpan span{row.u64(1), row.u64(2)};
+      if (span.until > kMaxFileBlocks)
+        problem("inode {}: blocks {} to {}, which no file has, are being freed", row.u64(0),
+                span.first, span.until);
       if (span.first >= span.until || (!spans.empty() && spans.back().until > span.first))
         problem("inode {}: blocks {} to {} are being freed twice or not at all", row.u64(0),
                 span.first, span.until);
@@ -371,6 +403,16 @@ class CatalogCheck {
         !std::equal(mapped.begin(), mapped.end(), listed.begin()))
       problem("the superblock maps other chunks than the catalog lists");
     return {};
+  }
+
+  Expected<void> copies() {
+    return rows("SELECT slot,number,at FROM copies", [&](Query& row) {
+      auto what = fmt::format("piece {} of copy {} of the catalog", row.u64(1), row.u64(0));
+      if (row.u64(0) > 1 || row.u64(2) < info_.data_offset ||
+          (row.u64(2) - info_.data_offset) % kGroupSize != 0)
+        problem("{}: it cannot lie at LUN offset {}", what, row.u64(2));
+      own(row.u64(2) / kBlockSize, kGroupSize / kBlockSize, what);
+    });
   }
 
   Expected<void> dying() {
@@ -529,11 +571,12 @@ class CatalogCheck {
     return (area_blocks_ + kGroupBlocks - 1) / kGroupBlocks;
   }
 
-  CatalogStore& store_;
+  std::function<Expected<void>()> health_;
   Database& database_;
   CheckReport& report_;
   const VolumeInfo info_;
-  const std::uint64_t area_first_, area_blocks_;
+  const std::uint64_t area_first_;
+  std::uint64_t area_blocks_;
   std::uint64_t unsaid_ = 0;
 
   std::map<std::string, std::uint64_t> numbers_;
@@ -554,7 +597,15 @@ Expected<void> check_catalog(CatalogStore& store, CheckReport& report,
     report.problems.push_back("the catalog cannot be opened: " + database.error().message());
     return {};
   }
-  CatalogCheck{store, **database, report}.run(progress);
+  CatalogCheck{**database, store.info(), [&store] { return store.health(); }, report}.run(progress);
+  return {};
+}
+
+Expected<void> check_catalog_file(const std::string& path, const VolumeInfo& info,
+                                  CheckReport& report, const CheckProgress& progress) {
+  auto database =
+      CSV_TRY(Database::open(path.c_str(), nullptr, {.read_only = true, .frozen = true}));
+  CatalogCheck{*database, info, [] { return Expected<void>{}; }, report}.run(progress);
   return {};
 }
 

@@ -1,4 +1,6 @@
 #pragma once
+#include <string>
+
 #include "coordinator/volume/check.h"
 #include "coordinator/volume/volume.h"
 
@@ -8,5 +10,9 @@ namespace csv::volume {
 /// database for reading only.
 Expected<void> check_catalog(CatalogStore& store, CheckReport& report,
                              const CheckProgress& progress);
+/// The same for a catalog that lies in a file of the machine, as a copy or a repair left it: nobody
+/// may change the file meanwhile.
+Expected<void> check_catalog_file(const std::string& path, const VolumeInfo& info,
+                                  CheckReport& report, const CheckProgress& progress);
 
 }  // namespace csv::volume

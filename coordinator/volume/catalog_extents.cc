@@ -152,8 +152,28 @@ Expected<std::vector<FreeingSpan>> SqlCatalog::freeing_in(InodeId inode, std::ui
                                                           std::uint64_t end) {
   std::vector<FreeingSpan> spans;
   auto row = database_->use(sql_->get_freeing, inode, first, end);
-  while (CSV_TRY(row.row())) spans.push_back({row.u64(0), row.u64(1)});
+  while (CSV_TRY(row.row())) {
+    spans.push_back({row.u64(0), row.u64(1)});
+    CSV_TRY(check_freeing(inode, spans.back()));
+  }
   return spans;
+}
+
+/// What a file cannot have can only be damage, and would be worked on without an end.
+Expected<void> SqlCatalog::check_freeing(InodeId inode, FreeingSpan span) {
+  if (span.first < span.until && span.until <= kMaxFileBlocks) return {};
+  return Error{Errc::corrupt, "the catalog is damaged: blocks " + std::to_string(span.first) +
+                                  " to " + std::to_string(span.until) + " of inode " +
+                                  std::to_string(raw(inode)) + " are to be freed"};
+}
+
+Expected<void> SqlCatalog::forget_freeing(InodeId inode, FreeingSpan span) {
+  if (CSV_TRY(database_->run(sql_->delete_freeing, inode, span.first)) == 1) return {};
+  // Where rows are listed, and yet not found by their keys, they would be met again for ever.
+  return Error{Errc::corrupt, "the catalog is damaged: blocks " + std::to_string(span.first) +
+                                  " to " + std::to_string(span.until) + " of inode " +
+                                  std::to_string(raw(inode)) +
+                                  " are to be freed, by a row that has no place in its table"};
 }
 
 Expected<void> SqlCatalog::add_dying(std::span<const Run> runs) {
@@ -227,7 +247,7 @@ Expected<void> SqlCatalog::add_freeing(InodeId inode, FreeingSpan span) {
        CSV_TRY(freeing_in(inode, span.first > 0 ? span.first - 1 : 0, span.until + 1))) {
     span.first = std::min(span.first, other.first);
     span.until = std::max(span.until, other.until);
-    CSV_TRY(database_->run(sql_->delete_freeing, inode, other.first));
+    CSV_TRY(forget_freeing(inode, other));
   }
   CSV_TRY(database_->run(sql_->put_freeing, inode, span.first, span.until));
   return {};
@@ -246,7 +266,7 @@ Expected<void> SqlCatalog::finish_freeing(InodeId inode, std::uint64_t first, st
   for (const auto& span : CSV_TRY(freeing_in(inode, from, to))) {
     auto budget = UINT64_MAX;
     CSV_TRY(free_some(inode, std::max(span.first, from), std::min(span.until, to), budget));
-    CSV_TRY(database_->run(sql_->delete_freeing, inode, span.first));
+    CSV_TRY(forget_freeing(inode, span));
     if (span.first < from) CSV_TRY(database_->run(sql_->put_freeing, inode, span.first, from));
     if (span.until > to) CSV_TRY(database_->run(sql_->put_freeing, inode, to, span.until));
   }
@@ -265,8 +285,9 @@ Expected<void> SqlCatalog::step_freeing() {
       inode = InodeId{row.u64(0)};
       span = {row.u64(1), row.u64(2)};
     }
+    CSV_TRY(check_freeing(inode, span));
     auto stopped = CSV_TRY(free_some(inode, span.first, span.until, budget));
-    CSV_TRY(database_->run(sql_->delete_freeing, inode, span.first));
+    CSV_TRY(forget_freeing(inode, span));
     if (stopped < span.until)
       CSV_TRY(database_->run(sql_->put_freeing, inode, stopped, span.until));
   }

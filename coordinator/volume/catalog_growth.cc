@@ -95,4 +95,24 @@ Expected<void> SqlCatalog::finish_growth() {
   return use_mapped_pages();
 }
 
+/// The superblocks said the new size first; `area` is what the groups cover so far.
+Expected<void> SqlCatalog::finish_area() {
+  std::uint64_t area = 0;
+  {
+    auto row = database_->use(sql_->get_number, std::string_view{"area"});
+    if (!CSV_TRY(row.row())) return Error{Errc::corrupt, "the catalog lacks area"};
+    area = row.u64(0);
+  }
+  if (area == area_blocks_) return {};
+  if (area > area_blocks_)
+    return Error{Errc::corrupt, "the superblock says that the volume is smaller than its catalog"};
+  auto grow = [&]() -> Expected<void> {
+    CSV_TRY(allocator_.extend(area));
+    counters_.free += area_blocks_ - area;
+    CSV_TRY(database_->run(sql_->put_number, std::string_view{"area"}, area_blocks_));
+    return {};
+  };
+  return in_own_transaction(grow);
+}
+
 }  // namespace csv::volume

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "coordinator/volume/superblock.h"
 #include "csvfs/base/check.h"
@@ -183,8 +184,94 @@ void CatalogPages::truncate(std::uint64_t size) {
   held_.erase(held_.upper_bound(static_cast<std::uint32_t>(size_ / disk::kPageSize)), held_.end());
 }
 
+Expected<std::uint32_t> CatalogPages::begin_image() {
+  if (!held_.empty()) return Error{Errc::refused, "pages wait to be written"};
+  auto pages = static_cast<std::uint32_t>(size_ / disk::kPageSize);
+  image_.emplace();
+  image_->taken.resize(pages + 1ull);
+  image_->unused.resize(pages + 1ull);
+  if (pages > 0) CSV_TRY(find_unused());
+  return pages;
+}
+
+/// The leaves of SQLite's free list (its file format, 1.5).
+Expected<void> CatalogPages::find_unused() {
+  Buffer page{disk::kPageSize};
+  CSV_TRY(fetch(1, page.span()));
+  CSV_TRY(verify(1, page.span()));
+  // Where SQLite's locks would be it never has a page.
+  constexpr std::uint32_t kLockPage = 0x40000000 / disk::kPageSize + 1;
+  if (kLockPage < image_->unused.size()) image_->unused[kLockPage] = true;
+  auto trunk = big_endian(page.span().subspan(32, 4));
+  std::vector<bool> seen(image_->unused.size());
+  while (trunk != 0) {
+    if (trunk >= seen.size() || seen[trunk])
+      return Error{Errc::corrupt, "the catalog's list of free pages is damaged"};
+    seen[trunk] = true;
+    CSV_TRY(fetch(trunk, page.span()));
+    CSV_TRY(verify(trunk, page.span()));
+    auto leaves = big_endian(page.span().subspan(4, 4));
+    for (std::uint64_t i = 0; i < leaves && 8 + 4 * i + 4 <= disk::kPageSize; ++i)
+      if (auto leaf = big_endian(page.span().subspan(8 + 4 * i, 4)); leaf < seen.size())
+        image_->unused[leaf] = true;
+    trunk = big_endian(page.span().first(4));
+  }
+  return {};
+}
+
+/// Reads pages of the LUN, whatever is held, and verifies them.
+Expected<void> CatalogPages::fetch_all(std::vector<CatalogImages::ImagePage>& pages) {
+  std::vector<iscsi::BlockingLun::Read> reads;
+  for (auto& each : pages) {
+    if (image_->unused[each.page]) {
+      each.content = Buffer::zeroed(disk::kPageSize);
+      disk::PageTail tail{page_checksum(info_->id, each.page, each.content.span()), 0};
+      std::memcpy(each.content.data() + disk::kPageSize - sizeof tail, &tail, sizeof tail);
+      continue;
+    }
+    CSV_TRY(verify_chunk(chunk_of(each.page)));
+    each.content = Buffer{disk::kPageSize};
+    reads.push_back({place_of_page(*info_, each.page), each.content.span()});
+  }
+  CSV_TRY(lun_->read(reads, kWriteDepth));
+  for (const auto& each : pages) CSV_TRY(verify(each.page, each.content.span()));
+  return {};
+}
+
+Expected<void> CatalogPages::keep_for_image() {
+  std::vector<CatalogImages::ImagePage> pages;
+  for (const auto& [page, content] : held_) {
+    if (page >= image_->taken.size() || image_->taken[page]) continue;
+    image_->taken[page] = true;
+    pages.push_back({page, {}});
+  }
+  CSV_TRY(fetch_all(pages));
+  for (auto& each : pages) image_->kept.push_back(std::move(each));
+  return {};
+}
+
+Expected<std::vector<CatalogImages::ImagePage>> CatalogPages::more_image(std::size_t limit) {
+  if (!image_) return Error{Errc::refused, "there is no image"};
+  CSV_TRY(Expected<void>{image_->failed});
+  std::vector<CatalogImages::ImagePage> pages;
+  for (; pages.size() < limit && image_->next < image_->taken.size(); ++image_->next) {
+    if (image_->taken[image_->next]) continue;
+    image_->taken[image_->next] = true;
+    pages.push_back({image_->next, {}});
+  }
+  CSV_TRY(fetch_all(pages));
+  auto kept = std::exchange(image_->kept, {});
+  for (auto& each : kept) pages.push_back(std::move(each));
+  return pages;
+}
+
 Expected<void> CatalogPages::sync() {
   if (held_.empty()) return {};
+  if (image_ && image_->failed) {
+    auto kept = keep_for_image();
+    if (!kept && kept.error() != Errc::corrupt) return kept;
+    image_->failed = kept;
+  }
   struct RunOfPages {
     std::uint64_t at = 0;
     std::vector<const Buffer*> pages;

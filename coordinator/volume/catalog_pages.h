@@ -1,10 +1,12 @@
 #pragma once
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "coordinator/volume/catalog_image.h"
 #include "coordinator/volume/volume.h"
 #include "coordinator/volume/volume_format.h"
 #include "csvfs/base/buffer.h"
@@ -43,6 +45,11 @@ class CatalogPages {
   Expected<void> write(std::uint64_t offset, std::span<const std::byte> data);
   void truncate(std::uint64_t size);
   Expected<void> sync();
+  /// CatalogImages: what sync() would overwrite is read and kept before, until it is asked
+  /// for.
+  Expected<std::uint32_t> begin_image();
+  Expected<std::vector<CatalogImages::ImagePage>> more_image(std::size_t limit);
+  void end_image() { image_.reset(); }
   /// The LUN holds this chunk's header, as it should.
   Expected<void> verify_chunk(std::uint32_t index);
 
@@ -50,13 +57,26 @@ class CatalogPages {
   CatalogPages(iscsi::BlockingLun& lun, const VolumeInfo& info) : lun_{&lun}, info_{&info} {}
   [[nodiscard]] std::uint32_t mapped_pages() const;
   Expected<void> fetch(std::uint32_t page, std::span<std::byte> out);
+  struct Image {
+    std::uint32_t next = 1;
+    std::vector<bool> taken;  ///< By page number: given out, or kept.
+    /// Pages that the database does not use. SQLite need never have written them, so they are not
+    /// read, and are zeros in the image.
+    std::vector<bool> unused;
+    std::vector<CatalogImages::ImagePage> kept;
+    Expected<void> failed;  ///< A page of it is damaged: the image is, and nothing else.
+  };
+  Expected<void> find_unused();
+  Expected<void> keep_for_image();
+  Expected<void> fetch_all(std::vector<CatalogImages::ImagePage>& pages);
   [[nodiscard]] Expected<void> verify(std::uint32_t page, std::span<const std::byte> bytes) const;
 
   iscsi::BlockingLun* lun_;
   const VolumeInfo* info_;
   std::uint64_t size_ = 0;
   std::map<std::uint32_t, Buffer> held_;  ///< Written since the last sync(), with their checksums.
-  std::vector<bool> verified_;            ///< Of each chunk: its header has been looked at.
+  std::optional<Image> image_;
+  std::vector<bool> verified_;  ///< Of each chunk: its header has been looked at.
 };
 
 }  // namespace csv::volume

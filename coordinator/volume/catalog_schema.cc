@@ -24,6 +24,7 @@ Expected<void> SqlCatalog::fill_empty(std::int64_t now) {
   CSV_TRY(database_->execute(kSchema));
   CSV_TRY(database_->run(sql_->put_number, std::string_view{"schema_version"}, kSchemaVersion));
   CSV_TRY(database_->run(sql_->put_number, std::string_view{"birth"}, birth_));
+  CSV_TRY(database_->run(sql_->put_number, std::string_view{"area"}, area_blocks_));
 
   Attr root;
   root.inode = root.parent = kRootInode;
@@ -70,6 +71,7 @@ Expected<void> SqlCatalog::load() {
   birth_ = CSV_TRY(number("birth"));
   stored_ = counters_;
   database_->gather_changes_of("inodes");
+  CSV_TRY(finish_area());
   CSV_TRY(finish_growth());
   return store_.health();
 }

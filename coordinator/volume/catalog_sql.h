@@ -40,6 +40,9 @@ CREATE TABLE groups(
 CREATE INDEX groups_by_longest_free ON groups(longest_free);
 CREATE TABLE fresh(first INTEGER PRIMARY KEY, count INTEGER NOT NULL) STRICT;
 CREATE TABLE chunks(number INTEGER PRIMARY KEY, at INTEGER NOT NULL UNIQUE) STRICT;
+CREATE TABLE copies(
+  slot INTEGER NOT NULL, number INTEGER NOT NULL, at INTEGER NOT NULL UNIQUE,
+  PRIMARY KEY(slot, number)) STRICT, WITHOUT ROWID;
 CREATE TABLE sessions(
   id INTEGER PRIMARY KEY, node INTEGER NOT NULL, incarnation INTEGER NOT NULL,
   ended INTEGER NOT NULL) STRICT;
@@ -154,6 +157,9 @@ struct SqlCatalog::Statements {
 
   Statement list_chunks{"SELECT at,number FROM chunks ORDER BY number"};
   Statement put_chunk{"INSERT INTO chunks(at,number) VALUES(?1,?2)"};
+
+  Statement list_copies{"SELECT at FROM copies WHERE slot=?1 ORDER BY number"};
+  Statement put_copy{"INSERT INTO copies(slot,number,at) VALUES(?1,?2,?3)"};
 
   Statement insert_session{"INSERT INTO sessions(id,node,incarnation,ended) VALUES(?1,?2,?3,0)"};
   Statement get_session{"SELECT ended FROM sessions WHERE id=?1"};

@@ -3,9 +3,11 @@
 #include <sqlite3.h>
 
 #include <algorithm>
+#include <cctype>
 #include <utility>
 
 #include "csvfs/base/check.h"
+#include "csvfs/base/log.h"
 
 namespace csv::volume {
 
@@ -80,6 +82,13 @@ std::int64_t Query::i64(int column) const {
 bool Query::is_null(int column) const {
   return sqlite3_column_type(statement_->prepared_, column) == SQLITE_NULL;
 }
+bool Query::is_integer(int column) const {
+  return sqlite3_column_type(statement_->prepared_, column) == SQLITE_INTEGER;
+}
+int Query::columns() const { return sqlite3_column_count(statement_->prepared_); }
+std::string_view Query::name(int column) const {
+  return sqlite3_column_name(statement_->prepared_, column);
+}
 std::string_view Query::bytes(int column) const {
   auto* start = static_cast<const char*>(sqlite3_column_blob(statement_->prepared_, column));
   auto length = static_cast<std::size_t>(sqlite3_column_bytes(statement_->prepared_, column));
@@ -91,8 +100,19 @@ Expected<std::unique_ptr<Database>> Database::open(const char* path, const char*
   sqlite3* db = nullptr;
   int flags = options.read_only ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE;
   if (options.create) flags |= SQLITE_OPEN_CREATE;
-  auto result =
-      sqlite3_open_v2(path, &db, flags | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_PRIVATECACHE, vfs);
+  std::string name{path};
+  if (options.frozen) {
+    // Whatever has a meaning in such a name is written as its code.
+    name = "file:";
+    for (const auto* at = path; *at != '\0'; ++at)
+      name += std::isalnum(static_cast<unsigned char>(*at)) != 0 || *at == '/'
+                  ? std::string{*at}
+                  : fmt::format("%{:02x}", static_cast<unsigned char>(*at));
+    name += "?immutable=1";
+    flags |= SQLITE_OPEN_URI;
+  }
+  auto result = sqlite3_open_v2(name.c_str(), &db,
+                                flags | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_PRIVATECACHE, vfs);
   std::unique_ptr<Database> database{new Database{db}};  // closes what was half opened too
   if (result != SQLITE_OK) return sqlite_error(result, db, "opening the catalog");
   sqlite3_extended_result_codes(db, 1);

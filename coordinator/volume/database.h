@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <variant>
 #include <vector>
 
 #include "csvfs/base/error.h"
@@ -17,6 +18,12 @@ struct sqlite3_stmt;
 namespace csv::volume {
 
 class Database;
+
+/// Values to be bound when what is bound is known at run time only.
+using SqlValue = std::variant<std::nullptr_t, std::int64_t, std::string_view>;
+struct SqlRow {
+  std::span<const SqlValue> values;
+};
 
 /// The text of one SQL statement and, from its first use on, its prepared form. Belongs to the one
 /// Database it is used with.
@@ -55,11 +62,18 @@ class Query {
     return static_cast<std::uint32_t>(i64(column));
   }
   [[nodiscard]] bool is_null(int column) const;
+  [[nodiscard]] bool is_integer(int column) const;
+  [[nodiscard]] int columns() const;
+  [[nodiscard]] std::string_view name(int column) const;
   [[nodiscard]] std::string_view bytes(int column) const;
 
  private:
   friend class Database;
   Query(Database& database, Statement& statement);
+  Query(Database& database, Statement& statement, const SqlRow& row) : Query{database, statement} {
+    int at = 0;
+    for (const auto& value : row.values) bind_any(++at, value);
+  }
   template <typename... Values>
   requires(sizeof...(Values) > 0)
       Query(Database& database, Statement& statement, const Values&... values)
@@ -70,6 +84,9 @@ class Query {
   void bind(int at, std::int64_t value);
   void bind(int at, std::string_view bytes);
   void bind(int at, std::nullptr_t);
+  void bind_any(int at, const SqlValue& value) {
+    std::visit([&](const auto& one) { bind(at, one); }, value);
+  }
   template <std::unsigned_integral T>
   void bind(int at, T value) {
     bind(at, static_cast<std::int64_t>(value));  // 64 unsigned bits go in and come out unchanged
@@ -100,6 +117,8 @@ class Database {
   struct Options {
     bool create = false;
     bool read_only = false;
+    /// A file that nobody changes meanwhile: no log and no locks are looked for. Read only.
+    bool frozen = false;
   };
   static Expected<std::unique_ptr<Database>> open(const char* path, const char* vfs,
                                                   Options options);

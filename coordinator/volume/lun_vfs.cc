@@ -54,7 +54,7 @@ struct File : sqlite3_file {
   std::vector<std::byte>* content = nullptr;       ///< Of a temporary file.
 };
 
-class LunStore final : public CatalogStore {
+class LunStore final : public CatalogStore, public CatalogImages {
  public:
   LunStore(iscsi::BlockingLun& lun, VolumeInfo info, Random& random, StoreAccess access,
            Publication publication);
@@ -68,6 +68,15 @@ class LunStore final : public CatalogStore {
   }
   Expected<void> claim_chunk(std::uint64_t at) override;
   Expected<void> add_chunk(std::uint64_t at) override;
+  Expected<std::uint32_t> begin_image() override {
+    CSV_TRY(health());
+    return pages_->begin_image();
+  }
+  Expected<std::vector<ImagePage>> more_image(std::size_t limit) override {
+    CSV_TRY(health());
+    return pages_->more_image(limit);
+  }
+  void end_image() override { pages_->end_image(); }
   [[nodiscard]] const VolumeInfo& info() const override { return info_; }
   [[nodiscard]] Expected<void> health() const override { return health_; }
   iscsi::BlockingLun& lun() override { return *lun_; }
@@ -534,6 +543,8 @@ Expected<void> LunStore::add_chunk(std::uint64_t at) {
 }
 
 }  // namespace
+
+CatalogImages* images_of(CatalogStore& store) { return dynamic_cast<LunStore*>(&store); }
 
 Expected<std::unique_ptr<CatalogStore>> open_store(iscsi::BlockingLun& lun, VolumeInfo info,
                                                    Random& random, StoreAccess access,

@@ -8,11 +8,12 @@
 #include "coordinator/volume/allocator.h"
 #include "coordinator/volume/bitmap.h"
 #include "coordinator/volume/catalog.h"
+#include "coordinator/volume/catalog_copy.h"
 #include "coordinator/volume/database.h"
 
 namespace csv::volume {
 
-inline constexpr std::uint64_t kSchemaVersion = 2;
+inline constexpr std::uint64_t kSchemaVersion = 3;
 inline constexpr std::uint64_t kMaxFileBlocks = 1ull << 32;  ///< 16 TiB.
 /// An extent row lies within one window of its file, so that a window's rows are found by its start
 /// and every change works on few rows.
@@ -51,7 +52,7 @@ struct Inode {
 };
 
 /// The Catalog over SQLite; docs/catalog.md describes its tables.
-class SqlCatalog final : public Catalog {
+class SqlCatalog final : public Catalog, public CopySpace {
  public:
   SqlCatalog(CatalogStore& store, std::unique_ptr<Database> database);
   ~SqlCatalog() override;
@@ -125,6 +126,11 @@ class SqlCatalog final : public Catalog {
   Expected<std::uint64_t> drop_grants(SessionId session, InodeId inode,
                                       std::uint64_t limit) override;
   Expected<GrantId> new_grant(SessionId session, InodeId inode) override;
+
+  // catalog_copies.cc
+  Expected<std::vector<std::uint64_t>> copy_places(std::uint32_t slot,
+                                                   std::uint64_t pages) override;
+  Expected<std::uint64_t> pages() override;
 
   // catalog_sessions.cc
   Expected<SessionRow> new_session(NodeId node, std::uint64_t incarnation) override;
@@ -208,6 +214,8 @@ class SqlCatalog final : public Catalog {
   Expected<std::uint64_t> free_some(InodeId inode, std::uint64_t first, std::uint64_t end,
                                     std::uint64_t& budget);
   Expected<void> add_freeing(InodeId inode, FreeingSpan span);
+  static Expected<void> check_freeing(InodeId inode, FreeingSpan span);
+  Expected<void> forget_freeing(InodeId inode, FreeingSpan span);
   /// Nothing in the windows of [first, end) is left to be freed: needed before they are changed.
   Expected<void> finish_freeing(InodeId inode, std::uint64_t first, std::uint64_t end);
   Expected<void> step_freeing();
@@ -250,6 +258,7 @@ class SqlCatalog final : public Catalog {
   Expected<bool> grow_database();
   Expected<void> use_mapped_pages();
   Expected<void> finish_growth();
+  Expected<void> finish_area();  ///< The volume has grown: its new blocks are free.
 
   CatalogStore& store_;
   std::unique_ptr<Database> database_;            // before the statements, which must go first

@@ -266,6 +266,25 @@ std::uint64_t slot_offset(const VolumeInfo& info, NodeId node, KeyRole role) {
   return info.slots_offset + number * disk::kSlotSize;
 }
 
+Expected<SuperblockCopies> read_superblock_copies(iscsi::BlockingLun& lun) {
+  auto pair = CSV_TRY(read_pair(lun));
+  auto size = lun.lun().geometry().size_bytes();
+  for (const auto* each : {&pair.a, &pair.b})
+    if (each->state == FoundSuperblock::State::valid && each->info.lun_size <= size) {
+      size = each->info.lun_size;
+      break;
+    }
+  Buffer last{disk::kSuperblockSize};
+  if (auto read = lun.read(place_of(Copy::c, size), last.span()); !read)
+    return read.error().within("reading superblock C");
+  return SuperblockCopies{std::move(pair.a), std::move(pair.b),
+                          decode_superblock(last.span(), Copy::c)};
+}
+
+Expected<VolumeInfo> superblock_in_force(iscsi::BlockingLun& lun, const SuperblockCopies& copies) {
+  return choose(lun, {copies.a, copies.b});
+}
+
 Expected<VolumeInfo> read_superblocks(iscsi::BlockingLun& lun, bool repair) {
   auto pair = CSV_TRY(read_pair(lun));
   auto info = CSV_TRY(choose(lun, pair));

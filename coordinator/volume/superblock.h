@@ -27,6 +27,15 @@ struct FoundSuperblock {
 };
 FoundSuperblock decode_superblock(std::span<const std::byte> bytes, Copy copy);
 
+/// All three copies as they are found. Copy C is looked for where it is on a LUN of the size that
+/// A or B says, else of the LUN's own size.
+struct SuperblockCopies {
+  FoundSuperblock a, b, c;
+};
+Expected<SuperblockCopies> read_superblock_copies(iscsi::BlockingLun& lun);
+/// What A and B say together, or why they cannot be used; as read_superblocks().
+Expected<VolumeInfo> superblock_in_force(iscsi::BlockingLun& lun, const SuperblockCopies& copies);
+
 /// A name a volume may have, or why not.
 Expected<void> check_label(std::string_view label);
 

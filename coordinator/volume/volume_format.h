@@ -29,6 +29,8 @@ inline constexpr Magic kSuperblockMagic = {'C', 'S', 'V', 'O', 'L', '\r', '\n', 
 inline constexpr Magic kChunkMagic = {'C', 'S', 'V', 'C', 'H', 'N', 'K', '\x1a'};
 inline constexpr Magic kLogMarkMagic = {'C', 'S', 'V', 'L', 'M', 'R', 'K', '\x1a'};
 
+inline constexpr Magic kCopyMagic = {'C', 'S', 'V', 'C', 'O', 'P', 'Y', '\x1a'};
+
 /// Of every structure here. A reader refuses what is above its own.
 inline constexpr std::uint32_t kFormatVersion = 1;
 
@@ -167,6 +169,49 @@ static_assert(offsetof(ChunkHeader, volume_id) == 16 && offsetof(ChunkHeader, lu
 static_assert(offsetof(ChunkHeader, index) == 40 && offsetof(ChunkHeader, sequence) == 48);
 static_assert(std::is_trivially_copyable_v<ChunkHeader>);
 
+/// The first block of an allocation group that holds a piece of a copy of the catalog. At 16 KiB in
+/// the first of a copy's groups stands the superblock as it was, as copy C; from 32 KiB on in each
+/// of them pages of the database, with their tails.
+///
+///   offset  size
+///        0     8  magic
+///        8     4  crc             CRC-32C of bytes [12, 4096)
+///       12     4  format_version
+///       16    16  volume_id       a copy of another volume's catalog
+///       32     8  lun_offset      where this header itself lies: a copy of it elsewhere
+///       40     4  slot            0 or 1: there are two copies, taken in turn
+///       44     4  index           the group's number in the copy
+///       48     8  sequence        of the copy; the higher is the newer. Groups of two copies
+///       56     8  taken_at        ns since 1970
+///       64     8  pages           of the database
+///       72     4  groups          of the copy: one that is not complete
+///       76     4  sums            CRC-32C of the checksums of this group's pages (4 bytes each, in
+///                                 order): pages of an older copy, whole by themselves
+///       80     8  epoch           of the coordinator that took it, for people
+///       88  4008  reserved
+struct CopyHeader {
+  Magic magic;
+  Le32 crc;
+  Le32 format_version;
+  VolumeUuid volume_id;
+  Le64 lun_offset;
+  Le32 slot;
+  Le32 index;
+  Le64 sequence;
+  Le64 taken_at;
+  Le64 pages;
+  Le32 groups;
+  Le32 sums;
+  Le64 epoch;
+  std::array<std::byte, 4008> reserved;
+};
+static_assert(sizeof(CopyHeader) == 4096 && alignof(CopyHeader) == 1);
+static_assert(offsetof(CopyHeader, lun_offset) == 32 && offsetof(CopyHeader, sequence) == 48);
+static_assert(offsetof(CopyHeader, pages) == 64 && offsetof(CopyHeader, epoch) == 80);
+static_assert(std::is_trivially_copyable_v<CopyHeader>);
+inline constexpr std::uint64_t kCopySuperblockOffset = 16384;
+inline constexpr std::uint64_t kCopyPagesOffset = 32768;
+
 /// The end of every database page: SQLite leaves these bytes alone ("reserved bytes" 8), we fill
 /// them in when a page goes to the LUN.
 ///
@@ -184,6 +229,7 @@ static_assert(sizeof(PageTail) == 8);
 inline constexpr std::uint32_t kPageSize = 4096;
 inline constexpr std::uint32_t kPageReserve = sizeof(PageTail);
 inline constexpr std::uint32_t kPagesPerChunk = (64u << 20) / kPageSize - 1;
+inline constexpr std::uint32_t kPagesPerCopyGroup = ((64u << 20) - kCopyPagesOffset) / kPageSize;
 
 /// The WAL region is an SQLite WAL file with pages of 4096 bytes, as SQLite defines it: a header of
 /// 32 bytes (of which one without content has zeros), then frames of 24 + 4096 bytes. The region's
@@ -203,7 +249,9 @@ inline constexpr std::uint64_t kFrameSize = kFrameHeaderSize + kPageSize;
 ///       16    16  volume_id       a mark left from before the LUN was formatted anew
 ///       32     8  salts           of the log's header, whose round the frames are of; 0: no log
 ///       40     8  frames          of it that were durable when this was written
-///       48  4048  reserved
+///       48     8  retired         not 0: a repair replaces the catalog below this log, which is of
+///                                 no use from the superblocks with this sequence on
+///       56  4040  reserved
 struct LogMark {
   Magic magic;
   Le32 crc;
@@ -211,10 +259,12 @@ struct LogMark {
   VolumeUuid volume_id;
   std::array<std::byte, 8> salts;
   Le64 frames;
-  std::array<std::byte, 4048> reserved;
+  Le64 retired;
+  std::array<std::byte, 4040> reserved;
 };
 static_assert(sizeof(LogMark) == 4096 && alignof(LogMark) == 1);
 static_assert(offsetof(LogMark, salts) == 32 && offsetof(LogMark, frames) == 40);
+static_assert(offsetof(LogMark, retired) == 48);
 static_assert(std::is_trivially_copyable_v<LogMark>);
 
 }  // namespace csv::volume::disk

@@ -37,15 +37,37 @@ std::optional<std::size_t> frame_at(std::uint64_t offset, std::size_t length) {
 
 }  // namespace
 
-Buffer encode_log_mark(const VolumeId& volume, const LogSalts& salts, std::uint64_t frames) {
+std::uint64_t place_of_log_mark(const VolumeInfo& info) {
+  return info.wal_offset + info.wal_size - sizeof(disk::LogMark);
+}
+
+Buffer encode_log_mark(const VolumeId& volume, const LogSalts& salts, std::uint64_t frames,
+                       std::uint64_t retired) {
   disk::LogMark mark{};
   mark.magic = disk::kLogMarkMagic;
   mark.format_version = disk::kFormatVersion;
   mark.volume_id = volume;
   mark.salts = salts;
   mark.frames = frames;
+  mark.retired = retired;
   mark.crc = crc32c(std::as_bytes(std::span{&mark, 1}).subspan(12));
   return Buffer::copy_of(std::as_bytes(std::span{&mark, 1}));
+}
+
+Expected<std::optional<disk::LogMark>> decode_log_mark(std::span<const std::byte> bytes,
+                                                       const VolumeId& volume) {
+  disk::LogMark mark;
+  CSV_CHECK(bytes.size() == sizeof mark);
+  std::memcpy(&mark, bytes.data(), sizeof mark);
+  if (mark.magic != disk::kLogMarkMagic || mark.volume_id != volume)
+    return std::optional<disk::LogMark>{};
+  if (mark.crc != crc32c(bytes.subspan(12)))
+    return Error{Errc::corrupt, "the mark of the catalog's log is damaged"};
+  if (mark.format_version != disk::kFormatVersion)
+    return Error{Errc::refused, fmt::format("the log's mark has format version {}, this program "
+                                            "knows {}",
+                                            +mark.format_version, disk::kFormatVersion)};
+  return std::optional{mark};
 }
 
 WalRegion::WalRegion(iscsi::BlockingLun& lun, const VolumeInfo& info)
@@ -65,12 +87,24 @@ Expected<WalRegion> WalRegion::open(iscsi::BlockingLun& lun, const VolumeInfo& i
 }
 
 Expected<void> WalRegion::clear(iscsi::BlockingLun& lun, const VolumeInfo& info) {
-  WalRegion region{lun, info};
-  // In this order: a mark without a log is damage.
-  auto none = encode_log_mark(info.id, {}, 0);
-  CSV_TRY(lun.write(region.offset_ + region.capacity_, none.span()));
+  // In this order: a mark without a log is refused, a log without a mark would be opened.
+  CSV_TRY(lun.write_zeroes(info.wal_offset, disk::kPageSize));
   CSV_TRY(lun.flush());
-  CSV_TRY(lun.write_zeroes(region.offset_, disk::kPageSize));
+  auto none = encode_log_mark(info.id, {}, 0);
+  CSV_TRY(lun.write(place_of_log_mark(info), none.span()));
+  return lun.flush();
+}
+
+Expected<void> WalRegion::retire(iscsi::BlockingLun& lun, const VolumeInfo& info,
+                                 std::uint64_t sequence) {
+  Buffer block{sizeof(disk::LogMark)};
+  CSV_TRY(lun.read(place_of_log_mark(info), block.span()));
+  auto mark = decode_log_mark(block.span(), info.id);
+  if (!mark && mark.error() != Errc::corrupt) return mark.error();
+  bool known = mark && *mark;
+  block = encode_log_mark(info.id, known ? (*mark)->salts : LogSalts{},
+                          known ? std::uint64_t{(*mark)->frames} : 0, sequence);
+  CSV_TRY(lun.write(place_of_log_mark(info), block.span()));
   return lun.flush();
 }
 
@@ -133,13 +167,17 @@ void WalRegion::follow(std::uint64_t loaded) {
 Expected<void> WalRegion::judge(std::uint64_t loaded) const {
   constexpr std::string_view kLost =
       "changes that were answered are lost if it is taken for the end. Nothing was changed; "
-      "the volume stays closed until it is repaired";
+      "the volume stays closed until it is repaired (csvctl volume check LUN --repair)";
+  if (retired_)
+    return Error{Errc::corrupt,
+                 "a repair of the volume was interrupted: do it again (csvctl volume check LUN "
+                 "--repair)"};
   if (!has_header()) {
     if (marked_ == LogSalts{}) return {};
     return Error{Errc::corrupt,
-                 fmt::format("the catalog's log is damaged: its header at LUN offset {} is zeros, "
-                             "and it must have {} frames or more: {}",
-                             offset_, marked_frames_, kLost)};
+                 fmt::format("the catalog's log is damaged: its header at LUN offset {} is zeros "
+                             "though there was one: {}",
+                             offset_, kLost)};
   }
   if (!header_)
     return Error{Errc::corrupt,
@@ -160,22 +198,17 @@ Expected<void> WalRegion::judge(std::uint64_t loaded) const {
 Expected<void> WalRegion::read_mark() {
   Buffer block{sizeof(disk::LogMark)};
   CSV_TRY(lun_->read(offset_ + capacity_, block.span()));
-  disk::LogMark mark;
-  std::memcpy(&mark, block.data(), sizeof mark);
-  if (mark.magic != disk::kLogMarkMagic || mark.volume_id != volume_) return {};
-  if (mark.crc != crc32c(block.span().subspan(12))) {
-    log::warning(
-        "the mark of the catalog's log is damaged, so whether the log is whole cannot be "
-        "seen lun_offset={}",
-        offset_ + capacity_);
+  auto mark = decode_log_mark(block.span(), volume_);
+  if (!mark && mark.error() != Errc::corrupt) return mark.error();
+  if (!mark) {
+    log::warning("{}, so whether the log is whole cannot be seen lun_offset={}",
+                 mark.error().message(), offset_ + capacity_);
     return {};
   }
-  if (mark.format_version != disk::kFormatVersion)
-    return Error{Errc::refused, fmt::format("the log's mark has format version {}, this program "
-                                            "knows {}",
-                                            +mark.format_version, disk::kFormatVersion)};
-  marked_ = mark.salts;
-  marked_frames_ = mark.frames;
+  if (!*mark) return {};
+  marked_ = (*mark)->salts;
+  marked_frames_ = (*mark)->frames;
+  retired_ = (*mark)->retired != 0;
   return {};
 }
 

@@ -16,7 +16,12 @@
 namespace csv::volume {
 
 /// The last block of the log's region: see disk::LogMark. Salts 0 for no log.
-Buffer encode_log_mark(const VolumeId& volume, const LogSalts& salts, std::uint64_t frames);
+std::uint64_t place_of_log_mark(const VolumeInfo& info);
+Buffer encode_log_mark(const VolumeId& volume, const LogSalts& salts, std::uint64_t frames,
+                       std::uint64_t retired = 0);
+/// Nothing if it is none of this volume; Errc::corrupt for a damaged one.
+Expected<std::optional<disk::LogMark>> decode_log_mark(std::span<const std::byte> bytes,
+                                                       const VolumeId& volume);
 
 /// The write-ahead log: the file SQLite sees, in memory, over a fixed region of the LUN. What
 /// SQLite writes stays in memory until sync(), which sends it in few large writes. Each page also
@@ -33,6 +38,10 @@ class WalRegion {
   static Expected<WalRegion> open(iscsi::BlockingLun& lun, const VolumeInfo& info);
   /// Makes the volume's log an empty one, whatever is there, durably.
   static Expected<void> clear(iscsi::BlockingLun& lun, const VolumeInfo& info);
+  /// Says that the log is of no use any more once the superblocks have `sequence`, for who replaces
+  /// the catalog below it: nobody can open it until clear(), whatever crashes meanwhile.
+  static Expected<void> retire(iscsi::BlockingLun& lun, const VolumeInfo& info,
+                               std::uint64_t sequence);
 
   /// Where the file ends; 0 for a log that was deleted.
   [[nodiscard]] std::uint64_t size() const { return size_; }
@@ -82,6 +91,7 @@ class WalRegion {
   /// The mark on the LUN; salts 0 for none.
   LogSalts marked_{};
   std::uint64_t marked_frames_ = 0;
+  bool retired_ = false;
   /// The lowest frame that was written since the last sync(): all below it is durable.
   static constexpr auto kNone = std::numeric_limits<std::uint64_t>::max();
   std::uint64_t lowest_ = kNone;

@@ -170,6 +170,7 @@ Expected<VolumeConfig> read_volume(const toml::table& table, const std::string& 
   out.data_digest = CSV_TRY(in.boolean("data_digest", false));
   out.write_cache_safe =
       CSV_TRY(in.text("write_cache", "\"ask\" or \"safe\"", is_cache_mode, "ask")) == "safe";
+  out.catalog_copy_hours = static_cast<int>(CSV_TRY(in.integer("catalog_copy_hours", 0, 8760, 24)));
   CSV_TRY(in.nothing_else());
   if (out.chap_user.empty() != out.chap_secret_file.empty())
     return in.clash(out.chap_user.empty() ? "chap_secret_file" : "chap_user",
@@ -260,6 +261,8 @@ Expected<Config> read(const toml::table& root, const std::string& file) {
   out.initiator =
       CSV_TRY(node.text("initiator", "an iSCSI name, such as \"iqn.2026-01.org.example:node1\"",
                         is_iscsi_name, default_initiator(out.node_name)));
+  auto is_absolute = [](const std::string& text) { return text.starts_with("/"); };
+  out.state_dir = CSV_TRY(node.text("state_dir", "a folder's path", is_absolute, kStateDir));
   CSV_TRY(node.nothing_else());
 
   std::set<NodeId> ids{out.node};

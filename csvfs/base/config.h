@@ -20,6 +20,8 @@ struct VolumeConfig {
   bool header_digest = false, data_digest = false;
   /// "safe": the array's cache outlives a power loss, whatever it reports. "ask": it is believed.
   bool write_cache_safe = false;
+  /// Hours between two copies of the catalog that the coordinator takes; 0: by command only.
+  int catalog_copy_hours = 24;
   bool operator==(const VolumeConfig&) const = default;
 };
 
@@ -47,6 +49,7 @@ struct Config {
   std::string node_name;
   std::string listen;     ///< "address:port", numeric; where mounts and peers reach this csvd.
   std::string initiator;  ///< iSCSI name of this node.
+  std::string state_dir;  ///< Where what outlives a restart is kept: copies of catalogs.
   std::vector<PeerConfig> peers;
   std::vector<VolumeConfig> volumes;
   TlsConfig tls;
@@ -54,6 +57,7 @@ struct Config {
 };
 
 inline constexpr const char* kConfigFile = "/etc/csvfs/csvd.toml";
+inline constexpr const char* kStateDir = "/var/lib/csvfs";
 inline constexpr const char* kBoardName = "csvfs-board";
 inline constexpr const char* kAdminSocket = "/run/csvfs/csvd.sock";
 

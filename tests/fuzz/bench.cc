@@ -101,41 +101,6 @@ Image make_image() {
 
 }  // namespace
 
-void Turns::wait(Function<void(std::function<void()> wake)> start) {
-  bool woken = false;
-  start([&woken] { woken = true; });
-  CSV_CHECK(run_until(
-      *loop_, [&woken] { return woken; }, std::chrono::hours{1}));
-}
-
-bool run_until(fakes::ManualLoop& loop, const std::function<bool()>& done, Duration limit) {
-  auto end = loop.now() + limit;
-  loop.settle();
-  while (!done() && loop.now() < end) loop.run_for(1ms);
-  return done();
-}
-
-InlineWorker::~InlineWorker() {
-  // As promised, what was posted runs. Inside its own work the worker is never destroyed.
-  CSV_CHECK(!state_->busy);
-  pump(state_);
-}
-
-void InlineWorker::post(Function<void()> work) {
-  state_->queue.push_back(std::move(work));
-  state_->loop->post([state = state_] { pump(state); });
-}
-
-void InlineWorker::pump(const std::shared_ptr<State>& state) {
-  if (std::exchange(state->busy, true)) return;
-  while (!state->queue.empty()) {
-    auto work = std::move(state->queue.front());
-    state->queue.pop_front();
-    work();
-  }
-  state->busy = false;
-}
-
 const Image& image() {
   static const Image made = make_image();
   return made;

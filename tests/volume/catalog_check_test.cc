@@ -160,6 +160,54 @@ TEST_CASE("check: finds what is wrong with links, orphans and attributes") {
   finds([](auto&) { return "UPDATE xattrs SET value=zeroblob(70000)"; }, "is too long");
 }
 
+TEST_CASE("check: finds attributes that no inode can have") {
+  auto set = [](const std::string& what) {
+    return [what](Populated& v) { return "UPDATE inodes SET " + what + " WHERE id=" + v.id(v.a); };
+  };
+  for (const auto* what :
+       {"uid=-1", "gid=1<<32", "mode=mode|65536", "nlink=-1", "keep_beyond_end=2", "id=0"})
+    finds(set(what), "it has attributes that no inode can have");
+  finds(set("id=-7"), "its number has not been given out yet");
+  for (const auto* what : {"2", "-1"})
+    finds(
+        [&](Populated& v) {
+          return "UPDATE inodes SET next_cookie=" + std::string{what} + " WHERE id=" + v.id(v.dir);
+        },
+        "it has attributes that no inode can have");
+  for (const auto* number : {"('key_generation',1<<32)", "('target_losses',-1)"})
+    finds([&](auto&) { return "INSERT OR REPLACE INTO kv VALUES" + std::string{number}; },
+          "the target's memory cannot be");
+}
+
+TEST_CASE("check: finds what is wrong with access control lists") {
+  auto acl = [](const std::string& name, const std::string& mask) {
+    return "CAST('system.posix_acl_" + name +
+           "' AS BLOB),x'02000000"
+           "01000600ffffffff"
+           "02000" +
+           mask +
+           "00e8030000"
+           "04000400ffffffff"
+           "10000" +
+           mask +
+           "00ffffffff"
+           "20000400ffffffff')";
+  };
+  auto put = [&](const std::string& name, const std::string& mask) {
+    return [=](Populated& v) {
+      return "INSERT INTO xattrs VALUES(" + v.id(v.a) + "," + acl(name, mask);
+    };
+  };
+  finds(put("access", "6"), "its ACL does not say what its mode says");
+  finds(put("default", "4"), "a default ACL, but no directory");
+  finds(
+      [&](Populated& v) {
+        return "INSERT INTO xattrs VALUES(" + v.id(v.a) +
+               ",CAST('system.posix_acl_access' AS BLOB),x'02')";
+      },
+      "cannot be read");
+}
+
 TEST_CASE("check: finds what is wrong with extents") {
   auto a = [](Populated& v) { return " WHERE inode=" + v.id(v.a) + " AND file_block=0"; };
   auto b = [](Populated& v) { return " WHERE inode=" + v.id(v.b); };
@@ -227,6 +275,8 @@ TEST_CASE("check: finds what is wrong with space") {
         "are being freed twice or not at all");
   finds([](auto&) { return "INSERT INTO freeing VALUES(999,5,9),(999,8,10)"; },
         "are being freed twice");
+  finds([](auto&) { return "INSERT INTO freeing VALUES(999,5,1<<50)"; },
+        "which no file has, are being freed");
   finds([](auto&) { return "UPDATE chunks SET number=number+1 WHERE number=1"; },
         "catalog chunk 1 is not listed");
   finds([](auto&) { return "UPDATE chunks SET at=at+67108864 WHERE number=1"; },
@@ -261,7 +311,7 @@ TEST_CASE("check: finds what is wrong with sessions, grants, admissions and numb
           "number has not been given out yet");
   finds([](auto&) { return "DELETE FROM kv WHERE key='birth'"; }, "the number birth is missing");
   finds([](auto&) { return "UPDATE kv SET value=9 WHERE key='schema_version'"; },
-        "the schema is 9, not 2");
+        "the schema is 9, not 3");
 }
 
 TEST_CASE("check: finds a table that is gone and an index that lies") {

@@ -373,7 +373,7 @@ TEST_CASE("catalog: the log is copied back when it is long and does not grow wit
 TEST_CASE("catalog: a newer schema is refused") {
   TestCatalog v;
   v.catalog.reset();
-  v.sql("UPDATE kv SET value=3 WHERE key='schema_version'");
+  v.sql("UPDATE kv SET value=99 WHERE key='schema_version'");
   CHECK(Catalog::open(v.bed->store()).error() == Errc::refused);
 }
 

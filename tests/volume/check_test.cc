@@ -6,6 +6,7 @@
 #include "coordinator/volume/catalog_pages.h"
 #include "coordinator/volume/volume_format.h"
 #include "tests/volume/lun_bench.h"
+#include "tests/volume/repair_bed.h"
 
 using namespace csv;
 using namespace csv::volume;
@@ -119,4 +120,54 @@ TEST_CASE("catalog: opening reads as much of a volume with many files as of one 
   auto few = reads_of(20), many = reads_of(20000);
   CHECK(few > 0);
   CHECK(many <= few + 10);
+}
+
+TEST_CASE("check: without superblocks A and B it says what a repair can make them of") {
+  RepairBed v;
+  auto info = v.info();
+  auto lose = [&](Copy copy) {
+    v.bench.disk->poke(place_of(copy, info.lun_size), Buffer::zeroed(16384).span());
+  };
+  auto report_of = [&]() -> CheckReport {
+    auto path = v.bench.connect();
+    auto report = check(path.io);
+    REQUIRE_MESSAGE(report, report.error().message());
+    return *report;
+  };
+  auto advises = [](const CheckReport& report, std::string_view what) {
+    std::string all;
+    for (const auto& line : report.advice) all += line + "\n";
+    CAPTURE(all);
+    CHECK(all.find(what) != std::string::npos);
+  };
+  lose(Copy::a);
+  CHECK(report_of().problems.size() == 1);
+  SUBCASE("one is damaged, one is gone") { v.bench.flip_bit(place_of(Copy::b, 0) + 300); }
+  SUBCASE("both are gone") { lose(Copy::b); }
+  auto report = report_of();
+  REQUIRE(report.problems.size() == 1);
+  advises(report, "superblocks of volume volume1 anew, from superblock C");
+  CHECK(report.inodes > 400);  // the catalog is looked at, too
+}
+
+TEST_CASE(
+    "check: without any superblock it says what must be known, and of a copy of the catalog") {
+  RepairBed v;
+  auto info = v.info();
+  for (auto copy : {Copy::a, Copy::b, Copy::c})
+    v.bench.disk->poke(place_of(copy, info.lun_size), Buffer::zeroed(16384).span());
+  auto path = v.bench.connect();
+  auto report = check(path.io);
+  REQUIRE_MESSAGE(report, report.error().message());
+  CHECK(report->problems.size() == 1);
+  REQUIRE(report->advice.size() == 1);
+  CHECK(report->advice[0].find("--name, --cluster-id") != std::string::npos);
+}
+
+TEST_CASE("check: a LUN without a trace of a volume is none") {
+  LunBench bench;
+  auto path = bench.connect();
+  auto report = check(path.io);
+  REQUIRE_FALSE(report);
+  CHECK(report.error() == Errc::refused);
 }

@@ -83,3 +83,21 @@ TEST_CASE("catalog: a grant whose index lists what its table has not is told, no
     CHECK(dropped.error() == Errc::corrupt);
   }
 }
+
+TEST_CASE("catalog: what is to be freed and cannot be is told, not worked on for ever") {
+  TestCatalog t;
+  auto file = t.file("file").inode;
+  t.place(file, 0, 16);
+  SUBCASE("more than a file has") {
+    t.sql("INSERT INTO freeing VALUES(" + std::to_string(raw(file)) + ",0,1<<50)");
+  }
+  SUBCASE("less than nothing") {
+    t.sql("INSERT INTO freeing VALUES(" + std::to_string(raw(file)) + ",9,9)");
+  }
+  SUBCASE("negative") { t.sql("INSERT INTO freeing VALUES(7,-9,9)"); }
+  t.reopen();
+  auto maintained = t.catalog->maintain();
+  REQUIRE_FALSE(maintained);
+  CHECK(maintained.error() == Errc::corrupt);
+  CHECK(maintained.error().message().find("are to be freed") != std::string::npos);
+}

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "coordinator/volume/catalog_copy.h"
 #include "coordinator/volume/lun_vfs.h"
 #include "coordinator/volume/wal_region.h"
 #include "csvfs/base/heartbeat_slot.h"
@@ -55,6 +56,18 @@ std::vector<std::byte> page_of_golden(const VolumeInfo& info) {
   return page;
 }
 
+CatalogCopy copy_of_golden(const VolumeInfo& info) {
+  CatalogCopy copy;
+  copy.slot = 1;
+  copy.sequence = 12;
+  copy.taken_at = WallTime{1'700'000'002'000'000'000};
+  copy.pages = 20000;
+  copy.places = {info.data_offset + 7 * kGroupSize, info.data_offset + 9 * kGroupSize};
+  copy.sums = {0x01020304, 0x05060708};
+  copy.info = info;
+  return copy;
+}
+
 }  // namespace
 
 TEST_CASE("golden: version 1 is still written, byte for byte") {
@@ -64,6 +77,7 @@ TEST_CASE("golden: version 1 is still written, byte for byte") {
   CHECK(same(encode(kSlot, info.id), golden("slot-1.bin")));
   CHECK(same(page_of_golden(info), golden("page-1.bin")));
   CHECK(same(encode_log_mark(info.id, kSalts, 345).span(), golden("log-mark-1.bin")));
+  CHECK(same(encode_copy_header(copy_of_golden(info), 1).span(), golden("copy-1.bin")));
 }
 
 TEST_CASE("golden: version 1 is still read") {
@@ -99,4 +113,5 @@ TEST_CASE("golden: write those that are missing" * doctest::skip()) {
   write("slot-1.bin", encode(kSlot, info.id));
   write("page-1.bin", page_of_golden(info));
   write("log-mark-1.bin", encode_log_mark(info.id, kSalts, 345).span());
+  write("copy-1.bin", encode_copy_header(copy_of_golden(info), 1).span());
 }

@@ -1,0 +1,31 @@
+#include "coordinator/volume/grow.h"
+
+#include "coordinator/volume/catalog.h"
+#include "coordinator/volume/volume_format.h"
+#include "csvfs/base/log.h"
+
+namespace csv::volume {
+
+Expected<VolumeInfo> grown(VolumeInfo info, std::uint64_t lun_size) {
+  auto end = (lun_size - disk::kTailSize) / kRegionAlignment * kRegionAlignment;
+  if (lun_size <= info.lun_size || end <= info.data_offset + info.data_size)
+    return Error{Errc::refused,
+                 fmt::format("volume {} has all of its LUN: {} bytes, and the LUN has {}. Enlarge "
+                             "it at the target first, and let this node see its new size",
+                             info.label, info.lun_size, lun_size)};
+  info.lun_size = lun_size;
+  info.data_size = end - info.data_offset;
+  return info;
+}
+
+Expected<VolumeInfo> grow(iscsi::BlockingLun& lun, Random& random) {
+  auto info = CSV_TRY(read_superblocks(lun, true));
+  auto next = CSV_TRY(grown(info, lun.lun().geometry().size_bytes()));
+  CSV_TRY(write_superblocks(lun, next));
+  auto store = CSV_TRY(open_catalog_store(lun, next, random));
+  auto catalog = CSV_TRY(Catalog::open(*store));
+  CSV_TRY(catalog->checkpoint());
+  return next;
+}
+
+}  // namespace csv::volume
