@@ -122,6 +122,7 @@ ExitCode repair_volume(const RepairRequest& request, Terminal& terminal) {
     return failed(terminal, repair.error());
   }
   auto& plan = **repair;
+  if (alone) alone->belongs_to(plan.info().cluster);
   auto tell = [&](bool repaired) {
     if (request.json) {
       Json out{{"volume", plan.info().label}, {"clean", plan.findings().empty()},

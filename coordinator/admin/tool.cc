@@ -8,6 +8,7 @@
 #include <iostream>
 
 #include "coordinator/service/volume_service.h"
+#include "coordinator/volume/superblock.h"
 #include "csvfs/base/log.h"
 
 namespace csv::admin {
@@ -115,8 +116,11 @@ Expected<std::unique_ptr<SoleUse>> SoleUse::enter(ToolLun& lun, std::uint16_t cl
   for (auto key : list->keys)
     if (parts_of(key).cluster != 0) cluster = parts_of(key).cluster;
   auto held = CSV_TRY(io.read_reservation());
-  if (held.type == iscsi::ReservationType::none)
-    if (auto info = volume::read_superblocks(io, false)) cluster = info->cluster;
+  if (held.type == iscsi::ReservationType::none) {
+    auto copies = CSV_TRY(volume::read_superblock_copies(io));
+    for (const auto* each : {&copies.c, &copies.b, &copies.a})
+      if (each->state == volume::FoundSuperblock::State::valid) cluster = each->info.cluster;
+  }
   auto key = make_key({.cluster = cluster,
                        .role = KeyRole::coordinator,
                        .number = 1 + random.below((1ull << 38) - 1)});
@@ -136,7 +140,8 @@ Expected<void> SoleUse::take() {
 }
 
 SoleUse::~SoleUse() {
-  if (!taken_) (void)lun_->blocking().register_key(Key{});
+  bool in_the_way = cluster_ && *cluster_ != parts_of(key_).cluster;
+  if (!taken_ || in_the_way) (void)lun_->blocking().register_key(Key{});
 }
 
 std::string tool_initiator(const std::string& config_file) {

@@ -129,12 +129,16 @@ class SoleUse {
   [[nodiscard]] const service::Users& users() const { return users_; }
   /// From its success on nobody else reads or writes (service::take_for_one).
   Expected<void> take();
+  /// Whose the volume turned out to be. A key of another cluster would be in its coordinator's way:
+  /// it is given up at the end.
+  void belongs_to(std::uint16_t cluster) { cluster_ = cluster; }
 
  private:
   SoleUse(ToolLun& lun, Key key) : lun_{&lun}, key_{key} {}
   ToolLun* lun_;
   Key key_;
   service::Users users_;
+  std::optional<std::uint16_t> cluster_;
   bool taken_ = false;
 };
 
