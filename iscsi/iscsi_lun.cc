@@ -22,7 +22,7 @@ constexpr std::uint64_t kMostTransfer = 1 << 20;
 /// Reads and writes of up to this many bytes go to the home loop's own session while it has less
 /// than this many commands.
 constexpr std::uint64_t kSmall = 64 << 10;
-constexpr int kSmallAtOnce = 64;
+constexpr int kSmallAtOnce = 16;
 /// Bounds on how long one command keeps the target busy: they must end well within the deadline.
 constexpr std::uint64_t kMostWriteSame = 16 << 20;
 constexpr std::uint64_t kMostUnmap = 1 << 30;
