@@ -251,6 +251,7 @@ void CoordinatorClient::replied(protocol::Message message) {
   if (found == unanswered_.end()) return;  // of a repeat whose first answer we had
   auto call = found->second;
   auto& reply = *message.frame.mutable_reply();
+  owner_->replied(call->request, call->id, call->sent_at, reply);
   if (reply.failure().code() == 0) {
     Answer answer;
     answer.reply = std::move(reply);
@@ -274,8 +275,8 @@ void CoordinatorClient::replied(protocol::Message message) {
 }
 
 void CoordinatorClient::send_again_later(std::uint64_t id, Duration delay) {
-  setup_.loop->after(delay, [this, id, alive = std::weak_ptr{alive_}] {
-    if (alive.expired() || stage_ != Stage::open) return;  // a reconnect repeats it anyway
+  setup_.loop->after(delay, [this, id, attempt = attempt_, alive = std::weak_ptr{alive_}] {
+    if (alive.expired() || attempt != attempt_) return;  // a reconnect repeats it anyway
     if (auto found = unanswered_.find(id); found != unanswered_.end()) send(*found->second);
   });
 }
@@ -402,7 +403,9 @@ void CoordinatorClient::pump() {
     call->sent_in = epoch_;
     unanswered_.emplace(call->id, call);
     ++requests_;
+    owner_->sending(call->request, call->id);
     send(*call);
+    call->request.clear_gave_up();  // said once
   };
   while (!early_.empty()) send_first(early_);
   if (!open_for_all_) return;

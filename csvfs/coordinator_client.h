@@ -43,6 +43,11 @@ class CoordinatorClient {
     virtual void connection_changed() = 0;
     /// The coordinator has been putting off a request for a while; it is asked again.
     virtual void put_off(const Error& why) = 0;
+    /// `request` is about to be sent for the first time, and may be added to.
+    virtual void sending(wire::Request& request, std::uint64_t id) = 0;
+    /// It is answered, with an error perhaps; before its caller goes on.
+    virtual void replied(const wire::Request& request, std::uint64_t id, TimePoint sent_at,
+                         const wire::Reply& reply) = 0;
     /// To be answered with answer(), sooner or later.
     virtual void noticed(std::uint64_t id, const wire::Notice& notice) = 0;
   };
@@ -93,6 +98,8 @@ class CoordinatorClient {
   [[nodiscard]] Epoch epoch() const { return epoch_; }
   /// Why it is not connected, and whether that was a refusal that waiting will not mend.
   [[nodiscard]] const Error& trouble() const { return trouble_; }
+  /// Of the last request that was sent. They grow.
+  [[nodiscard]] std::uint64_t last_id() const { return next_id_ - 1; }
   [[nodiscard]] std::uint64_t requests() const { return requests_; }
   [[nodiscard]] std::uint64_t reconnects() const { return reconnects_; }
 

@@ -568,8 +568,9 @@ void op_init(void*, fuse_conn_info* connection) {
   want(FUSE_CAP_POSIX_ACL, true);
   // Pages of mappings go when a file is seen to have changed.
   want(FUSE_CAP_AUTO_INVAL_DATA, true);
-  want(FUSE_CAP_READDIRPLUS, true);
-  want(FUSE_CAP_READDIRPLUS_AUTO, true);
+  // Names are looked up again before each use, so that they would be made for nothing.
+  want(FUSE_CAP_READDIRPLUS, false);
+  want(FUSE_CAP_READDIRPLUS_AUTO, false);
   // It would own sizes and times, and its dirty pages would survive a change of mode.
   want(FUSE_CAP_WRITEBACK_CACHE, false);
   // Locks hold on all nodes.

@@ -1,6 +1,8 @@
 #include "csvfs/mount.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <limits>
 #include <map>
 #include <optional>
 #include <set>
@@ -16,6 +18,7 @@
 #include "csvfs/file_table.h"
 #include "csvfs/held_locks.h"
 #include "csvfs/io_path.h"
+#include "csvfs/watched.h"
 
 namespace csv {
 namespace {
@@ -24,6 +27,9 @@ constexpr std::uint64_t kMaxFileSize = 16ull << 40;
 constexpr Duration kTick = 1s;
 /// How long what must not block for ever waits for a coordinator that is there.
 constexpr Duration kPatience = 1s;
+/// The same for the root's attributes, which are not wrong before that: longer than the coordinator
+/// waits for others who may know them by heart.
+constexpr Duration kRootPatience = 5s;
 /// How long the end in good order waits for one thing; after that it is an end like a crash.
 constexpr Duration kFarewell = 3s;
 
@@ -39,6 +45,7 @@ class VolumeMount final : public Mount, private Client::Owner {
       : surroundings_{std::move(surroundings)},
         loop_{surroundings_.loop},
         files_{*loop_},
+        watched_{*loop_},
         changed_{*loop_},
         client_{{loop_, surroundings_.connect, surroundings_.volume, surroundings_.node,
                  surroundings_.random->next()},
@@ -104,7 +111,15 @@ class VolumeMount final : public Mount, private Client::Owner {
   std::vector<wire::Request> declared() override { return locks_.declared(); }
   void greeted(const wire::HelloReply& reply, bool fresh) override;
   void session_ended(const Error& why) override;
-  void connection_changed() override { look(); }
+  void connection_changed() override {
+    if (!client_.connected()) watched_.forget_all();
+    look();
+  }
+  void sending(wire::Request& request, std::uint64_t id) override;
+  void replied(const wire::Request& request, std::uint64_t id, TimePoint sent_at,
+               const wire::Reply& reply) override {
+    watched_.replied(request, id, sent_at, reply);
+  }
   void put_off(const Error& why) override { admission_.waits(why); }
   void noticed(std::uint64_t id, const wire::Notice& notice) override;
 
@@ -113,6 +128,7 @@ class VolumeMount final : public Mount, private Client::Owner {
                                         Caller caller = {}, SessionId bound_to = {});
   Expected<wire::Attr> noted(wire::Attr attr);
   Expected<FilePtr> file_of(Handle handle) const;
+  [[nodiscard]] bool known_by_heart(InodeId inode) const;
   bool take_wrote(InodeId inode);
   bool take_accessed(InodeId inode);
   static void learn(File& file, const wire::Attr& attr);
@@ -146,6 +162,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   Loop* loop_;
   MountCounters counters_;
   FileTable files_;
+  Watched watched_;
   Signal changed_;  ///< Of anything ready() and end() wait for.
   State state_;
   struct OpenFile {
@@ -226,6 +243,10 @@ void VolumeMount::noticed(std::uint64_t id, const wire::Notice& notice) {
       say_what_was_written(id, InodeId{notice.query_wrote().inode()});
       return;
     }
+    case wire::Notice::kUnwatch:
+      watched_.noticed(notice.unwatch());
+      client_.answer(id, {});
+      return;
     case wire::Notice::kFenced:
       return client_.end_session(Error{Errc::session_ended, "fenced: " + notice.fenced().reason()});
     case wire::Notice::WHAT_NOT_SET: return;
@@ -243,6 +264,7 @@ void VolumeMount::say_what_was_written(std::uint64_t id, InodeId inode) {
   wire::NoticeReply reply;
   reply.set_wrote(take_wrote(inode));
   bool wrote = reply.wrote();
+  if (wrote) watched_.doubt(inode, client_.last_id() + 1);
   bool said = client_.answer(id, std::move(reply));
   if (!said && wrote) files_.find(inode)->wrote = true;
 }
@@ -362,6 +384,7 @@ Task<Expected<void>> VolumeMount::quiet() {
 }
 
 Task<Expected<void>> VolumeMount::say_goodbye() {
+  watched_.stop();  // the coordinator need not tell us of changes any more
   co_await admission_.leave();
   wire::Request request;
   request.mutable_goodbye();
@@ -435,7 +458,35 @@ bool VolumeMount::take_wrote(InodeId inode) {
   return file && std::exchange(file->wrote, false);
 }
 
+/// What was read and written directly since the coordinator was last told, it is told with whatever
+/// asks for the times: not before, or somebody would look at them in between.
+void VolumeMount::sending(wire::Request& request, std::uint64_t id) {
+  if (request.has_get_attr()) {
+    auto& body = *request.mutable_get_attr();
+    body.set_wrote(take_wrote(InodeId{body.inode()}) || body.wrote());
+    body.set_accessed(take_accessed(InodeId{body.inode()}) || body.accessed());
+  } else if (request.has_set_attr()) {
+    auto& body = *request.mutable_set_attr();
+    body.set_wrote(take_wrote(InodeId{body.inode()}) || body.wrote());
+    body.set_accessed(take_accessed(InodeId{body.inode()}) || body.accessed());
+  }
+  watched_.sending(request, id);
+}
+
+/// Whether what is watched of it may be answered: its times are not, while the coordinator has yet
+/// to hear of them.
+bool VolumeMount::known_by_heart(InodeId inode) const {
+  if (!io_.gate_open()) return false;
+  auto file = files_.find(inode);
+  return !file || (!file->wrote && !file->accessed);
+}
+
 Task<Expected<wire::Attr>> VolumeMount::lookup(InodeId parent, std::string name) {
+  if (auto found = watched_.find(parent, name); found.known && known_by_heart(found.inode)) {
+    ++counters_.operations;
+    if (found.attr == nullptr) co_return std::errc::no_such_file_or_directory;
+    co_return *found.attr;
+  }
   wire::Request request;
   request.mutable_lookup()->set_parent(raw(parent));
   request.mutable_lookup()->set_name(std::move(name));
@@ -446,17 +497,20 @@ Task<Expected<wire::Attr>> VolumeMount::lookup(InodeId parent, std::string name)
 Task<Expected<wire::Attr>> VolumeMount::fetch_attr(InodeId inode) {
   wire::Request request;
   request.mutable_get_attr()->set_inode(raw(inode));
-  request.mutable_get_attr()->set_wrote(take_wrote(inode));
-  request.mutable_get_attr()->set_accessed(take_accessed(inode));
   CSV_CO_TRY(answer, co_await ask(std::move(request)));
   co_return noted(std::move(*answer.reply.mutable_attr()));
 }
 
 Task<Expected<wire::Attr>> VolumeMount::attr(InodeId inode) {
+  if (const auto* known = watched_.attr(inode); known != nullptr && known_by_heart(inode)) {
+    ++counters_.operations;
+    if (inode == kRootInode) root_ = *known;
+    co_return *known;
+  }
   if (inode != kRootInode || !root_) co_return co_await fetch_attr(inode);
   // The root must answer while the volume is paused, or whoever looks at the mount point hangs.
   if (!client_.connected()) co_return *root_;
-  auto fetched = co_await within(kPatience, fetch_attr(inode));
+  auto fetched = co_await within(kRootPatience, fetch_attr(inode));
   if (!fetched) co_return *root_;
   co_return std::move(*fetched);
 }
@@ -486,8 +540,6 @@ Task<Expected<wire::Attr>> VolumeMount::change(wire::SetAttr to, Interrupt* inte
     CSV_CO_TRY(open_file, file_of(*through));
     bound_to = open_file->session;
   }
-  to.set_wrote(take_wrote(inode));
-  to.set_accessed(take_accessed(inode));
   wire::Request request;
   *request.mutable_set_attr() = std::move(to);
   auto answer = co_await change(std::move(request), interrupt, {}, bound_to);
@@ -556,6 +608,11 @@ Task<Expected<wire::Entries>> VolumeMount::list(InodeId directory, std::uint64_t
 }
 
 Task<Expected<std::string>> VolumeMount::xattr(InodeId inode, std::string name) {
+  if (const auto* known = watched_.xattr(inode, name); known != nullptr && io_.gate_open()) {
+    ++counters_.operations;
+    if (!*known) co_return std::error_code{ENODATA, std::generic_category()};
+    co_return **known;
+  }
   wire::Request request;
   request.mutable_get_xattr()->set_inode(raw(inode));
   request.mutable_get_xattr()->set_name(std::move(name));
@@ -564,6 +621,10 @@ Task<Expected<std::string>> VolumeMount::xattr(InodeId inode, std::string name) 
 }
 
 Task<Expected<std::string>> VolumeMount::list_xattrs(InodeId inode) {
+  if (const auto* known = watched_.attr(inode); known && known->plain() && io_.gate_open()) {
+    ++counters_.operations;
+    co_return "";
+  }
   wire::Request request;
   request.mutable_list_xattr()->set_inode(raw(inode));
   CSV_CO_TRY(answer, co_await ask(std::move(request)));
@@ -682,18 +743,21 @@ Task<void> VolumeMount::close(Handle handle) {
   if (--file->handles == 0 && !file->ended) co_await release(file);
 }
 
-/// The last handle is closed, and the coordinator learns that the file may be freed. Layouts stay
-/// for the next opening, until they are recalled.
+/// The last handle is closed, and the coordinator learns that the file may be freed. Layouts to
+/// read stay for the next opening, until they are recalled.
 Task<void> VolumeMount::release(FilePtr file) {
-  while (!file->ended && (file->returning || !file->in_flight.empty()))
+  while (!file->ended && (file->returning || !file->in_flight.empty() || file->asking > 0))
     co_await file->changed.wait();
   if (file->ended || file->handles > 0) co_return;
   file->returning = true;
+  // Nobody has it open: its times stand, and whoever looks at them need not ask us first.
+  file->extents.drop_writes(0, std::numeric_limits<std::uint64_t>::max());
   if (opens_ > 0) released_.insert(file->inode);
   wire::Request request;
   request.mutable_release()->set_inode(raw(file->inode));
   request.mutable_release()->set_wrote(std::exchange(file->wrote, false));
   request.mutable_release()->set_accessed(std::exchange(file->accessed, false));
+  request.mutable_release()->set_reads_only(true);
   Client::CallOptions options;
   options.session = file->session;
   // A failure means that the session has ended, and the opening with it.

@@ -114,6 +114,7 @@ Expected<void> check(const wire::HeldLocks& locks) {
 
 Expected<void> check(const wire::Request& request, std::size_t bulk_length) {
   CSV_TRY(at_most("request.slot", request.slot(), kSlots - 1));
+  CSV_TRY(list("request.gave_up", request.gave_up_size(), kMaxGaveUp));
   if (request.op_case() != wire::Request::kWrite && bulk_length > 0)
     return out_of_range("request's bulk data", bulk_length);
   switch (request.op_case()) {
@@ -191,6 +192,10 @@ Expected<void> check(const wire::LayoutReply& layout) {
 
 Expected<void> check(const wire::Reply& reply) {
   CSV_TRY(check(reply.failure()));
+  CSV_TRY(list("reply.watched", reply.watched_size(), kMaxEntries + 1));
+  CSV_TRY(at_most("reply.vouched_ms", reply.vouched_ms(), kMostVouched));
+  CSV_TRY(list("reply.also", reply.also_size(), kMaxAlso));
+  for (const auto& attr : reply.also()) CSV_TRY(check(attr));
   switch (reply.result_case()) {
     case wire::Reply::kAdmission:
       return at_most("admission.reservation_type", reply.admission().reservation_type(), 15);
@@ -221,6 +226,9 @@ Expected<void> check(const wire::Notice& notice) {
     case wire::Notice::kQueryWrote: return {};
     case wire::Notice::kFenced:
       return length_between("fenced.reason", notice.fenced().reason(), 0, kMaxText);
+    case wire::Notice::kUnwatch:
+      CSV_TRY(list("unwatch.inodes", notice.unwatch().inodes_size(), kMaxUnwatched));
+      return list("unwatch.attributes", notice.unwatch().attributes_size(), kMaxUnwatched);
     case wire::Notice::WHAT_NOT_SET: break;
   }
   return Error{Errc::refused, "a notice says nothing this program knows"};

@@ -27,6 +27,10 @@ inline constexpr int kMaxLayoutInodes = 65'536;                ///< More: layout
 inline constexpr int kMaxEntries = 4096;                       ///< Of a directory, in one reply.
 inline constexpr int kMaxSegments = 4096;                      ///< Of a layout.
 inline constexpr int kMaxHeldLocks = 4096;                     ///< In one message.
+inline constexpr int kMaxGaveUp = 16;                          ///< Of one request.
+inline constexpr std::uint64_t kMostVouched = 60'000;          ///< Milliseconds.
+inline constexpr int kMaxAlso = 16;                            ///< Attributes beside a result.
+inline constexpr int kMaxUnwatched = 4096;                     ///< In one message.
 inline constexpr std::uint64_t kMaxOffset = (1ull << 63) - 1;  ///< The kernel's loff_t.
 
 /// Whether everything `frame` says, with `bulk_length` bytes beside it, is within the limits and

@@ -229,6 +229,8 @@ Task<Service::Outcome> Service::layout(CallRef call) {
     // that starts from here on asks this session, and its number tells the mount that this answer,
     // should it come after it, is void.
     layouts_.add(inode, session->id, reach, kind);
+    // What is written directly changes times: nobody else may know them by heart.
+    if (asked.write()) unwatch({&inode, 1}, session->id);
     auto sequence = recall_sequence_;
     auto seen = co_await look(inode, reach, asked.write());
     if (!seen) {

@@ -222,13 +222,18 @@ Task<Expected<void>> Service::touch(InodeId inode) {
     return catalog.touch(inode, now);
   };
   struct Touching {
-    Touching(std::multiset<InodeId>& all, InodeId of) : inodes{&all}, at{all.insert(of)} {}
+    Touching(std::multiset<InodeId>& all, InodeId of, Signal& changed)
+        : inodes{&all}, at{all.insert(of)}, ended{&changed} {}
     Touching(const Touching&) = delete;
     Touching& operator=(const Touching&) = delete;
-    ~Touching() { inodes->erase(at); }
+    ~Touching() {
+      inodes->erase(at);
+      ended->notify();
+    }
     std::multiset<InodeId>* inodes;
     std::multiset<InodeId>::iterator at;
-  } touching{touching_, inode};
+    Signal* ended;
+  } touching{touching_, inode, touched_};
   auto touched = co_await writer_.change(std::move(set));
   if (!touched && !is_stale(touched.error())) co_return touched.error();
   co_return Expected<void>{};

@@ -24,6 +24,7 @@ constexpr std::size_t kMaxListedBytes = 256 * 1024;
 constexpr Duration kAccessDelay = 1s;
 constexpr std::size_t kMostAccesses = 64 * 1024;
 constexpr std::size_t kAccessesAtOnce = 256;
+constexpr std::size_t kLargestKnownXattr = 128;
 
 Expected<wire::Reply> attr_reply(Expected<volume::Attr> attr) {
   if (!attr) return attr.error();
@@ -62,7 +63,7 @@ Task<Service::Outcome> Service::lookup(CallRef call) {
   const auto& asked = call->request.lookup();
   InodeId parent{asked.parent()};
   if (auto found = names_.find(parent, asked.name());
-      found.known && (!found.attr || known_by_heart(found.attr->inode))) {
+      found.known && (!found.attr || known_by_heart(found.inode))) {
     if (found.attr == nullptr) co_return errno_error(ENOENT, "lookup");
     co_return attr_answer(*found.attr);
   }
@@ -71,10 +72,12 @@ Task<Service::Outcome> Service::lookup(CallRef call) {
     return catalog.lookup(InodeId{what.parent()}, what.name());
   };
   auto found = co_await writer_.read(std::move(body));
-  // At once: see NameCache.
+  // At once: see names_.
   if (found) {
-    names_.learn(parent, asked.name(), *found);
-    co_return attr_answer(*found);
+    names_.learn(parent, asked.name(), found->inode, *found);
+    if (known_by_heart(found->inode)) co_return attr_answer(*found);
+    CSV_CO_TRY(attr, co_await attr_of(found->inode));
+    co_return attr_answer(attr);
   }
   if (found.error() == std::errc::no_such_file_or_directory)
     names_.learn_absent(parent, asked.name());
@@ -83,10 +86,11 @@ Task<Service::Outcome> Service::lookup(CallRef call) {
 
 /// An inode's attributes as they are after the last change that was answered.
 Task<Expected<volume::Attr>> Service::attr_of(InodeId inode) {
-  if (const auto* known = names_.attr(inode); known && known_by_heart(inode)) co_return *known;
+  while (!known_by_heart(inode)) co_await touched_.wait();
+  if (const auto* known = names_.attr(inode)) co_return *known;
   auto body = [inode](Catalog& catalog) { return catalog.attr(inode); };
   auto attr = co_await writer_.read(std::move(body));
-  if (attr) names_.learn(*attr);  // at once: see NameCache
+  if (attr) names_.learn(inode, *attr);  // at once: see names_
   co_return std::move(attr);
 }
 
@@ -237,6 +241,7 @@ Task<Service::Outcome> Service::release(CallRef call) {
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
   if (asked.accessed()) note_access(inode);
   closed(call->session, inode);
+  if (asked.reads_only()) layouts_.dropped(inode, call->session_id, kWholeFile, false);
   if (layouts_.may_have_grant(inode, call->session_id))
     tasks_.spawn(take_back_grant(call->session, inode));
   co_return Answer{};
@@ -264,7 +269,7 @@ Task<Service::Outcome> Service::read_dir(CallRef call) {
   std::size_t bytes = 0;
   for (const auto& entry : listed.entries) {
     // Who lists a directory most often looks at what is in it next.
-    names_.learn(directory, entry.name, entry.attr);
+    names_.learn(directory, entry.name, entry.attr.inode, entry.attr);
     auto& out = *entries.add_entries();
     out.set_name(entry.name);
     out.set_cookie(entry.cookie);
@@ -278,12 +283,24 @@ Task<Service::Outcome> Service::read_dir(CallRef call) {
 }
 
 Task<Service::Outcome> Service::get_xattr(CallRef call) {
+  const auto& what = call->request.get_xattr();
+  InodeId inode{what.inode()};
+  if (const auto* known = names_.xattr(inode, what.name())) {
+    if (!*known) co_return errno_error(ENODATA, "xattr");
+    co_return answered(*bytes_reply(**known));
+  }
   auto body = [call](Catalog& catalog) {
     const auto& asked = call->request.get_xattr();
     return bytes_reply(catalog.xattr(InodeId{asked.inode()}, asked.name()));
   };
-  CSV_CO_TRY(reply, co_await writer_.read(std::move(body)));
-  co_return answered(std::move(reply));
+  auto reply = co_await writer_.read(std::move(body));
+  // At once: see names_.
+  if (reply && reply->bytes().value().size() <= kLargestKnownXattr)
+    names_.learn_xattr(inode, what.name(), reply->bytes().value());
+  else if (!reply && reply.error() == std::error_code{ENODATA, std::generic_category()})
+    names_.learn_xattr(inode, what.name(), std::nullopt);
+  if (!reply) co_return reply.error();
+  co_return answered(*std::move(reply));
 }
 
 Task<Service::Outcome> Service::list_xattr(CallRef call) {
@@ -365,6 +382,7 @@ Task<Service::Outcome> Service::seek(CallRef call) {
 /// Kept for a moment, so that reading many files is not as many transactions. Whoever asks for the
 /// times of a file, or sets them, gets them as if there were no delay.
 void Service::note_access(InodeId inode) {
+  unwatch_attributes({&inode, 1});  // until it is in the catalog nobody may have them by heart
   if (accesses_.size() < kMostAccesses || accesses_.contains(inode)) accesses_[inode] = wall_now();
 }
 

@@ -10,11 +10,12 @@
 #include "coordinator/service/file_locks.h"
 #include "coordinator/service/inode_locks.h"
 #include "coordinator/service/layouts.h"
-#include "coordinator/service/name_cache.h"
 #include "coordinator/service/session.h"
 #include "coordinator/service/takeover.h"
 #include "coordinator/service/volume_service.h"
+#include "coordinator/service/watches.h"
 #include "coordinator/service/writer.h"
+#include "csvfs/base/name_cache.h"
 
 namespace csv::service {
 
@@ -27,6 +28,7 @@ struct Call {
   wire::Request request;
   std::shared_ptr<Buffer> content;
   std::optional<std::string> stored;  ///< The reply that its transaction stored.
+  std::vector<InodeId> changed;       ///< By its group, and watched by somebody.
 };
 using CallRef = std::shared_ptr<Call>;
 
@@ -40,7 +42,8 @@ struct Answer {
 
 /// The VolumeService. Its parts: volume_service.cc (life, connections, dispatch), sessions.cc
 /// (hello, admission, fences, the watch over who is late), recall.cc (asking for layouts back),
-/// requests.cc (names and attributes), lock_requests.cc (locks of programs), data.cc (layouts and
+/// requests.cc (names and attributes), watching.cc (what mounts may answer of those by themselves),
+/// lock_requests.cc (locks of programs), data.cc (layouts and
 /// content), upkeep.cc (what runs in the background).
 class Service final : public VolumeService {
  public:
@@ -78,6 +81,8 @@ class Service final : public VolumeService {
   Task<void> handle(CallRef call);
   Task<Outcome> dispatch(CallRef call);
   Task<Outcome> unknown(CallRef call);
+  Task<void> answer_again(SessionRef session, wire::Request request, std::uint64_t id,
+                          wire::Reply reply);
   void answer(const CallRef& call, Outcome outcome);
   void send(const LinkRef& link, wire::Frame frame, Buffer bulk = {});
   void send_reply(const SessionRef& session, std::uint64_t id, wire::Reply reply, Buffer bulk = {});
@@ -146,7 +151,7 @@ class Service final : public VolumeService {
   // requests.cc
   Task<Outcome> lookup(CallRef call);
   /// What is in memory of an inode may be answered. Not while a time is on its way into the catalog
-  /// for a write that has been answered: only a look behind it in the queue sees it.
+  /// for a write that has been answered: whoever looks waits for it.
   [[nodiscard]] bool known_by_heart(InodeId inode) const { return !touching_.contains(inode); }
   Task<Expected<volume::Attr>> attr_of(InodeId inode);
   Task<Outcome> get_attr(CallRef call);
@@ -175,6 +180,23 @@ class Service final : public VolumeService {
   void opened(const SessionRef& session, InodeId inode);
   void closed(const SessionRef& session, InodeId inode);
   void orphaned(InodeId inode);
+
+  // watching.cc
+  void changed(const volume::Catalog::Changed& what);
+  void unwatch(std::span<const InodeId> inodes, SessionId except);
+  void unwatch_attributes(std::span<const InodeId> inodes);
+  void tell(SessionId session, std::vector<InodeId> inodes, std::vector<InodeId> attributes);
+  Task<void> wait_for_unwatch(SessionRef session, Watches::Ticket ticket,
+                              std::vector<InodeId> inodes, std::vector<InodeId> attributes);
+  std::vector<AskedRef> send_unwatch(const SessionRef& session, std::span<const InodeId> inodes,
+                                     std::span<const InodeId> attributes);
+  [[nodiscard]] bool former_watchers();
+  void await_former_watchers(const Taken& taken);
+  [[nodiscard]] std::set<Watches::Ticket> contradictions(const Call& call,
+                                                         const Outcome& outcome) const;
+  Task<bool> uncontradicted(CallRef call, const Outcome& outcome);
+  void vouch(const Call& call, const Outcome& outcome, wire::Reply& reply);
+  [[nodiscard]] bool may_be_watched(InodeId inode, SessionId session, bool content);
 
   // lock_requests.cc
   [[nodiscard]] static bool is_about_locks(const wire::Request& request);
@@ -262,7 +284,21 @@ class Service final : public VolumeService {
   const std::uint64_t verifier_;  ///< For as long as we serve: a loss ends us.
   const TimePoint since_;
 
-  NameCache names_{kNamesKept};
+  /// What the catalog last said. Only we change it, so this stays true if two things are kept up:
+  ///  - what a look-up brought is learned in the very turn of the loop in which its group is told
+  ///  to
+  ///    be finished (right behind the co_await of Writer::read), and
+  ///  - what a group changed is forgotten when the group is told to be finished, before anybody who
+  ///    waited for it goes on (changed()).
+  /// Groups finish in the order they ran. So what is known is the state after the last group that
+  /// was told of, which is durable; a change that is still running has been answered to nobody.
+  NameCache<volume::Attr> names_{kNamesKept};
+  Watches watches_{loop_};
+  std::vector<InodeId> group_unsettled_;  ///< By the last group, for this turn of the loop.
+  std::set<SessionId> former_watchers_;   ///< Of a former coordinator, and not heard of yet.
+  TimePoint former_watches_until_{};
+  Signal touched_{loop_};  ///< Something less in touching_.
+  Signal settled_{loop_};  ///< Something of watches_, or of former_watchers_.
   Writer writer_;
   Content content_;
   InodeLocks locks_;
@@ -280,6 +316,7 @@ class Service final : public VolumeService {
   std::set<InodeId> reaping_;                 ///< Nobody may open them any more.
   std::set<SessionId> shedding_;              ///< Being asked for some of their layouts.
   std::set<SessionId> ended_;                 ///< Whose grants are still to be freed.
+  std::map<SessionId, SessionRef> lapsing_;   ///< Of them, those whose watches are not over yet.
   std::map<InodeId, std::int64_t> accesses_;  ///< Not in the catalog yet, and when they were.
   bool writing_accesses_ = false;             ///< One of these at a time.
   InodeId first_made_{};     ///< In this epoch; everything from it on is younger than the takeover.
@@ -298,7 +335,7 @@ class Service final : public VolumeService {
   Function<void(Error)> told_of_stop_;
   std::optional<Error> stop_reason_;
   volume::Catalog::Space space_;
-  std::uint64_t stale_commits_ = 0, recalls_ = 0;
+  std::uint64_t stale_commits_ = 0, recalls_ = 0, unwatches_ = 0;
 
   /// Watched by handlers that others keep: they find out that we are gone.
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

@@ -32,6 +32,7 @@ struct Asked {
   std::uint64_t id = 0;
   wire::Notice notice;
   int overdue_ticks = 0;  ///< Of the watch, while it was connected and the LUN answered us.
+  bool heard = false;     ///< The mount has said so itself.
   bool answered = false;  ///< And what it said was written is in the file's times. Or it is gone.
   bool must_come_back = true;  ///< The session is fenced rather than waited for without end.
   Signal changed;              ///< Also when whoever waits should look around.
@@ -67,7 +68,9 @@ struct Session {
   bool resumed = false;   ///< On this connection, it has repeated what was unanswered.
   bool settled = false;   ///< Since the takeover it has, once, repeated what was unanswered.
   bool ending = false, gone = false;
-  Signal over;  ///< When gone.
+  bool fenced = false;        ///< Ends, or has ended, without a goodbye.
+  TimePoint vouched_until{};  ///< It may answer until then from what it watches.
+  Signal over;                ///< When gone.
 
   Key key{};          ///< Admitted: the one under which it does I/O. Key{}: none.
   Key registering{};  ///< Asked for and not admitted yet.
@@ -89,8 +92,9 @@ struct Session {
   std::set<std::uint64_t> leaving;  ///< Of them, those that wait for the session's end.
   std::map<std::uint64_t, AskedRef> asked;
   std::size_t waited_for = 0;  ///< By operations that cannot go on before it has declared itself.
-  std::size_t lock_waits = 0;  ///< Of `requests`, those that wait for a lock.
-  int unsettled_ticks = 0;     ///< Of the watch: waited for, connected, and silent all the same.
+  std::set<std::uint32_t> answering_again;  ///< Slots whose stored reply waits to be sent.
+  std::size_t lock_waits = 0;               ///< Of `requests`, those that wait for a lock.
+  int unsettled_ticks = 0;  ///< Of the watch: waited for, connected, and silent all the same.
 
   std::uint64_t total_requests = 0, read_bytes = 0, write_bytes = 0;
 

@@ -144,6 +144,17 @@ void Service::attach(const SessionRef& session, const LinkRef& link, const wire:
   link->session = session;
   session->resumed = hello.session() == 0;  // a new one has nothing to repeat
   declare(session, hello);
+  // It has forgotten all it watched, of whomever.
+  watches_.drop(session->id);
+  session->vouched_until = {};
+  std::erase_if(session->asked, [](const auto& each) {
+    auto& asked = *each.second;
+    if (!asked.notice.has_unwatch()) return false;
+    asked.heard = asked.answered = true;
+    asked.changed.notify();
+    return true;
+  });
+  if (former_watchers_.erase(session->id) > 0) settled_.notify();
 
   const auto& info = tenure_->info;
   wire::Frame frame;
@@ -226,7 +237,13 @@ void Service::noticed(const SessionRef& session, std::uint64_t id, const wire::N
   if (found == session->asked.end()) return;  // answered before, on an earlier connection
   auto asked = found->second;
   session->asked.erase(found);
+  asked->heard = true;
   const auto& notice = asked->notice;
+  if (notice.has_unwatch()) {
+    asked->answered = true;
+    asked->changed.notify();
+    return;
+  }
   InodeId inode{notice.has_recall() ? notice.recall().inode() : notice.query_wrote().inode()};
   tasks_.spawn(notice_answered(std::move(asked), inode, reply.wrote()));
 }
@@ -353,6 +370,7 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
     co_return;
   }
   session->ending = true;
+  session->fenced = how == End::fenced;
   log::info("session ends session={} node={} key={:016x} reason=\"{}\"", raw(session->id),
             raw(session->node), raw(session->key), why);
   events::report(how == End::said_goodbye ? events::Severity::info : events::Severity::error,
@@ -370,6 +388,7 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
   // Its requests end: those that wait for somebody give up, the others come to their end. Only then
   // nothing of it can take effect any more.
   nudge_all();
+  settled_.notify();
   file_locks_.end_waits(session->id);
   tell_lock_waiters();
   while (session->requests.size() > session->leaving.size()) co_await sessions_changed_.wait();
@@ -400,6 +419,10 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
   }
   sessions_.erase(session->id);
   ended_.insert(session->id);
+  if (session->fenced && session->vouched_until > loop_.now())
+    lapsing_[session->id] = session;
+  else
+    watches_.drop(session->id);
   session->over.notify();
   sessions_changed_.notify();
   reap_due_.notify();

@@ -139,6 +139,7 @@ Task<Expected<void>> wait_for_silence(const Surroundings& around, Taken& taken) 
   log::info("takeover volume={} waits_ms={} for=\"answers of the former coordinator on node {}\"",
             around.volume, term / 1ms, raw(info.coordinator));
   co_await sleep(*around.loop, fenced_at + term - around.loop->now());
+  taken.outwaited = true;
   co_return Expected<void>{};
 }
 

@@ -18,6 +18,8 @@ struct Taken {
   Epoch epoch{};
   std::uint32_t key_generation = 0;  ///< PRGENERATION, as the catalog has it now.
   std::uint64_t verifier = 0;        ///< Grows when the target was found to have lost its memory.
+  /// The former coordinator was waited for: nothing it told anybody holds any more.
+  bool outwaited = false;
   TimePoint proven_at{};  ///< A command sent then found our key in force, after the fence.
   std::vector<volume::SessionRow> sessions;      ///< Ended ones too.
   std::vector<volume::AdmissionRow> admissions;  ///< Live ones only.

@@ -274,6 +274,12 @@ Task<Expected<void>> Service::clean_up(SessionId session) {
     CSV_CO_TRY(dropped, co_await writer_.change(std::move(drop)));
     if (dropped < kDropAtOnce) break;
   }
+  // Until then its row tells a successor that somebody may answer from what we told him.
+  if (auto lapsing = lapsing_.find(session); lapsing != lapsing_.end()) {
+    co_await sleep(loop_, lapsing->second->vouched_until - loop_.now());
+    watches_.drop(session);
+    lapsing_.erase(session);
+  }
   auto forget = [session](volume::Catalog& catalog) { return catalog.forget_session(session); };
   co_return co_await writer_.change(std::move(forget));
 }

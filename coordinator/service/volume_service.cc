@@ -38,6 +38,11 @@ bool must_be_once(const wire::Request& request) {
   }
 }
 
+bool tells_times(const wire::Request& request) {
+  return request.has_wrote() || request.has_release() || request.has_layout_return() ||
+         request.get_attr().wrote() || request.get_attr().accessed();
+}
+
 }  // namespace
 
 Task<Expected<std::unique_ptr<VolumeService>>> VolumeService::take_over(Surroundings around) {
@@ -56,7 +61,7 @@ Service::Service(Surroundings around, Taken taken)
       epoch_{taken.epoch},
       verifier_{taken.verifier},
       since_{loop_.now()},
-      writer_{tenure_, [this](std::span<const InodeId> changed) { names_.forget(changed); },
+      writer_{tenure_, [this](const auto& what) { changed(what); },
               [this](Error why) { stop(why.within("writing the catalog")); }},
       content_{loop_, *tenure_->lun},
       locks_{loop_},
@@ -83,6 +88,7 @@ Service::Service(Surroundings around, Taken taken)
     auto& session = *sessions_.at(row.session);
     (row.state == volume::AdmissionState::admitted ? session.key : session.registering) = row.key;
   }
+  await_former_watchers(taken);
   tenure_->lun->on_lost([this, alive = std::weak_ptr{alive_}](Error why) {
     if (!alive.expired()) stop(why.within("the coordinator's way to the LUN"));
   });
@@ -263,7 +269,8 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
   auto bytes = message.bulk.size() + (request.has_read() ? request.read().length() : 0);
   // Locks have bounds of their own. They are never told to come back later, which would change
   // their order, and those that wait are in nobody's way.
-  if (!is_about_locks(request) &&
+  // Nor are those that tell of times, or others would be asked for them meanwhile.
+  if (!is_about_locks(request) && !tells_times(request) &&
       (session->requests.size() - session->lock_waits >= kMaxRequests ||
        (session->request_bytes > 0 && session->request_bytes + bytes > kMaxRequestBytes)))
     return refuse_request(Errc::retry, "too many requests of the session are under way");
@@ -280,13 +287,16 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
       // The former coordinator knew that this opened the file; we may not.
       if (request.has_open() || (request.has_make() && request.make().open()))
         opened(session, InodeId{reply.attr().inode()});
-      return send_reply(session, frame.id(), std::move(reply));
+      if (session->answering_again.insert(request.slot()).second)
+        tasks_.spawn(answer_again(session, std::move(request), frame.id(), std::move(reply)));
+      return;
     }
     if (request.sequence() < slot.sequence)
       return refuse_request(Errc::refused, "the slot is past this sequence");
     if (slot.busy) return refuse_request(Errc::refused, "the slot is in use");
     slot.busy = true;
   }
+  for (auto inode : request.gave_up()) watches_.drop(InodeId{inode}, session->id);
   auto call = std::make_shared<Call>();
   call->session = session;
   call->session_id = session->id;
@@ -301,7 +311,17 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
 
 Task<void> Service::handle(CallRef call) {
   auto outcome = co_await dispatch(call);
+  if (!co_await uncontradicted(call, outcome))
+    outcome = Error{Errc::session_ended, "the session has ended"};
   answer(call, std::move(outcome));
+}
+
+/// What a former coordinator has answered, or was about to.
+Task<void> Service::answer_again(SessionRef session, wire::Request request, std::uint64_t id,
+                                 wire::Reply reply) {
+  while (former_watchers()) co_await settled_.wait();
+  session->answering_again.erase(request.slot());
+  send_reply(session, id, std::move(reply));
 }
 
 Task<Service::Outcome> Service::dispatch(CallRef call) {
@@ -365,6 +385,7 @@ Task<Service::Outcome> Service::settle_erased(
     return reply;
   };
   CSV_CO_TRY(reply, co_await writer_.change(std::move(whole)));
+  call->changed = group_unsettled_;  // in the very turn: see changed()
   if (call->request.sequence() > 0) call->stored = std::move(*stored);
   Answer answer;
   answer.reply = std::move(reply);
@@ -394,6 +415,7 @@ void Service::answer(const CallRef& call, Outcome outcome) {
   } else {
     *reply.mutable_failure() = protocol::encode(outcome.error());
   }
+  vouch(*call, outcome, reply);
   send_reply(call->session, call->id, std::move(reply), std::move(bulk));
 }
 
@@ -462,6 +484,7 @@ void fill(wire::Attr& out, const volume::Attr& attr) {
   out.set_ctime(attr.ctime);
   out.set_btime(attr.btime);
   out.set_truncation(attr.truncation);
+  out.set_plain(!attr.has_xattrs);
 }
 
 }  // namespace csv::service

@@ -11,6 +11,8 @@ constexpr std::size_t kGroup = 128;
 /// A log longer than this is checkpointed right after the group that made it so, rather than at
 /// the next round of maintenance: a takeover reads all of it.
 constexpr std::uint64_t kLongLog = 16ull << 20;
+/// What was changed is looked at next more often than not.
+constexpr std::size_t kLookedAt = 256;
 
 }  // namespace
 
@@ -24,7 +26,7 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
   struct Group {
     Kind kind{};
     std::vector<volume::Catalog::Change> changes;
-    std::vector<InodeId> changed;
+    volume::Catalog::Changed changed;
     volume::Catalog::Statistics statistics;
     Expected<void> outcome;
   };
@@ -97,7 +99,15 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
       default: group.outcome = catalog.run(group.changes); break;
     }
     group.changed = catalog.take_changed();
+    if (group.kind == changes && group.outcome) look(group.changed, catalog);
     group.statistics = catalog.statistics();
+  }
+
+  static void look(volume::Catalog::Changed& changed, volume::Catalog& catalog) {
+    for (auto inode : changed.inodes) {
+      if (changed.now.size() >= kLookedAt) return;
+      if (auto attr = catalog.attr(inode)) changed.now.push_back(*attr);
+    }
   }
 
   void finished(Group& group) {

@@ -24,7 +24,8 @@ namespace csv::service {
 /// `failed` is called once. Loop's thread.
 class Writer {
  public:
-  using Changed = Function<void(std::span<const InodeId>)>;
+  /// Told, with the attributes as they are after the group, of as many as were looked at.
+  using Changed = Function<void(const volume::Catalog::Changed&)>;
   Writer(TenureRef tenure, Changed changed, Function<void(Error)> failed);
   ~Writer();
 

@@ -27,6 +27,7 @@ struct Attr {
   std::int64_t atime = 0, mtime = 0, ctime = 0, btime = 0;
   std::uint64_t truncation = 0;  ///< Grows whenever the file shrinks (A11).
   InodeId parent{};              ///< Of a directory: the one above. Of a file: its home (A17).
+  bool has_xattrs = false;       ///< As it was looked up; not kept up by what changes them.
 };
 
 struct AttrChange {
@@ -273,7 +274,13 @@ class Catalog {
   /// Inodes whose attributes or, of directories, names may have changed since the last call (by
   /// run() or maintain(), or by what was undone again), in order. From open() on they are gathered
   /// for somebody who asks after each run.
-  virtual std::vector<InodeId> take_changed() = 0;
+  struct Changed {
+    std::vector<InodeId> inodes;
+    std::vector<InodeId> access_times;  ///< Of these nothing else.
+    std::vector<Attr> now;              ///< Of some of `inodes`, if who asked has looked.
+    [[nodiscard]] bool empty() const { return inodes.empty() && access_times.empty(); }
+  };
+  virtual Changed take_changed() = 0;
 
   struct Statistics {
     std::uint64_t transactions = 0, changes = 0, checkpoints = 0, wal_bytes = 0;

@@ -54,6 +54,7 @@ Inode read_inode(const Query& row) {
   a.parent = InodeId{row.u64(13)};
   inode.next_cookie = row.u64(14);
   inode.keep_beyond_end = row.i64(15) != 0;
+  a.has_xattrs = row.i64(16) != 0;
   return inode;
 }
 
@@ -207,7 +208,7 @@ Expected<std::vector<Entry>> SqlCatalog::list(InodeId directory, std::uint64_t a
   if (after_cookie > INT64_MAX) return entries;
   auto row = database_->use(sql_->list_entries, directory, after_cookie, limit);
   while (CSV_TRY(row.row()))
-    entries.push_back({std::string{row.bytes(16)}, row.u64(17), read_inode(row).attr});
+    entries.push_back({std::string{row.bytes(17)}, row.u64(18), read_inode(row).attr});
   return entries;
 }
 
@@ -479,6 +480,7 @@ Expected<Attr> SqlCatalog::accessed(InodeId inode, std::int64_t now) {
   auto found = CSV_TRY(load_inode(inode));
   if (now <= found.attr.atime) return found.attr;
   found.attr.atime = now;
+  Database::MinorChanges minor{*database_};
   CSV_TRY(store_inode(found));
   return found.attr;
 }

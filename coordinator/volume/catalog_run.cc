@@ -191,11 +191,18 @@ Expected<void> SqlCatalog::maintain() {
 
 /// Every change of a directory's entries changes its row too (times, size, next cookie), so that
 /// the rows of `inodes` tell of names as well.
-std::vector<InodeId> SqlCatalog::take_changed() {
-  std::vector<InodeId> inodes;
-  for (auto row : database_->take_changed())
-    inodes.push_back(static_cast<InodeId>(static_cast<std::uint64_t>(row)));
-  return inodes;
+Catalog::Changed SqlCatalog::take_changed() {
+  auto inodes_of = [](const std::vector<std::int64_t>& rows) {
+    std::vector<InodeId> inodes;
+    for (auto row : rows) inodes.push_back(static_cast<InodeId>(static_cast<std::uint64_t>(row)));
+    return inodes;
+  };
+  Changed changed;
+  changed.inodes = inodes_of(database_->take_changed());
+  auto minor = inodes_of(database_->take_changed_a_little());
+  std::set_difference(minor.begin(), minor.end(), changed.inodes.begin(), changed.inodes.end(),
+                      std::back_inserter(changed.access_times));
+  return changed;
 }
 
 Catalog::Statistics SqlCatalog::statistics() const {

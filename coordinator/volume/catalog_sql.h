@@ -62,6 +62,7 @@ CREATE INDEX grants_by_inode ON grants(inode);
 #define CSV_INODE_COLUMNS                                                             \
   "id,mode,uid,gid,nlink,rdev,size,blocks,atime,mtime,ctime,btime,truncation,parent," \
   "next_cookie,keep_beyond_end"
+#define CSV_HAS_XATTRS "EXISTS(SELECT 1 FROM xattrs WHERE xattrs.inode=inodes.id)"
 #define CSV_EXTENT_COLUMNS "file_block,count,lun_block,grant_id,birth,written_count,written"
 
 struct SqlCatalog::Statements {
@@ -79,7 +80,7 @@ struct SqlCatalog::Statements {
       "INSERT INTO kv(key,value) VALUES(CAST(?1 AS TEXT),?2)"
       " ON CONFLICT(key) DO UPDATE SET value=excluded.value"};
 
-  Statement get_inode{"SELECT " CSV_INODE_COLUMNS " FROM inodes WHERE id=?1"};
+  Statement get_inode{"SELECT " CSV_INODE_COLUMNS "," CSV_HAS_XATTRS " FROM inodes WHERE id=?1"};
   Statement insert_inode{
       "INSERT INTO inodes(" CSV_INODE_COLUMNS
       ",target) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)"};
@@ -97,7 +98,7 @@ struct SqlCatalog::Statements {
   Statement point_entry{"UPDATE entries SET inode=?3 WHERE parent=?1 AND name=?2"};
   Statement delete_entry{"DELETE FROM entries WHERE parent=?1 AND name=?2"};
   Statement list_entries{
-      "SELECT " CSV_INODE_COLUMNS
+      "SELECT " CSV_INODE_COLUMNS "," CSV_HAS_XATTRS
       ",name,cookie FROM (SELECT parent AS directory,name,inode,cookie FROM entries"
       " INDEXED BY entries_by_cookie) CROSS JOIN inodes ON id=inode"
       " WHERE directory=?1 AND cookie>?2 ORDER BY cookie LIMIT ?3"};

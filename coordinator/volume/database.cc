@@ -199,18 +199,27 @@ void Database::gather_changes_of(const char* table) {
   auto note = [](void* self, int, const char*, const char* changed, sqlite3_int64 row) {
     auto& database = *static_cast<Database*>(self);
     if (changed != database.gathered_table_) return;
+    auto& rows = database.minor_ ? database.changed_a_little_ : database.changed_;
     // Several times the same one after the other is the usual case.
-    if (database.changed_.empty() || database.changed_.back() != row)
-      database.changed_.push_back(row);
+    if (rows.empty() || rows.back() != row) rows.push_back(row);
   };
   sqlite3_update_hook(db_, note, this);
 }
 
+namespace {
+std::vector<std::int64_t> each_once(std::vector<std::int64_t> rows) {
+  std::sort(rows.begin(), rows.end());
+  rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+  return rows;
+}
+}  // namespace
+
 std::vector<std::int64_t> Database::take_changed() {
-  auto taken = std::exchange(changed_, {});
-  std::sort(taken.begin(), taken.end());
-  taken.erase(std::unique(taken.begin(), taken.end()), taken.end());
-  return taken;
+  return each_once(std::exchange(changed_, {}));
+}
+
+std::vector<std::int64_t> Database::take_changed_a_little() {
+  return each_once(std::exchange(changed_a_little_, {}));
 }
 
 }  // namespace csv::volume

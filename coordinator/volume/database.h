@@ -160,6 +160,19 @@ class Database {
   void gather_changes_of(const char* table);
   /// What was gathered since the last call, each once, in order.
   std::vector<std::int64_t> take_changed();
+  /// The same of what was changed while a MinorChanges lived.
+  std::vector<std::int64_t> take_changed_a_little();
+  /// For as long as it lives: what statements change is of less consequence, and gathered apart.
+  class MinorChanges {
+   public:
+    explicit MinorChanges(Database& database) : database_{&database} { database.minor_ = true; }
+    MinorChanges(const MinorChanges&) = delete;
+    MinorChanges& operator=(const MinorChanges&) = delete;
+    ~MinorChanges() { database_->minor_ = false; }
+
+   private:
+    Database* database_;
+  };
 
  private:
   friend class Query;
@@ -170,7 +183,8 @@ class Database {
   sqlite3* db_;
   std::uint64_t log_frames_ = 0;
   std::string_view gathered_table_;
-  std::vector<std::int64_t> changed_;
+  std::vector<std::int64_t> changed_, changed_a_little_;
+  bool minor_ = false;
   Expected<void> failure_;
 };
 

@@ -65,7 +65,7 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Expected<void> run(std::span<Change> changes) override;
   Expected<void> maintain() override;
   Expected<void> checkpoint() override;
-  std::vector<InodeId> take_changed() override;
+  Changed take_changed() override;
   Statistics statistics() const override;
 
   // catalog_names.cc

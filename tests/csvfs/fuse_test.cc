@@ -12,6 +12,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "csvfs/fuse_session.h"
@@ -545,7 +546,14 @@ TEST_CASE("fuse: what was removed can be stated as long as the kernel knows it")
   CHECK(kernel.lookup(".", node) == ESTALE);
   fuse_forget_in forget{1};
   kernel.send(FUSE_FORGET, node, Kernel::bytes(forget));
-  CHECK(kernel.call(FUSE_GETATTR, node, Kernel::bytes(fuse_getattr_in{})) == ESTALE);
+  // It is reaped in the background.
+  auto look = [&] { return kernel.call(FUSE_GETATTR, node, Kernel::bytes(fuse_getattr_in{})); };
+  auto seen = look();
+  for (int i = 0; i < 500 && seen != ESTALE; ++i) {
+    std::this_thread::sleep_for(10ms);
+    seen = look();
+  }
+  CHECK(seen == ESTALE);
 }
 
 TEST_CASE("fuse: a file that was open at a fence is another one to the kernel afterwards") {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <future>
+#include <set>
 #include <thread>
 
 #include "coordinator/protocol/failure.h"
@@ -228,6 +229,9 @@ struct Client::State {
   bool answer_recalls = true, says_wrote = false, fenced = false;
   std::deque<std::pair<std::uint64_t, wire::Recall>> held;
   std::size_t recalls = 0;
+  bool answer_unwatches = true;
+  std::set<std::uint64_t> held_unwatches;
+  std::vector<std::uint64_t> unwatched;
 
   void answer(std::uint64_t id, bool wrote) {
     protocol::Message message;
@@ -259,6 +263,13 @@ struct Client::State {
   void noticed(std::uint64_t id, const wire::Notice& notice) {
     if (notice.has_fenced()) fenced = true;
     if (notice.has_query_wrote()) answer(id, says_wrote);
+    if (notice.has_unwatch()) {
+      const auto& what = notice.unwatch();
+      unwatched.insert(unwatched.end(), what.inodes().begin(), what.inodes().end());
+      unwatched.insert(unwatched.end(), what.attributes().begin(), what.attributes().end());
+      if (answer_unwatches) return answer(id, false);
+      held_unwatches.insert(id);
+    }
     if (!notice.has_recall()) return;
     ++recalls;
     if (answer_recalls) return answer(id, false);
@@ -514,6 +525,22 @@ void Client::answer_held(bool wrote) {
 
 void Client::says_wrote(bool wrote) {
   world_->run([&] { state_->says_wrote = wrote; });
+}
+
+std::vector<std::uint64_t> Client::unwatched() {
+  std::vector<std::uint64_t> all;
+  world_->run([&] { all = state_->unwatched; });
+  return all;
+}
+
+void Client::answer_unwatches(bool at_once) {
+  world_->run([&] { state_->answer_unwatches = at_once; });
+}
+
+void Client::answer_held_unwatches() {
+  world_->run([&] {
+    for (auto id : std::exchange(state_->held_unwatches, {})) state_->answer(id, false);
+  });
 }
 
 std::size_t Client::recalls() {

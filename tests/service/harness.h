@@ -118,6 +118,10 @@ class Client {
   /// What it says if asked whether it wrote.
   void says_wrote(bool wrote);
   std::size_t recalls();
+  /// What it was told not to watch any more, so far. Answered at once, unless told otherwise.
+  std::vector<std::uint64_t> unwatched();
+  void answer_unwatches(bool at_once);
+  void answer_held_unwatches();
 
   wire::Request prepared(wire::Request request, std::uint32_t slot);
   SessionId session() const { return session_; }

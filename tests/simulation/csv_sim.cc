@@ -48,6 +48,7 @@ int main(int argc, char** argv) {
       plan.broken.csvds_gate_stays_open |= what == "coordinators-gates";
       plan.broken.forgery.answer_recalls |= what == "recalls";
       plan.broken.forgery.double_appends |= what == "appends";
+      plan.broken.forgery.answer_unwatches |= what == "unwatches";
       plan.broken.forgery.hide_locks |= what == "locks";
       plan.broken.forgery.hide_losses |= what == "losses";
     } else if (arg == "--seconds") {
@@ -57,10 +58,10 @@ int main(int argc, char** argv) {
     } else if (arg == "--log") {
       level = csv::log::Level::debug;
     } else {
-      std::fprintf(
-          stderr,
-          "csv_sim [--seed N] [--runs N] [--seconds N] [--calm] [--lie N] [--break "
-          "fences|gates|coordinators-gates|recalls|appends|locks|losses] [--verbose] [--log]\n");
+      std::fprintf(stderr,
+                   "csv_sim [--seed N] [--runs N] [--seconds N] [--calm] [--lie N] [--break "
+                   "fences|gates|coordinators-gates|recalls|unwatches|appends|locks|losses] "
+                   "[--verbose] [--log]\n");
       return 2;
     }
   }

@@ -325,7 +325,9 @@ bool Network::forge(const std::shared_ptr<Stream>& stream, int from,
   protocol::Message forged;
   auto to = from;
   bool replaced = false;
-  if (forgery.answer_recalls && sent.frame.notice().has_recall()) {
+  bool unheard = (forgery.answer_recalls && sent.frame.notice().has_recall()) ||
+                 (forgery.answer_unwatches && sent.frame.notice().has_unwatch());
+  if (unheard) {
     forged.frame.set_id(sent.frame.id());
     forged.frame.mutable_notice_reply();
   } else if (forgery.hide_losses && sent.frame.hello_reply().verifier() != 0) {
@@ -350,7 +352,7 @@ bool Network::forge(const std::shared_ptr<Stream>& stream, int from,
       [stream, to, bytes = protocol::encode_message(forged)]() mutable {
         stream->receive(to, std::move(bytes));
       });
-  return replaced || (forgery.answer_recalls && sent.frame.has_notice());
+  return replaced || unheard;
 }
 
 void Network::part(NodeId from, NodeId to) { parted_.insert({from, to}); }

@@ -25,10 +25,11 @@ class Network {
   Weather weather;
   /// Frames that were never sent, to see judges bite.
   struct Forgery {
-    bool answer_recalls = false;  ///< Each recall is answered, and the mount never hears of it.
-    bool hide_losses = false;     ///< No mount hears that the target has lost its cache.
-    bool hide_locks = false;      ///< No coordinator hears what a session has locked before.
-    bool double_appends = false;  ///< Each append is asked for a second time, as another request.
+    bool answer_recalls = false;    ///< Each recall is answered, and the mount never hears of it.
+    bool answer_unwatches = false;  ///< The same of what it is told not to watch any more.
+    bool hide_losses = false;       ///< No mount hears that the target has lost its cache.
+    bool hide_locks = false;        ///< No coordinator hears what a session has locked before.
+    bool double_appends = false;    ///< Each append is asked for a second time, as another request.
   };
   Forgery forgery;
 

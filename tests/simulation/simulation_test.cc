@@ -116,6 +116,13 @@ TEST_CASE("simulation: a recall that the mount never hears of is found out") {
   CHECK(first_violation(plan, 4) != "");
 }
 
+TEST_CASE("simulation: names that a mount goes on watching after they changed are found out") {
+  auto plan = Plan::calm();
+  plan.length = 5s;
+  plan.broken.forgery.answer_unwatches = true;
+  CHECK(first_violation(plan, 4) != "");
+}
+
 TEST_CASE("simulation: a request that takes effect twice is found out") {
   auto plan = Plan::calm();
   plan.length = 5s;

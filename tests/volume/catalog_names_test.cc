@@ -1,6 +1,7 @@
 #include <linux/fs.h>
 #include <sys/xattr.h>
 
+#include <algorithm>
 #include <chrono>
 #include <map>
 #include <set>
@@ -510,7 +511,8 @@ TEST_CASE("catalog: whatever an operation changes of attributes or names is told
         break;
     }
     std::set<InodeId> told;
-    for (auto each : v.catalog->take_changed()) told.insert(each);
+    auto now_changed = v.catalog->take_changed();
+    told.insert(now_changed.inodes.begin(), now_changed.inodes.end());
     if (inode != InodeId{}) known.try_emplace(inode, "");
     for (auto each : directories) known.try_emplace(each, "");
     if (auto made = id_of(v, parent, name); made != InodeId{}) known.try_emplace(made, "");
@@ -528,4 +530,27 @@ TEST_CASE("catalog: whatever an operation changes of attributes or names is told
   }
   CHECK(changed > 200);
   CHECK(v.catalog->take_changed().empty());
+}
+
+TEST_CASE("catalog: a changed access time is told apart, but not if there is more") {
+  TestCatalog v;
+  auto directory = v.directory("d").inode;
+  (void)v.catalog->take_changed();
+  auto access = [&] {
+    v.now += 1000;
+    v.must([&](Catalog& c) -> Expected<void> {
+      CSV_TRY(c.accessed(directory, v.now));
+      return {};
+    });
+  };
+  access();
+  auto changed = v.catalog->take_changed();
+  CHECK(changed.inodes.empty());
+  CHECK(changed.access_times == std::vector{directory});
+
+  access();
+  (void)v.file("file", directory);
+  changed = v.catalog->take_changed();
+  CHECK(std::count(changed.inodes.begin(), changed.inodes.end(), directory) == 1);
+  CHECK(changed.access_times.empty());
 }
