@@ -38,8 +38,9 @@ event node2 'volume1 mount: mounted at'
 event node2 'volume1 coordinator: node 1 coordinates it'
 
 say "the coordinator is killed: node2 waits, says so, and says that it is over"
-on node2 csvctl events --follow --json --since 0s >"$work/followed" &
+on node2 csvctl events --follow --json --since 60s >"$work/followed" &
 background+=($!)
+wait_for 30 "the follower to follow" test -s "$work/followed" || die "events --follow says nothing"
 lab kill node1 csvd
 comes node2 'volume1: the mount here is paused: .*says csvfs' status
 comes node2 'node1: is silent.*says csvd of node2' status
