@@ -71,6 +71,7 @@ Json service_json(const Clock& clock, const service::VolumeService& service) {
                         {"key", key_text(one.key)},
                         {"open_files", one.open_files},
                         {"layouts", one.layouts},
+                        {"watched", one.watched},
                         {"requests", one.requests},
                         {"redirected_read_bytes", one.redirected_read_bytes},
                         {"redirected_write_bytes", one.redirected_write_bytes}});
@@ -86,6 +87,7 @@ Json service_json(const Clock& clock, const service::VolumeService& service) {
           {"fences", status.fences},
           {"stale_commits", status.stale_commits},
           {"recalls", status.recalls},
+          {"unwatches", status.unwatches},
           {"content_read_bytes", status.content_read_bytes},
           {"content_write_bytes", status.content_write_bytes},
           {"lun",

@@ -194,8 +194,8 @@ class Teller {
          fmt::format("{} changes in {} transactions, {} recalls, {} fences",
                      text_of(service.at("changes")), text_of(service.at("transactions")),
                      text_of(service.at("recalls")), text_of(service.at("fences"))));
-    TextTable table{{"MOUNTED BY", "STATE", "OPEN FILES", "LAYOUTS", "REQUESTS", "REDIRECTED READ",
-                     "REDIRECTED WRITTEN"}};
+    TextTable table{{"MOUNTED BY", "STATE", "OPEN FILES", "LAYOUTS", "WATCHED", "REQUESTS",
+                     "REDIRECTED READ", "REDIRECTED WRITTEN"}};
     for (const auto& one : service.at("sessions")) {
       bool connected = one.at("connected").get<bool>(), admitted = one.at("admitted").get<bool>();
       auto node = node_name(one.at("node"));
@@ -204,7 +204,8 @@ class Teller {
                  : !admitted ? paint_.warning("not admitted")
                              : paint_.good("connected"),
                  text_of(one.at("open_files")), text_of(one.at("layouts")),
-                 text_of(one.at("requests")), bytes_text(number(one, "redirected_read_bytes")),
+                 text_of(one.at("watched")), text_of(one.at("requests")),
+                 bytes_text(number(one, "redirected_read_bytes")),
                  bytes_text(number(one, "redirected_write_bytes"))});
       if (!connected) attend(name, "the mount of " + node + " is away", Json{}, csvd_);
     }

@@ -186,6 +186,7 @@ VolumeService::Status Service::status() const {
   status.fences = fencing_->count();
   status.stale_commits = stale_commits_;
   status.recalls = recalls_;
+  status.unwatches = unwatches_;
   status.lun = tenure_->lun->counters();
   status.content_read_bytes = content_.read_bytes();
   status.content_write_bytes = content_.write_bytes();
@@ -198,6 +199,7 @@ VolumeService::Status Service::status() const {
     one.key = session->key;
     one.open_files = session->open.size();
     one.layouts = layouts_.count(id);
+    one.watched = watches_.count(id);
     auto locks = file_locks_.counts(id);
     one.locks = locks.locks;
     one.lock_waits = locks.waits;

@@ -34,12 +34,12 @@ Json healthy() {
     "volumes":[{"name":"v","lun":"file:/x","coordinator_node":1,"coordinator_endpoint":"a:1",
       "epoch":3,"key":"00","lease_ms":2500,"here":{"state":"serving","reason":"","since_s":90},
       "service":{"epoch":3,"key":"00","since_s":90,"total_blocks":1000,"free_blocks":900,"inodes":2,
-        "transactions":10,"changes":20,"fences":0,"stale_commits":0,"recalls":4,
+        "transactions":10,"changes":20,"fences":0,"stale_commits":0,"recalls":4,"unwatches":6,
         "content_read_bytes":0,"content_write_bytes":0,
         "lun":{"reads":0,"read_bytes":0,"writes":0,"write_bytes":0,"flushes":0,"zeroes":0,
                "unmaps":0,"retries":0,"conflicts":0,"timeouts":0},
         "sessions":[{"session":5,"node":2,"connected":true,"admitted":true,"key":"00",
-          "open_files":1,"layouts":1,"requests":100,"redirected_read_bytes":0,
+          "open_files":1,"layouts":1,"watched":12,"requests":100,"redirected_read_bytes":0,
           "redirected_write_bytes":0}]},
       "mount":{"pid":42,"alive":true,"mode":"direct","reason":"","since_s":80,"counters":)" +
                      counters(0).dump() + "}}]}");
