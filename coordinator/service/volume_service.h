@@ -95,7 +95,7 @@ class VolumeService {
     bool connected = false, admitted = false;
     Key key{};
     std::uint64_t open_files = 0, layouts = 0, requests = 0;
-    std::uint64_t watched = 0;  ///< Inodes it knows by heart, at most.
+    std::uint64_t watched = 0;                ///< Inodes it knows by heart, at most.
     std::uint64_t locks = 0, lock_waits = 0;  ///< Of programs: held, and waited for.
     std::uint64_t redirected_read_bytes = 0, redirected_write_bytes = 0;
   };
@@ -107,7 +107,7 @@ class VolumeService {
     std::uint64_t total_blocks = 0, free_blocks = 0, inodes = 0;
     std::uint64_t transactions = 0, changes = 0, fences = 0, stale_commits = 0, recalls = 0;
     std::uint64_t unwatches = 0;  ///< Notices that names or attributes are to be forgotten.
-    iscsi::LunCounters lun;  ///< Of the coordinator's own I/O: catalog and redirected content.
+    iscsi::LunCounters lun;       ///< Of the coordinator's own I/O: catalog and redirected content.
     std::uint64_t content_read_bytes = 0, content_write_bytes = 0;  ///< The latter's share.
     std::vector<SessionStatus> sessions;
   };
