@@ -58,6 +58,8 @@ struct Surroundings {
   volume::ClusterTag tag;
   std::string volume;
   Timing timing;
+  /// Inodes that one session may know by heart; a mount keeps about as much.
+  std::size_t most_watched = 100'000;
   /// If the LUN has grown, the takeover lets the volume grow with it.
   bool grow = false;
   /// Makes the file that a copy of the catalog goes to; none: copies go to the LUN only.

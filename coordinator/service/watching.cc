@@ -13,8 +13,6 @@
 namespace csv::service {
 namespace {
 
-/// A mount keeps about as much.
-constexpr std::size_t kMostWatched = 100'000;
 constexpr std::size_t kMostOfAll = 500'000;
 constexpr std::size_t kShedAtOnce = 1024;
 
@@ -45,7 +43,8 @@ std::vector<InodeId> concerned(const wire::Request& request, const wire::Reply& 
 }  // namespace
 
 /// Called when a group of changes is told to be finished, before anybody who waited for it goes on.
-/// From here on its effect can be seen here; whoever is about to be shown it waits (shown()).
+/// From here on its effect can be seen here; whoever is about to be shown it waits
+/// (uncontradicted()).
 void Service::changed(const volume::Catalog::Changed& what) {
   names_.forget(what.inodes);
   names_.forget_attributes(what.access_times);
@@ -194,10 +193,9 @@ void Service::vouch(const Call& call, const Outcome& outcome, wire::Reply& reply
   // Rates of clocks are trusted to 1 %.
   auto ours = until - loop_.now();
   session.vouched_until = std::max(session.vouched_until, loop_.now() + ours + ours / 100);
-  if (watches_.count(session.id) >= kMostWatched || watches_.total() >= kMostOfAll) {
-    // Nothing has changed: nobody waits for this.
-    auto some = watches_.take_some(session.id, kShedAtOnce);
-    (void)send_unwatch(call.session, some, {});
+  if (watches_.count(session.id) >= around_.most_watched || watches_.total() >= kMostOfAll) {
+    // Told like a change: until it has heard, a change of these would not be told it any more.
+    tell(session.id, watches_.take_some(session.id, kShedAtOnce), {});
   }
   auto watch = [&](InodeId inode) {
     watches_.add(inode, session.id);

@@ -132,6 +132,7 @@ Surroundings World::surroundings(NodeId node) {
   around.tag = tag;
   around.volume = "volume1";
   around.timing = timing;
+  around.most_watched = most_watched;
   return around;
 }
 

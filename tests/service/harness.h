@@ -41,6 +41,7 @@ class World {
   std::shared_ptr<iscsi::RamDisk> disk;
   volume::VolumeInfo info;
   Timing timing;
+  std::size_t most_watched = 100'000;
   volume::ClusterTag tag;
   iscsi::RamPlan coordinator_plan;
   std::atomic<std::int64_t> open_for_ns{3'600'000'000'000};

@@ -50,8 +50,9 @@ wire::Request xattr_of(std::uint64_t inode, const std::string& name) {
 }
 
 struct Two {
-  explicit Two(Duration term = std::chrono::seconds{60}) {
+  explicit Two(Duration term = std::chrono::seconds{60}, std::size_t most_watched = 100'000) {
     world.timing.lease_term = term;
+    world.most_watched = most_watched;
     coordinator.emplace(world, 1);
     REQUIRE(!a.connect(*coordinator).code());
     REQUIRE(!b.connect(*coordinator).code());
@@ -254,6 +255,23 @@ TEST_CASE("watches: who writes directly is alone in knowing the times, until the
   release.mutable_release()->set_reads_only(true);
   CHECK(a.call(release).failure().code() == 0);
   two.watch(b, attr_of(file), file);
+}
+
+TEST_CASE("watches: what is too much to watch is taken back like what changes") {
+  Two two{std::chrono::seconds{60}, 3};
+  auto& [world, coordinator, a, b, file] = two;
+  std::vector<std::uint64_t> others;
+  for (const auto* name : {"1", "2", "3", "4"}) others.push_back(a.create(name, false));
+  two.watch(b, attr_of(file), file);
+  b.answer_unwatches(false);
+  for (auto other : others) (void)b.call(attr_of(other));
+  for (int i = 0; i < 400 && !has(b.unwatched(), file); ++i) pause(std::chrono::milliseconds{5});
+  REQUIRE(has(b.unwatched(), file));
+  auto change = a.send(a.prepared(chmod_of(file, 0600), 1));
+  pause(std::chrono::milliseconds{100});
+  CHECK(!a.answered(change));  // it has not said that it forgot
+  b.answer_held_unwatches();
+  CHECK((a.wait(change).attr().mode() & 07777) == 0600);
 }
 
 TEST_CASE("watches: an access time takes the attributes along, and leaves a directory's names") {
