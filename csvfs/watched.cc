@@ -15,19 +15,9 @@ constexpr std::size_t kMostDoubts = 4096;
 
 /// Whether executing it changes what was known of the inodes it names.
 bool changes(const wire::Request& request) {
+  if (protocol::must_be_once(request)) return true;
   switch (request.op_case()) {
-    case wire::Request::kSetAttr:
-    case wire::Request::kMake:
-    case wire::Request::kLink:
-    case wire::Request::kUnlink:
-    case wire::Request::kRename:
-    case wire::Request::kSetXattr:
-    case wire::Request::kRemoveXattr:
-    case wire::Request::kCommit:
-    case wire::Request::kWrite:
-    case wire::Request::kAllocate:
     case wire::Request::kWrote: return true;
-    case wire::Request::kOpen: return request.open().truncate();
     case wire::Request::kGetAttr:
       return request.get_attr().wrote() || request.get_attr().accessed();
     case wire::Request::kRelease: return request.release().wrote() || request.release().accessed();

@@ -44,4 +44,21 @@ std::vector<InodeId> named_inodes(const wire::Request& request) {
   return {};
 }
 
+bool must_be_once(const wire::Request& request) {
+  switch (request.op_case()) {
+    case wire::Request::kSetAttr:
+    case wire::Request::kMake:
+    case wire::Request::kLink:
+    case wire::Request::kUnlink:
+    case wire::Request::kRename:
+    case wire::Request::kSetXattr:
+    case wire::Request::kRemoveXattr:
+    case wire::Request::kCommit:
+    case wire::Request::kWrite:
+    case wire::Request::kAllocate: return true;
+    case wire::Request::kOpen: return request.open().truncate();
+    default: return false;
+  }
+}
+
 }  // namespace csv::protocol

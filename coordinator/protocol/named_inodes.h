@@ -11,4 +11,8 @@ namespace csv::protocol {
 /// state.
 [[nodiscard]] std::vector<InodeId> named_inodes(const wire::Request& request);
 
+/// Whether a request of this kind changes something, so that repeating it is not harmless: it takes
+/// a slot.
+[[nodiscard]] bool must_be_once(const wire::Request& request);
+
 }  // namespace csv::protocol

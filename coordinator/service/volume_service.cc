@@ -3,6 +3,7 @@
 #include <cerrno>
 
 #include "coordinator/protocol/failure.h"
+#include "coordinator/protocol/named_inodes.h"
 #include "coordinator/service/service.h"
 #include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
@@ -19,24 +20,6 @@ constexpr std::size_t kMaxEarly = 64;
 constexpr std::size_t kMaxArrivals = 256;
 /// For a mount to read what it was told last.
 constexpr Duration kGoodbyeTime = 2s;
-
-/// Whether a request of this kind changes something, so that repeating it is not harmless.
-bool must_be_once(const wire::Request& request) {
-  switch (request.op_case()) {
-    case wire::Request::kSetAttr:
-    case wire::Request::kMake:
-    case wire::Request::kLink:
-    case wire::Request::kUnlink:
-    case wire::Request::kRename:
-    case wire::Request::kSetXattr:
-    case wire::Request::kRemoveXattr:
-    case wire::Request::kCommit:
-    case wire::Request::kWrite:
-    case wire::Request::kAllocate: return true;
-    case wire::Request::kOpen: return request.open().truncate();
-    default: return false;
-  }
-}
 
 bool tells_times(const wire::Request& request) {
   return request.has_wrote() || request.has_release() || request.has_layout_return() ||
@@ -276,7 +259,7 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
       (session->requests.size() - session->lock_waits >= kMaxRequests ||
        (session->request_bytes > 0 && session->request_bytes + bytes > kMaxRequestBytes)))
     return refuse_request(Errc::retry, "too many requests of the session are under way");
-  if (request.sequence() == 0 && must_be_once(request))
+  if (request.sequence() == 0 && protocol::must_be_once(request))
     return refuse_request(Errc::refused, "a request that changes something needs a sequence");
   if (request.sequence() > 0) {
     if (request.slot() >= protocol::kSlots)
