@@ -55,7 +55,7 @@ struct Surroundings {
       open_until;  ///< This node's membership lease: past it nothing is answered.
   NodeId node{};
   std::uint16_t cluster = 0;
-  volume::ClusterTag tag;
+  ClusterTag tag;
   std::string volume;
   Timing timing;
   /// Inodes that one session may know by heart; a mount keeps about as much.

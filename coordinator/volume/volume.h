@@ -20,12 +20,6 @@ inline constexpr std::uint64_t kGroupSize = 64ull << 20;  ///< An allocation gro
 
 using VolumeId = std::array<std::byte, 16>;
 
-/// Orders configurations of clusters: compared member by member.
-struct ClusterTag {
-  std::uint64_t forced = 0, epoch = 0, sequence = 0;
-  auto operator<=>(const ClusterTag&) const = default;
-};
-
 /// What the superblocks say: identity, geometry, and who coordinates. A value; written whole.
 struct VolumeInfo {
   std::uint64_t sequence = 0;  ///< Of this copy; grows with every rewrite.

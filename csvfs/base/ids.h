@@ -20,6 +20,13 @@ template <typename E>
 requires std::is_enum_v<E>
 constexpr auto raw(E value) noexcept { return static_cast<std::underlying_type_t<E>>(value); }
 
+/// Orders configurations of a cluster: compared member by member. `forced` grows only when an
+/// administrator forces a quorum, `epoch` each time a cluster forms, `sequence` with each change.
+struct ClusterTag {
+  std::uint64_t forced = 0, epoch = 0, sequence = 0;
+  auto operator<=>(const ClusterTag&) const = default;
+};
+
 /// What a key is for. Each dies separately, so each has its own key.
 enum class KeyRole : std::uint8_t { mount = 0, coordinator = 1, heartbeat = 2 };
 

@@ -42,7 +42,7 @@ class World {
   volume::VolumeInfo info;
   Timing timing;
   std::size_t most_watched = 100'000;
-  volume::ClusterTag tag;
+  ClusterTag tag;
   iscsi::RamPlan coordinator_plan;
   std::atomic<std::int64_t> open_for_ns{3'600'000'000'000};
   std::atomic<int> workers{0};  ///< Writer threads that have not ended yet.
