@@ -43,10 +43,14 @@ struct VotingRules {
   std::optional<NodeId> gives_way;
 };
 
-/// The votes that should be in force with these nodes present, for a side that goes on. Dynamic:
-/// absent nodes have none, so that nodes can go one by one down to the last; the witness counts
-/// only while the number of node votes is even, and where there is none (or it does not answer) one
-/// node of an even number has none. The survival table of docs/cluster.md is its test.
+/// The votes that should be in force with these nodes present, for a side that goes on; it has an
+/// entry for every node of `rules`. Dynamic: absent nodes have none, so that nodes can go one by
+/// one down to the last; the witness counts only while the number of node votes is even, and where
+/// there is none (or it does not answer) one node of an even number has none. The total is odd
+/// then, so there is no tie. The survival table of docs/cluster.md is its test.
+///
+/// Not dynamic, or without a voter among `present` (a forced side of nodes that have no vote):
+/// every voter counts, and the witness, if there is one.
 Votes votes_for(const VotingRules& rules, std::span<const NodeId> present, bool witness_answers);
 
 }  // namespace csv::cluster
