@@ -1,0 +1,152 @@
+#include "coordinator/cluster/placement.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "csvfs/base/log.h"
+
+namespace csv::cluster {
+namespace {
+
+/// How well a node can coordinate a volume.
+enum class Fitness { none, drained, fit };
+
+class Placing {
+ public:
+  Placing(std::span<const PlacedVolume> volumes, std::span<const PlacedNode> nodes, Duration hold,
+          TimePoint now)
+      : volumes_{volumes}, hold_{hold}, now_{now}, at_(volumes.size()), why_(volumes.size()) {
+    for (const auto& node : nodes) nodes_[node.node] = &node;
+    for (std::size_t i = 0; i < volumes.size(); ++i) {
+      at_[i] = volumes[i].coordinator;
+      if (at_[i]) ++load_[*at_[i]];
+    }
+  }
+
+  std::vector<Assignment> run() {
+    for (std::size_t i = 0; i < volumes_.size(); ++i) leave_what_cannot(i);
+    for (std::size_t i = 0; i < volumes_.size(); ++i) return_to_preferred(i);
+    while (even_out()) {
+    }
+    std::vector<Assignment> all;
+    for (std::size_t i = 0; i < volumes_.size(); ++i)
+      if (at_[i] != volumes_[i].coordinator)
+        all.push_back({volumes_[i].name, *at_[i], std::move(why_[i])});
+    return all;
+  }
+
+ private:
+  [[nodiscard]] const Reach* reach(std::size_t volume, NodeId node) const {
+    auto found = nodes_.find(node);
+    if (found == nodes_.end()) return nullptr;
+    auto entry = found->second->volumes.find(volumes_[volume].name);
+    return entry == found->second->volumes.end() ? nullptr : &entry->second;
+  }
+  [[nodiscard]] Fitness fitness(std::size_t volume, NodeId node) const {
+    const auto* way = reach(volume, node);
+    if (way == nullptr || !way->path) return Fitness::none;
+    return nodes_.at(node)->drained ? Fitness::drained : Fitness::fit;
+  }
+  [[nodiscard]] unsigned sessions(std::size_t volume, NodeId node) const {
+    const auto* way = reach(volume, node);
+    return way == nullptr ? 0 : way->sessions;
+  }
+  [[nodiscard]] unsigned load(NodeId node) const {
+    auto found = load_.find(node);
+    return found == load_.end() ? 0 : found->second;
+  }
+  void move(std::size_t volume, NodeId to, std::string why) {
+    if (at_[volume]) --load_[*at_[volume]];
+    at_[volume] = to;
+    ++load_[to];
+    why_[volume] = std::move(why);
+  }
+
+  void leave_what_cannot(std::size_t volume) {
+    auto now = at_[volume];
+    auto fit = now ? fitness(volume, *now) : Fitness::none;
+    if (fit == Fitness::fit) return;
+    std::optional<NodeId> best;
+    auto rank = [&](NodeId node) {
+      bool asked_for = volumes_[volume].preferred == node;
+      return std::tuple{fitness(volume, node), asked_for, -static_cast<int>(load(node)),
+                        sessions(volume, node)};
+    };
+    for (auto [node, about] : nodes_)
+      if (!best || rank(node) > rank(*best)) best = node;
+    if (!best || fitness(volume, *best) <= fit) return;
+    std::string why = "it had no coordinator";
+    if (now && !nodes_.contains(*now))
+      why = fmt::format("node {} is gone", raw(*now));
+    else if (now && fit == Fitness::drained)
+      why = fmt::format("node {} is drained", raw(*now));
+    else if (now)
+      why = fmt::format("node {} has no path to it", raw(*now));
+    move(volume, *best, std::move(why));
+  }
+
+  /// Whether it, and the node, have been as they are for long enough to move it without need.
+  [[nodiscard]] bool settled(std::size_t volume, NodeId to) const {
+    const auto& about = volumes_[volume];
+    if (at_[volume] != about.coordinator) return false;  // moved just now
+    if (about.moved && now_ - *about.moved < hold_) return false;
+    return now_ - nodes_.at(to)->since >= hold_;
+  }
+
+  void return_to_preferred(std::size_t volume) {
+    auto preferred = volumes_[volume].preferred;
+    if (!preferred || at_[volume] == preferred || !at_[volume]) return;
+    if (fitness(volume, *preferred) != Fitness::fit || !settled(volume, *preferred)) return;
+    move(volume, *preferred, fmt::format("node {} is preferred for it", raw(*preferred)));
+  }
+
+  /// One move from a node that coordinates at least two more than another; false if there is none.
+  /// Each lowers the sum of the squares of what nodes coordinate, so this ends.
+  bool even_out() {
+    struct Move {
+      std::size_t volume;
+      NodeId to;
+    };
+    std::optional<Move> best;
+    auto rank = [&](const Move& move) {
+      auto from = *at_[move.volume];
+      return std::tuple{
+          static_cast<int>(load(from)) - static_cast<int>(load(move.to)),
+          static_cast<int>(sessions(move.volume, move.to)) -
+              static_cast<int>(sessions(move.volume, from)),
+      };
+    };
+    for (std::size_t i = 0; i < volumes_.size(); ++i) {
+      if (!at_[i] || volumes_[i].preferred == at_[i]) continue;
+      for (auto [node, about] : nodes_) {
+        if (load(*at_[i]) < load(node) + 2) continue;
+        if (fitness(i, node) != Fitness::fit || !settled(i, node)) continue;
+        Move move{i, node};
+        if (!best || rank(move) > rank(*best)) best = move;
+      }
+    }
+    if (!best) return false;
+    auto from = *at_[best->volume];
+    move(best->volume, best->to,
+         fmt::format("node {} coordinates {} volumes and node {} only {}", raw(from), load(from),
+                     raw(best->to), load(best->to)));
+    return true;
+  }
+
+  std::span<const PlacedVolume> volumes_;
+  std::map<NodeId, const PlacedNode*> nodes_;
+  Duration hold_;
+  TimePoint now_;
+  std::vector<std::optional<NodeId>> at_;
+  std::vector<std::string> why_;
+  std::map<NodeId, unsigned> load_;
+};
+
+}  // namespace
+
+std::vector<Assignment> place(std::span<const PlacedVolume> volumes,
+                              std::span<const PlacedNode> nodes, Duration hold, TimePoint now) {
+  return Placing{volumes, nodes, hold, now}.run();
+}
+
+}  // namespace csv::cluster

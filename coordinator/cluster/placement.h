@@ -1,0 +1,61 @@
+#pragma once
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "csvfs/base/ids.h"
+#include "csvfs/base/loop.h"
+
+namespace csv::cluster {
+
+/// A volume that somebody has to coordinate.
+struct PlacedVolume {
+  std::string name;
+  std::optional<NodeId> coordinator;  ///< Who does; none: nobody yet.
+  /// Where an administrator wants it. It goes there while that node can, and comes back.
+  std::optional<NodeId> preferred;
+  /// When it was last given to somebody; none: so long ago that it does not matter.
+  std::optional<TimePoint> moved;
+};
+
+/// What a node can do for one volume.
+struct Reach {
+  bool path = false;      ///< Its way to the LUN works.
+  unsigned sessions = 0;  ///< Mounts of the volume there: how much it uses it.
+};
+
+/// A node that is present: its csvd is a member. Whoever is not listed is gone.
+struct PlacedNode {
+  NodeId node{};
+  bool drained = false;  ///< Maintenance: what it coordinates leaves, nothing new comes.
+  TimePoint since{};     ///< When it became present, or was resumed.
+  std::map<std::string, Reach> volumes = {};  ///< By name; no entry: no path.
+};
+
+/// "Volume `name` is coordinated by `to` from now on."
+struct Assignment {
+  std::string volume;
+  NodeId to{};
+  std::string why;  ///< For the log and status: what made it move.
+  bool operator==(const Assignment&) const = default;
+};
+
+/// Which volumes get another coordinator now, in the order of `volumes`; those that stay are not
+/// named. A pure function, for the one node that decides: all times are of that node's clock, and
+/// what it did not see happen itself counts from when it learned of it.
+///
+/// A volume moves at once if its coordinator is gone, drained or without a path, and somebody
+/// better is there: the preferred node if that can, else who coordinates the fewest volumes, among
+/// those who uses it most, then the lowest number. Drained nodes are the last resort, better than a
+/// volume that nobody serves; without any path a volume stays where it is.
+///
+/// It moves for the sake of balance, or back to its preferred node, only once neither it nor what
+/// it goes to has changed for `hold`, and only if that evens out the numbers (from one that
+/// coordinates at least two more): so a path or a node that comes and goes moves it at most twice a
+/// `hold`, and what is even stays as it is.
+std::vector<Assignment> place(std::span<const PlacedVolume> volumes,
+                              std::span<const PlacedNode> nodes, Duration hold, TimePoint now);
+
+}  // namespace csv::cluster
