@@ -1,0 +1,47 @@
+#pragma once
+#include <string>
+#include <vector>
+
+#include "csvfs/base/error.h"
+#include "csvfs/base/ids.h"
+#include "csvfs/base/loop.h"
+
+namespace csv::cluster {
+
+/// How fast Corosync finds that a node has gone: after `threshold` heartbeats that did not come.
+/// Forming the ring without it takes as long again, and a fifth.
+struct Heartbeat {
+  Duration delay = 100ms;
+  unsigned threshold = 10;
+  bool operator==(const Heartbeat&) const = default;
+};
+
+/// What /etc/corosync/corosync.conf says; the same file on every node of the cluster.
+struct CorosyncConf {
+  struct Node {
+    NodeId id{};
+    std::string name;
+    /// Numeric addresses, one for each link, in the order of preference: the private network's
+    /// first. Every node has as many.
+    std::vector<std::string> addresses;
+  };
+  std::string cluster;
+  std::vector<Node> nodes;
+  Heartbeat heartbeat;
+  /// Of this file: a node does not take an older one from another.
+  unsigned version = 1;
+  /// After this long without a vote the quorum device has none (F1).
+  Duration device_timeout = 10s;
+  /// So long a change of nodes waits, everywhere, for one node's csvd to vote on it. A csvd that
+  /// runs needs milliseconds.
+  Duration device_sync_timeout = 2s;
+  std::string log_file = "/var/log/corosync/corosync.log";
+};
+
+/// The file. Links are encrypted with /etc/corosync/authkey; of several the first that works is
+/// used. Each node has one vote, and csvd, as the quorum device, as many as all other nodes
+/// together (corosync_engine.h). Refused with the reason: no or too many nodes, names or numbers
+/// twice, what is no name or no address, links that differ in number, times Corosync cannot keep.
+Expected<std::string> render(const CorosyncConf& conf);
+
+}  // namespace csv::cluster
