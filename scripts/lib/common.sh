@@ -28,13 +28,13 @@ wait_for() {
 # Python of the system, not of somebody's version switcher: it has to work in every namespace.
 python() { if [[ -x /usr/bin/python3 ]]; then /usr/bin/python3 "$@"; else python3 "$@"; fi; }
 
-# Names the first thing a lab needs and this machine does not give; silent and true if there is none.
+# lab_obstacle [corosync]: names the first thing a lab (with corosync) needs and this machine does not give; silent and true if there is none.
 lab_obstacle() {
   [[ $(id -u) == 0 ]] || { echo "needs root"; return 1; }
   [[ -c /dev/fuse ]] || { echo "needs /dev/fuse"; return 1; }
   { : <>/dev/fuse; } 2>/dev/null || { echo "may not open /dev/fuse"; return 1; }
   local tool
-  for tool in tgtd tgtadm ip nsenter unshare pgrep python3 setsid flock; do
+  for tool in ${1:+corosync corosync-cfgtool bridge} tgtd tgtadm ip nsenter unshare pgrep python3 setsid flock; do
     command -v "$tool" >/dev/null || { echo "needs the program $tool (scripts/install-dependencies)"; return 1; }
   done
   unshare --net --mount --pid --uts --ipc --fork --mount-proc \
