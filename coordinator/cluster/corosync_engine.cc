@@ -17,6 +17,7 @@
 #include <cstring>
 #include <deque>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -35,6 +36,7 @@ constexpr int kSecondsWithoutTick = 5;
 constexpr int kVoteEveryMs = 1000;
 constexpr int kAgainMs = 5;  ///< After "try again": a ring that forms, or a full queue.
 constexpr Duration kReconnect = 500ms;
+constexpr std::size_t kMaxTroubles = 8;
 constexpr const char* kDevice = "csvfs";
 
 /// Wakes a thread that polls.
@@ -100,6 +102,11 @@ Error corosync_error(cs_error_t code, const std::string& doing) {
   return {Errc::closed, why};
 }
 
+/// Two halves count on from the same number: what makes theirs differ is the node that leads each.
+std::uint64_t ring_number(std::uint32_t leader, std::uint64_t sequence) {
+  return sequence << 8 | (leader & 0xff);
+}
+
 /// A frame on its way to the group, and for which attempt it was made.
 struct Outgoing {
   std::uint64_t attempt = 0;
@@ -152,7 +159,7 @@ struct CorosyncEngine::Shared {
   Member self{};
   std::uint64_t life = 0;  ///< Of the view in force: 0, none.
   bool lost_told = false;
-  std::string last_trouble;
+  std::set<std::string> troubles;  ///< Logged since the last view; few.
   Loop::TimerId timer{};
   Hang talk_hang, vote_hang;
 
@@ -336,7 +343,7 @@ class CorosyncEngine::Talk {
             shared->self = {shared->with.node, event.life};
             shared->life = event.life;
             shared->lost_told = false;
-            shared->last_trouble.clear();
+            shared->troubles.clear();
             shared->handlers.view(*event.view);
           });
     }
@@ -436,7 +443,7 @@ class CorosyncEngine::Talk {
     std::vector<NodeId> nodes;
     for (std::uint32_t i = 0; i < count; ++i)
       if (members[i] <= 0xff) nodes.push_back(NodeId{static_cast<std::uint8_t>(members[i])});
-    talk.groups_->ring(ring.seq, std::move(nodes));
+    talk.groups_->ring(ring_number(ring.nodeid, ring.seq), std::move(nodes));
   }
 
   struct Event {
@@ -562,7 +569,7 @@ class CorosyncEngine::Vote {
           complained_ = false;
           if (cast_ != cast)
             log::info("quorum_device_vote node={} ring={} vote={}", raw(shared_->with.node),
-                      ring_.seq, cast ? "cast" : "withheld");
+                      ring_number_, cast ? "cast" : "withheld");
           cast_ = cast;
           break;
         case CS_ERR_TRY_AGAIN: return kAgainMs;
@@ -577,8 +584,8 @@ class CorosyncEngine::Vote {
     bool news = false;
     {
       auto voted = shared_->voted.lock();
-      news = voted->attempt != attempt_ || voted->ring != ring_.seq;
-      *voted = {attempt_, ring_.seq};
+      news = voted->attempt != attempt_ || voted->ring != ring_number_;
+      *voted = {attempt_, ring_number_};
     }
     if (news) shared_->talk_bell.ring();
     return kVoteEveryMs;
@@ -606,6 +613,7 @@ class CorosyncEngine::Vote {
     CSV_CHECK(::votequorum_context_get(handle, &context) == CS_OK);
     auto& vote = *static_cast<Vote*>(context);
     vote.ring_ = ring;
+    vote.ring_number_ = ring_number(ring.nodeid, ring.seq);
     vote.nodes_.emplace();
     for (std::uint32_t i = 0; i < count; ++i)  // 0 is the device itself
       if (nodes[i] != 0 && nodes[i] <= 0xff)
@@ -616,6 +624,7 @@ class CorosyncEngine::Vote {
   std::shared_ptr<Shared> shared_;
   std::uint64_t attempt_ = 0;
   votequorum_ring_id_t ring_{};
+  std::uint64_t ring_number_ = 0;
   std::optional<std::vector<NodeId>> nodes_;
   bool registered_ = false, complained_ = false;
   std::optional<bool> cast_;
@@ -684,11 +693,9 @@ void CorosyncEngine::tick() {
 void CorosyncEngine::lose(std::uint64_t attempt, Error why) {
   auto& shared = *shared_;
   shared.life = 0;
-  if (auto trouble = why.message(); trouble != shared.last_trouble) {
+  if (shared.troubles.size() < kMaxTroubles && shared.troubles.insert(why.message()).second)
     log::warning("corosync_lost node={} attempt={} why=\"{}\"", raw(shared.with.node), attempt,
-                 trouble);
-    shared.last_trouble = std::move(trouble);
-  }
+                 why.message());
   if (!std::exchange(shared.lost_told, true)) shared.handlers.lost(why);
 }
 
