@@ -523,13 +523,17 @@ class CorosyncEngine::Vote {
     int wait = 0;
     for (;;) {
       bool in_vain = !shared_->vote_bell.wait(fd, wait) && wait == kVoteEveryMs;
-      if (shared_->is_over(attempt_)) return {};
+      if (shared_->is_over(attempt_)) break;
       watch_loop(in_vain);
       result = calls([&] { return ::votequorum_dispatch(quorum.handle, CS_DISPATCH_ALL); });
       if (result != CS_OK && result != CS_ERR_TRY_AGAIN)
         return corosync_error(result, "hearing from corosync's votequorum");
       wait = CSV_TRY(give(quorum.handle));
     }
+    // Whose vote is not cast is not waited for either, once it has signed off.
+    if (shared_->ending && registered_ && cast_ && !*cast_)
+      calls([&] { return ::votequorum_qdevice_unregister(quorum.handle, kDevice); });
+    return {};
   }
 
   static Error no_quorum(cs_error_t result) {
@@ -604,6 +608,7 @@ class CorosyncEngine::Vote {
     if (seconds_without_tick_ >= kSecondsWithoutTick) return false;
     // Under its lock: whoever replaces it, or ends us, may be sure that it is not asked any more.
     auto verdict = shared_->verdict.lock();
+    if (shared_->ending) return cast_ && *cast_;
     return *verdict && (*verdict)(*nodes_);
   }
 
@@ -649,9 +654,9 @@ CorosyncEngine::~CorosyncEngine() {
     std::lock_guard lock{shared_->engine_mutex};
     shared_->loop = nullptr;
   }
+  shared_->ending = true;
   // What the verdict refers to may go with our owner.
   *shared_->verdict.lock() = nullptr;
-  shared_->ending = true;
   shared_->talk_bell.ring();
   shared_->vote_bell.ring();
   std::unique_lock lock{shared_->threads_mutex};

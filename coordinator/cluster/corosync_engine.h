@@ -20,7 +20,9 @@ namespace csv::cluster {
 /// daemon holds back everything else in the whole cluster until then, or for
 /// quorum.device.sync_timeout (corosync_conf.h). It is given anew every second. While the loop
 /// stands still the vote is withdrawn. The end of this object withdraws nothing: a csvd that is
-/// only restarted keeps its node quorate, for quorum.device.timeout.
+/// only restarted keeps its node quorate, for quorum.device.timeout (10 s), during which a change
+/// of nodes waits for it as above. If the vote was not cast last, the device signs off, and is not
+/// waited for.
 ///
 /// Destruction waits for the threads for up to a second. A thread that is still in a call by then
 /// is left to itself: it touches nothing of ours any more, and ends when the call does.

@@ -67,8 +67,16 @@ GroupViews::GroupViews(Process self, std::uint64_t life, Out out)
     : self_{self}, life_{life}, out_{std::move(out)} {}
 
 void GroupViews::processes(std::vector<Process> all, bool ring_follows) {
+  std::sort(all.begin(), all.end());
+  auto comes = [&all](const Heard& each) {
+    return std::binary_search(all.begin(), all.end(), each.process);
+  };
+  // Who was away from us, however shortly, has heard other messages than we have.
+  if (std::any_of(gone_.begin(), gone_.end(), comes)) part();
+  for (const auto& each : in_view_)
+    if (!comes(each)) gone_.push_back(each);
+  std::erase_if(in_view_, [&](const Heard& each) { return !comes(each); });
   all_ = std::move(all);
-  std::sort(all_.begin(), all_.end());
   std::erase_if(given_up_, [this](const Process& each) { return !in_group(each); });
   waiting_ = false;
   if (!ring_follows) begin();
@@ -79,6 +87,16 @@ void GroupViews::ring(std::uint64_t sequence, std::vector<NodeId> nodes) {
   nodes_ = std::move(nodes);
   std::sort(nodes_.begin(), nodes_.end());
   begin();
+}
+
+/// The view of those who stayed together, which there was no time to agree on.
+void GroupViews::part() {
+  gone_.clear();
+  View rest{*ring_, nodes_, {}};
+  for (const auto& each : in_view_) rest.members.push_back({each.process.node, each.life});
+  std::sort(rest.members.begin(), rest.members.end());
+  view_ = std::move(rest);
+  out_.view(view_);
 }
 
 void GroupViews::begin() {
@@ -172,6 +190,8 @@ void GroupViews::settle() {
   given_up_ = std::move(absent);
   if (given_up_.count(self_) > 0) return out_.excluded();
   std::sort(next.members.begin(), next.members.end());
+  in_view_ = heard_;
+  gone_.clear();
   if (next == view_) return;
   view_ = std::move(next);
   out_.view(view_);

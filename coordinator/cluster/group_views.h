@@ -63,6 +63,7 @@ class GroupViews {
     std::uint64_t life = 0;
   };
   void begin();
+  void part();
   void say_hello();
   void hello(Process from, std::uint64_t life, const std::vector<Process>& given_up);
   void settle();
@@ -77,7 +78,9 @@ class GroupViews {
   std::vector<NodeId> nodes_;
   bool waiting_ = false;
   std::uint64_t wait_number_ = 0;
-  std::vector<Heard> heard_;             ///< In this wait, and for the view that ended it.
+  std::vector<Heard> heard_;             ///< In this wait, or in the last one.
+  std::vector<Heard> in_view_;           ///< Who is in the view and has been in the group since.
+  std::vector<Heard> gone_;              ///< Who is in the view and has not.
   std::set<Process> given_up_;           ///< What our hellos say.
   std::set<Process> given_up_by_group_;  ///< What the hellos of this wait have said.
   View view_;
