@@ -76,6 +76,7 @@ Expected<void> check(const CorosyncConf& conf) {
 Expected<std::string> render(const CorosyncConf& conf) {
   CSV_TRY(check(conf));
   auto links = conf.nodes.front().addresses.size();
+  auto token = conf.heartbeat.delay * conf.heartbeat.threshold;
   auto ms = [](Duration time) { return time / 1ms; };
   std::string out;
   auto add = [&out]<typename... Args>(fmt::format_string<Args...> text, Args&&... args) {
@@ -95,13 +96,17 @@ Expected<std::string> render(const CorosyncConf& conf) {
   add("  token: {}\n"
       "  token_coefficient: 0\n"
       "  token_retransmits_before_loss_const: {}\n",
-      ms(conf.heartbeat.delay * conf.heartbeat.threshold), conf.heartbeat.threshold);
+      ms(token), conf.heartbeat.threshold);
+  // A dead link has to be left within half a token's time (Corosync's own figures take three
+  // quarters): what is lost until then is sent again, and nobody loses a node for a link.
   for (std::size_t link = 0; link < links; ++link)
     add("  interface {{\n"
         "    linknumber: {}\n"
         "    knet_link_priority: {}\n"
+        "    knet_ping_interval: {}\n"
+        "    knet_ping_timeout: {}\n"
         "  }}\n",
-        link, links - link);
+        link, links - link, ms(token / 10), ms(token * 4 / 10));
   add("}}\n"
       "nodelist {{\n");
   for (const auto& node : conf.nodes) {

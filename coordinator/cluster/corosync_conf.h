@@ -39,9 +39,10 @@ struct CorosyncConf {
 };
 
 /// The file. Links are encrypted with /etc/corosync/authkey; of several the first that works is
-/// used. Each node has one vote, and csvd, as the quorum device, as many as all other nodes
-/// together (corosync_engine.h). Refused with the reason: no or too many nodes, names or numbers
-/// twice, what is no name or no address, links that differ in number, times Corosync cannot keep.
+/// used, and a dead one is left before a node would be lost for it. Each node has one vote, and
+/// csvd, as the quorum device, as many as all other nodes together (corosync_engine.h). Refused
+/// with the reason: no or too many nodes, names or numbers twice, what is no name or no address,
+/// links that differ in number, times Corosync cannot keep.
 Expected<std::string> render(const CorosyncConf& conf);
 
 }  // namespace csv::cluster

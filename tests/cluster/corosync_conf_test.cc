@@ -38,6 +38,7 @@ TEST_CASE(
   CHECK(has(*text, "token_coefficient: 0\n"));
   CHECK(has(*text, "    linknumber: 0\n    knet_link_priority: 2\n"));
   CHECK(has(*text, "    linknumber: 1\n    knet_link_priority: 1\n"));
+  CHECK(has(*text, "    knet_ping_interval: 100\n    knet_ping_timeout: 400\n"));
   CHECK(has(*text,
             "    nodeid: 5\n    name: c\n    ring0_addr: 10.1.0.3\n    ring1_addr: fd00::3\n"));
   CHECK(has(*text, "provider: corosync_votequorum\n"));
