@@ -510,9 +510,6 @@ class CorosyncEngine::Vote {
       return no_quorum(result);
     if (result = calls([&] { return ::votequorum_fd_get(quorum.handle, &fd); }); result != CS_OK)
       return no_quorum(result);
-    // Before the nodes are asked for, so that the first thing known of them is answered with a
-    // vote.
-    CSV_TRY(sign_on(quorum.handle));
     for (;;) {
       result = calls([&] { return ::votequorum_trackstart(quorum.handle, 0, CS_TRACK_CHANGES); });
       if (result == CS_OK) break;
@@ -542,28 +539,30 @@ class CorosyncEngine::Vote {
                           "corosync_votequorum in corosync.conf)");
   }
 
-  Expected<void> sign_on(votequorum_handle_t handle) {
+  /// False: not now, soon again. `registered_` says whether it was taken.
+  Expected<bool> sign_on(votequorum_handle_t handle) {
     auto result =
         shared_->vote_calls([&] { return ::votequorum_qdevice_register(handle, kDevice); });
     registered_ = result == CS_OK;
-    if (registered_ || result == CS_ERR_TRY_AGAIN) return {};
+    if (registered_) return true;
+    if (result == CS_ERR_TRY_AGAIN) return false;
     if (result == CS_ERR_LIBRARY || result == CS_ERR_BAD_HANDLE)
       return corosync_error(result, "registering as corosync's quorum device");
     // Membership goes on without: our own rules decide. What follows corosync's quorum stands
     // still.
-    if (std::exchange(complained_, true)) return {};
+    if (std::exchange(complained_, true)) return true;
     log::error(
         "quorum_device_refused node={} why=\"{}\" do=\"quorum.device with model csvfs must stand "
         "in "
         "corosync.conf, and no other quorum device may run\"",
         raw(shared_->with.node), ::cs_strerror(result));
-    return {};
+    return true;
   }
 
   /// Votes as the verdict is now. Returns after how many ms again.
   Expected<int> give(votequorum_handle_t handle) {
     if (!nodes_) return kVoteEveryMs;
-    if (!registered_) CSV_TRY(sign_on(handle));
+    if (!registered_ && !CSV_TRY(sign_on(handle))) return kAgainMs;
     if (registered_) {
       bool cast = decide();
       auto result = shared_->vote_calls(
