@@ -13,7 +13,7 @@ probe_program=$csvfs_build/tests/lab/engine_probe
 
 now() { local up; read -r up _ </proc/uptime; echo $((${up/./} * 10)); }  # ms, on the probes' clock
 probe() {
-  : >"$work/$1.out"
+  echo "$(now) lost its former life" >>"$work/$1.out"
   on "node$1" "$probe_program" "$1" 3 /run/probe </dev/null >>"$work/$1.out" 2>>"$work/$1.log" &
   background+=($!)
   wait_for 10 "the probe of node$1" on "node$1" test -p /run/probe
@@ -157,6 +157,47 @@ wait_for 2 "node3 to be quorate by its device's votes" quorate 3 Yes
 tell 3 'vote majority'
 wait_for 2 "node3 not to be quorate any more" quorate 3 No
 heals
+
+say "all send without end while node3 comes and goes: who goes from one view to the next together hears the same in between"
+for node in 1 2 3; do
+  on "node$node" sh -c 'while [ ! -e /run/stop ]; do echo "burst 40" >/run/probe; sleep 0.05; done' &
+  background+=($!)
+done
+for round in 1 2 3; do
+  lab partition 1,2/3
+  all_see 20 1,2 1 2
+  lab heal
+  all_see 30 1,2,3 1 2 3
+  on node2 pkill -9 -x engine_probe
+  wait_for 10 "node1 to see node2's probe go" sees 1 1,2,3 1,3
+  probe 2
+  all_see 20 1,2,3 1 2 3
+done
+for node in 1 2 3; do on "node$node" touch /run/stop; done
+python - "$work"/[123].out <<'PYTHON' || die "they did not hear the same"
+import sys
+between, compared, messages = {}, 0, 0
+for path in sys.argv[1:]:
+    view, heard = None, []
+    for line in open(path):
+        words = line.split(None, 2)
+        if words[1] == "message":
+            heard.append(words[2])
+        elif words[1] == "lost":
+            view = None
+        elif words[1] == "view":
+            now = words[2].split(" ", 1)[1]
+            if view:
+                if (view, now) in between:
+                    compared += 1
+                    messages += len(heard)
+                    if between[view, now] != heard:
+                        sys.exit(f"{path}: other messages between {view} and {now}")
+                between[view, now] = heard
+            view, heard = now, []
+print(f"    {compared} times two probes went from one view to the next together, hearing {messages} messages")
+sys.exit(compared < 12 or messages < 1000)
+PYTHON
 
 say "a probe stands still while node3 is cut off: the other goes on alone, and it comes back as another life"
 before=$(life 2)
