@@ -52,6 +52,7 @@ longest_pause() { awk -v since="$2" '$2 == "beat" && $1 >= since { if (last && $
 # What the probes said, where it ends badly.
 ends() {
   local status=$? node
+  set +e
   if ((status != 0)); then
     for node in 1 2 3; do
       echo "--- node$node's probe"
@@ -59,7 +60,6 @@ ends() {
       tail -n 8 "$work/$node.log"
     done
   fi
-  set +e
   (exit "$status")
   finish
 }
