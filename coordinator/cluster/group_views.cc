@@ -67,26 +67,34 @@ GroupViews::GroupViews(Process self, std::uint64_t life, Out out)
     : self_{self}, life_{life}, out_{std::move(out)} {}
 
 void GroupViews::processes(std::vector<Process> all, bool ring_follows) {
-  std::sort(all.begin(), all.end());
-  auto comes = [&all](const Heard& each) {
-    return std::binary_search(all.begin(), all.end(), each.process);
-  };
-  // Who was away from us, however shortly, has heard other messages than we have.
-  if (std::any_of(gone_.begin(), gone_.end(), comes)) part();
-  for (const auto& each : in_view_)
-    if (!comes(each)) gone_.push_back(each);
-  std::erase_if(in_view_, [&](const Heard& each) { return !comes(each); });
   all_ = std::move(all);
+  std::sort(all_.begin(), all_.end());
+  note_gone();
   std::erase_if(given_up_, [this](const Process& each) { return !in_group(each); });
   waiting_ = false;
   if (!ring_follows) begin();
 }
 
 void GroupViews::ring(std::uint64_t sequence, std::vector<NodeId> nodes) {
+  std::sort(nodes.begin(), nodes.end());
+  // Who was away from us, however shortly, has heard other messages than we have.
+  if (std::any_of(gone_.begin(), gone_.end(), [&](const Heard& each) {
+        return in_group(each.process) && contains(nodes, each.process.node);
+      }))
+    part();
   ring_ = sequence;
   nodes_ = std::move(nodes);
-  std::sort(nodes_.begin(), nodes_.end());
+  note_gone();
   begin();
+}
+
+void GroupViews::note_gone() {
+  auto is_here = [this](const Heard& each) {
+    return in_group(each.process) && contains(nodes_, each.process.node);
+  };
+  auto first_gone = std::stable_partition(in_view_.begin(), in_view_.end(), is_here);
+  gone_.insert(gone_.end(), first_gone, in_view_.end());
+  in_view_.erase(first_gone, in_view_.end());
 }
 
 /// The view of those who stayed together, which there was no time to agree on.
@@ -159,7 +167,7 @@ void GroupViews::message(Process from, std::string_view frame) {
 }
 
 void GroupViews::hello(Process from, std::uint64_t life, const std::vector<Process>& given_up) {
-  if (!ring_ || !in_group(from) || !in_group(self_)) return;
+  if (!ring_ || !in_group(from) || !in_group(self_) || !contains(nodes_, from.node)) return;
   if (!waiting_) {
     auto* known = heard(from);
     if (known && known->life == life) return;

@@ -63,6 +63,7 @@ class GroupViews {
     std::uint64_t life = 0;
   };
   void begin();
+  void note_gone();
   void part();
   void say_hello();
   void hello(Process from, std::uint64_t life, const std::vector<Process>& given_up);

@@ -120,8 +120,10 @@ class World {
       auto stayed = side;
       side.nodes.insert(gone.nodes.begin(), gone.nodes.end());
       side.ring = ++rings_;
-      for (const auto& half : {stayed, gone}) tell(half, Processes{processes_of(side), true});
-      tell(side, Ring{side.ring, nodes_of(side)});
+      for (const auto& half : {stayed, gone}) {
+        tell(half, Processes{processes_of(side), true});
+        tell(half, Ring{side.ring, nodes_of(side)});
+      }
     }
   }
   void say(Peer& peer, const std::string& message) {
@@ -350,6 +352,23 @@ TEST_CASE("group views: entries of a node that is not in the ring are nobody") {
   world.settle(random);
   CHECK_FALSE(a.views->waiting());
   CHECK(last_view(a).members == std::vector<Member>{{node(1), a.life}});
+}
+
+TEST_CASE("group views: a node that was away without its entry going parts the view, too") {
+  Random random{7};
+  World world{2};
+  auto& a = world.join(1, 100);
+  auto& b = world.join(2, 100);
+  world.settle(random);
+  CHECK(last_view(a).members.size() == 2);
+  auto heard = a.heard.size();
+  a.views->ring(7, {node(1)});
+  a.views->ring(8, {node(1), node(2)});
+  REQUIRE(a.heard.size() == heard + 1);
+  CHECK(last_view(a) == View{7, {node(1)}, {{node(1), a.life}}});
+  world.settle(random);
+  a.views->message(b.process, b.views->frame("since then"));
+  CHECK(messages(a).empty());
 }
 
 TEST_CASE("group views: one who stood still while the others went on comes back as another life") {
