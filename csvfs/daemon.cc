@@ -130,7 +130,7 @@ class Daemon {
     if (!ready) co_return finish(ready.error());
     FuseSession::Options fuse;
     fuse.source = options_.volume;
-    fuse.options = options_.mount_options;
+    fuse.flags = options_.mount_flags;
     auto session =
         FuseSession::start(loop_, *mount_, options_.mountpoint, fuse, [this] { leave(); });
     if (!session) {

@@ -6,6 +6,7 @@
 #include "csvfs/base/config.h"
 #include "csvfs/base/error.h"
 #include "csvfs/base/loop.h"
+#include "csvfs/mount_options.h"
 
 namespace csv {
 
@@ -15,7 +16,7 @@ struct DaemonOptions {
   std::string mountpoint;
   std::string config_file = kConfigFile;
   std::string board = kBoardName;
-  std::vector<std::string> mount_options;  ///< As mount(8) has them, one each.
+  MountFlags mount_flags;
   bool lock_memory = true;
   Duration ready_within = 60s;  ///< csvd may be starting, or taking the volume over.
 };

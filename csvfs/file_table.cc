@@ -43,13 +43,14 @@ void FileTable::end_session() {
 }
 
 void FileTable::begin_epoch() {
-  for (auto& [inode, file] : files_) file->recalled = 0;
+  for (auto& [inode, file] : files_) file->recalled = file->pages.recalled = 0;
 }
 
 std::vector<FilePtr> FileTable::unused_first() const {
   std::vector<FilePtr> all;
   for (const auto& [inode, file] : files_) {
-    bool idle = file->asking == 0 && !file->returning && file->in_flight.empty();
+    bool idle =
+        file->asking == 0 && !file->returning && file->in_flight.empty() && !file->pages.any();
     if (idle && !file->extents.empty()) all.push_back(file);
   }
   std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a->used < b->used; });

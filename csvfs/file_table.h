@@ -6,10 +6,46 @@
 #include <vector>
 
 #include "csvfs/base/ids.h"
+#include "csvfs/base/range_set.h"
 #include "csvfs/base/task.h"
 #include "csvfs/extent_map.h"
 
 namespace csv {
+
+/// What the node's kernel may hold of a file's content, in bytes, whole pages (kernel_pages.h).
+struct FilePages {
+  int writers = 0;  ///< Handles open for writing: programs may store into any page.
+  /// Claims: what the coordinator lets the kernel hold, to look at, or also to store into.
+  RangeSet clean, dirty;
+  [[nodiscard]] bool claimed(Range range, bool to_store) const {
+    return dirty.covers(range) || (!to_store && clean.covers(range));
+  }
+  RangeSet held;  ///< Answered, and not known to have been dropped since.
+
+  struct Reading {
+    Range range;
+    bool granted = false;    ///< Claimed: it needs the LUN only.
+    bool overtaken = false;  ///< By what changes the content.
+  };
+  std::list<Reading> reading;  ///< Requests not answered yet: the kernel has nothing there.
+  std::list<Range> closed;
+  struct Pass {
+    RangeSet ranges;  ///< That the kernel is dropping.
+    bool done = false;
+    bool overtaken = false;  ///< It may stand behind a request that waits.
+  };
+  std::vector<std::shared_ptr<Pass>> passes;
+  TimePoint handed_over{};     ///< When the kernel last got some.
+  std::uint64_t recalled = 0;  ///< Sequence of the newest recall of pages that was answered.
+  int lapsing = 0;             ///< Parts that go because the lease ends.
+
+  [[nodiscard]] bool is_closed(Range range) const;
+  [[nodiscard]] bool any() const { return !clean.empty() || !dirty.empty() || !held.empty(); }
+  /// The kernel has some, or is about to get some: now, or while somebody waits.
+  [[nodiscard]] bool in_use() const { return any() || !reading.empty() || writers > 0; }
+  void trim(std::uint64_t size);  ///< A claim beyond the end of the file is none.
+  void forget();                  ///< Nobody can look at them any more.
+};
 
 /// A file as one session of the mount knows it: its layouts, what is in flight on it, and
 /// what the coordinator has yet to be told. Dies with the session, whatever handles still point at
@@ -42,7 +78,8 @@ struct File {
     bool alone = false;  ///< No other write may overlap: it pads its last block with zeros.
   };
   std::list<Range> in_flight;
-  Signal changed;  ///< Of in_flight, asking, returning, ended.
+  FilePages pages;
+  Signal changed;  ///< Of in_flight, asking, returning, ended, pages.
 
   [[nodiscard]] bool busy(std::uint64_t begin, std::uint64_t end, bool writes_only) const;
   [[nodiscard]] bool collides(const Range& write) const;

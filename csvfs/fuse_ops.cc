@@ -395,6 +395,15 @@ Task<void> read(FuseState& state, Reply reply, Mount::Handle handle, std::uint64
     std::move(reply).error(content.error());
 }
 
+Task<void> read_pages(FuseState& state, Reply reply, Mount::Handle handle, std::uint64_t offset,
+                      std::uint32_t length) {
+  auto content = co_await state.mount->read_pages(handle, offset, length);
+  if (content)
+    std::move(reply).bytes(content->buffer.span().subspan(content->skip, content->length));
+  else
+    std::move(reply).error(content.error());
+}
+
 Task<void> write(FuseState& state, Reply reply, Mount::Handle handle, std::uint64_t offset,
                  std::span<const std::byte> data, Mount::WriteOptions options,
                  FuseState::RequestBuffer owner) {
@@ -566,8 +575,8 @@ void op_init(void*, fuse_conn_info* connection) {
   // Permissions of what is made follow the directory's default ACL, or else the umask.
   want(FUSE_CAP_DONT_MASK, true);
   want(FUSE_CAP_POSIX_ACL, true);
-  // Pages of mappings go when a file is seen to have changed.
-  want(FUSE_CAP_AUTO_INVAL_DATA, true);
+  // Pages go when they are recalled: times that change say nothing more.
+  want(FUSE_CAP_AUTO_INVAL_DATA, false);
   // Names are looked up again before each use, so that they would be made for nothing.
   want(FUSE_CAP_READDIRPLUS, false);
   want(FUSE_CAP_READDIRPLUS_AUTO, false);
@@ -723,6 +732,7 @@ Mount::OpenOptions open_options(const FuseState& state, int flags, std::uint32_t
   Mount::OpenOptions options;
   options.drop_set_id = (open_flags & FUSE_OPEN_KILL_SUIDGID) != 0;
   options.accessed = state.access_times && (flags & O_NOATIME) == 0;
+  options.writes = (flags & O_ACCMODE) != O_RDONLY;
   return options;
 }
 
@@ -753,6 +763,10 @@ void op_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t m
 void op_read(fuse_req_t request, fuse_ino_t, std::size_t size, off_t offset, fuse_file_info* file) {
   auto& state = state_of(request);
   auto length = static_cast<std::uint32_t>(std::min(size, kMaxTransfer));
+  // A program's own read says whose locks it goes by; the page cache reads for nobody.
+  if ((body_of<fuse_read_in>(state).read_flags & FUSE_READ_LOCKOWNER) == 0)
+    return state.requests.spawn(read_pages(state, reply_to(request, kLooks), handle_of(file),
+                                           static_cast<std::uint64_t>(offset), length));
   state.requests.spawn(read(state, reply_to(request, kLooks), handle_of(file),
                             static_cast<std::uint64_t>(offset), length));
 }

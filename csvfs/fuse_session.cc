@@ -11,18 +11,24 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <list>
+#include <memory>
 
 #include "csvfs/base/asio.h"
 #include "csvfs/base/log.h"
+#include "csvfs/connection_end.h"
 #include "csvfs/fuse_ops.h"
 #include "csvfs/mount_options.h"
+#include "csvfs/page_dropper.h"
 
 namespace csv {
 namespace {
 
 // Requests read in one turn of the loop before it looks at its other descriptors.
 constexpr int kRequestsATurn = 32;
+
+constexpr Range kWhole{0, std::numeric_limits<std::uint64_t>::max()};
 
 constexpr Duration kLookAgain = 250ms;  // whether an interrupted program is being killed
 // How long a change that was sent is waited for on behalf of a killed program: the lease's term.
@@ -141,11 +147,18 @@ class Session final : public FuseSession {
     mount.on_session_end([this, alive = alive_](const std::vector<InodeId>& open) {
       if (!*alive) return;
       for (auto inode : open) {
+        // What programs see of it in mappings is as gone as what they could read.
+        dropper_->drop(state_.node_of(raw(inode)), {kWhole}, [] {});
         auto life = state_.lives.try_emplace(raw(inode), 0).first;
         // A program would have to keep mappings through 65 536 fences.
         life->second = (life->second + 1) % (1u << 16);
       }
     });
+    mount.drop_pages_with(
+        [this, alive = alive_](InodeId inode, std::vector<Range> ranges, Function<void()> done) {
+          if (*alive)
+            dropper_->drop(state_.node_of(raw(inode)), std::move(ranges), std::move(done));
+        });
     state_.on_destroy = [this] { ended(); };
     state_.on_interrupt = [this](std::weak_ptr<Owed> owed) { interrupted(std::move(owed)); };
   }
@@ -158,19 +171,20 @@ class Session final : public FuseSession {
     // While the session still is: an unanswered request answers itself at its end.
     state_.requests.cancel_all();
     readable_.release();
-    if (session_ != nullptr) {
-      unmount();
-      fuse_session_destroy(session_);
-    }
+    if (session_ == nullptr) return;
+    unmount();
+    // Whatever still drops pages may wait for requests that nobody reads any more.
+    connection_.now();
+    dropper_.reset();
+    fuse_session_destroy(session_);
   }
 
   Expected<void> open(const std::string& mountpoint, const Options& options, int descriptor) {
     if (options.dying) dying_ = options.dying;
-    auto flags_of_mount = CSV_TRY(parse_mount_options(options.options));
     Arguments arguments{{"csvfs"}};
     session_ = fuse_session_new(arguments.get(), &fuse_ops(), sizeof(fuse_lowlevel_ops), &state_);
     if (session_ == nullptr) return Error{Errc::refused, "libfuse makes no session"};
-    if (!flags_of_mount.shared_mappings) state_.declined = kDirectIoAllowMmap;
+    if (!options.flags.shared_mappings) state_.declined = kDirectIoAllowMmap;
     bool test = descriptor >= 0;
     if (!test) {
       descriptor = ::open("/dev/fuse", O_RDWR | O_CLOEXEC);
@@ -181,7 +195,14 @@ class Session final : public FuseSession {
       if (!test) ::close(descriptor);
       return errno_error(-failed, "starting a FUSE session");
     }
-    if (!test) CSV_TRY(mount(mountpoint, options.source, flags_of_mount, descriptor));
+    dropper_ = std::make_unique<PageDropper>(loop_, [this](std::uint64_t node, Range range) {
+      // Of a node that the kernel has forgotten there is nothing to drop.
+      constexpr auto kLast = static_cast<std::uint64_t>(std::numeric_limits<off_t>::max());
+      auto length = range.end > kLast ? 0 : range.end - range.begin;  // 0: to the end
+      fuse_lowlevel_notify_inval_inode(session_, node, static_cast<off_t>(range.begin),
+                                       static_cast<off_t>(length));
+    });
+    if (!test) CSV_TRY(mount(mountpoint, options.source, options.flags, descriptor));
     auto fd = fuse_session_fd(session_);
     auto flags = ::fcntl(fd, F_GETFL);
     if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0)
@@ -208,6 +229,7 @@ class Session final : public FuseSession {
       return errno_error(errno, "mounting at " + mountpoint);
     mounted_ = true;
     mountpoint_ = mountpoint;
+    CSV_TRY(connection_.prepare(mountpoint));
     int table = ::open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
     if (table < 0) return errno_error(errno, "opening /proc/self/mountinfo");
     mounts_.assign(table);
@@ -311,6 +333,8 @@ class Session final : public FuseSession {
   AsioLoop& loop_;
   std::function<void()> on_ended_;
   fuse_session* session_ = nullptr;
+  ConnectionEnd connection_;
+  std::unique_ptr<PageDropper> dropper_;
   bool mounted_ = false;
   bool ended_ = false;
   std::string mountpoint_;

@@ -8,6 +8,7 @@
 
 #include "csvfs/base/asio_loop.h"
 #include "csvfs/mount.h"
+#include "csvfs/mount_options.h"
 
 namespace csv {
 
@@ -22,8 +23,8 @@ namespace csv {
 class FuseSession {
  public:
   struct Options {
-    std::string source;                ///< What df and /proc/mounts show: the volume's name.
-    std::vector<std::string> options;  ///< "ro", "noexec", … as mount(8) has them.
+    std::string source;  ///< What df and /proc/mounts show: the volume's name.
+    MountFlags flags;
     /// Whether a thread is being killed. Where none is given: from /proc.
     std::function<bool(pid_t)> dying;
   };

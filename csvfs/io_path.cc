@@ -96,7 +96,7 @@ Task<void> IoPath::outcome_known(FilePtr file, std::shared_ptr<LunPath> lost) {
 // --- Layouts ----------------------------------------------------------------------------------
 
 Task<Expected<IoPath::Layout>> IoPath::ask(FilePtr file, std::uint64_t offset, std::uint64_t length,
-                                           bool write, Interrupt* interrupt) {
+                                           bool write, Interrupt* interrupt, Pages pages) {
   while (file->returning && !file->ended) co_await file->changed.wait();
   Asking asking{file};
   wire::Request request;
@@ -105,6 +105,7 @@ Task<Expected<IoPath::Layout>> IoPath::ask(FilePtr file, std::uint64_t offset, s
   body.set_offset(offset);
   body.set_length(length);
   body.set_write(write);
+  body.set_pages(static_cast<std::uint32_t>(pages));
   CoordinatorClient::CallOptions options;
   options.session = file->session;
   options.interrupt = interrupt;
@@ -119,6 +120,19 @@ Task<Expected<IoPath::Layout>> IoPath::ask(FilePtr file, std::uint64_t offset, s
   layout.size = reply.size();
   file->size = reply.size();
   layout.crossed = file->ended || reply.sequence() < file->recalled;
+  if (pages != Pages::none && !file->ended) {
+    // Recalls of pages and of layouts do not concern each other.
+    if (reply.sequence() < file->pages.recalled) {
+      layout.crossed = true;
+      co_return layout;
+    }
+    auto& claims = pages == Pages::clean ? file->pages.clean : file->pages.dirty;
+    claims.add({reply.pages_offset(), reply.pages_offset() + reply.pages_length()});
+    if (layout.crossed) {
+      layout.crossed = false;
+      co_return layout;
+    }
+  }
   if (layout.crossed) co_return layout;
   for (const auto& segment : reply.segments()) {
     ExtentMap::Extent extent;
@@ -147,6 +161,16 @@ Task<Expected<IoPath::Layout>> IoPath::ask(FilePtr file, std::uint64_t offset, s
   files_->touch(*file);
   keep_bounded();
   co_return layout;
+}
+
+Task<Expected<std::optional<std::uint64_t>>> IoPath::claim(FilePtr file, Range pages,
+                                                           bool to_store) {
+  if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, nullptr));
+  auto kind = to_store ? Pages::dirty : Pages::clean;
+  CSV_CO_TRY(layout,
+             co_await ask(file, pages.begin, pages.end - pages.begin, false, nullptr, kind));
+  if (layout.shipped || layout.crossed) co_return std::optional<std::uint64_t>{};
+  co_return std::optional{layout.size};
 }
 
 void IoPath::keep_bounded() {
@@ -344,6 +368,8 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
   std::uint64_t verifier = 0;
   for (;;) {
     if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, interrupt));
+    // Whoever recalls pages holds new layouts back until these are written.
+    bool recalled = options.pages && file->pages.is_closed({offset, end});
     if (options.append || loop_->now() < file->shipped_until)
       co_return co_await write_redirected(file, offset, data, options, interrupt);
     auto plan = plan_write(*file, offset, end);
@@ -351,7 +377,7 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
     if (plan && options.pages && plan->pieces.back().state == ExtentMap::State::granted)
       co_return co_await write_redirected(file, offset, data, options, interrupt);
     if (!plan) {
-      if (++asked > kTries || !worth_a_layout(*file, offset, end))
+      if (recalled || ++asked > kTries || !worth_a_layout(*file, offset, end))
         co_return co_await write_redirected(file, offset, data, options, interrupt);
       CSV_CO_TRY(layout, co_await ask(file, offset, data.size(), true, interrupt));
       // It answered, and it is not enough: asking again would bring the same.

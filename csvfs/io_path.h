@@ -34,6 +34,10 @@ class IoPath {
   /// Everything answered before the call, of any file, is past the volatile cache; EIO, once, if
   /// something of `file` never came there (memory_lost).
   Task<Expected<void>> flush(FilePtr file, Interrupt* interrupt);
+  /// Asks for a claim on pages (kernel_pages.h), and puts it into the file. The file's size;
+  /// nothing if a recall overtook it: ask again.
+  Task<Expected<std::optional<std::uint64_t>>> claim(FilePtr file, Range pages, bool to_store);
+  [[nodiscard]] const FileTable& files() const { return *files_; }
   /// Drops layouts; ends when nothing is in flight, or of unknown outcome, under them.
   Task<void> recall(wire::Recall what);
 
@@ -67,8 +71,9 @@ class IoPath {
   bool usable_now(const File& file) const;
   Task<Expected<void>> usable(FilePtr file, Interrupt* interrupt);
   Task<void> outcome_known(FilePtr file, std::shared_ptr<LunPath> lost);
+  enum class Pages : std::uint32_t { none, clean, dirty };  // as the protocol has it
   Task<Expected<Layout>> ask(FilePtr file, std::uint64_t offset, std::uint64_t length, bool write,
-                             Interrupt* interrupt);
+                             Interrupt* interrupt, Pages pages = Pages::none);
   void keep_bounded();
   Task<void> give_back(FilePtr file);
 

@@ -13,6 +13,7 @@
 
 #include "csvfs/base/log.h"
 #include "csvfs/base/systemd.h"
+#include "csvfs/connection_end.h"
 #include "csvfs/daemon.h"
 #include "csvfs/mount_command.h"
 #include "csvfs/mount_point.h"
@@ -96,7 +97,7 @@ int serve(const MountCommand& asked, MountPlace place, Herald herald) {
   options.volume = asked.volume;
   options.mountpoint = place.mountpoint;
   options.config_file = asked.options.config_file;
-  options.mount_options = asked.options.kernel;
+  options.mount_flags = asked.options.flags;
   options.ready_within = asked.options.ready_within;
   ::prctl(PR_SET_NAME, "csvfs");  // whatever it was called
   MountLock::Holder me{.pid = ::getpid(), .mountpoint = place.mountpoint, .end = {}};
@@ -228,6 +229,7 @@ int main(int argc, char** argv) {
   std::string_view called = argc > 0 ? argv[0] : "csvfs";
   g_name = called.substr(called.rfind('/') + 1);
   std::vector<std::string> words{argv + (argc > 0 ? 1 : 0), argv + argc};
+  if (g_name == kGuardian) return guard_connection();
   if (g_name.starts_with("umount.")) return umount(words);
   return mount(words, g_name.starts_with("mount."));
 }

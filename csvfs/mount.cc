@@ -1,5 +1,7 @@
 #include "csvfs/mount.h"
 
+#include <linux/falloc.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <limits>
@@ -18,6 +20,7 @@
 #include "csvfs/file_table.h"
 #include "csvfs/held_locks.h"
 #include "csvfs/io_path.h"
+#include "csvfs/kernel_pages.h"
 #include "csvfs/watched.h"
 
 namespace csv {
@@ -53,6 +56,7 @@ class VolumeMount final : public Mount, private Client::Owner {
         admission_{{loop_, surroundings_.open_lun, surroundings_.volume, surroundings_.node},
                    client_},
         io_{*loop_, client_, admission_, files_, surroundings_.open_until, counters_},
+        pages_{*loop_, io_, surroundings_.open_until},
         locks_{client_} {
     state_.since = loop_->now();
     tasks_.spawn(follow_admission());
@@ -87,6 +91,9 @@ class VolumeMount final : public Mount, private Client::Owner {
                                 Interrupt* interrupt) override;
   Task<void> close(Handle handle) override;
   Task<Expected<Content>> read(Handle handle, std::uint64_t offset, std::uint32_t length) override;
+  Task<Expected<Content>> read_pages(Handle handle, std::uint64_t offset,
+                                     std::uint32_t length) override;
+  void drop_pages_with(DropPages drop) override { pages_.drop_with(std::move(drop)); }
   Task<Expected<std::uint32_t>> write(Handle handle, std::uint64_t offset,
                                       std::span<const std::byte> data, WriteOptions options,
                                       Interrupt* interrupt) override;
@@ -132,7 +139,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   bool take_wrote(InodeId inode);
   bool take_accessed(InodeId inode);
   static void learn(File& file, const wire::Attr& attr);
-  Handle add_handle(const FilePtr& file, bool accessed);
+  Handle add_handle(const FilePtr& file, const OpenOptions& options);
   Task<Expected<wire::Attr>> fetch_attr(InodeId inode);
   Task<Expected<wire::FsStat>> fetch_statistics();
   Task<Expected<wire::Attr>> open_there(InodeId inode, OpenOptions options, Interrupt* interrupt);
@@ -140,6 +147,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   void open_answered();
   Task<void> release(FilePtr file);
   Task<void> answer_recall(std::uint64_t id, wire::Recall what);
+  Task<void> answer_recall_of_pages(std::uint64_t id, wire::Recall what);
   void say_what_was_written(std::uint64_t id, InodeId inode);
   Task<Expected<void>> tell_wrote(FilePtr file);
   Task<Expected<void>> quiet();
@@ -168,6 +176,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   struct OpenFile {
     FilePtr file;
     bool accessed = false;  ///< Reads count for the access time.
+    bool writes = false;
   };
   std::map<Handle, OpenFile> handles_;
   std::function<void(const std::vector<InodeId>&)> told_of_end_;
@@ -184,6 +193,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   Client client_;
   Admission admission_;
   IoPath io_;
+  KernelPages pages_;
   HeldLocks locks_;
   TaskScope tasks_;
 };
@@ -194,6 +204,7 @@ void VolumeMount::declare(wire::Hello& hello) {
   std::size_t layouts = 0;
   for (const auto& [inode, file] : files_.all()) {
     if (file->handles > 0) hello.add_open_inodes(raw(inode));
+    if (file->pages.any()) hello.add_page_inodes(raw(inode));
     bool holds = !file->extents.empty() || !file->in_flight.empty() || file->asking > 0;
     if (holds && ++layouts <= static_cast<std::size_t>(protocol::kMaxLayoutInodes))
       hello.add_layout_inodes(raw(inode));
@@ -255,9 +266,21 @@ void VolumeMount::noticed(std::uint64_t id, const wire::Notice& notice) {
 
 Task<void> VolumeMount::answer_recall(std::uint64_t id, wire::Recall what) {
   InodeId inode{what.inode()};
+  if (what.pages()) co_return co_await answer_recall_of_pages(id, std::move(what));
   co_await io_.recall(std::move(what));
   say_what_was_written(id, inode);
   if (auto file = files_.find(inode)) files_.forget_unused(file);
+}
+
+/// Of pages alone: what there is of layouts stays, and is what they are written under.
+Task<void> VolumeMount::answer_recall_of_pages(std::uint64_t id, wire::Recall what) {
+  InodeId inode{what.inode()};
+  auto file = files_.find(inode);
+  if (!file) co_return say_what_was_written(id, inode);
+  auto range = KernelPages::pages_of(what.offset(), what.length());
+  Function<void()> answer = [this, id, inode] { say_what_was_written(id, inode); };
+  co_await pages_.give_up(file, range, what.sequence(), std::move(answer));
+  files_.forget_unused(file);
 }
 
 void VolumeMount::say_what_was_written(std::uint64_t id, InodeId inode) {
@@ -540,6 +563,7 @@ Task<Expected<wire::Attr>> VolumeMount::change(wire::SetAttr to, Interrupt* inte
     CSV_CO_TRY(open_file, file_of(*through));
     bound_to = open_file->session;
   }
+  bool resizes = to.has_size();
   wire::Request request;
   *request.mutable_set_attr() = std::move(to);
   auto answer = co_await change(std::move(request), interrupt, {}, bound_to);
@@ -547,6 +571,8 @@ Task<Expected<wire::Attr>> VolumeMount::change(wire::SetAttr to, Interrupt* inte
     if (auto file = files_.find(inode)) file->wrote = true;
     co_return answer.error();
   }
+  if (resizes)
+    if (auto file = files_.find(inode)) file->pages.trim(answer->reply.attr().size());
   co_return noted(std::move(*answer->reply.mutable_attr()));
 }
 
@@ -651,10 +677,11 @@ Task<Expected<void>> VolumeMount::remove_xattr(InodeId inode, std::string name,
 
 // --- Open files -------------------------------------------------------------------------------
 
-Mount::Handle VolumeMount::add_handle(const FilePtr& file, bool accessed) {
+Mount::Handle VolumeMount::add_handle(const FilePtr& file, const OpenOptions& options) {
   Handle handle{next_handle_++};
-  handles_.emplace(handle, OpenFile{file, accessed});
+  handles_.emplace(handle, OpenFile{file, options.accessed, options.writes});
   ++file->handles;
+  if (options.writes) ++file->pages.writers;
   return handle;
 }
 
@@ -716,7 +743,8 @@ Task<Expected<Mount::Opened>> VolumeMount::opened(wire::Attr attr, OpenOptions o
   InodeId inode{attr.inode()};
   auto file = files_.get(inode, client_.session());
   learn(*file, attr);
-  auto handle = add_handle(file, options.accessed);
+  if (options.truncate) file->pages.trim(0);
+  auto handle = add_handle(file, options);
   say_again = say_again || released_.count(inode) > 0;
   open_answered();
   if (say_again) {
@@ -738,6 +766,7 @@ Task<void> VolumeMount::close(Handle handle) {
   auto found = handles_.find(handle);
   if (found == handles_.end()) co_return;
   auto file = found->second.file;
+  if (found->second.writes) --file->pages.writers;
   handles_.erase(found);
   if (!file->ended) co_await locks_.released(file, handle);
   if (--file->handles == 0 && !file->ended) co_await release(file);
@@ -752,6 +781,8 @@ Task<void> VolumeMount::release(FilePtr file) {
   file->returning = true;
   // Nobody has it open: its times stand, and whoever looks at them need not ask us first.
   file->extents.drop_writes(0, std::numeric_limits<std::uint64_t>::max());
+  // Nor can anybody look at what its kernel has left, which drops it with the next opening.
+  file->pages.forget();
   if (opens_ > 0) released_.insert(file->inode);
   wire::Request request;
   request.mutable_release()->set_inode(raw(file->inode));
@@ -783,6 +814,17 @@ Task<Expected<Mount::Content>> VolumeMount::read(Handle handle, std::uint64_t of
   co_return std::move(content);
 }
 
+Task<Expected<Mount::Content>> VolumeMount::read_pages(Handle handle, std::uint64_t offset,
+                                                       std::uint32_t length) {
+  ++counters_.operations;
+  CSV_CO_TRY(file, file_of(handle));
+  if (length == 0) co_return Content{};
+  auto began = loop_->now();
+  auto content = co_await pages_.read(file, offset, length);
+  timed(counters_.reads, counters_.read_us, began);
+  co_return std::move(content);
+}
+
 Task<Expected<std::uint32_t>> VolumeMount::write(Handle handle, std::uint64_t offset,
                                                  std::span<const std::byte> data,
                                                  WriteOptions options, Interrupt* interrupt) {
@@ -794,8 +836,22 @@ Task<Expected<std::uint32_t>> VolumeMount::write(Handle handle, std::uint64_t of
     data = data.first(std::min<std::uint64_t>(data.size(), kMaxFileSize - offset));
   }
   auto began = loop_->now();
+  // The kernel dropped its pages of the range before it sent this, but a program may have had one
+  // read again since, and stored into it: that store and this write must both last.
+  std::optional<KernelPages::Closed> closed;
+  if (!options.pages && file->pages.in_use()) {
+    auto from = options.append ? std::min(offset, file->size) : offset;
+    auto end = options.append ? std::numeric_limits<std::uint64_t>::max() : offset + data.size();
+    auto range = KernelPages::pages_of(from, end - from);
+    closed.emplace(file, range);
+    co_await pages_.clear(file, range);
+  }
   auto result = co_await io_.write(file, offset, data, options, interrupt);
   timed(counters_.writes, counters_.write_us, began);
+  // The kernel keeps what could not be written, as if it had been: then a mapping would show what
+  // nobody can read, and a later store into the page bring it back.
+  if (!result && options.pages)
+    tasks_.spawn(pages_.clear(file, KernelPages::pages_of(offset, data.size())));
   co_return std::move(result);
 }
 
@@ -823,6 +879,12 @@ Task<Expected<void>> VolumeMount::allocate(Handle handle, wire::Allocate what,
                                            Interrupt* interrupt) {
   CSV_CO_TRY(file, file_of(handle));
   what.set_inode(raw(file->inode));
+  std::optional<KernelPages::Closed> closed;
+  if ((what.mode() & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) != 0) {  // as in write
+    auto range = KernelPages::pages_of(what.offset(), what.length());
+    closed.emplace(file, range);
+    co_await pages_.clear(file, range);
+  }
   wire::Request request;
   *request.mutable_allocate() = std::move(what);
   // After a fence another node may have gone on with the file: not with the next session.

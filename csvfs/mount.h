@@ -8,9 +8,11 @@
 
 #include "coordinator/protocol/connection.h"
 #include "csvfs/base/buffer.h"
+#include "csvfs/base/function.h"
 #include "csvfs/base/ids.h"
 #include "csvfs/base/lock_ranges.h"
 #include "csvfs/base/random.h"
+#include "csvfs/base/range_set.h"
 #include "csvfs/base/status_board.h"
 #include "csvfs/base/task.h"
 #include "csvfs/interrupt.h"
@@ -93,6 +95,7 @@ class Mount {
     bool truncate = false;
     bool drop_set_id = false;  ///< With truncate: by who may not keep the set-ID bits.
     bool accessed = false;     ///< Reads through the handle count for the access time.
+    bool writes = false;       ///< Programs may write, or store into mappings, through the handle.
   };
   virtual Task<Expected<Opened>> open(InodeId inode, OpenOptions options,
                                       Interrupt* interrupt = nullptr) = 0;
@@ -108,6 +111,16 @@ class Mount {
   };
   virtual Task<Expected<Content>> read(Handle handle, std::uint64_t offset,
                                        std::uint32_t length) = 0;
+  /// For the kernel's page cache: whole pages, which may stay there until they are dropped (see
+  /// drop_pages_with). The answer must reach the kernel without a wait in between.
+  virtual Task<Expected<Content>> read_pages(Handle handle, std::uint64_t offset,
+                                             std::uint32_t length) = 0;
+  /// Makes the kernel write what is dirty of these ranges of a file and forget them, and calls
+  /// `done` on the loop. The writes come as requests in the meantime, and requests to read pages
+  /// that are not answered before.
+  using DropPages =
+      std::function<void(InodeId inode, std::vector<Range> ranges, Function<void()> done)>;
+  virtual void drop_pages_with(DropPages drop) = 0;
   struct WriteOptions {
     bool append = false;       ///< At the true end, whatever `offset` says.
     bool durable = false;      ///< O_SYNC, O_DSYNC: answered past the volatile cache.

@@ -1,34 +1,11 @@
 #include "csvfs/mount_command.h"
 
-#include <sys/mount.h>
-
 #include <algorithm>
 #include <array>
 #include <charconv>
 
 namespace csv {
 namespace {
-
-struct Flag {
-  std::string_view name;
-  unsigned long set, clear;
-};
-// Those the kernel knows; each is told to it in words (by libfuse) or as a flag (by a remount).
-constexpr auto kFlags = std::to_array<Flag>({
-    {"ro", MS_RDONLY, 0},
-    {"rw", 0, MS_RDONLY},
-    {"noexec", MS_NOEXEC, 0},
-    {"exec", 0, MS_NOEXEC},
-    {"nosuid", MS_NOSUID, 0},
-    {"suid", 0, MS_NOSUID},
-    {"nodev", MS_NODEV, 0},
-    {"dev", 0, MS_NODEV},
-    {"noatime", MS_NOATIME, 0},
-    {"atime", 0, MS_NOATIME},
-    {"nodiratime", MS_NODIRATIME, 0},
-    {"diratime", 0, MS_NODIRATIME},
-    {"shared_mmap", 0, 0},  // ours; a remount leaves it as it was
-});
 
 // What mount(8), fstab and systemd say to themselves; what is so anyhow (names are durable once
 // they are answered: dirsync; access times are the coordinator's: relatime); and what a remount
@@ -64,11 +41,8 @@ bool lists(const List& list, std::string_view word) {
 
 Expected<void> add_option(MountOptions& to, std::string_view word, bool sloppy) {
   auto value = [&](std::string_view key) { return std::string{word.substr(key.size())}; };
-  auto flag = std::find_if(kFlags.begin(), kFlags.end(), [&](auto& f) { return f.name == word; });
-  if (flag != kFlags.end()) {
-    to.flags = (to.flags | flag->set) & ~flag->clear;
-    to.kernel.emplace_back(word);
-  } else if (word == "remount") {
+  if (apply_mount_option(to.flags, word)) return {};
+  if (word == "remount") {
     to.remount = true;
   } else if (word.starts_with("config=") && word.size() > 7) {
     to.config_file = value("config=");
@@ -96,7 +70,7 @@ Expected<void> add_option(MountOptions& to, std::string_view word, bool sloppy) 
       return Error{Errc::refused,
                    "csvfs does not know the mount option '" + std::string{word} +
                        "'; it has ro, rw, [no]exec, [no]suid, [no]dev, [no]atime, [no]diratime, "
-                       "shared_mmap, remount, timeout=SECONDS, config=FILE, log=FILE"};
+                       "[no]shared_mmap, remount, timeout=SECONDS, config=FILE, log=FILE"};
   }
   return {};
 }

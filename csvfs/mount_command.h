@@ -6,6 +6,7 @@
 #include "csvfs/base/config.h"
 #include "csvfs/base/error.h"
 #include "csvfs/base/loop.h"
+#include "csvfs/mount_options.h"
 
 namespace csv {
 
@@ -20,8 +21,7 @@ enum class MountExit : int {
 
 /// What `-o` says, sorted by who acts on it.
 struct MountOptions {
-  unsigned long flags = 0;          ///< MS_RDONLY, MS_NOEXEC, …, for a remount.
-  std::vector<std::string> kernel;  ///< The same in words, as the kernel is told when it mounts.
+  MountFlags flags;  ///< Of a remount only the kernel's count.
   bool remount = false;
   std::string config_file = kConfigFile;  ///< config=FILE
   std::string log_file;                   ///< log=FILE; empty: /run/csvfs/mount-VOLUME.log

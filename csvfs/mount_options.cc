@@ -14,25 +14,20 @@ struct Option {
   std::string_view name;
   unsigned long set = 0, clear = 0;
 };
-constexpr std::array kOptions{
-    Option{"defaults", 0, 0},
-    Option{"rw", 0, MS_RDONLY},
-    Option{"ro", MS_RDONLY, 0},
-    Option{"suid", 0, MS_NOSUID},
-    Option{"nosuid", MS_NOSUID, 0},
-    Option{"dev", 0, MS_NODEV},
-    Option{"nodev", MS_NODEV, 0},
-    Option{"exec", 0, MS_NOEXEC},
-    Option{"noexec", MS_NOEXEC, 0},
-    Option{"atime", 0, MS_NOATIME},
-    Option{"noatime", MS_NOATIME, 0},
-    Option{"relatime", 0, MS_NOATIME},
-    Option{"diratime", 0, MS_NODIRATIME},
-    Option{"nodiratime", MS_NODIRATIME, 0},
-    Option{"sync", MS_SYNCHRONOUS, 0},
-    Option{"async", 0, MS_SYNCHRONOUS},
-    Option{"dirsync", MS_DIRSYNC, 0},
-};
+constexpr auto kOptions = std::to_array<Option>({
+    {"ro", MS_RDONLY, 0},
+    {"rw", 0, MS_RDONLY},
+    {"noexec", MS_NOEXEC, 0},
+    {"exec", 0, MS_NOEXEC},
+    {"nosuid", MS_NOSUID, 0},
+    {"suid", 0, MS_NOSUID},
+    {"nodev", MS_NODEV, 0},
+    {"dev", 0, MS_NODEV},
+    {"noatime", MS_NOATIME, 0},
+    {"atime", 0, MS_NOATIME},
+    {"nodiratime", MS_NODIRATIME, 0},
+    {"diratime", 0, MS_NODIRATIME},
+});
 
 /// mountinfo writes a blank as \040.
 std::string unescaped(std::string_view text) {
@@ -51,20 +46,16 @@ std::string unescaped(std::string_view text) {
 
 }  // namespace
 
-Expected<MountFlags> parse_mount_options(const std::vector<std::string>& options) {
-  MountFlags made;
-  for (const auto& each : options) {
-    if (each == "shared_mmap") {
-      made.shared_mappings = true;
-      continue;
-    }
-    auto known = std::find_if(kOptions.begin(), kOptions.end(),
-                              [&](const Option& option) { return option.name == each; });
-    if (known == kOptions.end())
-      return Error{Errc::refused, "the mount option " + each + " is not known"};
-    made.flags = (made.flags & ~known->clear) | known->set;
+bool apply_mount_option(MountFlags& to, std::string_view option) {
+  if (option == "shared_mmap" || option == "noshared_mmap") {
+    to.shared_mappings = option == "shared_mmap";
+    return true;
   }
-  return made;
+  auto known = std::find_if(kOptions.begin(), kOptions.end(),
+                            [&](const Option& each) { return each.name == option; });
+  if (known == kOptions.end()) return false;
+  to.flags = (to.flags & ~known->clear) | known->set;
+  return true;
 }
 
 bool keeps_access_times(const std::string& mountinfo, const std::string& mountpoint) {

@@ -1,18 +1,16 @@
 #pragma once
 #include <string>
-#include <vector>
-
-#include "csvfs/base/error.h"
+#include <string_view>
 
 namespace csv {
 
 /// What mount(8)'s options mean to mount(2), and to us.
 struct MountFlags {
-  unsigned long flags = 0;       ///< MS_…
-  bool shared_mappings = false;  ///< shared_mmap: allowed, with what docs/mount.md says of them.
+  unsigned long flags = 0;      ///< MS_…
+  bool shared_mappings = true;  ///< [no]shared_mmap: mmap(2) with MAP_SHARED.
 };
-/// Errc::refused, with the option, for one that is not known.
-Expected<MountFlags> parse_mount_options(const std::vector<std::string>& options);
+/// Takes `option` into account, the later of two that contradict; false if it is none of these.
+bool apply_mount_option(MountFlags& to, std::string_view option);
 
 /// Whether the mount at `mountpoint`, as `mountinfo` (a /proc/PID/mountinfo) shows it, keeps access
 /// times. A remount may have changed that.

@@ -154,7 +154,7 @@ Expected<void> remount(const MountCommand& command) {
     return Error{std::errc::invalid_argument, "at " + mountpoint + " volume " + there->source +
                                                   " is mounted, not " + command.volume};
   if (command.fake) return {};
-  const auto& flags = command.options.flags;
+  auto flags = command.options.flags.flags;
   if (::mount(nullptr, mountpoint.c_str(), nullptr, MS_REMOUNT | flags, nullptr) == 0) return {};
   auto error = errno;
   if (error == EBUSY && (flags & MS_RDONLY) != 0)

@@ -97,6 +97,9 @@ std::vector<MountEntry> parse_mount_table(std::string_view text) {
     std::string parent, device, root, mountpoint, word;
     MountEntry entry;
     if (!(words >> entry.id >> parent >> device >> root >> mountpoint)) continue;
+    if (auto colon = device.find(':'); colon != std::string::npos)
+      entry.device_minor =
+          static_cast<unsigned>(std::strtoul(device.c_str() + colon + 1, nullptr, 10));
     while (words >> word && word != "-") {
     }
     if (!(words >> entry.type >> entry.source)) continue;

@@ -11,6 +11,7 @@ namespace csv {
 /// One line of /proc/self/mountinfo.
 struct MountEntry {
   int id = 0;
+  unsigned device_minor = 0;
   std::string mountpoint, type, source;
 };
 

@@ -57,6 +57,7 @@ Expected<void> check(const wire::Hello& hello) {
   CSV_TRY(length_between("hello.volume", hello.volume(), 1, kMaxVolumeName));
   CSV_TRY(node("hello.node", hello.node()));
   CSV_TRY(list("hello.open_inodes", hello.open_inodes_size(), kMaxOpenInodes));
+  CSV_TRY(list("hello.page_inodes", hello.page_inodes_size(), kMaxOpenInodes));
   return list("hello.layout_inodes", hello.layout_inodes_size(), kMaxLayoutInodes);
 }
 
@@ -133,6 +134,7 @@ Expected<void> check(const wire::Request& request, std::size_t bulk_length) {
     case wire::Request::kRemoveXattr:
       return length_between("remove_xattr.name", request.remove_xattr().name(), 0, kMaxXattrName);
     case wire::Request::kLayout:
+      CSV_TRY(at_most("layout.pages", request.layout().pages(), 2));
       return range("layout", request.layout().offset(), request.layout().length());
     case wire::Request::kCommit:
       return range("commit", request.commit().offset(), request.commit().length());
@@ -187,6 +189,7 @@ Expected<void> check(const wire::LayoutReply& layout) {
     CSV_TRY(range("segment.lun_offset", segment.lun_offset(), segment.length()));
     CSV_TRY(at_most("segment.state", segment.state(), 2));
   }
+  CSV_TRY(range("layout.pages", layout.pages_offset(), layout.pages_length()));
   return at_most("layout.size", layout.size(), kMaxOffset);
 }
 

@@ -28,6 +28,7 @@ constexpr std::uint64_t kStep = 256;  ///< 1 MiB: made stable, or granted, at le
 constexpr std::uint64_t kLargestGrant = 16'384;  ///< 64 MiB
 constexpr std::uint64_t kMostAsked = 4'096;      ///< Blocks of one request that are seen to.
 constexpr std::uint64_t kReach = 16'384;  ///< What is laid out along with them, where it is ready.
+constexpr std::uint64_t kPagesReach = 4'096;  ///< The same for the page cache.
 constexpr int kMostSegments = 512;
 constexpr std::size_t kMostRuns = 64;
 /// A layout waits this long for a recall of its range; then the mount gets its content through us.
@@ -215,16 +216,30 @@ Task<Service::Outcome> Service::layout(CallRef call) {
                          std::clamp<std::uint64_t>(asked.length(), 1, kMaxSize - asked.offset()));
   range.end = std::min(range.end, range.first + kMostAsked);
 
+  if (asked.pages() != 0) co_return co_await claim_pages(call, inode, range);
+  Layouts::Hold hold;
   for (int round = 0; round < kLayoutRounds; ++round) {
     if (asked.write() && layouts_.shipped(inode)) co_return shipped_answer();
+    // Who has not come back yet may have mapped it. Through us it can be read at once, and written
+    // when that is known.
+    if (any_unknown_holder(inode)) co_return shipped_answer();
     // No longer: whoever recalls may be waiting for a lease to end (A18).
     if (!co_await layouts_.wait_while_held(inode, range, kind, kHoldPatience))
       co_return shipped_answer();
     auto lock = co_await locks_.lock(inode, range, InodeLocks::Mode::shared);
     if (session->ending) co_return session_ended();
     if (layouts_.held_back(inode, range, kind)) continue;
+    if (layouts_.pages_in_the_way(inode, range, asked.write(), session->id)) {
+      lock.release();
+      hold = layouts_.hold_pages(inode, range);
+      InTheWay pages{.pages = range, .clean_too = asked.write()};
+      CSV_CO_CHECK(co_await recall_pages(session, inode, pages));
+      continue;
+    }
     Blocks reach{range.first, std::min(kLastBlock, std::max(range.end, range.first + kReach))};
-    if (layouts_.held_back(inode, reach, kind)) reach = range;
+    if (layouts_.held_back(inode, reach, kind) ||
+        layouts_.pages_in_the_way(inode, reach, asked.write(), session->id))
+      reach = range;
     // Recorded and numbered before the mapping is looked up, without a wait in between: a recall
     // that starts from here on asks this session, and its number tells the mount that this answer,
     // should it come after it, is void.
@@ -264,6 +279,64 @@ Task<Service::Outcome> Service::layout(CallRef call) {
   co_return shipped_answer();
 }
 
+/// For the page cache of the session's kernel: nobody else changes the range as long as it has
+/// pages of it, nor reads it if programs may store into them. With it comes a layout to read.
+Task<Service::Outcome> Service::claim_pages(CallRef call, InodeId inode, Blocks range) {
+  auto session = call->session;
+  bool dirty = call->request.layout().pages() == 2;
+  auto in_the_way = [dirty](Blocks of) {
+    return InTheWay{
+        .layouts = of, .reads_too = dirty, .own_too = false, .pages = of, .clean_too = dirty};
+  };
+  Layouts::Hold hold;
+  bool held = false;
+  for (;;) {
+    if (!held &&
+        !co_await layouts_.wait_while_held(inode, range, Layouts::Kind::pages, kHoldPatience))
+      co_return shipped_answer();  // the mount asks again
+    auto lock = co_await locks_.lock(inode, range, InodeLocks::Mode::shared);
+    if (session->ending) co_return session_ended();
+    if (!held && layouts_.held_back(inode, range, Layouts::Kind::pages)) continue;
+    if (anything_in_the_way(session, inode, in_the_way(range))) {
+      lock.release();
+      hold = layouts_.hold(inode, range, dirty);
+      held = true;
+      CSV_CO_CHECK(co_await recall(session, inode, in_the_way(range)));
+      continue;
+    }
+    auto reach = range;
+    if (!held) {
+      Blocks further{range.first, std::min(kLastBlock, range.first + kPagesReach)};
+      if (further.end > range.end && !layouts_.held_back(inode, further, Layouts::Kind::pages) &&
+          !anything_in_the_way(session, inode, in_the_way(further)))
+        reach = further;
+    }
+    // In this order for the reason that layouts are.
+    layouts_.add_pages(inode, session->id, reach, dirty);
+    layouts_.add(inode, session->id, reach, Layouts::Kind::read);
+    auto sequence = recall_sequence_;
+    auto seen = co_await look(inode, reach);
+    if (!seen) {
+      if (is_stale(seen.error())) layouts_.drop(inode, session->id);
+      co_return seen.error();
+    }
+    Answer answer;
+    auto& layout = *answer.reply.mutable_layout();
+    layout.set_size(seen->attr.size);
+    layout.set_truncation(seen->attr.truncation);
+    layout.set_sequence(sequence);
+    lay_out_for_reading(layout, seen->map, range, seen->attr.size);
+    // Beyond the end others may be granted space without asking this session.
+    auto end = std::min(reach.end, blocks_up(seen->attr.size));
+    if (end > reach.first) {
+      layout.set_pages_offset(reach.first * kBlockSize);
+      layout.set_pages_length((end - reach.first) * kBlockSize);
+    }
+    layouts_.pages_dropped(inode, session->id, {std::max(end, reach.first), reach.end});
+    co_return std::move(answer);
+  }
+}
+
 /// Makes what it can of `asked` writable under a layout: below the end stable, beyond it granted.
 /// False where neither is possible.
 Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, Blocks asked,
@@ -295,7 +368,7 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
     // coordinator is still there. All grants come back; should it go on, the file is shipped.
     lock.release();
     layouts_.note_contended_write(inode, session->id, around_.timing.shipped_for);
-    auto alone = co_await quiet(session, inode, kWholeFile, false);
+    auto alone = co_await quiet(session, inode, {.layouts = kWholeFile});
     if (!alone) co_return alone.error();
     CSV_CO_CHECK(co_await drop_unknown_grants(inode));
     co_return true;
@@ -460,6 +533,14 @@ Task<Service::Outcome> Service::read(CallRef call) {
   auto length = std::min<std::uint64_t>(asked.length(), kMaxSize - asked.offset());
   auto range = blocks_of(asked.offset(), length);
   auto lock = co_await locks_.lock(inode, range, InodeLocks::Mode::shared);
+  Layouts::Hold hold;
+  while (layouts_.pages_in_the_way(inode, range, false, call->session_id)) {
+    lock.release();
+    if (call->session->ending) co_return session_ended();
+    hold = layouts_.hold_pages(inode, range);
+    CSV_CO_CHECK(co_await recall_pages(call->session, inode, {.pages = range, .clean_too = false}));
+    lock = co_await locks_.lock(inode, range, InodeLocks::Mode::shared);
+  }
   if (call->session->ending) co_return session_ended();
   CSV_CO_TRY(seen, co_await look(inode, range));
   if (asked.offset() >= seen.attr.size) co_return Answer{};
@@ -499,10 +580,11 @@ Task<Service::Outcome> Service::write(CallRef call) {
   layouts_.note_contended_write(inode, session->id, around_.timing.shipped_for);
 
   Blocks range = asked.append() ? Blocks{} : blocks_of(asked.offset(), length);
+  auto pages = range;
   if (layouts_.shipped(inode)) range = kWholeFile;
   bool clear_grants = false;
   for (;;) {
-    auto alone = co_await quiet(session, inode, range, false);
+    auto alone = co_await quiet(session, inode, {.layouts = range, .pages = pages});
     if (!alone) co_return alone.error();
     if (std::exchange(clear_grants, false)) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
     CSV_CO_TRY(seen, co_await look_where_to_write(call));
@@ -514,10 +596,13 @@ Task<Service::Outcome> Service::write(CallRef call) {
       continue;
     }
     auto needed = blocks_of(seen.offset, length);
+    pages = needed;
     // What others may do at the end of the file (grants, the last block) is affected by a new end.
-    if (seen.offset + length > seen.attr.size)
+    if (seen.offset + length > seen.attr.size) {
       needed = {std::min(needed.first, seen.attr.size / kBlockSize), kLastBlock};
-    if (anyone_holds(inode, needed, false)) {
+      pages.first = needed.first;
+    }
+    if (anything_in_the_way(session, inode, {.layouts = needed, .pages = pages})) {
       range = needed;
     } else if (any_granted(seen.map)) {
       // Granted to nobody that holds it: left from before a takeover. Certain only once nobody
@@ -660,9 +745,23 @@ Task<Service::Outcome> Service::truncate(CallRef call, InodeId inode, std::uint6
                                          std::optional<volume::AttrChange> change,
                                          bool drop_set_id) {
   if (size > kMaxSize) co_return errno_error(EFBIG, "truncate");
-  auto alone = co_await quiet(call->session, inode, kWholeFile, true);
+  InTheWay all{.layouts = kWholeFile,
+               .reads_too = true,
+               .pages = {size / kBlockSize, kLastBlock},
+               .truncates = true};
+  auto alone = co_await quiet(call->session, inode, all);
   if (!alone) co_return alone.error();
   CSV_CO_TRY(seen, co_await look(inode, {}));
+  // A file that becomes longer has another last block, but only its former size tells where.
+  while (seen.attr.size / kBlockSize < all.pages.first) {
+    all.pages.first = seen.attr.size / kBlockSize;
+    if (!anything_in_the_way(call->session, inode, all)) break;
+    alone = Quiet{};
+    alone = co_await quiet(call->session, inode, all);
+    if (!alone) co_return alone.error();
+    CSV_CO_TRY(again, co_await look(inode, {}));
+    seen = std::move(again);
+  }
   if (size < seen.attr.size && size % kBlockSize != 0) {
     auto tail = std::min(seen.attr.size, blocks_up(size) * kBlockSize);
     CSV_CO_CHECK(co_await zero_bytes(inode, size, tail));
@@ -753,7 +852,7 @@ Task<Service::Outcome> Service::fill_space(CallRef call) {
   const auto& asked = call->request.allocate();
   InodeId inode{asked.inode()};
   auto range = blocks_of(asked.offset(), asked.length());
-  auto alone = co_await quiet(call->session, inode, kWholeFile, false);
+  auto alone = co_await quiet(call->session, inode, {.layouts = kWholeFile});
   if (!alone) co_return alone.error();
   CSV_CO_TRY(seen, co_await look(inode, range));
   // Granted blocks are not holes, but would become some again when the grant ends.
@@ -781,7 +880,8 @@ Task<Service::Outcome> Service::punch(CallRef call) {
   InodeId inode{asked.inode()};
   auto end = asked.offset() + asked.length();
   auto range = blocks_of(asked.offset(), asked.length());
-  auto alone = co_await quiet(call->session, inode, range, true);
+  auto alone =
+      co_await quiet(call->session, inode, {.layouts = range, .reads_too = true, .pages = range});
   if (!alone) co_return alone.error();
   CSV_CO_TRY(inner, co_await zero_edges(inode, asked.offset(), end));
   auto body = [inode, inner, drop = asked.drop_set_id(),
@@ -804,7 +904,8 @@ Task<Service::Outcome> Service::zero_range(CallRef call) {
   InodeId inode{asked.inode()};
   auto end = asked.offset() + asked.length();
   auto range = blocks_of(asked.offset(), asked.length());
-  auto alone = co_await quiet(call->session, inode, {range.first, kLastBlock}, true);
+  InTheWay all{.layouts = {range.first, kLastBlock}, .reads_too = true, .pages = range};
+  auto alone = co_await quiet(call->session, inode, all);
   if (!alone) co_return alone.error();
   CSV_CO_TRY(inner, co_await zero_edges(inode, asked.offset(), end));
   while (inner.first < inner.end) {

@@ -11,44 +11,6 @@ constexpr Duration kContention = 1s;
 
 }  // namespace
 
-void BlockSet::add(Blocks range) {
-  if (range.first >= range.end) return;
-  auto next = ranges_.upper_bound(range.first);
-  if (next != ranges_.begin()) {
-    auto before = std::prev(next);
-    if (before->second >= range.first) {
-      range.first = before->first;
-      range.end = std::max(range.end, before->second);
-      next = ranges_.erase(before);
-    }
-  }
-  while (next != ranges_.end() && next->first <= range.end) {
-    range.end = std::max(range.end, next->second);
-    next = ranges_.erase(next);
-  }
-  ranges_.emplace_hint(next, range.first, range.end);
-}
-
-void BlockSet::remove(Blocks range) {
-  auto at = ranges_.upper_bound(range.first);
-  if (at != ranges_.begin()) --at;
-  while (at != ranges_.end() && at->first < range.end) {
-    Blocks piece{at->first, at->second};
-    if (piece.end <= range.first) {
-      ++at;
-      continue;
-    }
-    at = ranges_.erase(at);
-    if (piece.first < range.first) ranges_.emplace(piece.first, range.first);
-    if (piece.end > range.end) at = ranges_.emplace(range.end, piece.end).first;
-  }
-}
-
-bool BlockSet::overlaps(Blocks range) const {
-  auto next = ranges_.lower_bound(range.end);
-  return next != ranges_.begin() && std::prev(next)->second > range.first;
-}
-
 Layouts::File& Layouts::file(InodeId inode) {
   auto& found = files_[inode];
   if (!found) found = std::make_shared<File>(*loop_);
@@ -87,6 +49,11 @@ void Layouts::tidy(InodeId inode, SessionId session) {
 void Layouts::add(InodeId inode, SessionId session, Blocks range, Kind kind) {
   auto& held = holder(inode, session);
   (kind == Kind::write ? held.writes : held.reads).add(range);
+}
+
+void Layouts::add_pages(InodeId inode, SessionId session, Blocks range, bool dirty) {
+  auto& held = holder(inode, session);
+  (dirty ? held.dirty : held.clean).add(range);
 }
 
 void Layouts::declare(InodeId inode, SessionId session) {
@@ -144,11 +111,30 @@ void Layouts::dropped(InodeId inode, SessionId session, Blocks range, bool reads
     held.reads.remove(range);
   } else if (held.writes.overlaps(range)) {
     // It may go on reading there. The range may be more than it held; that costs a needless recall.
-    auto kept = held.writes;
+    for (auto part : held.writes.within(range)) held.reads.add({part.begin, part.end});
     held.writes.remove(range);
-    for (auto [first, end] : kept.ranges_)
-      held.reads.add({std::max(first, range.first), std::min(end, range.end)});
   }
+  tidy(inode, session);
+}
+
+std::vector<SessionId> Layouts::page_holders(InodeId inode, Blocks range, bool clean_too,
+                                             SessionId except) const {
+  std::vector<SessionId> all;
+  const auto* found = find(inode);
+  if (found == nullptr) return all;
+  for (const auto& [session, held] : found->holders)
+    if (session != except &&
+        (held.dirty.overlaps(range) || (clean_too && held.clean.overlaps(range))))
+      all.push_back(session);
+  return all;
+}
+
+void Layouts::pages_dropped(InodeId inode, SessionId session, Blocks range) {
+  const auto* found = find(inode);
+  if (found == nullptr || !found->holders.contains(session)) return;
+  auto& held = holder(inode, session);
+  held.clean.remove(range);
+  held.dirty.remove(range);
   tidy(inode, session);
 }
 
@@ -199,20 +185,30 @@ void Layouts::Hold::release() {
   if (layouts->idle(*at->second)) layouts->files_.erase(at);
 }
 
-Layouts::Hold Layouts::hold(InodeId inode, Blocks range, bool reads_too) {
+Layouts::Hold Layouts::hold(InodeId inode, Holding what) {
   Hold made;
   made.layouts_ = this;
   made.inode_ = inode;
   made.id_ = next_hold_++;
-  file(inode).holds.emplace(made.id_, Holding{range, reads_too});
+  file(inode).holds.emplace(made.id_, what);
   return made;
+}
+
+Layouts::Hold Layouts::hold(InodeId inode, Blocks range, bool reads_too) {
+  return hold(inode, Holding{range, true, reads_too});
+}
+
+Layouts::Hold Layouts::hold_pages(InodeId inode, Blocks range) {
+  return hold(inode, Holding{range, false, false});
 }
 
 bool Layouts::held_back(InodeId inode, Blocks range, Kind kind) const {
   const auto* found = find(inode);
   if (found == nullptr) return false;
   return std::any_of(found->holds.begin(), found->holds.end(), [&](const auto& each) {
-    return each.second.range.overlaps(range) && (each.second.reads_too || kind == Kind::write);
+    const auto& what = each.second;
+    bool this_kind = kind == Kind::pages || (kind == Kind::write ? what.writes : what.reads);
+    return this_kind && what.range.overlaps(range);
   });
 }
 

@@ -6,6 +6,7 @@
 
 #include "coordinator/service/inode_locks.h"
 #include "csvfs/base/ids.h"
+#include "csvfs/base/range_set.h"
 #include "csvfs/base/task.h"
 
 namespace csv::service {
@@ -13,30 +14,40 @@ namespace csv::service {
 /// A set of blocks of a file, as disjoint ranges.
 class BlockSet {
  public:
-  void add(Blocks range);
-  void remove(Blocks range);
-  [[nodiscard]] bool overlaps(Blocks range) const;
+  void add(Blocks range) { ranges_.add({range.first, range.end}); }
+  void remove(Blocks range) { ranges_.remove({range.first, range.end}); }
+  [[nodiscard]] bool overlaps(Blocks range) const {
+    return ranges_.overlaps({range.first, range.end});
+  }
   [[nodiscard]] bool empty() const { return ranges_.empty(); }
+  [[nodiscard]] std::vector<Range> within(Blocks range) const {
+    return ranges_.within({range.first, range.end});
+  }
 
  private:
-  friend class Layouts;
-  std::map<std::uint64_t, std::uint64_t> ranges_;  ///< first -> end
+  RangeSet ranges_;
 };
 
 /// Who may do I/O on what by itself, as far as the coordinator knows: always at least what the
 /// mounts hold, sometimes more. In memory only; after a takeover the sessions say it anew.
 ///
 /// A hold keeps new layouts of a range back while the ones that exist are recalled and until the
-/// change they were recalled for is done. Loop's thread.
+/// change they were recalled for is done.
+///
+/// *Pages* are what a node's kernel may keep of a file for mappings. As long as they are there, the
+/// session has a claim: nobody else changes what it covers. Where programs may store into them
+/// (`dirty`), nobody else reads it either, by layout or through us. Loop's thread.
 class Layouts {
  public:
-  enum class Kind { read, write };  ///< A write layout may be read under, too.
+  /// A write layout may be read under, too.
+  enum class Kind { read, write, pages };
 
   explicit Layouts(Loop& loop) : loop_{&loop} {}
 
   /// `session` is about to be told this range. Recorded before the mapping is even looked up, so
   /// that a recall that starts meanwhile asks it.
   void add(InodeId inode, SessionId session, Blocks range, Kind kind);
+  void add_pages(InodeId inode, SessionId session, Blocks range, bool dirty);
   /// Said by the session itself, to a coordinator that knew nothing of it: all kinds, and there may
   /// be a grant.
   void declare(InodeId inode, SessionId session);
@@ -51,6 +62,14 @@ class Layouts {
   /// The session has answered a recall of this. Without reads_too its write layouts may still be
   /// read under.
   void dropped(InodeId inode, SessionId session, Blocks range, bool reads_too);
+  /// Sessions but `except` whose kernels may hold pages there: clean ones, or only dirty ones.
+  [[nodiscard]] std::vector<SessionId> page_holders(InodeId inode, Blocks range, bool clean_too,
+                                                    SessionId except) const;
+  [[nodiscard]] bool pages_in_the_way(InodeId inode, Blocks range, bool clean_too,
+                                      SessionId except) const {
+    return !page_holders(inode, range, clean_too, except).empty();
+  }
+  void pages_dropped(InodeId inode, SessionId session, Blocks range);
   void drop(InodeId inode, SessionId session);
   /// All of a session that ended.
   void drop(SessionId session);
@@ -73,8 +92,10 @@ class Layouts {
     InodeId inode_{};
     std::uint64_t id_ = 0;
   };
-  /// Keeps new write layouts of `range` back, and read layouts if reads_too.
+  /// Keeps new pages and write layouts of `range` back, and read layouts if reads_too.
   [[nodiscard]] Hold hold(InodeId inode, Blocks range, bool reads_too);
+  /// Keeps new pages back, and nothing else.
+  [[nodiscard]] Hold hold_pages(InodeId inode, Blocks range);
   [[nodiscard]] bool held_back(InodeId inode, Blocks range, Kind kind) const;
   /// Until it is not held back any more. False if that takes longer than `patience`.
   Task<bool> wait_while_held(InodeId inode, Blocks range, Kind kind, Duration patience);
@@ -90,17 +111,18 @@ class Layouts {
 
  private:
   struct Holder {
-    BlockSet reads, writes;
+    BlockSet reads, writes, clean, dirty;
     GrantId grant{};
     bool may_have_grant = false;
     [[nodiscard]] bool nothing() const {
-      return reads.empty() && writes.empty() && !may_have_grant;
+      return reads.empty() && writes.empty() && clean.empty() && dirty.empty() && !may_have_grant;
     }
   };
   struct Holding {
     Blocks range;
-    bool reads_too = false;
+    bool writes = false, reads = false;  // beside pages
   };
+  Hold hold(InodeId inode, Holding what);
   struct File {
     explicit File(Loop& loop) : changed{loop} {}
     std::map<SessionId, Holder> holders;

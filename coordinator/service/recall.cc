@@ -1,5 +1,6 @@
 // Asking mounts for what they hold.
 #include <algorithm>
+#include <cerrno>
 
 #include "coordinator/service/service.h"
 #include "csvfs/base/log.h"
@@ -16,6 +17,30 @@ constexpr int kShedAtOnce = 512;
 Error session_ended() { return Error{Errc::session_ended, "the session has ended"}; }
 
 bool same(Blocks a, Blocks b) { return a.first == b.first && a.end == b.end; }
+
+Blocks hull(Blocks a, Blocks b) {
+  if (a.first >= a.end) return b;
+  if (b.first >= b.end) return a;
+  return {std::min(a.first, b.first), std::max(a.end, b.end)};
+}
+
+/// That a session truncates a file and waits for others' pages of it.
+class Turn {
+ public:
+  using All = std::multiset<std::pair<InodeId, SessionId>>;
+  Turn(All& all, InodeId inode, SessionId session, bool takes_part) : all_{&all} {
+    if (takes_part) at_ = all.insert({inode, session});
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+  ~Turn() {
+    if (at_) all_->erase(*at_);
+  }
+
+ private:
+  All* all_;
+  std::optional<All::iterator> at_;
+};
 
 }  // namespace
 
@@ -34,33 +59,42 @@ bool Service::unlisted_holder(const Session& session, InodeId inode) const {
          older_than_takeover(inode);
 }
 
-bool Service::anyone_holds(InodeId inode, Blocks range, bool reads_too) const {
-  if (!layouts_.holders(inode, range, reads_too).empty()) return true;
+bool Service::any_unknown_holder(InodeId inode) const {
+  return std::any_of(sessions_.begin(), sessions_.end(),
+                     [&](const auto& each) { return unknown_holder(*each.second, inode); });
+}
+
+bool Service::anything_in_the_way(const SessionRef& on_behalf, InodeId inode,
+                                  const InTheWay& what) const {
+  auto self = on_behalf ? on_behalf->id : SessionId{};
+  auto holders = layouts_.holders(inode, what.layouts, what.reads_too);
+  if (!what.own_too) std::erase(holders, self);
+  if (!holders.empty() || layouts_.pages_in_the_way(inode, what.pages, what.clean_too, self))
+    return true;
   return std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& each) {
-    return unknown_holder(*each.second, inode) || unlisted_holder(*each.second, inode);
+    bool own = !what.own_too && each.first == self;
+    return !own && (unknown_holder(*each.second, inode) || unlisted_holder(*each.second, inode));
   });
 }
 
 /// The lock comes first, because most of the time nobody holds anything. Where somebody does, it is
 /// given up for the recall (what the mount must do before it answers may need it), while the hold
 /// keeps new layouts back, and the question is asked again under the lock.
-Task<Expected<Service::Quiet>> Service::quiet(SessionRef on_behalf, InodeId inode, Blocks range,
-                                              bool reads_too) {
+Task<Expected<Service::Quiet>> Service::quiet(SessionRef on_behalf, InodeId inode, InTheWay what) {
   Quiet quiet;
   for (;;) {
     quiet.lock = co_await locks_.lock(inode, kWholeFile, InodeLocks::Mode::exclusive);
     if (on_behalf && on_behalf->ending) co_return session_ended();
-    if (!anyone_holds(inode, range, reads_too)) co_return std::move(quiet);
+    if (!anything_in_the_way(on_behalf, inode, what)) co_return std::move(quiet);
     quiet.lock.release();
-    quiet.hold = layouts_.hold(inode, range, reads_too);
-    CSV_CO_CHECK(co_await recall(on_behalf, inode, range, reads_too));
+    quiet.hold = layouts_.hold(inode, hull(what.layouts, what.pages), what.reads_too);
+    CSV_CO_CHECK(co_await recall(on_behalf, inode, what));
   }
 }
 
 /// Under a hold of the range. Afterwards nobody holds a layout of it, nothing under one is in
 /// flight, and what was granted there is free again.
-Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, Blocks range,
-                                     bool reads_too) {
+Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, InTheWay what) {
   for (;;) {
     auto silent = std::find_if(sessions_.begin(), sessions_.end(), [&](const auto& each) {
       return unknown_holder(*each.second, inode);
@@ -72,6 +106,9 @@ Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, Blocks
     co_await sessions_changed_.wait();
   }
 
+  // Before the layouts, under which they are written.
+  CSV_CO_CHECK(co_await recall_pages(on_behalf, inode, what));
+
   struct Wait {
     SessionRef session;
     AskedRef asked;
@@ -79,14 +116,15 @@ Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, Blocks
     bool reads_too = false;
   };
   std::vector<Wait> waits;
-  auto holders = layouts_.holders(inode, range, reads_too);
+  auto holders = layouts_.holders(inode, what.layouts, what.reads_too);
   for (auto& [id, session] : sessions_) {
+    if (!what.own_too && session == on_behalf) continue;
     bool unlisted = unlisted_holder(*session, inode);
     if (!unlisted && std::find(holders.begin(), holders.end(), id) == holders.end()) continue;
-    Wait wait{session, nullptr, range, reads_too};
+    Wait wait{session, nullptr, what.layouts, what.reads_too};
     // A grant is dropped as a whole, so all of it must have come back.
     if (unlisted || layouts_.may_have_grant(inode, id)) wait.range = kWholeFile;
-    wait.reads_too = reads_too || unlisted;
+    wait.reads_too = what.reads_too || unlisted;
     wait.asked = ask_back(session, inode, wait.range, wait.reads_too);
     waits.push_back(std::move(wait));
   }
@@ -100,13 +138,49 @@ Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, Blocks
   co_return Expected<void>{};
 }
 
-AskedRef Service::ask_back(const SessionRef& session, InodeId inode, Blocks range, bool reads_too) {
+/// Afterwards no kernel but that of `on_behalf` has pages in the range, and what was stored into
+/// them is written.
+Task<Expected<void>> Service::recall_pages(SessionRef on_behalf, InodeId inode, InTheWay what) {
+  auto self = on_behalf ? on_behalf->id : SessionId{};
+  auto holders = layouts_.page_holders(inode, what.pages, what.clean_too, self);
+  if (holders.empty()) co_return Expected<void>{};
+  // While a program truncates a file its kernel writes no pages of it. Two nodes that do so, each
+  // with pages that the other one needs, would wait for ever: the later one does not begin.
+  bool wait_for_each_other = std::any_of(holders.begin(), holders.end(), [&](SessionId each) {
+    return truncating_.contains({inode, each});
+  });
+  if (what.truncates && wait_for_each_other)
+    co_return errno_error(EAGAIN, "another node truncates the file, which both have mapped");
+  Turn turn{truncating_, inode, self, what.truncates};
+  struct Wait {
+    SessionRef session;
+    AskedRef asked;
+  };
+  std::vector<Wait> waits;
+  for (auto id : holders) {
+    auto found = sessions_.find(id);
+    if (found == sessions_.end()) continue;
+    waits.push_back({found->second, ask_back(found->second, inode, what.pages, true, true)});
+  }
+  for (auto& wait : waits) {
+    while (!wait.asked->answered) {
+      if (on_behalf && on_behalf->ending) co_return session_ended();
+      co_await wait.asked->changed.wait();
+    }
+    layouts_.pages_dropped(inode, wait.session->id, what.pages);
+  }
+  co_return Expected<void>{};
+}
+
+AskedRef Service::ask_back(const SessionRef& session, InodeId inode, Blocks range, bool reads_too,
+                           bool pages) {
   wire::Notice notice;
   auto& recall = *notice.mutable_recall();
   recall.set_inode(raw(inode));
   recall.set_offset(range.first * volume::kBlockSize);
   recall.set_length(range.count() * volume::kBlockSize);
   recall.set_reads_too(reads_too);
+  recall.set_pages(pages);
   // Layouts given before this one carry a lower number: an answer that is still on its way is known
   // as overtaken.
   recall.set_sequence(++recall_sequence_);
@@ -181,6 +255,8 @@ Task<void> Service::shed_layouts(SessionRef session) {
   for (int i = 0; i < kShedAtOnce && !session->ending; ++i) {
     inode = layouts_.next_of(session->id, inode);
     if (inode == InodeId{}) break;
+    // What is mapped is in use.
+    if (layouts_.pages_in_the_way(inode, kWholeFile, true, SessionId{})) continue;
     auto hold = layouts_.hold(inode, kWholeFile, true);
     auto asked = ask_back(session, inode, kWholeFile, true);
     while (!asked->answered) co_await asked->changed.wait();

@@ -129,7 +129,7 @@ Task<Service::Outcome> Service::set_attr(CallRef call) {
   // A file that gives privileges is written through us alone, so that a write can take them away.
   Quiet alone;
   if (change.mode && (*change.mode & (S_ISUID | S_ISGID)) != 0) {
-    CSV_CO_TRY(quieted, co_await quiet(call->session, inode, kWholeFile, false));
+    CSV_CO_TRY(quieted, co_await quiet(call->session, inode, {.layouts = kWholeFile}));
     alone = std::move(quieted);
   }
   auto body = [inode, change, now](Catalog& catalog) {
@@ -242,6 +242,8 @@ Task<Service::Outcome> Service::release(CallRef call) {
   if (asked.accessed()) note_access(inode);
   closed(call->session, inode);
   if (asked.reads_only()) layouts_.dropped(inode, call->session_id, kWholeFile, false);
+  // The kernel drops what it may have left before anybody can see it through a new opening.
+  layouts_.pages_dropped(inode, call->session_id, kWholeFile);
   if (layouts_.may_have_grant(inode, call->session_id))
     tasks_.spawn(take_back_grant(call->session, inode));
   co_return Answer{};
@@ -322,7 +324,7 @@ Task<Service::Outcome> Service::set_xattr(CallRef call) {
   }
   Quiet alone;
   if (privileges) {  // as in set_attr
-    CSV_CO_TRY(quieted, co_await quiet(call->session, inode, kWholeFile, false));
+    CSV_CO_TRY(quieted, co_await quiet(call->session, inode, {.layouts = kWholeFile}));
     alone = std::move(quieted);
   }
   auto body = [call, inode, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {

@@ -133,11 +133,25 @@ class Service final : public VolumeService {
   [[nodiscard]] bool older_than_takeover(InodeId inode) const;
   [[nodiscard]] bool unlisted_holder(const Session& session, InodeId inode) const;
   [[nodiscard]] bool unknown_holder(const Session& session, InodeId inode) const;
-  [[nodiscard]] bool anyone_holds(InodeId inode, Blocks range, bool reads_too) const;
+  [[nodiscard]] bool any_unknown_holder(InodeId inode) const;
+  /// What an operation cannot stand: layouts of anybody, and pages of kernels but its own node's,
+  /// which takes care of those itself.
+  struct InTheWay {
+    Blocks layouts = {};
+    bool reads_too = false;  ///< Layouts to read as well as those to write.
+    bool own_too = true;     ///< Layouts of the session itself as well.
+    Blocks pages = {};
+    bool clean_too = true;  ///< Pages that nobody can store into as well.
+    bool truncates = false;
+  };
+  [[nodiscard]] bool anything_in_the_way(const SessionRef& on_behalf, InodeId inode,
+                                         const InTheWay& what) const;
   /// `on_behalf`: gives up with session_ended if that session ends. None: our own upkeep.
-  Task<Expected<Quiet>> quiet(SessionRef on_behalf, InodeId inode, Blocks range, bool reads_too);
-  Task<Expected<void>> recall(SessionRef on_behalf, InodeId inode, Blocks range, bool reads_too);
-  AskedRef ask_back(const SessionRef& session, InodeId inode, Blocks range, bool reads_too);
+  Task<Expected<Quiet>> quiet(SessionRef on_behalf, InodeId inode, InTheWay what);
+  Task<Expected<void>> recall(SessionRef on_behalf, InodeId inode, InTheWay what);
+  Task<Expected<void>> recall_pages(SessionRef on_behalf, InodeId inode, InTheWay what);
+  AskedRef ask_back(const SessionRef& session, InodeId inode, Blocks range, bool reads_too,
+                    bool pages = false);
   Task<Expected<void>> came_back(SessionRef session, InodeId inode, Blocks range, bool reads_too);
   /// What is left of a session's grants on an inode becomes free space; it holds no layout of them.
   Task<Expected<void>> drop_grants(SessionId session, InodeId inode);
@@ -234,6 +248,7 @@ class Service final : public VolumeService {
   Task<Outcome> write_alone(CallRef call, WriteLook seen);
   Task<Expected<Content::BufferRef>> compose(CallRef call, std::uint64_t offset,
                                              std::vector<volume::Mapping> map);
+  Task<Outcome> claim_pages(CallRef call, InodeId inode, Blocks range);
   Task<Expected<bool>> prepare_write(SessionRef session, InodeId inode, Blocks asked,
                                      std::uint64_t size_seen);
   Task<Expected<void>> make_stable(InodeId inode, std::vector<volume::Mapping> pieces);
@@ -303,6 +318,7 @@ class Service final : public VolumeService {
   Content content_;
   InodeLocks locks_;
   Layouts layouts_;
+  std::multiset<std::pair<InodeId, SessionId>> truncating_;  // and wait for others' pages
   FileLocks file_locks_;
   std::map<FileLocks::Ticket, Completion<FileLocks::Verdict>::Done> lock_waiters_;
 

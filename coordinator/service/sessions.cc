@@ -184,6 +184,8 @@ void Service::declare(const SessionRef& session, const wire::Hello& hello) {
   for (auto inode : hello.open_inodes()) opened(session, InodeId{inode});
   if (session->declared) return;  // what it holds it got from us: we know at least as much
   for (auto inode : hello.layout_inodes()) layouts_.declare(InodeId{inode}, session->id);
+  for (auto inode : hello.page_inodes())
+    layouts_.add_pages(InodeId{inode}, session->id, kWholeFile, true);
   session->layouts_unlisted = hello.layouts_unlisted();
   session->declared = true;
   sessions_changed_.notify();

@@ -233,7 +233,8 @@ Task<void> Service::reap_orphans() {
 Task<void> Service::reap(InodeId inode) {
   {
     // Nobody has it open, but a mount may keep layouts of what it had open.
-    auto alone = co_await quiet(nullptr, inode, kWholeFile, true);
+    auto alone = co_await quiet(nullptr, inode,
+                                {.layouts = kWholeFile, .reads_too = true, .pages = kWholeFile});
     if (alone) {
       auto body = [inode](volume::Catalog& catalog) { return catalog.reap(inode); };
       auto reaped = co_await writer_.change(std::move(body));

@@ -29,8 +29,7 @@ namespace {
 class Kernel {
  public:
   /// `more`: of INIT's 64 flags, what this kernel offers beside the usual.
-  explicit Kernel(World& world, int node = 1, std::uint64_t more = 0,
-                  std::vector<std::string> mount_options = {})
+  explicit Kernel(World& world, int node = 1, std::uint64_t more = 0, MountFlags flags = {})
       : world_{&world} {
     int ends[2];
     REQUIRE(::socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
@@ -44,7 +43,7 @@ class Kernel {
     world.post([&] {
       FuseSession::Options options;
       options.dying = [this](pid_t) { return dying.load(); };
-      options.options = mount_options;
+      options.flags = flags;
       auto session = FuseSession::start(
           world.loop(), mount, "", options, [this] { ended = true; }, ends[0]);
       REQUIRE(session);
@@ -169,6 +168,7 @@ class Kernel {
     in.fh = file.handle;
     in.offset = offset;
     in.size = size;
+    in.read_flags = FUSE_READ_LOCKOWNER;  // or it is the page cache that reads
     REQUIRE(call(FUSE_READ, file.node, bytes(in)) == 0);
     std::vector<std::byte> out(body_.size());
     if (!out.empty()) std::memcpy(out.data(), body_.data(), out.size());
@@ -475,7 +475,7 @@ TEST_CASE("fuse: what a newer kernel offers is taken, though libfuse does not kn
   constexpr std::uint64_t kMmap = 1ull << 36, kOther = 1ull << 37;
   World world;
   constexpr auto kOffered = FUSE_SETXATTR_EXT | FUSE_HANDLE_KILLPRIV_V2 | kMmap | kOther;
-  Kernel kernel{world, 1, kOffered, {"shared_mmap"}};
+  Kernel kernel{world, 1, kOffered};
   CHECK((kernel.taken & kMmap) != 0);
   CHECK((kernel.taken & FUSE_HANDLE_KILLPRIV_V2) != 0);
   CHECK((kernel.taken & FUSE_INIT_EXT) != 0);
@@ -497,7 +497,7 @@ TEST_CASE("fuse: what a newer kernel offers is taken, though libfuse does not kn
   CHECK(kernel.call(FUSE_SETXATTR, file.node,
                     Kernel::bytes(in) + Kernel::name("system.posix_acl_access") + acl) == 0);
   CHECK((kernel.attr(file.node).mode & 07777) == 0750);
-  Kernel careful{world, 3, kOffered};
+  Kernel careful{world, 3, kOffered, {.flags = 0, .shared_mappings = false}};
   CHECK((careful.taken & (kMmap | kOther)) == 0);
   CHECK((careful.taken & FUSE_HANDLE_KILLPRIV_V2) != 0);
   Kernel older{world, 2};
@@ -527,6 +527,31 @@ TEST_CASE("fuse: a file without a name gets one; statx tells when it was made") 
   REQUIRE(kernel.call(kStatx, node, std::string(24, '\0')) == 0);
   CHECK(kernel.body<std::uint32_t>(32) == kBasicAndBirth);
   CHECK(kernel.body<std::uint64_t>(32 + 40) == 5000);
+}
+
+TEST_CASE("fuse: pages that the kernel read are dropped before another node's write is answered") {
+  World world;
+  Kernel kernel{world};
+  auto file = kernel.create("file");
+  REQUIRE(kernel.write(file, 0, pattern(3 * 4096, 1)) == 0);
+  fuse_read_in in{};
+  in.fh = file.handle;
+  in.offset = 4096;
+  in.size = 8192;
+  REQUIRE(kernel.call(FUSE_READ, file.node, Kernel::bytes(in)) == 0);
+  CHECK(kernel.body().size() == 8192);
+  Kernel other{world, 2};
+  REQUIRE(other.lookup("file") == 0);
+  fuse_open_in open{};
+  open.flags = O_RDWR;
+  REQUIRE(other.call(FUSE_OPEN, file.node, Kernel::bytes(open)) == 0);
+  Kernel::Made opened{file.node, other.body<fuse_open_out>().fh};
+  CHECK(other.write(opened, 5000, pattern(10, 2)) == 0);
+  CHECK(kernel.answer(0) == -FUSE_NOTIFY_INVAL_INODE);
+  auto dropped = kernel.body<fuse_notify_inval_inode_out>();
+  CHECK(dropped.ino == file.node);
+  CHECK(dropped.off == 4096);
+  CHECK(dropped.len == 4096);
 }
 
 TEST_CASE("fuse: pages of a mapping never make a file longer") {

@@ -161,7 +161,9 @@ class Programs {
     switch (what) {
       case 0: return ignore(mount_->lookup(kRootInode, "file"));
       case 1: return ignore(mount_->attr(InodeId{33}));
-      case 2: return remember(mount_->open(InodeId{33}, {.truncate = where % 2 != 0}));
+      case 2:
+        return remember(
+            mount_->open(InodeId{33}, {.truncate = where % 2 != 0, .writes = where / 2 % 2 != 0}));
       case 3: return remember(mount_->create(Caller{}, make, {}));
       case 4: return ignore(mount_->list(kRootInode, where, 10));
       case 5: return ignore(mount_->statistics());
@@ -172,7 +174,10 @@ class Programs {
     }
     if (!known) return ignore(mount_->attr(kRootInode));
     switch (what) {
-      case 9: return ignore(mount_->read(handle(where), at, 10000));
+      case 9:
+        if (where % 8 == 7)
+          return ignore(mount_->read_pages(handle(where), at / 4096 * 4096, 8192));
+        return ignore(mount_->read(handle(where), at, 10000));
       case 10: return ignore(mount_->write(handle(where), at, data, {}));
       case 11: return ignore(mount_->write(handle(where), at, data, {.append = true}));
       case 12: return ignore(mount_->write(handle(where), at, data, {.durable = true}));
@@ -414,6 +419,20 @@ std::vector<Seed> seeds() {
   add("recall-in-flight", 3,
       open + does(10) + noticed(1, recall) + replied(layout) + noticed(1, recall) +
           step(wait, "\x02"));
+  wire::Reply claim = layout;
+  claim.mutable_layout()->set_pages_length(16 * 4096);
+  wire::Notice pages;
+  pages.mutable_recall()->set_inode(33);
+  pages.mutable_recall()->set_length(3 * 4096);
+  pages.mutable_recall()->set_sequence(4ull << 32);
+  pages.mutable_recall()->set_pages(true);
+  add("pages", 3,
+      does(2, 2) + replied(attr) + does(9, 7) + replied(claim) + step(wait, "\x02") +
+          noticed(1, pages) + step(wait, "\x02") + does(9, 7) + replied(claim) + does(10) +
+          step(wait, "\x02"));
+  add("pages-recalled-in-flight", 3,
+      open + does(9, 7) + noticed(1, pages) + replied(claim) + step(wait, "\x02") +
+          replied(shipped) + replied(none));
   add("fenced", 3, open + does(10) + replied(layout) + noticed(1, fenced) + step(wait, "\x20"));
   add("reconnect", 3,
       open + does(10) + step(leave) + step(newer) + step(wait, "\x20") + replied(layout) +

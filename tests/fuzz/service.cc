@@ -274,6 +274,9 @@ std::vector<Seed> seeds() {
   read.mutable_read()->set_length(100000);
   layout.mutable_layout()->set_inode(kFile);
   layout.mutable_layout()->set_length(1 << 20);
+  auto claim = layout, map = layout;
+  claim.mutable_layout()->set_pages(1);
+  map.mutable_layout()->set_pages(2);
   auto grant = layout;
   grant.mutable_layout()->set_write(true);
   grant.mutable_layout()->set_offset(64 * 4096);
@@ -327,6 +330,10 @@ std::vector<Seed> seeds() {
                      ask(1, commit) + ask(0, returned) + step(wait, "\x32"));
   add("recalled", both + ask(0, open) + ask(0, layout) + ask(1, write, content, true) +
                       step(answer, sized("\x08\x01")) + step(wait, "\x32"));
+  add("pages", both + ask(0, open) + ask(0, claim) + ask(0, claim, "", true) +
+                   ask(0, map, "", true) + step(answer, sized("\x08\x01")) + ask(0, layout) +
+                   step(answer, sized("\x08\x01")) + ask(1, truncate, "", true) +
+                   step(wait, "\x32"));
   add("no-answer",
       both + ask(0, layout) + ask(1, truncate, "", true) + step(wait, "\xff") + step(wait, "\xff"));
   add("foreign-grant", both + ask(0, grant) + step(wait, "\x05") + ask(1, commit, "", true));

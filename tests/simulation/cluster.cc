@@ -168,7 +168,10 @@ Csvfs::Csvfs(Cluster& cluster, std::size_t node)
     };
     with.volume = Cluster::kVolume;
     with.node = Cluster::id(node_);
+    auto open_until = with.open_until;
     mount_ = Mount::start(std::move(with));
+    pages_ = std::make_unique<PageCache>(*process_.loop, *mount_, std::move(open_until));
+    pages_->keeps_pages = cluster_.broken.kernels_keep_pages;
   });
 }
 
@@ -176,6 +179,7 @@ void Csvfs::kill() {
   process_.loop->enter([this] {
     mount_.reset();
     programs_.reset();
+    pages_.reset();
   });
   cluster_.bury(process_);
 }

@@ -14,6 +14,7 @@
 #include "csvfs/mount.h"
 #include "iscsi/ram_lun.h"
 #include "tests/simulation/network.h"
+#include "tests/simulation/page_cache.h"
 #include "tests/simulation/worker.h"
 #include "tests/simulation/world.h"
 
@@ -89,6 +90,7 @@ class Csvfs {
   void end(std::function<void()> done);
   [[nodiscard]] Mount& mount() { return *mount_; }
   [[nodiscard]] Process& process() { return process_; }
+  PageCache& pages() { return *pages_; }
   /// Programs; gone before the mount is.
   TaskScope& programs() { return *programs_; }
   [[nodiscard]] std::uint64_t incarnation() const { return incarnation_; }
@@ -99,6 +101,7 @@ class Csvfs {
   Process process_;
   std::uint64_t incarnation_;
   std::unique_ptr<Mount> mount_;
+  std::unique_ptr<PageCache> pages_;
   std::unique_ptr<TaskScope> programs_ = std::make_unique<TaskScope>();
 };
 
@@ -107,6 +110,7 @@ struct Broken {
   bool unfenced = false;                ///< The target lets everything through, whoever was fenced.
   bool mounts_gate_stays_open = false;  ///< A mount's membership lease never ends.
   bool csvds_gate_stays_open = false;   ///< A coordinator's neither.
+  bool kernels_keep_pages = false;      ///< That they say they have dropped.
   Network::Forgery forgery;
 };
 

@@ -46,6 +46,7 @@ int main(int argc, char** argv) {
       plan.broken.unfenced |= what == "fences";
       plan.broken.mounts_gate_stays_open |= what == "gates";
       plan.broken.csvds_gate_stays_open |= what == "coordinators-gates";
+      plan.broken.kernels_keep_pages |= what == "pages";
       plan.broken.forgery.answer_recalls |= what == "recalls";
       plan.broken.forgery.double_appends |= what == "appends";
       plan.broken.forgery.answer_unwatches |= what == "unwatches";
@@ -60,7 +61,7 @@ int main(int argc, char** argv) {
     } else {
       std::fprintf(stderr,
                    "csv_sim [--seed N] [--runs N] [--seconds N] [--calm] [--lie N] [--break "
-                   "fences|gates|coordinators-gates|recalls|unwatches|appends|locks|losses] "
+                   "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses] "
                    "[--verbose] [--log]\n");
       return 2;
     }
@@ -70,11 +71,13 @@ int main(int argc, char** argv) {
   for (auto end = seed + runs; seed < end; ++seed) {
     auto result = csv::sim::simulate(seed, plan);
     std::printf(
-        "seed %llu digest %016llx %s: %llu operations, %llu faults, %llu takeovers, %llu events, "
+        "seed %llu digest %016llx %s: %llu operations (%llu mapped), %llu faults, %llu takeovers, "
+        "%llu events, "
         "%.0f s; direct %llu+%llu redirected %llu+%llu recalls %llu eio %llu enospc %llu losses "
         "%llu%s\n",
         static_cast<unsigned long long>(seed), static_cast<unsigned long long>(result.digest),
         result.setting.c_str(), static_cast<unsigned long long>(result.counts.operations),
+        static_cast<unsigned long long>(result.counts.loads + result.counts.stores),
         static_cast<unsigned long long>(result.faults),
         static_cast<unsigned long long>(result.takeovers),
         static_cast<unsigned long long>(result.events),

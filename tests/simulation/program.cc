@@ -326,6 +326,13 @@ Task<void> Program::work_with_images() {
   auto dice = random_.below(100);
   auto sizes = ground_.history.sizes(open_[at].inode);
   auto blocks = std::max<std::uint64_t>(sizes.most / kBlock, 16);
+  if (sizes.least > 0 && random_.chance(1, 4)) {
+    auto offset = random_.below(std::min<std::uint64_t>(sizes.least, 8 * kBlock));
+    auto room = std::min(kBlock - offset % kBlock, sizes.least - offset);
+    auto length = 1 + random_.below(std::min<std::uint64_t>(room, 700));
+    if (random_.chance(1, 2)) co_return co_await look_at_mapping(at, offset, length);
+    co_return co_await store_into_mapping(at, offset, length);
+  }
   if (dice < 32) {
     auto count = random_.chance(1, 12) ? 128 + random_.below(129) : 1 + random_.below(16);
     // Half of all goes to a few blocks, so that writes meet.
@@ -604,7 +611,7 @@ Task<void> Program::create(Number parent, std::string name) {
   what.set_name(name);
   what.set_mode(S_IFREG | 0644);
   Call call{*this, op};
-  auto made = co_await mount().create(Caller{}, std::move(what), {});
+  auto made = co_await mount().create(Caller{}, std::move(what), {.writes = true});
   auto outcome = made ? outcome_of(made->attr) : outcome_of(made.error());
   if (made) {
     open_.push_back({made->handle, outcome.inode, session()});
@@ -620,7 +627,8 @@ Task<void> Program::open(Number inode) {
   op.kind = Op::Kind::attr;  // It answers with the attributes, and changes nothing.
   op.inode = inode;
   Call call{*this, op};
-  auto opened = co_await mount().open(InodeId{inode}, {});
+  auto opened = co_await mount().open(InodeId{inode}, {.writes = true});
+  if (opened) co_await csvfs_.pages().after_open(InodeId{inode});
   auto outcome = opened ? outcome_of(opened->attr) : outcome_of(opened.error());
   if (opened) {
     open_.push_back({opened->handle, inode, session()});
@@ -633,6 +641,7 @@ Task<void> Program::close(std::size_t at) {
   auto open = open_[at];
   open_.erase(open_.begin() + static_cast<std::ptrdiff_t>(at));
   Call call{*this, fmt::format("close inode={}", open.inode)};
+  co_await csvfs_.pages().before_close({InodeId{open.inode}, open.session, open.handle});
   co_await mount().close(open.handle);
   ground_.open.erase(ground_.open.find(open.inode));
   call.answered({});
@@ -655,6 +664,7 @@ Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t le
   Mount::WriteOptions options;
   options.durable = random_.chance(1, 10);
   call.writes(open.inode, offset, offset + length, stamp, {&csvfs_, options.durable});
+  co_await csvfs_.pages().before_write(InodeId{open.inode}, offset, length);
   auto written = co_await mount().write(open.handle, offset, data.span(), options);
   auto outcome = written ? Outcome{} : outcome_of(written.error());
   if (written && *written != length) workload_.fail("a short write");
@@ -677,6 +687,7 @@ Task<std::uint64_t> Program::read(std::size_t at, std::uint64_t offset, std::uin
   op.open = true;
   Call call{*this, op};
   call.reads(open.inode);
+  co_await csvfs_.pages().before_read(InodeId{open.inode}, offset, length);
   auto got = co_await mount().read(open.handle, offset, length);
   auto outcome = got ? Outcome{} : outcome_of(got.error());
   if (got) {
@@ -705,8 +716,58 @@ Task<void> Program::truncate(Number inode, std::uint64_t size) {
   to.set_size(size);
   Call call{*this, op};
   call.writes(inode, size, kForever, 0);
+  co_await csvfs_.pages().before_truncate(InodeId{inode});
   auto outcome = outcome_of(co_await mount().change(std::move(to)));
+  co_await csvfs_.pages().after_truncate(InodeId{inode}, size, outcome.error == 0);
+  if (outcome.error == EAGAIN) {  // another node, and both have mapped what the other cuts off
+    call.refused(outcome);
+    co_return;
+  }
   co_await finish(call, outcome, under);
+}
+
+/// A load is judged as a read is; a mapping shows at any moment what reading would.
+Task<void> Program::look_at_mapping(std::size_t at, std::uint64_t offset, std::size_t length) {
+  auto open = open_[at];
+  ++workload_.counts.loads;
+  Call call{*this, fmt::format("load inode={} {}+{}", open.inode, offset, length)};
+  call.reads(open.inode);
+  PageCache::File file{InodeId{open.inode}, open.session, open.handle};
+  auto got = co_await csvfs_.pages().load(file, offset, length);
+  auto outcome = got ? Outcome{} : outcome_of(got.error());
+  if (got) {
+    auto wrong =
+        ground_.files[open.inode].judge(offset, *got, call.began(), workload_.world_.now());
+    if (wrong)
+      workload_.fail(
+          fmt::format("{} {} inode {}, mapped: {}", ground_.name, name_, open.inode, *wrong));
+  }
+  if (outcome.error == EFAULT) outcome = {};
+  co_await finish(call, outcome, open.session);
+  if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
+}
+
+/// From the store to the end of its msync it is a write like others. What others write into the
+/// same page meanwhile must not be undone by it.
+Task<void> Program::store_into_mapping(std::size_t at, std::uint64_t offset, std::size_t length) {
+  auto open = open_[at];
+  auto stamp = workload_.next_stamp_++;
+  ++workload_.counts.stores;
+  std::vector<std::byte> data(length);
+  fill_pattern(data, offset, stamp);
+  Call call{*this, fmt::format("store inode={} {}+{} w{}", open.inode, offset, length, stamp)};
+  call.writes(open.inode, offset, offset + length, stamp, {&csvfs_, false});
+  PageCache::File file{InodeId{open.inode}, open.session, open.handle};
+  auto stored = co_await csvfs_.pages().store(file, offset, std::move(data));
+  auto outcome = stored ? Outcome{} : outcome_of(stored.error());
+  // Behind the end of the file, as it may be by now, nothing is kept.
+  bool inside = offset + length <= ground_.history.sizes(open.inode).least;
+  if (outcome.error == EFAULT || outcome.error == ENOSPC || (outcome.error == 0 && !inside)) {
+    call.settled(outcome);
+    co_return;
+  }
+  co_await finish(call, outcome, open.session);
+  if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
 }
 
 Task<void> Program::allocate(std::size_t at, std::uint32_t mode, std::uint64_t offset,
@@ -727,7 +788,9 @@ Task<void> Program::allocate(std::size_t at, std::uint32_t mode, std::uint64_t o
   what.set_offset(offset);
   what.set_length(length);
   what.set_mode(mode);
+  if (zeroes) co_await csvfs_.pages().before_read(InodeId{open.inode}, offset, length);
   auto outcome = outcome_of(co_await mount().allocate(open.handle, std::move(what)));
+  if (zeroes) co_await csvfs_.pages().after_punch(InodeId{open.inode}, offset, length);
   if (outcome.error == EOPNOTSUPP) {
     call.settled(outcome);
     co_return;

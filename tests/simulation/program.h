@@ -55,6 +55,8 @@ class Program {
   Task<void> allocate(std::size_t at, std::uint32_t mode, std::uint64_t offset,
                       std::uint64_t length);
   Task<void> sync(std::size_t at);
+  Task<void> look_at_mapping(std::size_t at, std::uint64_t offset, std::size_t length);
+  Task<void> store_into_mapping(std::size_t at, std::uint64_t offset, std::size_t length);
   Task<void> append(std::size_t at, std::size_t length);
   Task<void> read_log(std::size_t at);
 

@@ -63,6 +63,8 @@ TEST_CASE("simulation: without faults everything is done and nothing is in doubt
     CHECK(result.faults == 0);
     CHECK(result.takeovers == 1);
     CHECK(result.counts.operations > 500);
+    CHECK(result.counts.loads > 20);
+    CHECK(result.counts.stores > 20);
     CHECK(result.locks > 50);
     CHECK(result.counts.eio == 0);
     CHECK(result.counts.abandoned == 0);
@@ -113,6 +115,13 @@ TEST_CASE("simulation: a recall that the mount never hears of is found out") {
   auto plan = Plan::calm();
   plan.length = 5s;
   plan.broken.forgery.answer_recalls = true;
+  CHECK(first_violation(plan, 4) != "");
+}
+
+TEST_CASE("simulation: a kernel that keeps pages of mappings which it was to drop is found out") {
+  auto plan = Plan::calm();
+  plan.length = 5s;
+  plan.broken.kernels_keep_pages = true;
   CHECK(first_violation(plan, 4) != "");
 }
 
