@@ -84,7 +84,11 @@ struct Writer::State : std::enable_shared_from_this<Writer::State> {
       queue.pop_front();
     }
     tenure->worker->post([keep = tenure, weak = weak_from_this(), group]() mutable {
-      run(*group, *keep->catalog);
+      // A volume that stopped is closed without waiting for what is still queued.
+      if (keep->catalog)
+        run(*group, *keep->catalog);
+      else
+        group->outcome = Error{Errc::closed, "the volume has been closed"};
       auto& loop = *keep->loop;
       loop.post([keep = std::move(keep), weak = std::move(weak), group = std::move(group)] {
         if (auto state = weak.lock()) state->finished(*group);
