@@ -56,6 +56,8 @@ await living 300
 await writing 300
 no_csvfs() { ! on node3 pgrep -x csvfs; }
 wait_for 20 "the end of the killed csvfs" no_csvfs
+# It may go on storing into the page it has, which nobody can take away any more; but it can be ended.
+on node3 pkill -9 -x python3 || true
 wait_for 20 "the end of its program" has_ended dying
 lab mount node3
 [[ $(map node3 look "$volume/killed" 8 16 | tr '\n' ' ') == "$many $rounds " ]] || die "something was lost"
