@@ -1,0 +1,83 @@
+#pragma once
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "coordinator/cluster/votes.h"
+#include "csvfs/base/error.h"
+#include "csvfs/base/ids.h"
+
+namespace csv::cluster {
+
+enum class NodeState : std::uint8_t {
+  member,   ///< Takes part.
+  drained,  ///< Takes part, and is given no volume to coordinate (maintenance).
+};
+struct NodeRecord {
+  std::string name;
+  std::string address;  ///< "address:port", numeric: where its csvd listens.
+  NodeState state = NodeState::member;
+  bool votes = true;  ///< As the administrator said; what counts now is in the ballot.
+  bool operator==(const NodeRecord&) const = default;
+};
+
+enum class WitnessKind : std::uint8_t { none, disk, share };
+struct WitnessRecord {
+  WitnessKind kind = WitnessKind::none;
+  std::string place;  ///< disk: a LUN as in iscsi/lun.h; share: a folder that every node mounts.
+  bool only = false;  ///< *Disk only*: it outweighs all nodes.
+  bool operator==(const WitnessRecord&) const = default;
+};
+
+/// How a node's silence is found out: a heartbeat every `delay_ms`, `threshold` of them missed.
+struct HeartbeatSettings {
+  std::uint32_t delay_ms = 300;
+  std::uint32_t threshold = 5;
+  std::vector<std::string> isolation_addresses;  ///< Pinged when the network heartbeats are gone.
+  bool operator==(const HeartbeatSettings&) const = default;
+};
+
+struct VolumeRecord {
+  NodeId coordinator{};             ///< Who shall coordinate it; NodeId{}: nobody can for now.
+  std::optional<NodeId> preferred;  ///< By command; it goes back there when it can.
+  /// Which decision this is: grows with every change of `coordinator`.
+  std::uint64_t turn = 0;
+  bool operator==(const VolumeRecord&) const = default;
+};
+
+struct Policies {
+  bool dynamic_quorum = true;
+  std::uint32_t hold_s = 60;  ///< A volume that was moved to balance is not moved again for this.
+  bool operator==(const Policies&) const = default;
+};
+
+/// What all nodes agree on. A value; replicated as a whole (replica.h), kept on every node's disk
+/// and, with a disk witness, there too.
+struct Configuration {
+  ClusterTag tag;
+  std::uint16_t cluster = 0;
+  std::string name;
+  std::map<NodeId, NodeRecord> nodes;
+  std::map<std::string, VolumeRecord> volumes;
+  WitnessRecord witness;
+  HeartbeatSettings heartbeat;
+  Policies policies;
+  Ballot ballot;
+  bool operator==(const Configuration&) const = default;
+};
+
+/// Bytes and back. decode: Errc::corrupt (or the like) for whatever is not a whole, sane
+/// configuration; also of a newer format, which it says.
+std::string encode(const Configuration& configuration);
+Expected<Configuration> decode(std::string_view bytes);
+
+/// Whether it can be what a cluster runs by: names and addresses sane and distinct, 1 to 63 nodes,
+/// a voter at least, heartbeats within their bounds. Errc::refused says what is wrong.
+Expected<void> validate(const Configuration& configuration);
+
+VotingRules voting_rules(const Configuration& configuration);
+
+}  // namespace csv::cluster

@@ -1,0 +1,138 @@
+#include "coordinator/cluster/configuration_store.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "csvfs/base/crc32c.h"
+#include "csvfs/base/endian.h"
+#include "csvfs/base/log.h"
+
+namespace csv::cluster {
+namespace {
+
+/// In front of the configuration.
+struct Header {
+  std::array<char, 8> magic{'c', 's', 'v', 'c', 'o', 'n', 'f', '1'};
+  Le32 length, crc;  ///< Of what follows; CRC-32C.
+};
+static_assert(sizeof(Header) == 16);
+constexpr std::size_t kMost = 4u << 20;
+const std::array<const char*, 2> kNames{"cluster-a", "cluster-b"};
+
+struct Fd {
+  int fd;
+  ~Fd() {
+    if (fd >= 0) ::close(fd);
+  }
+};
+
+/// Nothing where there is no such file.
+Expected<std::optional<Configuration>> read_one(const std::string& path) {
+  Fd file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  if (file.fd < 0) {
+    if (errno == ENOENT) return std::optional<Configuration>{};
+    return errno_error(errno, "opening " + path);
+  }
+  std::string text;
+  std::array<char, 65536> piece{};
+  for (;;) {
+    auto n = ::read(file.fd, piece.data(), piece.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_error(errno, "reading " + path);
+    if (n == 0) break;
+    text.append(piece.data(), static_cast<std::size_t>(n));
+    if (text.size() > kMost) return Error{Errc::corrupt, path + " is too long"};
+  }
+  Header header;
+  if (text.size() < sizeof header) return Error{Errc::corrupt, path + " is cut short"};
+  std::memcpy(&header, text.data(), sizeof header);
+  auto content = std::string_view{text}.substr(sizeof header);
+  if (header.magic != Header{}.magic || header.length != content.size() ||
+      header.crc != crc32c(std::as_bytes(std::span{content})))
+    return Error{Errc::corrupt, path + ": its checksum is wrong"};
+  auto read = decode(content);
+  if (!read) return read.error().within(path);
+  return std::optional<Configuration>{*std::move(read)};
+}
+
+Expected<void> write_one(const std::string& folder, const char* name, std::string_view content) {
+  Header header;
+  header.length = static_cast<std::uint32_t>(content.size());
+  header.crc = crc32c(std::as_bytes(std::span{content}));
+  std::string text{reinterpret_cast<const char*>(&header), sizeof header};
+  text += content;
+  auto path = folder + "/" + name, part = path + ".part";
+  {
+    Fd file{::open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
+    if (file.fd < 0) return errno_error(errno, "making " + part);
+    for (std::string_view rest = text; !rest.empty();) {
+      auto n = ::write(file.fd, rest.data(), rest.size());
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return errno_error(errno, "writing " + part);
+      rest.remove_prefix(static_cast<std::size_t>(n));
+    }
+    if (::fsync(file.fd) != 0) return errno_error(errno, "writing " + part);
+  }
+  if (::rename(part.c_str(), path.c_str()) != 0) return errno_error(errno, "naming " + path);
+  Fd directory{::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  if (directory.fd < 0) return errno_error(errno, "opening " + folder);
+  if (::fsync(directory.fd) != 0) return errno_error(errno, "naming " + path);
+  return {};
+}
+
+}  // namespace
+
+Expected<ConfigurationFiles::Found> ConfigurationFiles::read(const std::string& folder) {
+  Found out;
+  bool any = false;
+  for (const auto* name : kNames) {
+    auto one = read_one(folder + "/" + name);
+    if (!one) {
+      // Of a newer format, or unreadable: whatever the other file says may be older than this.
+      if (!(one.error() == Errc::corrupt)) return one.error();
+      out.damage += (out.damage.empty() ? "" : "; ") + one.error().message();
+      any = true;
+    } else if (*one) {
+      any = true;
+      if (!out.configuration || (**one).tag > out.configuration->tag)
+        out.configuration = **std::move(one);
+    }
+  }
+  if (any && !out.configuration)
+    return Error{Errc::corrupt,
+                 out.damage +
+                     ". Put the file of another node here, or remove both: this node then "
+                     "takes the configuration of the others when it meets them"};
+  return out;
+}
+
+ConfigurationFiles::ConfigurationFiles(Loop& loop, std::unique_ptr<Worker> worker,
+                                       std::string folder)
+    : loop_{&loop}, folder_{std::move(folder)}, worker_{std::move(worker)} {}
+
+ConfigurationFiles::~ConfigurationFiles() = default;
+
+void ConfigurationFiles::save(const Configuration& configuration,
+                              Function<void(Expected<void>)> done) {
+  worker_->post([loop = loop_, folder = folder_, content = encode(configuration),
+                 alive = std::weak_ptr{alive_}, done = std::move(done)]() mutable {
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    // Both, one after the other: a file that goes bad later must not bring back an old
+    // configuration, as what is read is the newer of those that are whole.
+    auto result = write_one(folder, kNames[0], content);
+    if (result) result = write_one(folder, kNames[1], content);
+    loop->post(
+        [result = std::move(result), alive = std::move(alive), done = std::move(done)]() mutable {
+          if (alive.lock()) done(std::move(result));
+        });
+  });
+}
+
+}  // namespace csv::cluster

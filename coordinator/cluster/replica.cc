@@ -1,0 +1,641 @@
+#include "coordinator/cluster/replica.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "coordinator/protocol/group.pb.h"
+#include "csvfs/base/log.h"
+
+namespace csv::cluster {
+namespace {
+
+constexpr std::uint32_t kVersion = 1;
+
+wire::Tag to_wire(const ClusterTag& tag) {
+  wire::Tag out;
+  out.set_forced(tag.forced);
+  out.set_epoch(tag.epoch);
+  out.set_sequence(tag.sequence);
+  return out;
+}
+ClusterTag from_wire(const wire::Tag& tag) { return {tag.forced(), tag.epoch(), tag.sequence()}; }
+
+/// FNV-1a, to tell views apart; nobody is to be kept from finding two alike.
+std::uint64_t digest(const std::vector<Member>& members) {
+  std::uint64_t out = 0xcbf29ce484222325ull;
+  auto mix = [&out](std::uint64_t value) {
+    for (int i = 0; i < 8; ++i) out = (out ^ ((value >> (8 * i)) & 0xff)) * 0x100000001b3ull;
+  };
+  for (const auto& each : members) {
+    mix(raw(each.node));
+    mix(each.life);
+  }
+  return out;
+}
+
+std::string text_of(const ClusterTag& tag) {
+  return fmt::format("{}.{}.{}", tag.forced, tag.epoch, tag.sequence);
+}
+
+std::string list(const std::vector<NodeId>& nodes) {
+  std::string out;
+  for (auto each : nodes) out += fmt::format("{}{}", out.empty() ? "" : ",", raw(each));
+  return out.empty() ? "none" : out;
+}
+
+}  // namespace
+
+std::string_view to_text(Replica::State state) {
+  switch (state) {
+    case Replica::State::lost: return "lost";
+    case Replica::State::greeting: return "greeting";
+    case Replica::State::minority: return "no quorum";
+    case Replica::State::forming: return "forming";
+    case Replica::State::formed: return "formed";
+  }
+  return "";
+}
+
+Replica::Replica(Surroundings surroundings)
+    : with_{std::move(surroundings)},
+      reason_{"the cluster's engine has not said yet who is here"},
+      since_{with_.loop->now()},
+      changed_{*with_.loop} {}
+
+Replica::~Replica() {
+  tasks_.cancel_all();
+  with_.loop->cancel(patience_);
+  with_.loop->cancel(confirm_timer_);
+  with_.loop->cancel(save_again_);
+}
+
+void Replica::start(std::optional<Configuration> stored) {
+  stored_ = std::move(stored);
+  vote();
+  Engine::Handlers handlers;
+  handlers.view = [this](const View& view) { on_view(view); };
+  handlers.deliver = [this](Member from, const std::string& text) { on_message(from, text); };
+  handlers.lost = [this](const Error& why) { on_lost(why); };
+  with_.engine->start(std::move(handlers));
+}
+
+void Replica::use_witness(Witness* witness) {
+  tasks_.cancel_all();
+  arbitrating_ = confirming_ = witness_answers_ = false;
+  witness_ = witness;
+  held_until_ = {};
+  vote();
+  look();
+}
+
+void Replica::enter(State state, std::string reason) {
+  if (state == state_ && reason == reason_) return;
+  if (state != state_) since_ = with_.loop->now();
+  state_ = state;
+  reason_ = std::move(reason);
+  log::info("cluster state=\"{}\" members={} tag={} why=\"{}\"", to_text(state),
+            view_ ? list(greeted()) : "none", stored_ ? text_of(stored_->tag) : "none", reason_);
+}
+
+// --- Views --------------------------------------------------------------------------------------
+
+void Replica::on_view(const View& view) {
+  ++view_count_;
+  if (state_ == State::formed) formed_until_ = with_.loop->now();
+  view_ = view;
+  members_ = digest(view.members);
+  greetings_.clear();
+  notes_.clear();
+  granted_.clear();
+  outstanding_.reset();
+  greeted_self_ = out_of_patience_ = false;
+  with_.loop->cancel(patience_);
+  patience_ = with_.loop->after(with_.timing.patience, [this] {
+    out_of_patience_ = true;
+    look();
+    with_.changed();
+  });
+  // The hold is the side's, and this may be another side of it: it is confirmed anew.
+  with_.loop->cancel(confirm_timer_);
+  enter(State::greeting, "the members of the cluster greet each other");
+  greet_when_idle();
+  changed_.notify();
+  with_.changed();
+}
+
+void Replica::on_lost(const Error& why) {
+  ++view_count_;
+  view_.reset();
+  greetings_.clear();
+  notes_.clear();
+  outstanding_.reset();
+  formed_until_.reset();
+  with_.loop->cancel(patience_);
+  with_.loop->cancel(confirm_timer_);
+  enter(State::lost, why.message());
+  changed_.notify();
+  with_.changed();
+}
+
+/// Not while something is on its way to the disk: what we say we have, we go on having, and what we
+/// have not said we have, nobody may count on.
+void Replica::greet_when_idle() {
+  if (!view_ || greeted_self_ || saving_) return;
+  greeted_self_ = true;
+  wire::GroupMessage message;
+  auto* greeting = message.mutable_greeting();
+  if (stored_) greeting->set_configuration(encode(*stored_));
+  greeting->set_note(note_);
+  auto now = with_.loop->now();
+  if (with_.granted)
+    for (const auto& [node, when] : with_.granted()) {
+      greeting->add_granted_node(raw(node));
+      greeting->add_granted_ago_ms(static_cast<std::uint64_t>(std::max(now - when, Duration{}) /
+                                                              std::chrono::milliseconds{1}));
+    }
+  send(message);
+}
+
+void Replica::send(wire::GroupMessage& message) {
+  if (!view_) return;
+  message.set_version(kVersion);
+  message.set_ring(view_->ring);
+  message.set_members(members_);
+  with_.engine->multicast(message.SerializeAsString());
+}
+
+void Replica::on_message(Member from, const std::string& text) {
+  wire::GroupMessage message;
+  if (!message.ParseFromString(text)) {
+    log::warning("group_message_refused from={} why=\"it cannot be read\"", raw(from.node));
+    return;
+  }
+  if (message.version() != kVersion) {
+    log::warning("group_message_refused from={} why=\"version {}, not {}\"", raw(from.node),
+                 message.version(), kVersion);
+    return;
+  }
+  // Said in another view: whatever it was about is begun anew in this one.
+  if (!view_ || message.ring() != view_->ring || message.members() != members_) return;
+  if (!std::binary_search(view_->members.begin(), view_->members.end(), from)) return;
+  switch (message.body_case()) {
+    case wire::GroupMessage::kGreeting: take_greeting(from, message); break;
+    case wire::GroupMessage::kProposal: take_proposal(from, message); break;
+    case wire::GroupMessage::kStored: take_stored(from, message); break;
+    case wire::GroupMessage::kNote: notes_[from.node] = message.note(); break;
+    case wire::GroupMessage::BODY_NOT_SET: return;
+  }
+  with_.changed();
+}
+
+void Replica::take_greeting(Member from, const wire::GroupMessage& message) {
+  const auto& said = message.greeting();
+  Greeted greeted;
+  if (!said.configuration().empty()) {
+    auto read = decode(said.configuration());
+    if (!read) {
+      // It cannot be one of us, and is not counted; an engine's frames carry their own checksums.
+      log::error("greeting_refused from={} why=\"{}\"", raw(from.node), read.error().message());
+      return;
+    }
+    if (stored_ && read->cluster != stored_->cluster) {
+      log::error("greeting_refused from={} why=\"it belongs to cluster {}, this node to {}\"",
+                 raw(from.node), read->cluster, stored_->cluster);
+      return;
+    }
+    greeted.configuration = *std::move(read);
+  }
+  greetings_[from.node] = std::move(greeted);
+  notes_[from.node] = said.note();
+  auto now = with_.loop->now();
+  int pairs = std::min(said.granted_node_size(), said.granted_ago_ms_size());
+  for (int i = 0; i < pairs; ++i) {
+    if (said.granted_node(i) == 0 || said.granted_node(i) > 63) continue;
+    auto ago =
+        std::chrono::milliseconds{std::min<std::uint64_t>(said.granted_ago_ms(i), 3'600'000)};
+    auto& when = granted_[NodeId{static_cast<std::uint8_t>(said.granted_node(i))}];
+    when = std::max(when, now - ago);
+  }
+  tidy();
+  look();
+}
+
+std::vector<NodeId> Replica::greeted() const {
+  std::vector<NodeId> out;
+  for (const auto& [node, said] : greetings_) out.push_back(node);
+  return out;
+}
+
+bool Replica::member(NodeId node) const {
+  if (!view_) return false;
+  return std::any_of(view_->members.begin(), view_->members.end(),
+                     [node](const Member& each) { return each.node == node; });
+}
+
+bool Replica::steward() const {
+  return !greetings_.empty() && greetings_.begin()->first == with_.node;
+}
+
+bool Replica::leases() const {
+  return state_ == State::formed ||
+         (formed_until_ && with_.loop->now() < *formed_until_ + with_.timing.patience);
+}
+
+std::optional<TimePoint> Replica::last_granted(NodeId node) const {
+  auto found = granted_.find(node);
+  return found == granted_.end() ? std::nullopt : std::optional{found->second};
+}
+
+// --- Forming ------------------------------------------------------------------------------------
+
+bool Replica::holding() const { return with_.loop->now() < held_until_; }
+
+/// Whether those who have greeted may go on; whoever is to propose that does.
+void Replica::look() {
+  if (!view_ || (state_ != State::greeting && state_ != State::minority)) return;
+  if (greetings_.size() < view_->members.size() && !out_of_patience_) return;
+  const Configuration* newest = nullptr;
+  std::vector<NodeId> knowing;
+  for (const auto& [node, said] : greetings_) {
+    if (!said.configuration) continue;
+    // Who has none counts for nothing here: he may have lost what a majority counted on him for.
+    knowing.push_back(node);
+    if (newest == nullptr || said.configuration->tag > newest->tag) newest = &*said.configuration;
+  }
+  if (newest == nullptr)
+    return enter(State::minority,
+                 "no node here belongs to a cluster yet: csvctl cluster create makes one");
+  if (from_witness_ && from_witness_->tag > newest->tag) newest = &*from_witness_;
+  if (majority(newest->ballot, knowing, holding())) {
+    enter(State::forming, "");
+    if (steward()) form(*newest);
+    return;
+  }
+  enter(
+      State::minority,
+      fmt::format("the nodes {} are no majority{}", list(greeted()),
+                  witness_decides(newest->ballot, knowing) ? ", and the witness is not held" : ""));
+  if (witness_decides(newest->ballot, knowing) && steward()) arbitrate();
+}
+
+void Replica::form(const Configuration& newest) {
+  auto next = newest;
+  ++next.tag.epoch;
+  next.tag.sequence = 0;
+  wire::GroupMessage message;
+  auto* proposal = message.mutable_proposal();
+  proposal->set_configuration(encode(next));
+  proposal->set_forms(true);
+  send(message);
+}
+
+void Replica::take_proposal(Member from, const wire::GroupMessage& message) {
+  const auto& said = message.proposal();
+  auto read = decode(said.configuration());
+  if (!read) {
+    log::error("proposal_refused from={} why=\"{}\"", raw(from.node), read.error().message());
+    return;
+  }
+  if (stored_ && read->cluster != stored_->cluster) return;
+  if (said.forms()) {
+    // Of two the first in the engine's order, for everybody.
+    if (outstanding_ && outstanding_->configuration.tag >= read->tag) return;
+    if (stored_ && stored_->tag >= read->tag) return;
+    if (saving_ && saving_->tag >= read->tag) return;
+    enter(State::forming, "");
+  } else {
+    if (state_ != State::formed || outstanding_ || !stored_) return;
+    if (from_wire(said.base()) != stored_->tag || read->tag <= stored_->tag) return;
+  }
+  Outstanding next;
+  next.configuration = *read;
+  next.forms = said.forms();
+  outstanding_ = std::move(next);
+  if (steward() && witness_ != nullptr) tasks_.spawn(store_at_witness(*read, view_count_));
+  save(*std::move(read));
+  changed_.notify();
+}
+
+/// One at a time; of those that wait only the newest.
+void Replica::save(Configuration configuration) {
+  if (saving_) {
+    next_to_save_ = std::move(configuration);
+    return;
+  }
+  saving_ = std::move(configuration);
+  with_.store->save(*saving_, [this](const Expected<void>& result) { saved(result); });
+}
+
+void Replica::saved(const Expected<void>& result) {
+  if (!result) {
+    // It may be on the disk or not, and until that is known nobody is told what is. The others go
+    // on without us if they can.
+    log::error("configuration_not_stored tag={} why=\"{}\"", text_of(saving_->tag),
+               result.error().message());
+    save_again_ = with_.loop->after(with_.timing.retry, [this] {
+      auto again = *std::exchange(saving_, std::nullopt);
+      save(next_to_save_ ? *std::exchange(next_to_save_, std::nullopt) : std::move(again));
+    });
+    return;
+  }
+  auto configuration = *std::exchange(saving_, std::nullopt);
+  if (!stored_ || configuration.tag > stored_->tag) stored_ = configuration;
+  vote();
+  if (next_to_save_) {
+    save(*std::exchange(next_to_save_, std::nullopt));
+  } else if (outstanding_ && outstanding_->configuration.tag == configuration.tag) {
+    wire::GroupMessage message;
+    *message.mutable_stored()->mutable_tag() = to_wire(configuration.tag);
+    send(message);
+  }
+  if (std::exchange(founding_, false)) {
+    // As if it had been there when the view began.
+    greeted_self_ = false;
+    if (state_ == State::minority) enter(State::greeting, "this node has founded the cluster");
+  }
+  greet_when_idle();
+  changed_.notify();
+  with_.changed();
+}
+
+void Replica::take_stored(Member from, const wire::GroupMessage& message) {
+  if (!outstanding_ || from_wire(message.stored().tag()) != outstanding_->configuration.tag) return;
+  if (message.stored().witness())
+    outstanding_->stored_by_witness = true;
+  else
+    outstanding_->stored_on.insert(from.node);
+  check_commit();
+}
+
+/// Everybody decides this by himself, from the same messages in the same order.
+void Replica::check_commit() {
+  if (!outstanding_) return;
+  std::vector<NodeId> nodes{outstanding_->stored_on.begin(), outstanding_->stored_on.end()};
+  if (!majority(outstanding_->configuration.ballot, nodes, outstanding_->stored_by_witness)) return;
+  bool forms = outstanding_->forms;
+  const auto& tag = outstanding_->configuration.tag;
+  log::info("configuration_in_force tag={} stored_on={}{}", text_of(tag), list(nodes),
+            outstanding_->stored_by_witness ? ",witness" : "");
+  // In force without us having it yet: our own disk is late. It is on its way.
+  if (!stored_ || stored_->tag < tag) stored_ = outstanding_->configuration;
+  outstanding_.reset();
+  from_witness_.reset();
+  if (forms) {
+    enter(State::formed, "");
+    keep_holding();
+  }
+  vote();
+  tidy();
+  changed_.notify();
+}
+
+/// What has to be changed without anybody asking for it: a change of votes brought to its end,
+/// votes for those who are here.
+void Replica::tidy() {
+  if (state_ != State::formed || outstanding_ || !steward()) return;
+  auto next = with_votes(*stored_);
+  auto base = next.tag;
+  if (next == *stored_ || base == tidied_) return;
+  tidied_ = base;
+  ++next.tag.sequence;
+  wire::GroupMessage message;
+  message.mutable_proposal()->set_configuration(encode(next));
+  *message.mutable_proposal()->mutable_base() = to_wire(base);
+  send(message);
+}
+
+Configuration Replica::with_votes(Configuration configuration) const {
+  auto& ballot = configuration.ballot;
+  if (ballot.before) {
+    ballot.before.reset();
+    return configuration;
+  }
+  auto present = greeted();
+  auto target = votes_for(voting_rules(configuration), present, witness_answers_ || holding());
+  if (target == ballot.now) return configuration;
+  Ballot joint{target, ballot.now};
+  // Never a change that those who are here could not bring about, or could not live with.
+  if (!majority(joint, present, witness_answers_)) return configuration;
+  ballot = std::move(joint);
+  return configuration;
+}
+
+// --- The witness --------------------------------------------------------------------------------
+
+void Replica::arbitrate() {
+  if (witness_ == nullptr || arbitrating_) return;
+  arbitrating_ = true;
+  tasks_.spawn(arbitration(view_count_));
+}
+
+Task<void> Replica::arbitration(std::uint64_t view) {
+  auto ring = view_->ring;
+  auto confirm = witness_->confirm(ring);
+  auto held = co_await confirm;
+  if (!held && view == view_count_) {
+    auto challenge = witness_->challenge(ring);
+    held = co_await challenge;
+  }
+  if (view == view_count_ && held) {
+    auto look_up = witness_->read();
+    auto memory = co_await look_up;
+    if (memory && !memory->configuration.empty()) {
+      auto read = decode(memory->configuration);
+      if (read && (!stored_ || read->cluster == stored_->cluster)) from_witness_ = *std::move(read);
+    } else if (memory && stored_ && memory->tag > stored_->tag) {
+      // Only the tag: somebody has a newer configuration than all of us (a partition in time).
+      held = Error{Errc::superseded,
+                   "the witness knows a newer configuration than any node here: waiting for a node "
+                   "that has it"};
+    } else if (!memory) {
+      held = memory.error();
+    }
+  }
+  arbitrating_ = false;
+  if (view != view_count_) {
+    look();
+    co_return;
+  }
+  if (!held) {
+    log::info("witness_not_held why=\"{}\"", held.error().message());
+    enter(State::minority, "the witness is not held: " + held.error().message());
+    with_.changed();
+    co_await sleep(*with_.loop, with_.timing.retry);
+    if (view == view_count_) look();
+    co_return;
+  }
+  witness_answers_ = true;
+  held_until_ = held->sent + with_.timing.hold;
+  vote();
+  look();
+  with_.changed();
+}
+
+void Replica::heard_held_until(TimePoint until) {
+  if (until <= held_until_) return;
+  held_until_ = until;
+}
+
+/// While the witness is needed, whoever does such things confirms it each second.
+void Replica::keep_holding() {
+  with_.loop->cancel(confirm_timer_);
+  if (state_ != State::formed || witness_ == nullptr || !steward()) return;
+  if (!confirming_) {
+    confirming_ = true;
+    tasks_.spawn(confirmation());
+  }
+  confirm_timer_ = with_.loop->after(with_.timing.confirm, [this] { keep_holding(); });
+}
+
+Task<void> Replica::confirmation() {
+  auto view = view_count_;
+  auto ring = view_->ring;
+  auto confirm = witness_->confirm(ring);
+  auto held = co_await confirm;
+  // Nobody's yet, or the side's that is not any more: ours, if it does not move.
+  if (!held && held.error() == Errc::superseded && view == view_count_) {
+    auto challenge = witness_->challenge(ring);
+    held = co_await challenge;
+  }
+  confirming_ = false;
+  if (view != view_count_) co_return;
+  bool answers = static_cast<bool>(held);
+  if (held) held_until_ = std::max(held_until_, held->sent + with_.timing.hold);
+  if (answers != std::exchange(witness_answers_, answers)) {
+    if (!answers) log::warning("witness_lost why=\"{}\"", held.error().message());
+    tidied_ = {};
+    tidy();
+  }
+  vote();
+  with_.changed();
+}
+
+Task<void> Replica::store_at_witness(Configuration configuration, std::uint64_t view) {
+  Witness::Memory memory{configuration.tag, encode(configuration)};
+  auto store = witness_->store(std::move(memory));
+  auto stored = co_await store;
+  if (!stored) {
+    log::warning("witness_does_not_store why=\"{}\"", stored.error().message());
+    co_return;
+  }
+  if (view != view_count_) co_return;
+  wire::GroupMessage message;
+  *message.mutable_stored()->mutable_tag() = to_wire(configuration.tag);
+  message.mutable_stored()->set_witness(true);
+  send(message);
+}
+
+/// What the engine asks in the middle of a change of members is answered from this.
+void Replica::vote() {
+  if (!stored_) return with_.engine->vote_by([](std::span<const NodeId>) { return false; });
+  auto holder = witness_ != nullptr ? witness_->holder() : std::nullopt;
+  with_.engine->vote_by([ballot = stored_->ballot, holder](std::span<const NodeId> nodes) {
+    bool witness = holder && std::find(nodes.begin(), nodes.end(), *holder) != nodes.end();
+    return majority(ballot, nodes, witness);
+  });
+}
+
+// --- Changes ------------------------------------------------------------------------------------
+
+void Replica::tell(std::string note) {
+  if (note == note_) return;
+  note_ = std::move(note);
+  if (!view_ || !greeted_self_) return;
+  wire::GroupMessage message;
+  message.set_note(note_);
+  send(message);
+}
+
+Task<Expected<void>> Replica::propose(Change change, Duration patience) {
+  auto until = with_.loop->now() + patience;
+  auto timer = with_.loop->after(patience, [this] { changed_.notify(); });
+  struct Cancel {
+    Loop* loop;
+    Loop::TimerId timer;
+    ~Cancel() { loop->cancel(timer); }
+  } cancel{with_.loop, timer};
+  for (;;) {
+    // One after the other: what is under way, and a change of votes to its end.
+    while (state_ != State::formed || outstanding_ || stored_->ballot.before) {
+      if (with_.loop->now() >= until)
+        co_return Error{Errc::retry, state_ == State::formed
+                                         ? "the change before this one is not in force yet"
+                                         : "no quorum: " + reason_};
+      co_await changed_.wait();
+    }
+    auto next = *stored_;
+    if (auto may = change(next); !may) co_return may.error();
+    if (next == *stored_) co_return Expected<void>{};
+    if (auto sane = validate(next); !sane) co_return sane.error();
+    auto base = stored_->tag;
+    next.tag = base;
+    ++next.tag.sequence;
+    auto wanted = next;
+    wire::GroupMessage message;
+    message.mutable_proposal()->set_configuration(encode(next));
+    *message.mutable_proposal()->mutable_base() = to_wire(base);
+    auto view = view_count_;
+    send(message);
+    while (view == view_count_ && stored_->tag == base && !outstanding_ &&
+           with_.loop->now() < until)
+      co_await changed_.wait();
+    // Taken, this one or another's: until that is in force, or the view has ended.
+    while (view == view_count_ && outstanding_ && with_.loop->now() < until)
+      co_await changed_.wait();
+    if (view == view_count_ && !outstanding_ && *stored_ == wanted) co_return Expected<void>{};
+    if (with_.loop->now() >= until)
+      co_return Error{Errc::retry,
+                      "no majority has stored the change in time; whether it will be made is not "
+                      "known"};
+  }
+}
+
+Task<Expected<void>> Replica::force(Duration patience) {
+  if (state_ == State::formed)
+    co_return Error{Errc::refused, "the cluster goes on already: nothing has to be forced"};
+  if (!stored_ || !view_)
+    co_return Error{Errc::refused, stored_ ? "the cluster's engine reaches nobody: " + reason_
+                                           : "this node belongs to no cluster"};
+  auto next = *stored_;
+  for (const auto& [node, said] : greetings_)
+    if (said.configuration && said.configuration->tag > next.tag) next = *said.configuration;
+  ++next.tag.forced;
+  ++next.tag.epoch;
+  next.tag.sequence = 0;
+  next.ballot = {};
+  for (const auto& [node, record] : next.nodes) next.ballot.now.nodes[node] = 0;
+  for (auto node : greeted())
+    if (next.ballot.now.nodes.count(node) > 0) next.ballot.now.nodes[node] = 1;
+  wire::GroupMessage message;
+  message.mutable_proposal()->set_configuration(encode(next));
+  message.mutable_proposal()->set_forms(true);
+  send(message);
+  auto until = with_.loop->now() + patience;
+  auto timer = with_.loop->after(patience, [this] { changed_.notify(); });
+  while (with_.loop->now() < until && !(state_ == State::formed && stored_->tag >= next.tag))
+    co_await changed_.wait();
+  with_.loop->cancel(timer);
+  if (state_ == State::formed && stored_->tag >= next.tag) co_return Expected<void>{};
+  co_return Error{Errc::retry, "the nodes here have not stored the forced configuration in time"};
+}
+
+Expected<void> Replica::found(Configuration first) {
+  if (stored_ || saving_)
+    return Error{Errc::refused, "this node belongs to a cluster already: " + stored_->name};
+  for (const auto& [node, said] : greetings_)
+    if (said.configuration)
+      return Error{Errc::refused,
+                   "a node that is here belongs to a cluster already: " + said.configuration->name};
+  CSV_TRY(validate(first));
+  first.tag = {0, 0, 0};
+  first.ballot = {};
+  for (const auto& [node, record] : first.nodes)
+    first.ballot.now.nodes[node] = node == with_.node ? 1 : 0;
+  founding_ = true;
+  save(std::move(first));
+  return {};
+}
+
+}  // namespace csv::cluster

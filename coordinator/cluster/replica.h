@@ -1,0 +1,187 @@
+#pragma once
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "coordinator/cluster/configuration.h"
+#include "coordinator/cluster/configuration_store.h"
+#include "coordinator/cluster/engine.h"
+#include "coordinator/cluster/witness.h"
+#include "csvfs/base/task.h"
+
+namespace csv::wire {
+class GroupMessage;
+}
+
+namespace csv::cluster {
+
+/// The cluster's configuration, the same on every node: a replicated value.
+///
+/// A *view* of the engine begins with a greeting of every member: the newest configuration on its
+/// disk. If those who greeted are a majority by the newest of them (with the witness, where that
+/// decides), the lowest of them proposes the same with a new epoch: the cluster *forms*. Everybody
+/// stores what is proposed, says so, and it is in force once a majority has it. From then on any
+/// member may propose a change; of two at once the first in the engine's order is taken, the other
+/// is tried again on what the first has made of it.
+///
+/// Why that is enough: what was ever in force is on the disks of a majority, and whoever forms a
+/// cluster has heard a majority, so he has heard of it. The order of messages saves votes on who
+/// may propose, nothing more: no decision rests on the delivery of a message (A5).
+///
+/// A change of votes is two proposals: the first binds both sets of votes, the second only the new
+/// one, and comes only when the first is in force (A4).
+///
+/// One loop.
+class Replica {
+ public:
+  enum class State {
+    lost,      ///< The engine reaches nobody.
+    greeting,  ///< A view has begun.
+    minority,  ///< Those who greeted may not go on. Waits for others, or for the witness.
+    forming,   ///< Proposed, and not yet in force.
+    formed,    ///< Goes on.
+  };
+  struct Timing {
+    /// How long a member's greeting is waited for; one that hangs must not stop the others.
+    Duration patience = 2s;
+    /// Between two confirmations of the witness, while it is needed.
+    Duration confirm = 1s;
+    /// What a confirmation is worth from when it was sent.
+    Duration hold = 3s;
+    /// Between two attempts on a witness that could not be had.
+    Duration retry = 1s;
+  };
+  /// What a member said about another node, as a moment here: not before it.
+  using Granted = std::map<NodeId, TimePoint>;
+  struct Surroundings {
+    Loop* loop = nullptr;
+    Engine* engine = nullptr;
+    ConfigurationStore* store = nullptr;
+    NodeId node{};
+    Timing timing;
+    /// When this node last let another one have a lease; for the greeting.
+    std::function<Granted()> granted;
+    /// State, configuration, notes or the witness have changed. Must not destroy the replica.
+    std::function<void()> changed;
+  };
+
+  explicit Replica(Surroundings surroundings);
+  ~Replica();
+
+  /// Once: what was stored here has been read by whoever made us. Joins the group.
+  void start(std::optional<Configuration> stored);
+  /// Used from now on, if the configuration has one; null: it cannot be had.
+  void use_witness(Witness* witness);
+
+  [[nodiscard]] State state() const { return state_; }
+  [[nodiscard]] const std::string& reason() const { return reason_; }  ///< Why not formed.
+  [[nodiscard]] TimePoint since() const { return since_; }             ///< Of the state.
+  /// The newest on this node's disk: in force if formed. Null: none yet.
+  [[nodiscard]] const Configuration* configuration() const { return stored_ ? &*stored_ : nullptr; }
+  [[nodiscard]] const std::optional<View>& view() const { return view_; }
+  /// Formed now, or was when this view began, not long ago: leases are not cut by a change of
+  /// members.
+  [[nodiscard]] bool leases() const;
+  [[nodiscard]] bool member(NodeId node) const;
+  /// The lowest of those who greeted: it does what one of them has to do.
+  [[nodiscard]] bool steward() const;
+  /// The witness is held by this side until then.
+  [[nodiscard]] TimePoint held_until() const { return held_until_; }
+  /// Heard from whoever confirmed it.
+  void heard_held_until(TimePoint until);
+  /// No lease that anybody here has given to the node runs beyond `term` after this; nullopt:
+  /// nobody here has given it any, as far as is known.
+  [[nodiscard]] std::optional<TimePoint> last_granted(NodeId node) const;
+
+  /// What this member says of itself to all; and what each has said last.
+  void tell(std::string note);
+  [[nodiscard]] const std::map<NodeId, std::string>& notes() const { return notes_; }
+
+  /// Makes of the configuration in force another one, as often as it takes until it is in force;
+  /// `change` is asked anew each time, and must be content with what is already done. Its error is
+  /// handed on, nothing has changed then. Errc::retry: no majority for as long as `patience`;
+  /// whether it was made is unknown (it may have been stored somewhere and come back).
+  using Change = std::function<Expected<void>(Configuration&)>;
+  Task<Expected<void>> propose(Change change, Duration patience);
+  /// A minority goes on, on an administrator's word: the forced generation grows, and only those
+  /// present have votes. Errc::refused if it goes on already, or has no configuration.
+  Task<Expected<void>> force(Duration patience);
+  /// The first configuration of a new cluster, on this node alone. Errc::refused if there is one.
+  Expected<void> found(Configuration first);
+
+ private:
+  struct Outstanding {
+    Configuration configuration;
+    bool forms = false;
+    std::set<NodeId> stored_on;
+    bool stored_by_witness = false;
+  };
+
+  void on_view(const View& view);
+  void on_message(Member from, const std::string& message);
+  void on_lost(const Error& why);
+  void greet_when_idle();
+  void take_greeting(Member from, const wire::GroupMessage& message);
+  void take_proposal(Member from, const wire::GroupMessage& message);
+  void take_stored(Member from, const wire::GroupMessage& message);
+  void look();
+  void form(const Configuration& newest);
+  void arbitrate();
+  Task<void> arbitration(std::uint64_t view);
+  void keep_holding();
+  Task<void> confirmation();
+  void save(Configuration configuration);
+  void saved(const Expected<void>& result);
+  Task<void> store_at_witness(Configuration configuration, std::uint64_t view);
+  void check_commit();
+  void tidy();
+  void enter(State state, std::string reason = {});
+  void send(wire::GroupMessage& message);
+  [[nodiscard]] bool holding() const;
+  [[nodiscard]] std::vector<NodeId> greeted() const;
+  [[nodiscard]] Configuration with_votes(Configuration configuration) const;
+  void vote();
+
+  Surroundings with_;
+  State state_ = State::lost;
+  std::string reason_;
+  TimePoint since_{};
+  std::optional<Configuration> stored_;
+  std::optional<View> view_;
+  std::uint64_t view_count_ = 0;  ///< Of views and losses: what began before another one is over.
+  std::uint64_t members_ = 0;     ///< Digest, as messages carry it.
+  std::optional<Configuration> saving_;  ///< On its way to the disk.
+  std::optional<Configuration> next_to_save_;
+  Loop::TimerId save_again_{};
+  bool founding_ = false;
+  bool greeted_self_ = false;
+  struct Greeted {
+    std::optional<Configuration> configuration;
+  };
+  std::map<NodeId, Greeted> greetings_;
+  std::map<NodeId, std::string> notes_;
+  std::string note_;
+  std::map<NodeId, TimePoint> granted_;
+  bool out_of_patience_ = false;
+  Loop::TimerId patience_{};
+  std::optional<Outstanding> outstanding_;
+  std::optional<TimePoint> formed_until_;  ///< When the last view in which it was formed ended.
+  ClusterTag tidied_;                      ///< What tidy() has proposed to replace.
+  Witness* witness_ = nullptr;
+  bool arbitrating_ = false, confirming_ = false, witness_answers_ = false;
+  TimePoint held_until_{};
+  std::optional<Configuration> from_witness_;  ///< Newer than what anybody here has.
+  Loop::TimerId confirm_timer_{};
+  Signal changed_;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  TaskScope tasks_;
+};
+
+std::string_view to_text(Replica::State state);
+
+}  // namespace csv::cluster
