@@ -1,128 +1,43 @@
 #include "coordinator/cluster/standalone_membership.h"
 
-#include <tuple>
+#include <algorithm>
 #include <utility>
 
-#include "csvfs/base/check.h"
-#include "csvfs/base/log.h"
-
 namespace csv::cluster {
-namespace {
 
-std::int64_t to_number(TimePoint time) { return time.time_since_epoch().count(); }
-TimePoint to_time(std::int64_t number) { return TimePoint{Duration{number}}; }
-
-/// A peer that reads nothing gets no more echoes queued than this; its next connection does.
-constexpr std::size_t kMostQueued = 1u << 20;
-
-}  // namespace
-
-StandaloneMembership::StandaloneMembership(Surroundings surroundings)
-    : with_{std::move(surroundings)} {
-  CSV_CHECK(with_.timing.safe() && with_.timing.steady() && with_.incarnation != 0);
-  for (const auto& peer : with_.peers) {
-    auto other = std::make_unique<Other>();
-    other->peer = peer;
-    others_.emplace(peer.id, std::move(other));
-  }
-  tick();
+StandaloneMembership::StandaloneMembership(Surroundings with)
+    : loop_{with.loop},
+      node_{with.node},
+      term_{with.timing.term},
+      changed_{std::move(with.changed)},
+      beats_{around(with)} {
+  renew_own();
+  beats_.start(with.peers);
 }
 
-StandaloneMembership::~StandaloneMembership() { with_.loop->cancel(timer_); }
-
-void StandaloneMembership::tick() {
-  auto now = with_.loop->now();
-  own_lease_ = now + with_.timing.term;
-  for (const auto& [volume, claim] : own_) renew(volume, with_.node, now);
-  for (auto& [id, other] : others_) {
-    // A connection on which nothing comes back may be half dead: TCP would notice much later.
-    if (other->out && now - std::max(other->connected_at, other->last_echo) > with_.timing.term) {
-      log::info("peer_silent node={} name={}", raw(id), other->peer.name);
-      other->out.reset();
-    }
-    if (other->out) {
-      beat(*other);
-    } else if (!other->connecting) {
-      reach(*other);
-    }
-  }
-  timer_ = with_.loop->after(with_.timing.beat_interval, [this] { tick(); });
-  if (with_.changed) with_.changed();
+Beats::Surroundings StandaloneMembership::around(Surroundings with) {
+  return {.loop = with.loop,
+          .transport = with.transport,
+          .node = with.node,
+          .endpoint = with.endpoint,
+          .incarnation = with.incarnation,
+          .timing = with.timing,
+          .worth = [](NodeId) { return Beats::Worth{}; },
+          .echoed =
+              [this](NodeId by, const Beats::Echo& echo) {
+                for (auto& [volume, claim] : beats_.claims_of(by)) renew(volume, by, echo.sent_at);
+              },
+          .changed =
+              [this] {
+                renew_own();
+                if (changed_) changed_();
+              }};
 }
 
-void StandaloneMembership::reach(Other& other) {
-  other.connecting = true;
-  with_.transport->connect(
-      other.peer.id, other.peer.address,
-      [this, alive = std::weak_ptr{alive_}, &other](auto connected) {
-        if (!alive.lock()) return;
-        other.connecting = false;
-        if (!connected) {
-          auto why = connected.error();
-          if (other.trouble != why.message()) {
-            other.trouble = why.message();
-            auto level = why == Errc::refused ? log::Level::warning : log::Level::info;
-            if (log::enabled(level))
-              log::write(level, fmt::format("peer_unreachable node={} name={} why=\"{}\"",
-                                            raw(other.peer.id), other.peer.name, other.trouble));
-          }
-          other.absent = connected.error() == std::errc::connection_refused;
-          return;  // the next tick tries again
-        }
-        if (!(*connected)->speaks_for(other.peer.id))
-          return refuse_echoes(other, raw(other.peer.id));
-        other.trouble.clear();
-        other.out = *std::move(connected);
-        other.connected_at = with_.loop->now();
-        other.out->start([this, &other](protocol::Message message) { take_echo(other, message); },
-                         [this, &other](Error why) {
-                           log::info("peer_lost node={} name={} why=\"{}\"", raw(other.peer.id),
-                                     other.peer.name, why.message());
-                           other.out.reset();
-                           if (with_.changed) with_.changed();
-                         });
-        beat(other);
-      });
-}
-
-void StandaloneMembership::beat(Other& other) {
-  if (other.out->queued_bytes() > kMostQueued) return;
-  protocol::Message message;
-  auto* beat = message.frame.mutable_beat();
-  beat->set_node(raw(with_.node));
-  beat->set_incarnation(with_.incarnation);
-  beat->set_sent_at(to_number(with_.loop->now()));
-  other.out->send(std::move(message));
-}
-
-void StandaloneMembership::refuse_echoes(Other& other, std::uint32_t as_node) {
-  if (!std::exchange(other.wrong, true))
-    log::warning("peer_answers_wrongly node={} name={} address={} as_node={}", raw(other.peer.id),
-                 other.peer.name, other.peer.address, as_node);
-  other.out.reset();
-}
-
-void StandaloneMembership::take_echo(Other& other, const protocol::Message& message) {
-  const auto& echo = message.frame.beat_echo();
-  auto now = with_.loop->now();
-  auto sent_at = to_time(echo.sent_at());
-  // Its address may by now be another node's, and a time of ours cannot lie ahead.
-  if (!message.frame.has_beat_echo() || echo.node() != raw(other.peer.id) || sent_at > now ||
-      sent_at < other.connected_at) {
-    return refuse_echoes(other, echo.node());
-  }
-  if (!other.echoed || other.incarnation != echo.incarnation())
-    log::info("peer_present node={} name={} incarnation={:x}", raw(other.peer.id), other.peer.name,
-              echo.incarnation());
-  other.echoed = true;
-  other.wrong = false;
-  other.incarnation = echo.incarnation();
-  other.last_echo = now;
-  other.claims.clear();
-  for (const auto& one : echo.coordinates())
-    other.claims[one.volume()] = {Epoch{one.epoch()}, Key{one.coordinator_key()}};
-  for (const auto& [volume, claim] : other.claims) renew(volume, other.peer.id, sent_at);
-  if (with_.changed) with_.changed();
+void StandaloneMembership::renew_own() {
+  auto now = loop_->now();
+  own_lease_ = now + term_;
+  for (const auto& [volume, claim] : beats_.own()) renew(volume, node_, now);
 }
 
 void StandaloneMembership::renew(const std::string& volume, NodeId by, TimePoint sent_at) {
@@ -131,135 +46,22 @@ void StandaloneMembership::renew(const std::string& volume, NodeId by, TimePoint
   auto holds = coordinator(volume);
   if (!holds || holds->node != by) return;
   auto& lease = leases_[volume];
-  lease = std::max(lease, sent_at + with_.timing.term);
+  lease = std::max(lease, sent_at + term_);
 }
 
 void StandaloneMembership::accept(std::unique_ptr<protocol::Connection> connection,
                                   protocol::Message beat) {
-  auto* other = beat.frame.has_beat() ? find(beat.frame.beat().node()) : nullptr;
-  if (other == nullptr) {
-    auto node = beat.frame.beat().node();
-    if (strangers_.insert(node).second)
-      log::warning("beat_refused peer={} node={} why=\"not a configured peer\"", connection->peer(),
-                   node);
-    return;
-  }
-  // Whoever could beat for another node would renew what that node was fenced for, or cut it off.
-  if (!connection->speaks_for(other->peer.id)) {
-    if (!std::exchange(other->impersonated, true))
-      log::warning(
-          "beat_refused peer={} node={} why=\"it is not that node: its certificate says so\"",
-          connection->peer(), raw(other->peer.id));
-    return;
-  }
-  // The newest connection counts: a peer gives one up before it makes another.
-  other->in = std::move(connection);
-  other->last_beat = 0;
-  other->in->start([this, other](protocol::Message message) { take_beat(*other, message); },
-                   [other](Error) { other->in.reset(); });
-  take_beat(*other, beat);
-}
-
-void StandaloneMembership::take_beat(Other& other, const protocol::Message& message) {
-  const auto& beat = message.frame.beat();
-  if (!message.frame.has_beat() || beat.node() != raw(other.peer.id)) {
-    log::warning("beat_refused peer={} node={} why=\"not the node it was\"", other.in->peer(),
-                 beat.node());
-    other.in.reset();
-    return;
-  }
-  other.last_heard = with_.loop->now();
-  other.last_beat = beat.sent_at();
-  echo(other);
-}
-
-/// Also without a new beat: repeats the last one's, with what has changed since.
-void StandaloneMembership::echo(Other& other) {
-  if (!other.in || other.last_beat == 0 || other.in->queued_bytes() > kMostQueued) return;
-  protocol::Message reply;
-  auto* echo = reply.frame.mutable_beat_echo();
-  echo->set_node(raw(with_.node));
-  echo->set_incarnation(with_.incarnation);
-  echo->set_sent_at(other.last_beat);
-  for (const auto& [volume, claim] : own_) {
-    auto* one = echo->add_coordinates();
-    one->set_volume(volume);
-    one->set_epoch(raw(claim.epoch));
-    one->set_coordinator_key(raw(claim.key));
-  }
-  other.in->send(std::move(reply));
+  beats_.accept(std::move(connection), beat);
 }
 
 void StandaloneMembership::coordinating(const std::string& volume, Epoch epoch, Key key) {
-  own_[volume] = {epoch, key};
-  renew(volume, with_.node, with_.loop->now());
-  for (auto& [id, other] : others_) echo(*other);
-}
-
-void StandaloneMembership::gave_up(const std::string& volume) {
-  if (own_.erase(volume) == 0) return;
-  for (auto& [id, other] : others_) echo(*other);
-}
-
-std::optional<Coordinator> StandaloneMembership::coordinator(const std::string& volume) const {
-  std::optional<Coordinator> best;
-  auto consider = [&](NodeId node, const std::string& endpoint, const Claims& claims) {
-    auto found = claims.find(volume);
-    if (found == claims.end()) return;
-    const auto& claim = found->second;
-    if (!best || std::tie(claim.epoch, claim.key) > std::tie(best->epoch, best->key))
-      best = Coordinator{node, endpoint, claim.epoch, claim.key};
-  };
-  consider(with_.node, with_.endpoint, own_);
-  for (const auto& [id, other] : others_) consider(id, other->peer.address, other->claims);
-  return best;
+  beats_.claim(volume, epoch, key);
+  renew(volume, node_, loop_->now());
 }
 
 TimePoint StandaloneMembership::open_until(const std::string& volume) const {
   auto found = leases_.find(volume);
   return found == leases_.end() ? TimePoint{} : found->second;
-}
-
-std::vector<PeerStatus> StandaloneMembership::peers() const {
-  std::vector<PeerStatus> out;
-  for (const auto& [id, other] : others_)
-    out.push_back(
-        {.id = id,
-         .name = other->peer.name,
-         .address = other->peer.address,
-         .present = other->echoed && with_.loop->now() - other->last_echo <= with_.timing.term,
-         .incarnation = other->incarnation,
-         .last_echo = other->last_echo,
-         .last_heard = other->last_heard,
-         .trouble = other->trouble});
-  return out;
-}
-
-bool StandaloneMembership::present(const Other& other) const {
-  return other.echoed && with_.loop->now() - other.last_echo <= with_.timing.term;
-}
-
-bool StandaloneMembership::settled() const {
-  for (const auto& [id, other] : others_)
-    if (!other->echoed && !other->absent) return false;
-  return true;
-}
-
-bool StandaloneMembership::all_present() const {
-  for (const auto& [id, other] : others_)
-    if (!present(*other)) return false;
-  return true;
-}
-
-bool StandaloneMembership::claimed_by_peer(const std::string& volume) const {
-  for (const auto& [id, other] : others_)
-    if (present(*other) && other->claims.count(volume) > 0) return true;
-  return false;
-}
-
-StandaloneMembership::Other* StandaloneMembership::find(std::uint32_t node) {
-  auto found = others_.find(NodeId{static_cast<std::uint8_t>(node)});
-  return found == others_.end() ? nullptr : found->second.get();
 }
 
 }  // namespace csv::cluster

@@ -1,0 +1,277 @@
+#include "coordinator/cluster/beats.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+#include "csvfs/base/check.h"
+#include "csvfs/base/log.h"
+
+namespace csv::cluster {
+namespace {
+
+std::int64_t to_number(TimePoint time) { return time.time_since_epoch().count(); }
+TimePoint to_time(std::int64_t number) { return TimePoint{Duration{number}}; }
+
+/// A peer that reads nothing gets no more echoes queued than this; its next connection does.
+constexpr std::size_t kMostQueued = 1u << 20;
+/// What a hold of the witness is worth at most, whatever a peer says.
+constexpr std::uint64_t kMostWitnessMs = 3000;
+
+}  // namespace
+
+Beats::Beats(Surroundings surroundings) : with_{std::move(surroundings)} {
+  CSV_CHECK(with_.timing.safe() && with_.timing.steady() && with_.incarnation != 0);
+}
+
+void Beats::start(const std::vector<Peer>& peers) {
+  set_peers(peers);
+  tick();
+}
+
+void Beats::set_peers(const std::vector<Peer>& peers) {
+  std::map<NodeId, std::unique_ptr<Other>> before;
+  std::swap(before, others_);
+  for (const auto& peer : peers) {
+    if (peer.id == with_.node) continue;
+    auto& other = others_[peer.id];
+    auto found = before.find(peer.id);
+    if (found != before.end() && found->second->peer == peer) {
+      other = std::move(found->second);
+    } else {
+      other = std::make_unique<Other>();
+      other->peer = peer;
+    }
+  }
+}
+
+Beats::~Beats() { with_.loop->cancel(timer_); }
+
+void Beats::tick() {
+  auto now = with_.loop->now();
+  for (auto& [id, other] : others_) {
+    // A connection on which nothing comes back may be half dead: TCP would notice much later.
+    if (other->out && now - std::max(other->connected_at, other->last_echo) > with_.timing.term) {
+      log::info("peer_silent node={} name={}", raw(id), other->peer.name);
+      other->out.reset();
+    }
+    if (other->out) {
+      beat(*other);
+    } else if (!other->connecting) {
+      reach(*other);
+    }
+  }
+  timer_ = with_.loop->after(with_.timing.beat_interval, [this] { tick(); });
+  with_.changed();
+}
+
+void Beats::reach(Other& other) {
+  other.connecting = true;
+  with_.transport->connect(
+      other.peer.id, other.peer.address,
+      [this, known = std::weak_ptr{other.alive}, &other](auto connected) {
+        if (!known.lock()) return;
+        other.connecting = false;
+        if (!connected) {
+          auto why = connected.error();
+          if (other.trouble != why.message()) {
+            other.trouble = why.message();
+            auto level = why == Errc::refused ? log::Level::warning : log::Level::info;
+            if (log::enabled(level))
+              log::write(level, fmt::format("peer_unreachable node={} name={} why=\"{}\"",
+                                            raw(other.peer.id), other.peer.name, other.trouble));
+          }
+          other.absent = connected.error() == std::errc::connection_refused;
+          return;  // the next tick tries again
+        }
+        if (!(*connected)->speaks_for(other.peer.id))
+          return refuse_echoes(other, raw(other.peer.id));
+        other.trouble.clear();
+        other.out = *std::move(connected);
+        other.connected_at = with_.loop->now();
+        other.out->start([this, &other](protocol::Message message) { take_echo(other, message); },
+                         [this, &other](Error why) {
+                           log::info("peer_lost node={} name={} why=\"{}\"", raw(other.peer.id),
+                                     other.peer.name, why.message());
+                           other.out.reset();
+                           with_.changed();
+                         });
+        beat(other);
+      });
+}
+
+void Beats::beat(Other& other) {
+  if (other.out->queued_bytes() > kMostQueued) return;
+  protocol::Message message;
+  auto* beat = message.frame.mutable_beat();
+  beat->set_node(raw(with_.node));
+  beat->set_incarnation(with_.incarnation);
+  beat->set_sent_at(to_number(with_.loop->now()));
+  other.out->send(std::move(message));
+}
+
+void Beats::refuse_echoes(Other& other, std::uint32_t as_node) {
+  if (!std::exchange(other.wrong, true))
+    log::warning("peer_answers_wrongly node={} name={} address={} as_node={}", raw(other.peer.id),
+                 other.peer.name, other.peer.address, as_node);
+  other.out.reset();
+}
+
+void Beats::take_echo(Other& other, const protocol::Message& message) {
+  const auto& echo = message.frame.beat_echo();
+  auto now = with_.loop->now();
+  auto sent_at = to_time(echo.sent_at());
+  // Its address may by now be another node's, and a time of ours cannot lie ahead.
+  if (!message.frame.has_beat_echo() || echo.node() != raw(other.peer.id) || sent_at > now ||
+      sent_at < other.connected_at) {
+    return refuse_echoes(other, echo.node());
+  }
+  if (!other.echoed || other.incarnation != echo.incarnation())
+    log::info("peer_present node={} name={} incarnation={:x}", raw(other.peer.id), other.peer.name,
+              echo.incarnation());
+  other.echoed = true;
+  other.wrong = false;
+  other.incarnation = echo.incarnation();
+  other.last_echo = now;
+  other.claims.clear();
+  for (const auto& one : echo.coordinates())
+    other.claims[one.volume()] = {Epoch{one.epoch()}, Key{one.coordinator_key()}};
+  with_.echoed(other.peer.id,
+               {.sent_at = sent_at,
+                .refused = echo.refuses(),
+                .witness = std::chrono::milliseconds{std::min(echo.witness_ms(), kMostWitnessMs)}});
+  with_.changed();
+}
+
+void Beats::accept(std::unique_ptr<protocol::Connection> connection,
+                   const protocol::Message& beat) {
+  auto* other = beat.frame.has_beat() ? find(beat.frame.beat().node()) : nullptr;
+  if (other == nullptr) {
+    auto node = beat.frame.beat().node();
+    if (strangers_.insert(node).second)
+      log::warning("beat_refused peer={} node={} why=\"not a configured peer\"", connection->peer(),
+                   node);
+    return;
+  }
+  // Whoever could beat for another node would renew what that node was fenced for, or cut it off.
+  if (!connection->speaks_for(other->peer.id)) {
+    if (!std::exchange(other->impersonated, true))
+      log::warning(
+          "beat_refused peer={} node={} why=\"it is not that node: its certificate says so\"",
+          connection->peer(), raw(other->peer.id));
+    return;
+  }
+  // The newest connection counts: a peer gives one up before it makes another.
+  other->in = std::move(connection);
+  other->last_beat = 0;
+  other->in->start([this, other](protocol::Message message) { take_beat(*other, message); },
+                   [other](Error) { other->in.reset(); });
+  take_beat(*other, beat);
+}
+
+void Beats::take_beat(Other& other, const protocol::Message& message) {
+  const auto& beat = message.frame.beat();
+  if (!message.frame.has_beat() || beat.node() != raw(other.peer.id)) {
+    log::warning("beat_refused peer={} node={} why=\"not the node it was\"", other.in->peer(),
+                 beat.node());
+    other.in.reset();
+    return;
+  }
+  other.last_heard = with_.loop->now();
+  other.last_beat = beat.sent_at();
+  echo(other);
+}
+
+/// Also without a new beat: repeats the last one's, with what has changed since.
+void Beats::echo(Other& other) {
+  if (!other.in || other.last_beat == 0 || other.in->queued_bytes() > kMostQueued) return;
+  protocol::Message reply;
+  auto* echo = reply.frame.mutable_beat_echo();
+  echo->set_node(raw(with_.node));
+  echo->set_incarnation(with_.incarnation);
+  echo->set_sent_at(other.last_beat);
+  auto worth = with_.worth(other.peer.id);
+  echo->set_refuses(worth.refused);
+  echo->set_witness_ms(static_cast<std::uint64_t>(worth.witness / std::chrono::milliseconds{1}));
+  if (!worth.refused) granted_[other.peer.id] = with_.loop->now();
+  for (const auto& [volume, claim] : own_) {
+    auto* one = echo->add_coordinates();
+    one->set_volume(volume);
+    one->set_epoch(raw(claim.epoch));
+    one->set_coordinator_key(raw(claim.key));
+  }
+  other.in->send(std::move(reply));
+}
+
+void Beats::claim(const std::string& volume, Epoch epoch, Key key) {
+  own_[volume] = {epoch, key};
+  for (auto& [id, other] : others_) echo(*other);
+}
+
+void Beats::disclaim(const std::string& volume) {
+  if (own_.erase(volume) == 0) return;
+  for (auto& [id, other] : others_) echo(*other);
+}
+
+std::optional<Coordinator> Beats::coordinator(const std::string& volume) const {
+  std::optional<Coordinator> best;
+  auto consider = [&](NodeId node, const std::string& endpoint, const Claims& claims) {
+    auto found = claims.find(volume);
+    if (found == claims.end()) return;
+    const auto& claim = found->second;
+    if (!best || std::tie(claim.epoch, claim.key) > std::tie(best->epoch, best->key))
+      best = Coordinator{node, endpoint, claim.epoch, claim.key};
+  };
+  consider(with_.node, with_.endpoint, own_);
+  for (const auto& [id, other] : others_) consider(id, other->peer.address, other->claims);
+  return best;
+}
+
+std::vector<PeerStatus> Beats::peers() const {
+  std::vector<PeerStatus> out;
+  for (const auto& [id, other] : others_)
+    out.push_back(
+        {.id = id,
+         .name = other->peer.name,
+         .address = other->peer.address,
+         .present = other->echoed && with_.loop->now() - other->last_echo <= with_.timing.term,
+         .incarnation = other->incarnation,
+         .last_echo = other->last_echo,
+         .last_heard = other->last_heard,
+         .trouble = other->trouble});
+  return out;
+}
+
+Beats::Claims Beats::claims_of(NodeId peer) const {
+  auto found = others_.find(peer);
+  return found == others_.end() ? Claims{} : found->second->claims;
+}
+
+bool Beats::present(const Other& other) const {
+  return other.echoed && with_.loop->now() - other.last_echo <= with_.timing.term;
+}
+
+bool Beats::settled() const {
+  for (const auto& [id, other] : others_)
+    if (!other->echoed && !other->absent) return false;
+  return true;
+}
+
+bool Beats::all_present() const {
+  for (const auto& [id, other] : others_)
+    if (!present(*other)) return false;
+  return true;
+}
+
+bool Beats::claimed_by_peer(const std::string& volume) const {
+  for (const auto& [id, other] : others_)
+    if (present(*other) && other->claims.count(volume) > 0) return true;
+  return false;
+}
+
+Beats::Other* Beats::find(std::uint32_t node) {
+  auto found = others_.find(NodeId{static_cast<std::uint8_t>(node)});
+  return found == others_.end() ? nullptr : found->second.get();
+}
+
+}  // namespace csv::cluster
