@@ -81,7 +81,10 @@ void Beats::reach(Other& other) {
               log::write(level, fmt::format("peer_unreachable node={} name={} why=\"{}\"",
                                             raw(other.peer.id), other.peer.name, other.trouble));
           }
-          other.absent = connected.error() == std::errc::connection_refused;
+          if (other.absent != (connected.error() == std::errc::connection_refused)) {
+            other.absent = !other.absent;
+            with_.changed();
+          }
           return;  // the next tick tries again
         }
         if (!(*connected)->speaks_for(other.peer.id))
@@ -94,6 +97,8 @@ void Beats::reach(Other& other) {
                            log::info("peer_lost node={} name={} why=\"{}\"", raw(other.peer.id),
                                      other.peer.name, why.message());
                            other.out.reset();
+                           // At once: if its machine says that nothing listens there, it is gone.
+                           if (!other.connecting) reach(other);
                            with_.changed();
                          });
         beat(other);
@@ -130,7 +135,7 @@ void Beats::take_echo(Other& other, const protocol::Message& message) {
     log::info("peer_present node={} name={} incarnation={:x}", raw(other.peer.id), other.peer.name,
               echo.incarnation());
   other.echoed = true;
-  other.wrong = false;
+  other.absent = other.wrong = false;
   other.incarnation = echo.incarnation();
   other.last_echo = now;
   other.claims.clear();
@@ -240,6 +245,11 @@ std::vector<PeerStatus> Beats::peers() const {
          .last_heard = other->last_heard,
          .trouble = other->trouble});
   return out;
+}
+
+bool Beats::absent(NodeId peer) const {
+  auto found = others_.find(peer);
+  return found != others_.end() && found->second->absent;
 }
 
 Beats::Claims Beats::claims_of(NodeId peer) const {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -19,9 +20,11 @@ namespace {
 /// In front of the configuration.
 struct Header {
   std::array<char, 8> magic{'c', 's', 'v', 'c', 'o', 'n', 'f', '1'};
-  Le32 length, crc;  ///< Of what follows; CRC-32C.
+  Le32 length, crc;              ///< Of what follows the checksum; CRC-32C.
+  Le64 forced, epoch, sequence;  ///< What was promised.
 };
-static_assert(sizeof(Header) == 16);
+static_assert(sizeof(Header) == 40);
+constexpr std::size_t kUnchecked = 16;
 constexpr std::size_t kMost = 4u << 20;
 const std::array<const char*, 2> kNames{"cluster-a", "cluster-b"};
 
@@ -33,10 +36,10 @@ struct Fd {
 };
 
 /// Nothing where there is no such file.
-Expected<std::optional<Configuration>> read_one(const std::string& path) {
+Expected<std::optional<Kept>> read_one(const std::string& path) {
   Fd file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.fd < 0) {
-    if (errno == ENOENT) return std::optional<Configuration>{};
+    if (errno == ENOENT) return std::optional<Kept>{};
     return errno_error(errno, "opening " + path);
   }
   std::string text;
@@ -52,26 +55,40 @@ Expected<std::optional<Configuration>> read_one(const std::string& path) {
   Header header;
   if (text.size() < sizeof header) return Error{Errc::corrupt, path + " is cut short"};
   std::memcpy(&header, text.data(), sizeof header);
-  auto content = std::string_view{text}.substr(sizeof header);
-  if (header.magic != Header{}.magic || header.length != content.size() ||
-      header.crc != crc32c(std::as_bytes(std::span{content})))
+  auto checked = std::string_view{text}.substr(kUnchecked);
+  if (header.magic != Header{}.magic || header.length != checked.size() ||
+      header.crc != crc32c(std::as_bytes(std::span{checked})))
     return Error{Errc::corrupt, path + ": its checksum is wrong"};
-  auto read = decode(content);
-  if (!read) return read.error().within(path);
-  return std::optional<Configuration>{*std::move(read)};
+  Kept out;
+  out.promised = {header.forced, header.epoch, header.sequence};
+  if (text.size() > sizeof header) {
+    auto read = decode(std::string_view{text}.substr(sizeof header));
+    if (!read) return read.error().within(path);
+    out.configuration = *std::move(read);
+  }
+  return std::optional<Kept>{std::move(out)};
 }
 
-Expected<void> write_one(const std::string& folder, const char* name, std::string_view content) {
+std::string file_of(const Kept& kept) {
   Header header;
-  header.length = static_cast<std::uint32_t>(content.size());
-  header.crc = crc32c(std::as_bytes(std::span{content}));
+  header.forced = kept.promised.forced;
+  header.epoch = kept.promised.epoch;
+  header.sequence = kept.promised.sequence;
   std::string text{reinterpret_cast<const char*>(&header), sizeof header};
-  text += content;
+  if (kept.configuration) text += encode(*kept.configuration);
+  auto checked = std::string_view{text}.substr(kUnchecked);
+  header.length = static_cast<std::uint32_t>(checked.size());
+  header.crc = crc32c(std::as_bytes(std::span{checked}));
+  std::memcpy(text.data(), &header, kUnchecked);
+  return text;
+}
+
+Expected<void> write_one(const std::string& folder, const char* name, std::string_view text) {
   auto path = folder + "/" + name, part = path + ".part";
   {
     Fd file{::open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
     if (file.fd < 0) return errno_error(errno, "making " + part);
-    for (std::string_view rest = text; !rest.empty();) {
+    for (auto rest = text; !rest.empty();) {
       auto n = ::write(file.fd, rest.data(), rest.size());
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) return errno_error(errno, "writing " + part);
@@ -90,7 +107,7 @@ Expected<void> write_one(const std::string& folder, const char* name, std::strin
 
 Expected<ConfigurationFiles::Found> ConfigurationFiles::read(const std::string& folder) {
   Found out;
-  bool any = false;
+  bool any = false, whole = false;
   for (const auto* name : kNames) {
     auto one = read_one(folder + "/" + name);
     if (!one) {
@@ -99,12 +116,15 @@ Expected<ConfigurationFiles::Found> ConfigurationFiles::read(const std::string& 
       out.damage += (out.damage.empty() ? "" : "; ") + one.error().message();
       any = true;
     } else if (*one) {
-      any = true;
-      if (!out.configuration || (**one).tag > out.configuration->tag)
-        out.configuration = **std::move(one);
+      any = whole = true;
+      auto& kept = **one;
+      out.kept.promised = std::max(out.kept.promised, kept.promised);
+      if (kept.configuration &&
+          (!out.kept.configuration || kept.configuration->tag > out.kept.configuration->tag))
+        out.kept.configuration = std::move(kept.configuration);
     }
   }
-  if (any && !out.configuration)
+  if (any && !whole)
     return Error{Errc::corrupt,
                  out.damage +
                      ". Put the file of another node here, or remove both: this node then "
@@ -118,9 +138,8 @@ ConfigurationFiles::ConfigurationFiles(Loop& loop, std::unique_ptr<Worker> worke
 
 ConfigurationFiles::~ConfigurationFiles() = default;
 
-void ConfigurationFiles::save(const Configuration& configuration,
-                              Function<void(Expected<void>)> done) {
-  worker_->post([loop = loop_, folder = folder_, content = encode(configuration),
+void ConfigurationFiles::save(const Kept& kept, Function<void(Expected<void>)> done) {
+  worker_->post([loop = loop_, folder = folder_, content = file_of(kept),
                  alive = std::weak_ptr{alive_}, done = std::move(done)]() mutable {
     std::error_code error;
     std::filesystem::create_directories(folder, error);

@@ -10,13 +10,20 @@
 
 namespace csv::cluster {
 
-/// Where a node keeps the configuration. One loop.
+/// What a node must not forget.
+struct Kept {
+  std::optional<Configuration> configuration;  ///< The newest that it has stored.
+  ClusterTag promised;  ///< It stores nothing below this any more (replica.h).
+  bool operator==(const Kept&) const = default;
+};
+
+/// Where a node keeps it. One loop.
 class ConfigurationStore {
  public:
   virtual ~ConfigurationStore() = default;
   /// Makes it durable, then says so, from the loop. One at a time. On an error what was there
   /// before is there still.
-  virtual void save(const Configuration& configuration, Function<void(Expected<void>)> done) = 0;
+  virtual void save(const Kept& kept, Function<void(Expected<void>)> done) = 0;
 };
 
 /// Two files of a folder, each replaced as a whole, one after the other, each with a checksum:
@@ -25,7 +32,7 @@ class ConfigurationStore {
 class ConfigurationFiles final : public ConfigurationStore {
  public:
   struct Found {
-    std::optional<Configuration> configuration;
+    Kept kept;
     std::string damage;  ///< What was wrong with a file; empty: nothing.
   };
   /// What is there; nothing is made. Errc::corrupt: there are files, and none of them is whole.
@@ -33,7 +40,7 @@ class ConfigurationFiles final : public ConfigurationStore {
   /// `worker` does the waiting, and is destroyed with this.
   ConfigurationFiles(Loop& loop, std::unique_ptr<Worker> worker, std::string folder);
   ~ConfigurationFiles() override;
-  void save(const Configuration& configuration, Function<void(Expected<void>)> done) override;
+  void save(const Kept& kept, Function<void(Expected<void>)> done) override;
 
  private:
   Loop* loop_;

@@ -67,6 +67,28 @@ class Membership {
   [[nodiscard]] virtual bool all_present() const = 0;
   /// A peer that is present says that it coordinates the volume.
   [[nodiscard]] virtual bool claimed_by_peer(const std::string& volume) const = 0;
+
+  /// Whom the cluster has given the volume to. An engine without votes gives nothing to anybody:
+  /// there it is configured, or commanded.
+  struct Assignment {
+    bool decided = false;  ///< The cluster decides, and there is a quorum.
+    NodeId node{};         ///< NodeId{}: nobody, for now.
+    std::string reason;    ///< Why it is not decided.
+  };
+  [[nodiscard]] virtual std::optional<Assignment> assigned(const std::string&) const {
+    return std::nullopt;
+  }
+  /// Of the configuration in force, for what is written to a volume.
+  [[nodiscard]] virtual ClusterTag tag() const { return {}; }
+  /// Until when a csvd on the node may still answer from what it knows. Now or before: it may not.
+  /// nullopt: not known, so that a whole term has to be waited.
+  [[nodiscard]] virtual std::optional<TimePoint> answers_until(NodeId) const {
+    return std::nullopt;
+  }
+  /// The process that coordinated on that node is gone for certain.
+  [[nodiscard]] virtual bool process_gone(NodeId) const { return false; }
+  /// Taking the volume over has failed here, or has gone well: whether this node can do it.
+  virtual void able(const std::string&, bool) {}
 };
 
 }  // namespace csv::cluster

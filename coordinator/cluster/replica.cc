@@ -71,8 +71,10 @@ Replica::~Replica() {
   with_.loop->cancel(save_again_);
 }
 
-void Replica::start(std::optional<Configuration> stored) {
-  stored_ = std::move(stored);
+void Replica::start(Kept kept) {
+  stored_ = kept.configuration;
+  promised_ = kept.promised;
+  wanted_ = std::move(kept);
   vote();
   Engine::Handlers handlers;
   handlers.view = [this](const View& view) { on_view(view); };
@@ -110,6 +112,7 @@ void Replica::on_view(const View& view) {
   notes_.clear();
   granted_.clear();
   outstanding_.reset();
+  attempt_.reset();
   greeted_self_ = out_of_patience_ = false;
   with_.loop->cancel(patience_);
   patience_ = with_.loop->after(with_.timing.patience, [this] {
@@ -131,6 +134,7 @@ void Replica::on_lost(const Error& why) {
   greetings_.clear();
   notes_.clear();
   outstanding_.reset();
+  attempt_.reset();
   formed_until_.reset();
   with_.loop->cancel(patience_);
   with_.loop->cancel(confirm_timer_);
@@ -147,6 +151,7 @@ void Replica::greet_when_idle() {
   wire::GroupMessage message;
   auto* greeting = message.mutable_greeting();
   if (stored_) greeting->set_configuration(encode(*stored_));
+  *greeting->mutable_promised() = to_wire(promised_);
   greeting->set_note(note_);
   auto now = with_.loop->now();
   if (with_.granted)
@@ -183,6 +188,8 @@ void Replica::on_message(Member from, const std::string& text) {
   switch (message.body_case()) {
     case wire::GroupMessage::kGreeting: take_greeting(from, message); break;
     case wire::GroupMessage::kProposal: take_proposal(from, message); break;
+    case wire::GroupMessage::kPrepare: take_prepare(from, message); break;
+    case wire::GroupMessage::kPromised: take_promised(from, message); break;
     case wire::GroupMessage::kStored: take_stored(from, message); break;
     case wire::GroupMessage::kNote: notes_[from.node] = message.note(); break;
     case wire::GroupMessage::BODY_NOT_SET: return;
@@ -193,6 +200,7 @@ void Replica::on_message(Member from, const std::string& text) {
 void Replica::take_greeting(Member from, const wire::GroupMessage& message) {
   const auto& said = message.greeting();
   Greeted greeted;
+  greeted.promised = from_wire(said.promised());
   if (!said.configuration().empty()) {
     auto read = decode(said.configuration());
     if (!read) {
@@ -250,7 +258,8 @@ std::optional<TimePoint> Replica::last_granted(NodeId node) const {
 
 // --- Forming ------------------------------------------------------------------------------------
 
-bool Replica::holding() const { return with_.loop->now() < held_until_; }
+/// Confirmed since this view began: one that is left from before is the other side's, perhaps.
+bool Replica::holding() const { return held_in_ == view_count_ && with_.loop->now() < held_until_; }
 
 /// Whether those who have greeted may go on; whoever is to propose that does.
 void Replica::look() {
@@ -281,14 +290,60 @@ void Replica::look() {
 }
 
 void Replica::form(const Configuration& newest) {
-  auto next = newest;
-  ++next.tag.epoch;
-  next.tag.sequence = 0;
+  auto highest = std::max(newest.tag, witness_promised_);
+  for (const auto& [node, said] : greetings_) highest = std::max(highest, said.promised);
+  attempt_ = Attempt{newest, {}, false};
+  attempt_->configuration.tag = {newest.tag.forced, highest.epoch + 1, 0};
+  wire::GroupMessage message;
+  *message.mutable_prepare() = to_wire(attempt_->configuration.tag);
+  send(message);
+  // The witness stores what is in force with the number that comes: whoever holds it next sees
+  // both.
+  if (holding()) {
+    tasks_.spawn(have_witness_promise(newest, view_count_));
+  }
+}
+
+void Replica::take_prepare(Member from, const wire::GroupMessage& message) {
+  auto tag = from_wire(message.prepare());
+  if (greetings_.count(from.node) == 0 || tag <= wanted_.promised) return;
+  if (wanted_.configuration && tag <= wanted_.configuration->tag) return;
+  wanted_.promised = tag;
+  save();
+}
+
+void Replica::take_promised(Member from, const wire::GroupMessage& message) {
+  if (!attempt_ || from_wire(message.promised()) != attempt_->configuration.tag) return;
+  auto found = greetings_.find(from.node);
+  // As with the greeting: the promise of one who may have lost his memory is worth nothing.
+  if (found == greetings_.end() || !found->second.configuration) return;
+  attempt_->promised_by.insert(from.node);
+  check_promises();
+}
+
+void Replica::check_promises() {
+  if (!attempt_) return;
+  std::vector<NodeId> nodes{attempt_->promised_by.begin(), attempt_->promised_by.end()};
+  if (!majority(attempt_->configuration.ballot, nodes, attempt_->promised_by_witness)) return;
   wire::GroupMessage message;
   auto* proposal = message.mutable_proposal();
-  proposal->set_configuration(encode(next));
+  proposal->set_configuration(encode(attempt_->configuration));
   proposal->set_forms(true);
+  attempt_.reset();
   send(message);
+}
+
+Task<void> Replica::have_witness_promise(Configuration configuration, std::uint64_t view) {
+  Witness::Memory memory{attempt_->configuration.tag, encode(configuration)};
+  auto store = witness_->store(std::move(memory));
+  auto stored = co_await store;
+  if (view != view_count_ || !attempt_) co_return;
+  if (!stored) {
+    log::warning("witness_does_not_store why=\"{}\"", stored.error().message());
+    co_return;
+  }
+  attempt_->promised_by_witness = true;
+  check_promises();
 }
 
 void Replica::take_proposal(Member from, const wire::GroupMessage& message) {
@@ -301,12 +356,13 @@ void Replica::take_proposal(Member from, const wire::GroupMessage& message) {
   if (stored_ && read->cluster != stored_->cluster) return;
   if (said.forms()) {
     // Of two the first in the engine's order, for everybody.
-    if (outstanding_ && outstanding_->configuration.tag >= read->tag) return;
-    if (stored_ && stored_->tag >= read->tag) return;
-    if (saving_ && saving_->tag >= read->tag) return;
+    if (read->tag < wanted_.promised) return;
+    if (wanted_.configuration && wanted_.configuration->tag >= read->tag) return;
     enter(State::forming, "");
   } else {
+    // Whoever has promised more than what is in force here is about to leave it.
     if (state_ != State::formed || outstanding_ || !stored_) return;
+    if (wanted_.promised > read->tag) return;
     if (from_wire(said.base()) != stored_->tag || read->tag <= stored_->tag) return;
   }
   Outstanding next;
@@ -314,17 +370,15 @@ void Replica::take_proposal(Member from, const wire::GroupMessage& message) {
   next.forms = said.forms();
   outstanding_ = std::move(next);
   if (steward() && witness_ != nullptr) tasks_.spawn(store_at_witness(*read, view_count_));
-  save(*std::move(read));
+  wanted_.configuration = *std::move(read);
+  save();
   changed_.notify();
 }
 
 /// One at a time; of those that wait only the newest.
-void Replica::save(Configuration configuration) {
-  if (saving_) {
-    next_to_save_ = std::move(configuration);
-    return;
-  }
-  saving_ = std::move(configuration);
+void Replica::save() {
+  if (saving_) return;
+  saving_ = wanted_;
   with_.store->save(*saving_, [this](const Expected<void>& result) { saved(result); });
 }
 
@@ -332,24 +386,29 @@ void Replica::saved(const Expected<void>& result) {
   if (!result) {
     // It may be on the disk or not, and until that is known nobody is told what is. The others go
     // on without us if they can.
-    log::error("configuration_not_stored tag={} why=\"{}\"", text_of(saving_->tag),
-               result.error().message());
+    log::error("configuration_not_stored why=\"{}\"", result.error().message());
     save_again_ = with_.loop->after(with_.timing.retry, [this] {
-      auto again = *std::exchange(saving_, std::nullopt);
-      save(next_to_save_ ? *std::exchange(next_to_save_, std::nullopt) : std::move(again));
+      saving_.reset();
+      save();
     });
     return;
   }
-  auto configuration = *std::exchange(saving_, std::nullopt);
-  if (!stored_ || configuration.tag > stored_->tag) stored_ = configuration;
+  auto kept = *std::exchange(saving_, std::nullopt);
+  bool promises = kept.promised > promised_;
+  promised_ = kept.promised;
+  if (kept.configuration && (!stored_ || kept.configuration->tag > stored_->tag))
+    stored_ = kept.configuration;
   vote();
-  if (next_to_save_) {
-    save(*std::exchange(next_to_save_, std::nullopt));
-  } else if (outstanding_ && outstanding_->configuration.tag == configuration.tag) {
-    wire::GroupMessage message;
-    *message.mutable_stored()->mutable_tag() = to_wire(configuration.tag);
+  wire::GroupMessage message;
+  if (outstanding_ && kept.configuration &&
+      kept.configuration->tag == outstanding_->configuration.tag) {
+    *message.mutable_stored()->mutable_tag() = to_wire(kept.configuration->tag);
+    send(message);
+  } else if (promises && greeted_self_) {
+    *message.mutable_promised() = to_wire(promised_);
     send(message);
   }
+  if (kept != wanted_) save();
   if (std::exchange(founding_, false)) {
     // As if it had been there when the view began.
     greeted_self_ = false;
@@ -441,17 +500,8 @@ Task<void> Replica::arbitration(std::uint64_t view) {
   if (view == view_count_ && held) {
     auto look_up = witness_->read();
     auto memory = co_await look_up;
-    if (memory && !memory->configuration.empty()) {
-      auto read = decode(memory->configuration);
-      if (read && (!stored_ || read->cluster == stored_->cluster)) from_witness_ = *std::move(read);
-    } else if (memory && stored_ && memory->tag > stored_->tag) {
-      // Only the tag: somebody has a newer configuration than all of us (a partition in time).
-      held = Error{Errc::superseded,
-                   "the witness knows a newer configuration than any node here: waiting for a node "
-                   "that has it"};
-    } else if (!memory) {
-      held = memory.error();
-    }
+    auto used = memory ? use_memory(*memory) : Expected<void>{memory.error()};
+    if (!used) held = used.error();
   }
   arbitrating_ = false;
   if (view != view_count_) {
@@ -467,10 +517,35 @@ Task<void> Replica::arbitration(std::uint64_t view) {
     co_return;
   }
   witness_answers_ = true;
-  held_until_ = held->sent + with_.timing.hold;
+  held_in_ = view_count_;
+  held_until_ = std::max(held_until_, held->sent + with_.timing.hold);
   vote();
   look();
   with_.changed();
+}
+
+/// What the witness remembers, for the cluster that is about to form.
+Expected<void> Replica::use_memory(const Witness::Memory& memory) {
+  from_witness_.reset();
+  witness_promised_ = memory.tag;
+  if (!memory.configuration.empty()) {
+    auto read = CSV_TRY(decode(memory.configuration));
+    if (stored_ && read.cluster != stored_->cluster)
+      return Error{Errc::refused, fmt::format("it is the witness of cluster {}", read.cluster)};
+    from_witness_ = std::move(read);
+    return {};
+  }
+  // Only the tag. Whoever promised or stored as much as that has to be here: a partition in time.
+  ClusterTag known;
+  for (const auto& [node, said] : greetings_) {
+    known = std::max(known, said.promised);
+    if (said.configuration) known = std::max(known, said.configuration->tag);
+  }
+  if (memory.tag <= known) return {};
+  return Error{
+      Errc::superseded,
+      "the witness knows a newer configuration than any node here: waiting for a node that "
+      "has it"};
 }
 
 void Replica::heard_held_until(TimePoint until) {
@@ -502,7 +577,10 @@ Task<void> Replica::confirmation() {
   confirming_ = false;
   if (view != view_count_) co_return;
   bool answers = static_cast<bool>(held);
-  if (held) held_until_ = std::max(held_until_, held->sent + with_.timing.hold);
+  if (held) {
+    held_in_ = view_count_;
+    held_until_ = std::max(held_until_, held->sent + with_.timing.hold);
+  }
   if (answers != std::exchange(witness_answers_, answers)) {
     if (!answers) log::warning("witness_lost why=\"{}\"", held.error().message());
     tidied_ = {};
@@ -601,9 +679,9 @@ Task<Expected<void>> Replica::force(Duration patience) {
   auto next = *stored_;
   for (const auto& [node, said] : greetings_)
     if (said.configuration && said.configuration->tag > next.tag) next = *said.configuration;
-  ++next.tag.forced;
-  ++next.tag.epoch;
-  next.tag.sequence = 0;
+  auto highest = next.tag;
+  for (const auto& [node, said] : greetings_) highest = std::max(highest, said.promised);
+  next.tag = {std::max(next.tag.forced, highest.forced) + 1, highest.epoch + 1, 0};
   next.ballot = {};
   for (const auto& [node, record] : next.nodes) next.ballot.now.nodes[node] = 0;
   for (auto node : greeted())
@@ -622,8 +700,9 @@ Task<Expected<void>> Replica::force(Duration patience) {
 }
 
 Expected<void> Replica::found(Configuration first) {
-  if (stored_ || saving_)
-    return Error{Errc::refused, "this node belongs to a cluster already: " + stored_->name};
+  if (wanted_.configuration)
+    return Error{Errc::refused,
+                 "this node belongs to a cluster already: " + wanted_.configuration->name};
   for (const auto& [node, said] : greetings_)
     if (said.configuration)
       return Error{Errc::refused,
@@ -634,7 +713,8 @@ Expected<void> Replica::found(Configuration first) {
   for (const auto& [node, record] : first.nodes)
     first.ballot.now.nodes[node] = node == with_.node ? 1 : 0;
   founding_ = true;
-  save(std::move(first));
+  wanted_.configuration = std::move(first);
+  save();
   return {};
 }
 

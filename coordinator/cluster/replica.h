@@ -24,14 +24,19 @@ namespace csv::cluster {
 ///
 /// A *view* of the engine begins with a greeting of every member: the newest configuration on its
 /// disk. If those who greeted are a majority by the newest of them (with the witness, where that
-/// decides), the lowest of them proposes the same with a new epoch: the cluster *forms*. Everybody
-/// stores what is proposed, says so, and it is in force once a majority has it. From then on any
-/// member may propose a change; of two at once the first in the engine's order is taken, the other
-/// is tried again on what the first has made of it.
+/// decides), the lowest of them has a new epoch promised by a majority, and then proposes the
+/// newest configuration with that epoch: the cluster *forms*. Everybody stores what is proposed,
+/// says so, and it is in force once a majority has it. From then on any member may propose a
+/// change; of two at once the first in the engine's order is taken, the other is tried again on
+/// what the first has made of it.
 ///
-/// Why that is enough: what was ever in force is on the disks of a majority, and whoever forms a
-/// cluster has heard a majority, so he has heard of it. The order of messages saves votes on who
-/// may propose, nothing more: no decision rests on the delivery of a message (A5).
+/// Why that is enough: it is Paxos (Lamport, "The Part-Time Parliament", 1998) for each epoch. What
+/// was ever in force is on the disks of a majority, and whoever forms a cluster has heard a
+/// majority, so he has heard of it. Promises make an epoch one attempt's alone: of two attempts
+/// that hear of the same past the second must have the higher number, or what the first left on one
+/// disk could not be told from what the second made. Within an epoch the engine's order keeps
+/// proposals apart, as a change of members ends the epoch. No decision rests on the delivery of a
+/// message (A5).
 ///
 /// A change of votes is two proposals: the first binds both sets of votes, the second only the new
 /// one, and comes only when the first is in force (A4).
@@ -74,7 +79,7 @@ class Replica {
   ~Replica();
 
   /// Once: what was stored here has been read by whoever made us. Joins the group.
-  void start(std::optional<Configuration> stored);
+  void start(Kept kept);
   /// Used from now on, if the configuration has one; null: it cannot be had.
   void use_witness(Witness* witness);
 
@@ -90,9 +95,10 @@ class Replica {
   [[nodiscard]] bool member(NodeId node) const;
   /// The lowest of those who greeted: it does what one of them has to do.
   [[nodiscard]] bool steward() const;
-  /// The witness is held by this side until then.
+  /// Until then the witness is held by whatever side this node was on when it was confirmed: worth
+  /// a lease for as long.
   [[nodiscard]] TimePoint held_until() const { return held_until_; }
-  /// Heard from whoever confirmed it.
+  /// Heard from a node of this side.
   void heard_held_until(TimePoint until);
   /// No lease that anybody here has given to the node runs beyond `term` after this; nullopt:
   /// nobody here has given it any, as far as is known.
@@ -115,6 +121,12 @@ class Replica {
   Expected<void> found(Configuration first);
 
  private:
+  /// A new epoch that the steward wants to form the cluster with.
+  struct Attempt {
+    Configuration configuration;
+    std::set<NodeId> promised_by;
+    bool promised_by_witness = false;
+  };
   struct Outstanding {
     Configuration configuration;
     bool forms = false;
@@ -131,11 +143,16 @@ class Replica {
   void take_stored(Member from, const wire::GroupMessage& message);
   void look();
   void form(const Configuration& newest);
+  void take_prepare(Member from, const wire::GroupMessage& message);
+  void take_promised(Member from, const wire::GroupMessage& message);
+  void check_promises();
+  Task<void> have_witness_promise(Configuration configuration, std::uint64_t view);
   void arbitrate();
   Task<void> arbitration(std::uint64_t view);
+  Expected<void> use_memory(const Witness::Memory& memory);
   void keep_holding();
   Task<void> confirmation();
-  void save(Configuration configuration);
+  void save();
   void saved(const Expected<void>& result);
   Task<void> store_at_witness(Configuration configuration, std::uint64_t view);
   void check_commit();
@@ -155,13 +172,15 @@ class Replica {
   std::optional<View> view_;
   std::uint64_t view_count_ = 0;  ///< Of views and losses: what began before another one is over.
   std::uint64_t members_ = 0;     ///< Digest, as messages carry it.
-  std::optional<Configuration> saving_;  ///< On its way to the disk.
-  std::optional<Configuration> next_to_save_;
+  Kept wanted_;                   ///< What shall be on the disk.
+  std::optional<Kept> saving_;    ///< On its way there.
+  ClusterTag promised_;           ///< On the disk.
   Loop::TimerId save_again_{};
   bool founding_ = false;
   bool greeted_self_ = false;
   struct Greeted {
     std::optional<Configuration> configuration;
+    ClusterTag promised;
   };
   std::map<NodeId, Greeted> greetings_;
   std::map<NodeId, std::string> notes_;
@@ -169,13 +188,16 @@ class Replica {
   std::map<NodeId, TimePoint> granted_;
   bool out_of_patience_ = false;
   Loop::TimerId patience_{};
+  std::optional<Attempt> attempt_;
   std::optional<Outstanding> outstanding_;
   std::optional<TimePoint> formed_until_;  ///< When the last view in which it was formed ended.
   ClusterTag tidied_;                      ///< What tidy() has proposed to replace.
   Witness* witness_ = nullptr;
   bool arbitrating_ = false, confirming_ = false, witness_answers_ = false;
   TimePoint held_until_{};
-  std::optional<Configuration> from_witness_;  ///< Newer than what anybody here has.
+  std::uint64_t held_in_ = 0;                  ///< The view in which it was confirmed.
+  std::optional<Configuration> from_witness_;  ///< What it stores; of a disk.
+  ClusterTag witness_promised_;
   Loop::TimerId confirm_timer_{};
   Signal changed_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

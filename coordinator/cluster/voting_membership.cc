@@ -1,0 +1,193 @@
+#include "coordinator/cluster/voting_membership.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "coordinator/protocol/group.pb.h"
+#include "csvfs/base/log.h"
+
+namespace csv::cluster {
+
+VotingMembership::VotingMembership(Surroundings surroundings)
+    : with_{std::move(surroundings)},
+      beats_{{.loop = with_.loop,
+              .transport = with_.transport,
+              .node = with_.node,
+              .endpoint = with_.endpoint,
+              .incarnation = with_.incarnation,
+              .timing = with_.timing,
+              .worth = [this](NodeId peer) { return worth(peer); },
+              .echoed = [this](NodeId by, const Beats::Echo& echo) { take_echo(by, echo); },
+              .changed = [this] { tick(); }}} {
+  Replica::Surroundings around;
+  around.loop = with_.loop;
+  around.engine = with_.engine;
+  around.store = with_.store;
+  around.node = with_.node;
+  around.timing = with_.replica;
+  around.granted = [this] { return beats_.granted(); };
+  around.changed = [this] { replica_changed(); };
+  replica_ = std::make_unique<Replica>(std::move(around));
+  replica_->start(std::move(with_.kept));
+  use_configuration();
+  beats_.start(with_.peers);
+  use_configuration();
+}
+
+VotingMembership::~VotingMembership() { tasks_.cancel_all(); }
+
+void VotingMembership::tick() {
+  renew();
+  note();
+  place();
+  with_.changed();
+}
+
+void VotingMembership::replica_changed() {
+  use_configuration();
+  renew();
+  note();
+  place();
+  with_.changed();
+}
+
+/// Peers and witness are what the configuration says, once there is one.
+void VotingMembership::use_configuration() {
+  const auto* now = replica_->configuration();
+  if (now == nullptr || (used_any_ && now->tag == used_)) return;
+  used_any_ = true;
+  used_ = now->tag;
+  std::vector<Beats::Peer> peers;
+  for (const auto& [id, node] : now->nodes)
+    if (id != with_.node) peers.push_back({id, node.name, node.address});
+  beats_.set_peers(peers);
+  for (const auto& [name, volume] : now->volumes) {
+    auto [at, is_new] = turns_.emplace(name, volume.turn);
+    if (!is_new && at->second == volume.turn) continue;
+    at->second = volume.turn;
+    moved_[name] = with_.loop->now();
+  }
+  if (now->witness == witness_record_) return;
+  witness_record_ = now->witness;
+  replica_->use_witness(nullptr);
+  witness_.reset();
+  if (witness_record_.kind != WitnessKind::none && with_.make_witness)
+    witness_ = with_.make_witness(witness_record_);
+  replica_->use_witness(witness_.get());
+}
+
+Beats::Worth VotingMembership::worth(NodeId peer) const {
+  if (!replica_->leases() || !replica_->member(peer)) return {.refused = true};
+  auto left = std::max(replica_->held_until() - with_.loop->now(), Duration{});
+  return {.witness = left / 1000 * (1000 - with_.timing.drift_permille)};
+}
+
+void VotingMembership::take_echo(NodeId by, const Beats::Echo& echo) {
+  if (echo.refused || !replica_->member(by)) return;
+  auto& last = echoed_[by];
+  last = std::max(last, echo.sent_at);
+  if (echo.witness > Duration{}) replica_->heard_held_until(echo.sent_at + echo.witness);
+}
+
+/// The latest moment by which a majority had been heard, counting for each node the last of our
+/// beats that it answered.
+void VotingMembership::renew() {
+  const auto* configuration = replica_->configuration();
+  if (configuration == nullptr || !replica_->leases() || !replica_->member(with_.node)) return;
+  if (configuration->nodes.count(with_.node) == 0) return;
+  auto now = with_.loop->now();
+  auto held = replica_->held_until() - with_.timing.term;
+  std::vector<std::pair<TimePoint, NodeId>> heard{{now, with_.node}};
+  for (const auto& [node, sent] : echoed_)
+    if (replica_->member(node)) heard.emplace_back(sent, node);
+  std::vector<TimePoint> moments{now, held};
+  for (const auto& [when, node] : heard) moments.push_back(when);
+  std::sort(moments.rbegin(), moments.rend());
+  for (auto moment : moments) {
+    if (moment + with_.timing.term <= lease_ || moment > now) continue;
+    std::vector<NodeId> nodes;
+    for (const auto& [when, node] : heard)
+      if (when >= moment) nodes.push_back(node);
+    if (!majority(configuration->ballot, nodes, held >= moment)) continue;
+    lease_ = moment + with_.timing.term;
+    return;
+  }
+}
+
+void VotingMembership::accept(std::unique_ptr<protocol::Connection> connection,
+                              protocol::Message beat) {
+  beats_.accept(std::move(connection), beat);
+}
+
+void VotingMembership::coordinating(const std::string& volume, Epoch epoch, Key key) {
+  beats_.claim(volume, epoch, key);
+}
+
+void VotingMembership::gave_up(const std::string& volume) { beats_.disclaim(volume); }
+
+std::optional<Coordinator> VotingMembership::coordinator(const std::string& volume) const {
+  return beats_.coordinator(volume);
+}
+
+bool VotingMembership::claimed_by_peer(const std::string& volume) const {
+  return beats_.claimed_by_peer(volume);
+}
+
+std::optional<Membership::Assignment> VotingMembership::assigned(const std::string& volume) const {
+  Assignment out;
+  if (replica_->state() != Replica::State::formed) {
+    out.reason = replica_->reason();
+    return out;
+  }
+  out.decided = true;
+  const auto& volumes = replica_->configuration()->volumes;
+  if (auto found = volumes.find(volume); found != volumes.end())
+    out.node = found->second.coordinator;
+  return out;
+}
+
+ClusterTag VotingMembership::tag() const {
+  return replica_->configuration() != nullptr ? replica_->configuration()->tag : ClusterTag{};
+}
+
+bool VotingMembership::process_gone(NodeId node) const {
+  // Its engine lives and says that it has left, and its machine says that nothing listens there.
+  // One of both alone could be a csvd that has lost its engine, or a network that refuses.
+  const auto& view = replica_->view();
+  return view && !replica_->member(node) && beats_.absent(node) &&
+         std::binary_search(view->nodes.begin(), view->nodes.end(), node);
+}
+
+std::optional<TimePoint> VotingMembership::answers_until(NodeId node) const {
+  // It takes part: whatever it had to say as a coordinator it has given up, or is asked to.
+  if (replica_->member(node)) return std::nullopt;
+  auto last = replica_->last_granted(node);
+  if (!last) return std::nullopt;
+  return *last + with_.timing.term + with_.timing.term * with_.timing.drift_permille / 1000;
+}
+
+void VotingMembership::able(const std::string& volume, bool yes) {
+  if (yes)
+    unable_.erase(volume);
+  else
+    unable_[volume] = with_.loop->now();
+  note();
+}
+
+/// What this node says of itself: which volumes it has, and can reach.
+void VotingMembership::note() {
+  wire::NodeNote out;
+  for (const auto& volume : with_.volumes()) {
+    auto* one = out.add_volumes();
+    one->set_name(volume.name);
+    one->set_mounted(volume.mounted);
+    one->set_serving(beats_.own().count(volume.name) > 0);
+    auto unable = unable_.find(volume.name);
+    one->set_path(unable == unable_.end() || with_.loop->now() - unable->second > with_.able_again);
+  }
+  replica_->tell(out.SerializeAsString());
+}
+
+}  // namespace csv::cluster

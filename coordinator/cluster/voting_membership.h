@@ -1,0 +1,99 @@
+#pragma once
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "coordinator/cluster/beats.h"
+#include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/replica.h"
+
+namespace csv::cluster {
+
+/// Membership with votes. Who is here, the engine says; what the cluster is and who coordinates
+/// which volume, its configuration says (replica.h); until when this node may act, the echoes of
+/// the others say: its lease runs to the moment at which it *sent* its last beat that a majority of
+/// votes, itself included, has answered as worth a lease, plus the term (A14). A node answers so
+/// only while its own view holds that peer, and goes on; so when a node is left behind, its lease
+/// ends by itself, and those who go on know when (answers_until).
+///
+/// One loop.
+class VotingMembership final : public Membership {
+ public:
+  /// A volume as this node has it configured.
+  struct LocalVolume {
+    std::string name;
+    std::uint32_t mounted = 0;  ///< Uses of it on this node: a coordinator is best where these are.
+  };
+  struct Surroundings {
+    Loop* loop = nullptr;
+    protocol::Transport* transport = nullptr;
+    Engine* engine = nullptr;
+    ConfigurationStore* store = nullptr;
+    NodeId node{};
+    std::string endpoint;
+    std::uint64_t incarnation = 0;
+    Kept kept;                       ///< What was found on this node's disk.
+    std::vector<Beats::Peer> peers;  ///< Known before there is a configuration.
+    LeaseTiming timing;
+    Replica::Timing replica;
+    Duration able_again = 30s;  ///< After a failed takeover this node is tried again.
+    std::function<std::vector<LocalVolume>()> volumes;
+    /// A witness for what the configuration says; null: none can be had, which is said in the log.
+    std::function<std::unique_ptr<Witness>(const WitnessRecord&)> make_witness;
+    std::function<void()> changed;
+  };
+
+  explicit VotingMembership(Surroundings surroundings);
+  ~VotingMembership() override;
+
+  void accept(std::unique_ptr<protocol::Connection> connection, protocol::Message beat) override;
+  void coordinating(const std::string& volume, Epoch epoch, Key key) override;
+  void gave_up(const std::string& volume) override;
+  [[nodiscard]] std::optional<Coordinator> coordinator(const std::string& volume) const override;
+  [[nodiscard]] TimePoint open_until(const std::string&) const override { return lease_; }
+  [[nodiscard]] TimePoint open_until() const override { return lease_; }
+  [[nodiscard]] std::vector<PeerStatus> peers() const override { return beats_.peers(); }
+  [[nodiscard]] bool settled() const override { return beats_.settled(); }
+  [[nodiscard]] bool all_present() const override { return beats_.all_present(); }
+  [[nodiscard]] bool claimed_by_peer(const std::string& volume) const override;
+  [[nodiscard]] std::optional<Assignment> assigned(const std::string& volume) const override;
+  [[nodiscard]] ClusterTag tag() const override;
+  [[nodiscard]] std::optional<TimePoint> answers_until(NodeId node) const override;
+  [[nodiscard]] bool process_gone(NodeId node) const override;
+  void able(const std::string& volume, bool yes) override;
+
+  /// For commands.
+  [[nodiscard]] Replica& replica() { return *replica_; }
+  [[nodiscard]] const Replica& replica() const { return *replica_; }
+  [[nodiscard]] const Witness* witness() const { return witness_.get(); }
+
+ private:
+  void tick();
+  void replica_changed();
+  void use_configuration();
+  void renew();
+  void note();
+  void place();
+  [[nodiscard]] Beats::Worth worth(NodeId peer) const;
+  void take_echo(NodeId by, const Beats::Echo& echo);
+
+  Surroundings with_;
+  Beats beats_;
+  std::unique_ptr<Replica> replica_;
+  std::unique_ptr<Witness> witness_;
+  WitnessRecord witness_record_;
+  ClusterTag used_;  ///< Of the configuration that peers and witness were taken from.
+  bool used_any_ = false;
+  TimePoint lease_{};
+  std::map<NodeId, TimePoint> echoed_;  ///< When a beat of ours was sent that was worth a lease.
+  std::map<std::string, TimePoint> unable_;  ///< Since when.
+  std::map<std::string, TimePoint> moved_;   ///< When its coordinator changed last, as seen here.
+  std::map<std::string, std::uint64_t> turns_;
+  bool placing_ = false;
+  TaskScope tasks_;
+};
+
+}  // namespace csv::cluster

@@ -1,0 +1,70 @@
+#pragma once
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "coordinator/cluster/engine.h"
+#include "csvfs/base/ids.h"
+#include "tests/simulation/world.h"
+
+namespace csv::sim {
+
+/// The cluster's engine as the simulation has it: groups of nodes that reach each other, views,
+/// messages in one order for all of a group. As with the real one a message that was delivered to
+/// some of a group when it falls apart may never reach the others, and those that go on together
+/// have seen the same ones before they see the new view.
+class Group {
+ public:
+  explicit Group(World& world) : world_{world} {}
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+
+  struct Weather {
+    Duration least = 50us, most = 800us;  ///< From a call to its place in the order, and to each.
+    Duration token = 1s;                  ///< Until it is noticed that somebody is not there.
+    Duration joining = 200ms;             ///< Until those who hear each other again are one group.
+  };
+  Weather weather;
+
+  /// The engine of one process, which is one life of it. Destroying it is its death.
+  std::unique_ptr<cluster::Engine> engine(SimLoop& loop, NodeId node);
+  /// Whether two nodes hear each other; both ways. Noticed after a while.
+  void part(NodeId one, NodeId other);
+  void join(NodeId one, NodeId other);
+  void join_all();
+  /// Without power: it is in no group.
+  void power(NodeId node, bool on);
+  /// Whether the vote of the node's device is cast; false without one.
+  [[nodiscard]] bool votes(NodeId node) const;
+
+ private:
+  class Engine;
+  struct Ring {
+    std::uint64_t number = 0;
+    std::vector<NodeId> nodes;
+    std::vector<std::pair<cluster::Member, std::string>> log;
+    std::set<Engine*> members;
+    std::uint64_t views = 0;  ///< Changes of members.
+  };
+  [[nodiscard]] bool reach(NodeId one, NodeId other) const;
+  void changed(Duration after);
+  void regroup();
+  void members_changed(Ring& ring);
+  void order(Engine* from, const std::shared_ptr<Ring>& ring, std::string message);
+  void pump(Engine* engine);
+  void died(Engine* engine);
+  std::shared_ptr<Ring> ring_of(NodeId node);
+
+  World& world_;
+  std::set<NodeId> known_;
+  std::set<std::pair<NodeId, NodeId>> parted_;
+  std::set<NodeId> off_;
+  std::map<NodeId, std::shared_ptr<Ring>> rings_;
+  std::set<Engine*> engines_;
+  std::uint64_t next_ring_ = 1, next_life_ = 1;
+  bool regrouping_ = false;
+};
+
+}  // namespace csv::sim

@@ -1,0 +1,400 @@
+#include "coordinator/cluster/replica.h"
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include "tests/simulation/group.h"
+
+using namespace csv;
+using namespace csv::cluster;
+using namespace csv::sim;
+
+namespace {
+
+NodeId id(std::size_t node) { return NodeId{static_cast<std::uint8_t>(node + 1)}; }
+
+/// A node's disk: writing takes time, and a crash may leave the old or the new.
+class Disk final : public ConfigurationStore {
+ public:
+  Disk(World& world, SimLoop& loop, Kept& content)
+      : world_{world}, loop_{loop}, content_{content} {}
+  void save(const Kept& configuration, Function<void(Expected<void>)> done) override {
+    auto takes = world_.between(500us, 20ms);
+    world_.after(takes, [this, alive = std::weak_ptr{alive_}, configuration,
+                         done = std::move(done)]() mutable {
+      if (!alive.lock()) return;
+      content_ = configuration;
+      loop_.post([done = std::move(done), alive]() mutable {
+        if (alive.lock()) done({});
+      });
+    });
+  }
+
+ private:
+  World& world_;
+  SimLoop& loop_;
+  Kept& content_;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+/// One life of a csvd's part in the cluster.
+struct Life {
+  Life(World& world, Group& group, std::size_t node, Kept& content)
+      : loop{world, "node" + std::to_string(node + 1), {}},
+        engine{group.engine(loop, id(node))},
+        disk{world, loop, content} {
+    Replica::Surroundings around;
+    around.loop = &loop;
+    around.engine = engine.get();
+    around.store = &disk;
+    around.node = id(node);
+    around.changed = [this] {
+      if (on_change) on_change();
+    };
+    replica = std::make_unique<Replica>(std::move(around));
+    loop.enter([&] { replica->start(content); });
+  }
+  ~Life() {
+    loop.enter([this] {
+      tasks.cancel_all();
+      replica.reset();
+    });
+  }
+  Life(const Life&) = delete;
+  Life& operator=(const Life&) = delete;
+
+  SimLoop loop;
+  std::unique_ptr<Engine> engine;
+  Disk disk;
+  std::function<void()> on_change;
+  std::unique_ptr<Replica> replica;
+  TaskScope tasks;
+};
+
+struct Bed {
+  explicit Bed(std::uint64_t seed, std::size_t n) : world{seed}, group{world}, disks(n), lives(n) {}
+  ~Bed() {
+    for (auto& each : lives) each.reset();
+  }
+
+  static Configuration first(std::size_t n) {
+    Configuration out;
+    out.cluster = 4711;
+    out.name = "lab";
+    for (std::size_t i = 0; i < n; ++i)
+      out.nodes[id(i)] = {fmt::format("node{}", i + 1), fmt::format("10.0.0.{}:7400", i + 1)};
+    return out;
+  }
+  void boot(std::size_t node) {
+    group.power(id(node), true);
+    lives[node] = std::make_unique<Life>(world, group, node, disks[node]);
+    lives[node]->on_change = [this, node] { judge(node); };
+  }
+  void kill(std::size_t node) { lives[node].reset(); }
+  void power_off(std::size_t node) {
+    lives[node].reset();
+    group.power(id(node), false);
+  }
+  /// Founded on the first node, every node in it, all voting.
+  void begin() {
+    for (std::size_t i = 0; i < disks.size(); ++i) boot(i);
+    run_for(1s);
+    Expected<void> founded;
+    lives[0]->loop.enter([&] { founded = lives[0]->replica->found(first(disks.size())); });
+    REQUIRE(founded);
+    REQUIRE(run_until([&] { return all_formed(); }));
+  }
+  bool run_until(const Function<bool()>& until, Duration limit = 30s) {
+    return world.run([&] { return const_cast<Function<bool()>&>(until)(); }, world.now() + limit);
+  }
+  void run_for(Duration time) {
+    world.run([] { return false; }, world.now() + time);
+  }
+  bool formed(std::size_t node) const {
+    return lives[node] && lives[node]->replica->state() == Replica::State::formed;
+  }
+  /// Formed, and nothing is under way.
+  bool settled(std::size_t node) const {
+    return formed(node) && !lives[node]->replica->configuration()->ballot.before;
+  }
+  bool all_formed() const {
+    for (std::size_t i = 0; i < lives.size(); ++i)
+      if (lives[i] && !settled(i)) return false;
+    std::optional<Configuration> same;
+    for (const auto& each : lives) {
+      if (!each) continue;
+      const auto* now = each->replica->configuration();
+      if (same && !(*same == *now)) return false;
+      same = *now;
+    }
+    unsigned votes = 0;
+    for (const auto& [node, vote] : same->ballot.now.nodes) votes += vote;
+    std::size_t alive = 0;
+    for (const auto& each : lives) alive += each != nullptr;
+    return votes + 1 >= alive;
+  }
+  /// What was in force anywhere: one value for one tag, and never back.
+  void judge(std::size_t node) {
+    if (!formed(node)) return;
+    const auto& now = *lives[node]->replica->configuration();
+    auto [at, is_new] = in_force.emplace(now.tag, now);
+    if (!is_new && !(at->second == now)) broken += fmt::format(" two values of one tag;");
+    // Two that both go on, in views without a common node.
+    for (std::size_t other = 0; other < lives.size(); ++other) {
+      if (other == node || !formed(other)) continue;
+      const auto& mine = lives[node]->replica->view()->members;
+      const auto& theirs = lives[other]->replica->view()->members;
+      bool apart = std::none_of(mine.begin(), mine.end(), [&](const Member& each) {
+        return std::any_of(theirs.begin(), theirs.end(),
+                           [&](const Member& one) { return one.node == each.node; });
+      });
+      if (!apart) continue;
+      both_since.emplace(std::minmax(node, other), world.now());
+    }
+  }
+  Expected<void> change(std::size_t node, Replica::Change what, Duration patience = 20s) {
+    std::optional<Expected<void>> result;
+    auto& life = *lives[node];
+    life.loop.enter(
+        [&] { life.tasks.spawn(ask(*life.replica, std::move(what), patience, result)); });
+    REQUIRE(run_until([&] { return result.has_value(); }, patience + 1s));
+    return *result;
+  }
+  static Task<void> ask(Replica& replica, Replica::Change what, Duration patience,
+                        std::optional<Expected<void>>& result) {
+    auto task = replica.propose(std::move(what), patience);
+    auto done = co_await task;
+    result = done;
+  }
+
+  World world;
+  Group group;
+  std::vector<Kept> disks;
+  std::vector<std::unique_ptr<Life>> lives;
+  std::map<ClusterTag, Configuration> in_force;
+  std::map<std::pair<std::size_t, std::size_t>, Duration> both_since;
+  std::string broken;
+};
+
+Replica::Change add_volume(const std::string& name) {
+  return [name](Configuration& configuration) -> Expected<void> {
+    configuration.volumes.try_emplace(name);
+    return {};
+  };
+}
+
+}  // namespace
+
+TEST_CASE("replica: a cluster is founded on one node and taken by all, who then all vote") {
+  Bed bed{1, 3};
+  bed.begin();
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto& now = *bed.lives[i]->replica->configuration();
+    CHECK(now.ballot.now.total() == 3);
+    CHECK(bed.run_until([&] { return bed.disks[i].configuration == now; }));
+    CHECK(bed.group.votes(id(i)));
+  }
+  CHECK(bed.lives[0]->replica->steward());
+  CHECK(!bed.lives[1]->replica->steward());
+}
+
+TEST_CASE("replica: a change is in force everywhere once it has been answered by a majority") {
+  Bed bed{2, 3};
+  bed.begin();
+  for (std::size_t i = 0; i < 3; ++i)
+    CHECK(bed.change(i, add_volume("volume" + std::to_string(i))));
+  REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+  for (std::size_t i = 0; i < 3; ++i)
+    CHECK(bed.lives[i]->replica->configuration()->volumes.size() == 3);
+  // What is refused changes nothing.
+  auto before = *bed.lives[1]->replica->configuration();
+  auto refused = bed.change(1, [](Configuration& configuration) -> Expected<void> {
+    configuration.name = "";
+    return {};
+  });
+  CHECK(refused.error() == Errc::refused);
+  CHECK(*bed.lives[1]->replica->configuration() == before);
+}
+
+TEST_CASE("replica: changes of all nodes at once are all made") {
+  Bed bed{3, 4};
+  bed.begin();
+  std::vector<std::optional<Expected<void>>> results(4);
+  for (std::size_t i = 0; i < 4; ++i) {
+    auto& life = *bed.lives[i];
+    life.loop.enter([&] {
+      life.tasks.spawn(
+          Bed::ask(*life.replica, add_volume("v" + std::to_string(i)), 20s, results[i]));
+    });
+  }
+  REQUIRE(bed.run_until([&] {
+    return std::all_of(results.begin(), results.end(), [](const auto& r) { return r.has_value(); });
+  }));
+  for (const auto& each : results) CHECK(*each);
+  REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+  CHECK(bed.lives[2]->replica->configuration()->volumes.size() == 4);
+}
+
+TEST_CASE("replica: of two halves the majority goes on, the other says why not, and joins again") {
+  Bed bed{4, 3};
+  bed.begin();
+  bed.group.part(id(0), id(1));
+  bed.group.part(id(0), id(2));
+  REQUIRE(bed.run_until([&] { return !bed.formed(0) && bed.settled(1) && bed.settled(2); }));
+  bed.run_for(3s);
+  CHECK(bed.lives[0]->replica->state() == Replica::State::minority);
+  CHECK(bed.lives[0]->replica->reason().find("no majority") != std::string::npos);
+  CHECK(!bed.group.votes(id(0)));
+  CHECK(bed.group.votes(id(1)));
+  CHECK(bed.change(1, add_volume("made_by_two")));
+  auto refused = bed.change(0, add_volume("made_by_one"), 2s);
+  CHECK(refused.error() == Errc::retry);
+  bed.group.join_all();
+  REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+  CHECK(bed.lives[0]->replica->configuration()->volumes.count("made_by_two") == 1);
+  CHECK(bed.lives[0]->replica->configuration()->volumes.count("made_by_one") == 0);
+}
+
+TEST_CASE("replica: nodes go one by one down to the last, and the last one's word holds") {
+  Bed bed{5, 4};
+  bed.begin();
+  for (std::size_t gone : {3, 2, 1}) {
+    bed.power_off(gone);
+    REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+    // Votes follow a moment after.
+    bed.run_for(2s);
+  }
+  CHECK(bed.formed(0));
+  CHECK(bed.change(0, add_volume("alone")));
+  // All of them boot, those who left first at first: they may not go on without who was last.
+  bed.power_off(0);
+  for (std::size_t back : {3, 2, 1}) bed.boot(back);
+  bed.run_for(10s);
+  for (std::size_t back : {3, 2, 1}) CHECK(!bed.formed(back));
+  bed.boot(0);
+  REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+  CHECK(bed.lives[3]->replica->configuration()->volumes.count("alone") == 1);
+}
+
+TEST_CASE("replica: a member that hangs stops nobody, and takes part when it wakes up") {
+  Bed bed{6, 3};
+  bed.begin();
+  bed.lives[0]->loop.freeze(bed.world.now() + 8s);  // it is the one who does what one has to do
+  bed.kill(2);
+  REQUIRE(bed.run_until([&] { return bed.formed(0); }, 9s));  // it knows of nothing yet
+  CHECK(bed.run_until([&] { return bed.lives[1]->replica->state() == Replica::State::minority; }));
+  bed.boot(2);
+  REQUIRE(bed.run_until([&] { return bed.settled(1) && bed.settled(2); }, 7s));
+  REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+}
+
+TEST_CASE("replica: a node that lost its disk does not count until it has stored again") {
+  Bed bed{7, 3};
+  bed.begin();
+  bed.power_off(0);
+  REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+  CHECK(bed.change(1, add_volume("made_by_two")));
+  bed.power_off(1);
+  bed.power_off(2);
+  // Had node 2 stored nothing, node 1's older word would be a majority with an empty disk.
+  bed.disks[1] = {};
+  bed.boot(0);
+  bed.boot(1);
+  bed.run_for(8s);
+  CHECK(!bed.formed(0));
+  CHECK(!bed.formed(1));
+  bed.boot(2);
+  REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+  CHECK(bed.lives[0]->replica->configuration()->volumes.count("made_by_two") == 1);
+}
+
+TEST_CASE("replica: a minority goes on by force, and the others join it, not the other way round") {
+  Bed bed{8, 3};
+  bed.begin();
+  bed.group.part(id(0), id(1));
+  bed.group.part(id(0), id(2));
+  REQUIRE(bed.run_until([&] { return !bed.formed(0) && bed.settled(1); }));
+  bed.run_for(3s);
+  CHECK(bed.change(1, add_volume("of_the_majority")));
+  std::optional<Expected<void>> forced;
+  auto& life = *bed.lives[0];
+  life.loop.enter([&] {
+    life.tasks.spawn([](Replica& replica, std::optional<Expected<void>>& result) -> Task<void> {
+      auto task = replica.force(5s);
+      auto done = co_await task;
+      result = done;
+    }(*life.replica, forced));
+  });
+  REQUIRE(bed.run_until([&] { return forced.has_value(); }));
+  CHECK(*forced);
+  CHECK(bed.change(0, add_volume("forced")));
+  bed.group.join_all();
+  REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+  const auto& now = *bed.lives[2]->replica->configuration();
+  CHECK(now.tag.forced == 1);
+  CHECK(now.volumes.count("forced") == 1);
+  CHECK(now.volumes.count("of_the_majority") == 0);
+}
+
+/// Random cuts, deaths and changes. What was answered as made is there in the end; no tag has two
+/// values; and no two sides go on at once for longer than it takes to notice.
+TEST_CASE("replica: whatever falls apart, what was made stays made") {
+  std::uint64_t made = 0, lives = 0;
+  for (std::uint64_t seed = 100; seed < 140; ++seed) {
+    CAPTURE(seed);
+    std::size_t n = 2 + seed % 4;
+    Bed bed{seed, n};
+    bed.begin();
+    auto& dice = bed.world.random();
+    std::vector<std::string> promised;
+    std::vector<std::unique_ptr<std::pair<std::string, std::optional<Expected<void>>>>> asked;
+    for (int step = 0; step < 40; ++step) {
+      auto node = dice.below(n);
+      switch (dice.below(7)) {
+        case 0: bed.group.part(id(node), id(dice.below(n))); break;
+        case 1:
+        case 2: bed.group.join_all(); break;
+        case 3:
+          if (bed.lives[node]) {
+            if (dice.chance(1, 2))
+              bed.kill(node);
+            else
+              bed.power_off(node);
+          }
+          break;
+        case 4:
+          for (std::size_t i = 0; i < n; ++i)
+            if (!bed.lives[i] && dice.chance(2, 3)) bed.boot(i), ++lives;
+          break;
+        case 5:
+          if (bed.lives[node] && dice.chance(1, 3))
+            bed.lives[node]->loop.freeze(bed.world.now() + bed.world.between(100ms, 5s));
+          break;
+        default:
+          if (bed.lives[node]) {
+            auto name = fmt::format("v{}", asked.size());
+            asked.push_back(std::make_unique<std::pair<std::string, std::optional<Expected<void>>>>(
+                name, std::nullopt));
+            auto& life = *bed.lives[node];
+            life.loop.enter([&] {
+              life.tasks.spawn(Bed::ask(*life.replica, add_volume(name), 4s, asked.back()->second));
+            });
+          }
+      }
+      bed.run_for(bed.world.between(1ms, 3s));
+    }
+    bed.group.join_all();
+    for (std::size_t i = 0; i < n; ++i)
+      if (!bed.lives[i]) bed.boot(i);
+    REQUIRE(bed.run_until([&] { return bed.all_formed(); }, 60s));
+    const auto& now = *bed.lives[0]->replica->configuration();
+    for (const auto& one : asked)
+      if (one->second && *one->second) {
+        ++made;
+        CHECK_MESSAGE(now.volumes.count(one->first) == 1, one->first << " was made, and is gone");
+      }
+    CHECK(bed.broken == "");
+  }
+  MESSAGE(made << " changes were made, " << lives << " lives began");
+  CHECK(made > 100);
+}
