@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "coordinator/admin/certificate_commands.h"
+#include "coordinator/admin/cluster_commands.h"
 #include "coordinator/admin/dump_commands.h"
 #include "coordinator/admin/events_command.h"
 #include "coordinator/admin/fs_commands.h"
@@ -34,6 +35,10 @@ struct Arguments {
   AuthorityRequest authority;
   IssueRequest issue;
   std::vector<std::string> files;
+  CreateRequest create;
+  AdminRequest cluster;
+  bool force = false;
+  std::uint32_t delay_ms = 0, threshold = 0;
   RepairRequest repair;
   DumpRequest dump;
   bool repairs = false;
@@ -308,6 +313,68 @@ void add_cluster(CLI::App& app, Arguments& given) {
   show->add_flag("--json", given.json, "For programs");
 }
 
+/// What nodes that vote are told: `cluster` and `node`, and which volume goes where.
+void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& given) {
+  auto* create = add(cluster, given, "create",
+                     "Found the cluster: this node and the peers of its configuration",
+                     [](Arguments& a, Terminal& terminal) {
+                       return create_cluster(a.config, a.socket, a.create, terminal);
+                     });
+  create->add_option("--name", given.create.name, "The cluster's name")->required();
+  create->add_flag("--without-witness", given.create.without_witness,
+                   "Two nodes, although the failure of one may stop the other");
+  auto* status = add(
+      cluster, given, "status", "Who takes part, whose vote counts, and since when",
+      [](Arguments& a, Terminal& terminal) { return show_cluster(a.socket, a.json, terminal); });
+  status->add_flag("--json", given.json, "For programs");
+  auto* start =
+      add(cluster, given, "start", "Let this side go on without a majority",
+          [](Arguments& a, Terminal& terminal) { return force_quorum(a.socket, a.yes, terminal); });
+  start->add_flag("--force-quorum", given.force, "On your word that the others are off")
+      ->required();
+  start->add_flag("--yes", given.yes, "Do not ask");
+
+  auto change = [&given](CLI::App& under, const std::string& name, const std::string& about,
+                         const std::string& command, const std::string& done) {
+    return add(under, given, name, about, [command, done](Arguments& a, Terminal& terminal) {
+      auto request = a.cluster;
+      request.command = command;
+      return change_cluster(a.socket, request, done, terminal);
+    });
+  };
+  auto* witness = change(cluster, "witness", "What decides between two halves", "witness",
+                         "The witness is set.");
+  witness->add_option("WITNESS", given.cluster.value, "none, disk:LUN or share:/FOLDER")
+      ->required();
+  auto* policy =
+      change(cluster, "policy", "How the cluster behaves", "policy", "The policy is set.");
+  policy->add_option("POLICY", given.cluster.value, "dynamic_quorum=on|off, hold=SECONDS")
+      ->required();
+
+  auto* node = app.add_subcommand("node", "Nodes of the cluster");
+  node->require_subcommand(1);
+  auto* list = add(
+      *node, given, "list", "The nodes, and whose vote counts",
+      [](Arguments& a, Terminal& terminal) { return show_cluster(a.socket, a.json, terminal); });
+  list->add_flag("--json", given.json, "For programs");
+  auto* vote = change(*node, "vote", "Whether a node votes", "node_vote", "The vote is set.");
+  auto* drain = change(*node, "drain", "Maintenance: all volumes leave the node", "node_drain",
+                       "The node is drained: its volumes leave.");
+  auto* resume = change(*node, "resume", "The end of maintenance", "node_resume",
+                        "The node takes volumes again.");
+  auto* evict = change(*node, "evict", "Take a node out of the cluster", "node_evict",
+                       "The node belongs to the cluster no more.");
+  for (auto* each : {vote, drain, resume, evict})
+    each->add_option("NODE", given.cluster.node, "Its name or number")->required();
+  vote->add_option("VOTE", given.cluster.value, "0 or 1")->required();
+
+  auto* move = change(volume, "move", "Let another node coordinate a volume", "volume_move",
+                      "The volume moves.");
+  move->add_option("NAME", given.cluster.volume, "The volume")->required();
+  move->add_option("--to", given.cluster.node,
+                   "The node; it goes back there when it can. Without: wherever is best");
+}
+
 void add_fs(CLI::App& app, Arguments& given) {
   auto* fs = app.add_subcommand(
       "fs", "Files of a volume that nobody uses, without mounts and csvd: takes the volume over");
@@ -364,6 +431,7 @@ int main(int argc, char** argv) {
   add_reservation(app, given);
   add_fs(app, given);
   add_node(app, *app.get_subcommand("volume"), given);
+  add_voting(app, *app.get_subcommand("cluster"), *app.get_subcommand("volume"), given);
   add_completion(app, given);
   auto* status =
       add(app, given, "status", "How the cluster and its volumes are",

@@ -9,8 +9,12 @@
 #include "coordinator/admin/admin_request.h"
 #include "coordinator/admin/admin_server.h"
 #include "coordinator/admin/catalog_copied.h"
+#include "coordinator/admin/cluster_requests.h"
 #include "coordinator/admin/status.h"
+#include "coordinator/cluster/configuration_store.h"
+#include "coordinator/cluster/corosync_engine.h"
 #include "coordinator/cluster/standalone_membership.h"
+#include "coordinator/cluster/voting_membership.h"
 #include "coordinator/protocol/failure.h"
 #include "coordinator/protocol/first_message.h"
 #include "coordinator/protocol/host_transport.h"
@@ -27,6 +31,9 @@ namespace csv {
 namespace {
 
 using Json = nlohmann::json;
+
+/// How long a command waits for a quorum, and for a majority to store what it changes.
+constexpr Duration kCommandPatience = 10s;
 
 /// How many of the volumes' writer threads live: each ends a moment after its volume was given up,
 /// while the loop still runs.
@@ -111,7 +118,7 @@ class Csvd final : public Daemon {
         }));
     board_ = CSV_TRY(StatusBoard::create(places.board));
     for (const auto& volume : config_.volumes) CSV_TRY(find_place(volume.name));
-    make_membership();
+    CSV_TRY(make_membership());
     for (std::size_t i = 0; i < config_.volumes.size(); ++i) make_coordination(i);
     listener_ = CSV_TRY(network_.transport->listen(
         config_.listen, [this](std::unique_ptr<protocol::Connection> accepted) {
@@ -178,7 +185,8 @@ class Csvd final : public Daemon {
     return Json{{"ok", true}, {"added", added}, {"needs_restart", needs_restart}};
   }
 
-  void make_membership() {
+  Expected<void> make_membership() {
+    if (config_.corosync) return make_voting_membership();
     cluster::StandaloneMembership::Surroundings with;
     with.loop = &loop_;
     with.transport = network_.transport.get();
@@ -188,6 +196,54 @@ class Csvd final : public Daemon {
     for (const auto& peer : config_.peers) with.peers.push_back({peer.id, peer.name, peer.address});
     with.changed = [this] { publish(); };
     membership_ = std::make_unique<cluster::StandaloneMembership>(std::move(with));
+    return {};
+  }
+
+  Expected<void> make_voting_membership() {
+    auto folder = config_.state_dir + "/cluster";
+    auto found = cluster::ConfigurationFiles::read(folder);
+    if (!found) return found.error().within("the cluster's configuration in " + folder);
+    if (!found->damage.empty()) {
+      log::warning("configuration_damaged why=\"{}\"", found->damage);
+      events::report(events::Severity::warning, "cluster", "",
+                     "a copy of the cluster's configuration is damaged; the other is used",
+                     found->damage);
+    }
+    if (found->kept.configuration && found->kept.configuration->cluster != config_.cluster)
+      return Error{Errc::refused,
+                   fmt::format("{} has the configuration of cluster {}, and this node is one of "
+                               "cluster {}",
+                               folder, found->kept.configuration->cluster, config_.cluster)};
+    engine_ = std::make_unique<cluster::CorosyncEngine>(
+        cluster::CorosyncEngine::Surroundings{.loop = &loop_, .node = config_.node});
+    store_ = std::make_unique<cluster::ConfigurationFiles>(
+        loop_, std::make_unique<ThreadWorker>("configuration"), folder);
+    cluster::VotingMembership::Surroundings with;
+    with.loop = &loop_;
+    with.transport = network_.transport.get();
+    with.engine = engine_.get();
+    with.store = store_.get();
+    with.node = config_.node;
+    with.endpoint = config_.listen;
+    with.incarnation = incarnation_;
+    with.kept = std::move(found->kept);
+    for (const auto& peer : config_.peers) with.peers.push_back({peer.id, peer.name, peer.address});
+    with.volumes = [this] { return local_volumes(); };
+    with.changed = [this] { publish(); };
+    auto voting = std::make_unique<cluster::VotingMembership>(std::move(with));
+    voting_ = voting.get();
+    membership_ = std::move(voting);
+    return {};
+  }
+
+  std::vector<cluster::VotingMembership::LocalVolume> local_volumes() {
+    std::vector<cluster::VotingMembership::LocalVolume> out;
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      auto mount = board_->mount(places_[i]);
+      bool mounted = mount && mount->pid != 0;
+      out.push_back({config_.volumes[i].name, mounted ? 1u : 0u});
+    }
+    return out;
   }
 
   void make_coordination(std::size_t index) {
@@ -215,6 +271,9 @@ class Csvd final : public Daemon {
       return std::make_unique<CountedWorker>(name, workers_);
     };
     out.open_until = [this] { return membership_->open_until(); };
+    out.answers_until = [this](NodeId node) { return membership_->answers_until(node); };
+    out.process_gone = [this](NodeId node) { return membership_->process_gone(node); };
+    out.tag = membership_->tag();
     out.node = config_.node;
     out.cluster = config_.cluster;
     out.volume = volume.name;
@@ -316,6 +375,8 @@ class Csvd final : public Daemon {
       auto done = reload();
       return answer(done ? done->dump() : answer_of(done.error()));
     }
+    if (what == "cluster_create" || what == "cluster_force" || admin::changes_cluster(what))
+      return command_cluster(*request, std::move(answer));
     if (what != "volume_start" && what != "volume_stop" && what != "volume_grow" &&
         what != "catalog_copy")
       return answer(
@@ -327,7 +388,47 @@ class Csvd final : public Daemon {
     log::info("command what={} volume={}", what, coordination->volume());
     if (what == "catalog_copy") return tasks_.spawn(copy_catalog(*coordination, std::move(answer)));
     if (what == "volume_grow") return tasks_.spawn(grow(*coordination, std::move(answer)));
+    if (voting_ != nullptr) {
+      if (what == "volume_stop")
+        return answer(answer_of(
+            Error{Errc::refused,
+                  "the cluster decides who coordinates it: csvctl volume move gives it to another "
+                  "node, csvctl node drain takes all from this one"}));
+      auto move = *request;
+      move.command = "volume_move";
+      move.node = config_.node_name;
+      return command_cluster(move, std::move(answer));
+    }
     tasks_.spawn(run(*coordination, what == "volume_start", std::move(answer)));
+  }
+
+  void command_cluster(const admin::AdminRequest& request, admin::AdminServer::Answer answer) {
+    if (voting_ == nullptr)
+      return answer(
+          answer_of(Error{Errc::refused,
+                          "this node votes with nobody: [cluster] engine is \"standalone\" in its "
+                          "configuration"}));
+    log::info("command what={} volume={} node={} value={}", request.command, request.volume,
+              request.node, request.value);
+    if (request.command == "cluster_create")
+      return answer(
+          answer_of(voting_->replica().found(admin::first_configuration(config_, request.value))));
+    if (request.command == "cluster_force") return tasks_.spawn(force(std::move(answer)));
+    auto change = admin::change_for(request);
+    if (!change) return answer(answer_of(change.error()));
+    tasks_.spawn(change_cluster(*std::move(change), std::move(answer)));
+  }
+
+  Task<void> change_cluster(cluster::Replica::Change change, admin::AdminServer::Answer answer) {
+    auto task = voting_->replica().propose(std::move(change), kCommandPatience);
+    auto result = co_await task;
+    answer(answer_of(result));
+  }
+
+  Task<void> force(admin::AdminServer::Answer answer) {
+    auto task = voting_->replica().force(kCommandPatience);
+    auto result = co_await task;
+    answer(answer_of(result));
   }
 
   static Task<void> copy_catalog(service::Coordination& coordination,
@@ -373,7 +474,8 @@ class Csvd final : public Daemon {
                               .membership = *membership_,
                               .board = *board_,
                               .identity = network_.identity.get(),
-                              .coordinations = {}};
+                              .coordinations = {},
+                              .voting = voting_};
     for (const auto& each : coordinations_) from.coordinations.push_back(each.get());
     return admin::status_json(from);
   }
@@ -419,7 +521,10 @@ class Csvd final : public Daemon {
   std::vector<std::size_t> places_;  ///< On the board, in the order of config_.volumes.
   std::vector<std::optional<cluster::Coordinator>> published_;
   std::set<std::size_t> growing_;  ///< Whose next takeover looks whether the LUN has grown.
-  std::unique_ptr<cluster::StandaloneMembership> membership_;
+  std::unique_ptr<cluster::ConfigurationStore> store_;
+  std::unique_ptr<cluster::Engine> engine_;
+  std::unique_ptr<cluster::Membership> membership_;
+  cluster::VotingMembership* voting_ = nullptr;  ///< The membership, if the nodes vote.
   std::vector<std::unique_ptr<service::Coordination>> coordinations_;
   protocol::FirstMessages first_messages_;
   std::unique_ptr<protocol::Transport::Listener> listener_;

@@ -19,6 +19,8 @@ Expected<AdminRequest> parse_admin_request(const std::string& text) {
   };
   CSV_TRY(take("command", request.command));
   CSV_TRY(take("volume", request.volume));
+  CSV_TRY(take("node", request.node));
+  CSV_TRY(take("value", request.value));
   if (request.command.empty()) return Error{Errc::refused, "a request to csvd needs a \"command\""};
   return request;
 }

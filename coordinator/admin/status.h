@@ -4,6 +4,7 @@
 
 #include "coordinator/admin/paint.h"
 #include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/voting_membership.h"
 #include "coordinator/protocol/tls_identity.h"
 #include "coordinator/service/coordination.h"
 #include "csvfs/base/config.h"
@@ -21,6 +22,7 @@ struct StatusSources {
   StatusBoard& board;
   const protocol::TlsIdentity* identity = nullptr;          ///< Null: nodes speak plain text.
   std::vector<const service::Coordination*> coordinations;  ///< In the order of config.volumes.
+  const cluster::VotingMembership* voting = nullptr;        ///< Null: nobody votes.
 };
 
 /// As JSON; docs/csvctl.md has its fields. They are only ever added to.

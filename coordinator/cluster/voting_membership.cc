@@ -132,7 +132,10 @@ std::optional<Coordinator> VotingMembership::coordinator(const std::string& volu
 }
 
 bool VotingMembership::claimed_by_peer(const std::string& volume) const {
-  return beats_.claimed_by_peer(volume);
+  // One that was left behind may still say so.
+  auto who = beats_.coordinator(volume);
+  return who && who->node != with_.node && replica_->member(who->node) &&
+         beats_.claimed_by_peer(volume);
 }
 
 std::optional<Membership::Assignment> VotingMembership::assigned(const std::string& volume) const {
@@ -188,6 +191,77 @@ void VotingMembership::note() {
     one->set_path(unable == unable_.end() || with_.loop->now() - unable->second > with_.able_again);
   }
   replica_->tell(out.SerializeAsString());
+}
+
+/// Who does what one has to do decides which node coordinates what, from what each says of itself.
+void VotingMembership::place() {
+  if (replica_->state() != Replica::State::formed || !replica_->steward()) {
+    present_.clear();
+    return;
+  }
+  const auto& configuration = *replica_->configuration();
+  auto now = with_.loop->now();
+  std::vector<PlacedNode> nodes;
+  std::vector<std::string> fresh;
+  for (const auto& [node, text] : replica_->notes()) {
+    auto record = configuration.nodes.find(node);
+    if (record == configuration.nodes.end() || !replica_->member(node)) continue;
+    wire::NodeNote said;
+    if (!said.ParseFromString(text)) continue;
+    PlacedNode one;
+    one.node = node;
+    one.drained = record->second.state == NodeState::drained;
+    auto [since, is_new] = present_.try_emplace(node, now, one.drained);
+    if (!is_new && since->second.second != one.drained) since->second = {now, one.drained};
+    one.since = since->second.first;
+    for (const auto& volume : said.volumes()) {
+      one.volumes[volume.name()] = {volume.path(), volume.mounted()};
+      if (configuration.volumes.count(volume.name()) == 0 &&
+          std::find(fresh.begin(), fresh.end(), volume.name()) == fresh.end())
+        fresh.push_back(volume.name());
+    }
+    nodes.push_back(std::move(one));
+  }
+  std::erase_if(present_, [&](const auto& each) { return !replica_->member(each.first); });
+  std::vector<PlacedVolume> volumes;
+  for (const auto& [name, record] : configuration.volumes) {
+    PlacedVolume one;
+    one.name = name;
+    if (record.coordinator != NodeId{}) one.coordinator = record.coordinator;
+    one.preferred = record.preferred;
+    if (auto moved = moved_.find(name); moved != moved_.end()) one.moved = moved->second;
+    volumes.push_back(std::move(one));
+  }
+  auto moves =
+      cluster::place(volumes, nodes, std::chrono::seconds{configuration.policies.hold_s}, now);
+  if ((moves.empty() && fresh.empty()) || placing_) return;
+  placing_ = true;
+  tasks_.spawn(settle(std::move(fresh), std::move(moves)));
+}
+
+Task<void> VotingMembership::settle(std::vector<std::string> fresh,
+                                    std::vector<cluster::Assignment> moves) {
+  std::map<std::string, std::uint64_t> turns;
+  for (const auto& [name, record] : replica_->configuration()->volumes) turns[name] = record.turn;
+  Replica::Change change = [fresh, moves, turns](Configuration& next) -> Expected<void> {
+    for (const auto& name : fresh) next.volumes.try_emplace(name);
+    for (const auto& move : moves) {
+      auto& record = next.volumes[move.volume];
+      auto decided_on = turns.find(move.volume);
+      // Moved by somebody else meanwhile, or by us, before this attempt.
+      if (record.turn != (decided_on == turns.end() ? 0 : decided_on->second)) continue;
+      record.coordinator = move.to;
+      ++record.turn;
+    }
+    return {};
+  };
+  auto task = replica_->propose(std::move(change), with_.replica.patience);
+  auto made = co_await task;
+  placing_ = false;
+  for (const auto& move : moves)
+    log::info("volume_placed volume={} node={} why=\"{}\" made={}", move.volume, raw(move.to),
+              move.why, made ? std::string{"yes"} : made.error().message());
+  // The next beat asks again, if there is more.
 }
 
 }  // namespace csv::cluster

@@ -8,6 +8,7 @@
 
 #include "coordinator/cluster/beats.h"
 #include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/placement.h"
 #include "coordinator/cluster/replica.h"
 
 namespace csv::cluster {
@@ -77,6 +78,7 @@ class VotingMembership final : public Membership {
   void renew();
   void note();
   void place();
+  Task<void> settle(std::vector<std::string> fresh, std::vector<cluster::Assignment> moves);
   [[nodiscard]] Beats::Worth worth(NodeId peer) const;
   void take_echo(NodeId by, const Beats::Echo& echo);
 
@@ -92,6 +94,7 @@ class VotingMembership final : public Membership {
   std::map<std::string, TimePoint> unable_;  ///< Since when.
   std::map<std::string, TimePoint> moved_;   ///< When its coordinator changed last, as seen here.
   std::map<std::string, std::uint64_t> turns_;
+  std::map<NodeId, std::pair<TimePoint, bool>> present_;  ///< Since when; drained.
   bool placing_ = false;
   TaskScope tasks_;
 };

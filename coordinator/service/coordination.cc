@@ -59,10 +59,13 @@ void Coordination::answer(const Expected<void>& result) {
 }
 
 Task<void> Coordination::keep() {
-  if (wanted_) co_await wait_for_claims();
+  if (wanted_ && !setup_.membership->assigned(setup_.volume)) co_await wait_for_claims();
   for (;;) {
     auto now = setup_.loop->now();
-    if (!wanted_) {
+    auto given = setup_.membership->assigned(setup_.volume);
+    if (given && !given_up_) {
+      co_await follow(*given);
+    } else if (!wanted_ || given) {
       enter(State::idle, given_up_ ? "given up by command" : "not to be coordinated by this node");
       pause_ = {};
       co_await changed_.wait();
@@ -76,6 +79,46 @@ Task<void> Coordination::keep() {
       commanded_ = false;
     }
   }
+}
+
+/// One step of what the cluster has decided, or a wait for its next decision.
+Task<void> Coordination::follow(const cluster::Membership::Assignment& given) {
+  auto now = setup_.loop->now();
+  if (!given.decided) {
+    enter(State::waiting, "no quorum: " + given.reason);
+    co_await changed_.wait();
+    co_return;
+  }
+  if (given.node != setup_.node) {
+    given_at_.reset();
+    pause_ = {};
+    not_before_ = {};
+    enter(State::idle, given.node == NodeId{}
+                           ? std::string{"no node can coordinate it"}
+                           : fmt::format("node {} is to coordinate it", raw(given.node)));
+    co_await changed_.wait();
+    co_return;
+  }
+  if (!given_at_) given_at_ = now;
+  // Whoever has it and takes part closes it in good order first.
+  auto handed_over = *given_at_ + timing_.handover;
+  auto who = setup_.membership->coordinator(setup_.volume);
+  if (who && who->node != setup_.node && setup_.membership->claimed_by_peer(setup_.volume) &&
+      now < handed_over) {
+    enter(State::waiting, fmt::format("node {} hands it over", raw(who->node)));
+    co_await wait_at_most(handed_over - now);
+  } else if (now < not_before_) {
+    co_await wait_at_most(not_before_ - now);
+  } else {
+    co_await attempt();
+  }
+}
+
+/// By the cluster: it is given to somebody else. Without a quorum nobody can know, and the lease
+/// ends by itself.
+bool Coordination::taken_away() const {
+  auto given = setup_.membership->assigned(setup_.volume);
+  return given && given->decided && given->node != setup_.node;
 }
 
 /// Before a start that nobody commanded: a peer may have the volume, or be about to take it.
@@ -130,6 +173,7 @@ Task<void> Coordination::attempt() {
     auto why = taken.error();
     pause_before_next(false);
     enter(State::waiting, fmt::format("taking it over failed: {}", why.message()));
+    setup_.membership->able(setup_.volume, false);
     answer(why);
     co_return;
   }
@@ -140,6 +184,7 @@ Task<void> Coordination::attempt() {
     stopped_ = std::move(why);
     changed_.notify();
   });
+  setup_.membership->able(setup_.volume, true);
   setup_.membership->coordinating(setup_.volume, service_->epoch(), service_->key());
   enter(State::serving);
   log::info("coordinating volume={} epoch={} key={:016x} takeover_ms={}", setup_.volume,
@@ -150,16 +195,22 @@ Task<void> Coordination::attempt() {
 }
 
 Task<void> Coordination::serve() {
-  while (!stopped_ && wanted_ && !superseded()) co_await changed_.wait();
-  bool by_command = !wanted_;
+  bool by_cluster = setup_.membership->assigned(setup_.volume).has_value();
+  auto given_up = [this, by_cluster] { return by_cluster ? taken_away() || given_up_ : !wanted_; };
+  while (!stopped_ && !given_up() && !superseded()) co_await changed_.wait();
+  bool in_good_order = !stopped_ && given_up() && !superseded();
   auto served = setup_.loop->now() - since_;
   if (stopped_) {
     enter(State::waiting, stopped_->message());
     beaten_ = *stopped_ == Errc::fenced || *stopped_ == Errc::superseded;
+    // A path that is lost takes a while to come back; whoever has another one is better.
+    if (!beaten_) setup_.membership->able(setup_.volume, false);
   } else {
-    enter(State::closing, by_command ? "by command" : "a newer coordinator has taken over");
-    beaten_ = !by_command;
-    if (by_command) co_await service_->close();
+    enter(State::closing, !in_good_order ? "a newer coordinator has taken over"
+                          : by_cluster   ? "the cluster gives it to another node"
+                                         : "by command");
+    beaten_ = !in_good_order;
+    if (in_good_order) co_await service_->close();
   }
   // Told to the peers only now: while it closes, its mounts have nobody better to ask.
   setup_.membership->gave_up(setup_.volume);

@@ -15,7 +15,8 @@ namespace csv::service {
 /// else did. It decides with what the membership knows; that two nodes never coordinate at once is
 /// the LUN's doing (VolumeService::take_over), whatever is decided here.
 ///
-/// Without votes nothing fails over by itself: a peer that coordinates and goes silent keeps the
+/// With votes the cluster gives each volume to a node (Membership::assigned), and this follows.
+/// Without them nothing fails over by itself: a peer that coordinates and goes silent keeps the
 /// volume until it comes back or a command gives it to another node.
 ///
 /// One loop. Destroying it while it serves is like a crash; stop() first.
@@ -38,6 +39,8 @@ class Coordination {
     Duration precedence = 3s;
     Duration shortest_pause = 1s, longest_pause = 30s;  ///< Between two attempts; doubles.
     Duration steady = 1min;  ///< Served this long, a stop is no sign of a lasting trouble.
+    /// A node that is to hand the volume over, and takes part, has this long to close it.
+    Duration handover = 10s;
   };
 
   explicit Coordination(Setup setup) : Coordination{std::move(setup), Timing{}} {}
@@ -67,6 +70,8 @@ class Coordination {
   Task<void> serve();
   Task<void> wait_at_most(Duration time);
   void pause_before_next(bool was_steady);
+  Task<void> follow(const cluster::Membership::Assignment& given);
+  [[nodiscard]] bool taken_away() const;
   [[nodiscard]] std::optional<std::string> must_wait() const;
   [[nodiscard]] bool superseded() const;
   void enter(State state, std::string reason = {});
@@ -82,8 +87,9 @@ class Coordination {
   bool given_up_ = false;   ///< By command, once at least.
   bool beaten_ = false;     ///< The last tenure was ended by a fence or a newer owner.
   std::optional<Error> stopped_;
-  Duration pause_{};        ///< The last one between two attempts.
-  TimePoint not_before_{};  ///< Of the next attempt that nobody commands.
+  Duration pause_{};                   ///< The last one between two attempts.
+  TimePoint not_before_{};             ///< Of the next attempt that nobody commands.
+  std::optional<TimePoint> given_at_;  ///< When the cluster gave it to us, while it is ours.
   std::unique_ptr<VolumeService> service_;
   std::vector<Completion<Expected<void>>::Done> starting_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

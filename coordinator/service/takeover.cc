@@ -129,17 +129,26 @@ Task<Expected<void>> fence_coordinators(const Surroundings& around, Taken& taken
 
 /// A fenced coordinator changes nothing any more, but until it notices it may still answer from
 /// memory what we are about to change: for a term after its last proof that its key was in force
-/// (Service::gate_open). Not if it was closed in good order, and not if it was this node's, whose
-/// process is gone.
+/// (Service::gate_open), or until its node's membership lease has ended, which the cluster may know
+/// to be sooner. Not if it was closed in good order, and not if its process is gone: this node's
+/// former one, or one of which the cluster says so.
 Task<Expected<void>> wait_for_silence(const Surroundings& around, Taken& taken) {
   auto fenced_at = around.loop->now();
   CSV_CO_TRY(info, co_await read_superblocks(taken.tenure, false));
-  if (info.coordinator_key == Key{} || info.coordinator == around.node) co_return Expected<void>{};
-  auto term = around.timing.lease_term + around.timing.lease_term / 100;
-  log::info("takeover volume={} waits_ms={} for=\"answers of the former coordinator on node {}\"",
-            around.volume, term / 1ms, raw(info.coordinator));
-  co_await sleep(*around.loop, fenced_at + term - around.loop->now());
-  taken.outwaited = true;
+  auto former = info.coordinator;
+  if (info.coordinator_key == Key{} || former == around.node) co_return Expected<void>{};
+  // What it vouched for to mounts rests on its key alone: only this outwaits that, too.
+  auto outwaited_at = fenced_at + around.timing.lease_term + around.timing.lease_term / 100;
+  auto until = outwaited_at;
+  if (around.answers_until)
+    if (auto silent = around.answers_until(former)) until = std::min(until, *silent);
+  auto gone = [&around, former] { return around.process_gone && around.process_gone(former); };
+  if (auto now = around.loop->now(); now < until && !gone())
+    log::info("takeover volume={} waits_ms={} for=\"answers of the former coordinator on node {}\"",
+              around.volume, (until - now) / 1ms, raw(former));
+  while (around.loop->now() < until && !gone())
+    co_await sleep(*around.loop, std::min<Duration>(until - around.loop->now(), 20ms));
+  taken.outwaited = around.loop->now() >= outwaited_at;
   co_return Expected<void>{};
 }
 

@@ -53,6 +53,11 @@ struct Surroundings {
   std::function<std::unique_ptr<Worker>()> make_worker;  ///< The volume's writer thread.
   std::function<TimePoint()>
       open_until;  ///< This node's membership lease: past it nothing is answered.
+  /// Until when a csvd on that node may answer from what it knows as a coordinator; none, or
+  /// nullopt: not known.
+  std::function<std::optional<TimePoint>(NodeId)> answers_until;
+  /// The csvd that coordinated on that node has ended for certain.
+  std::function<bool(NodeId)> process_gone;
   NodeId node{};
   std::uint16_t cluster = 0;
   ClusterTag tag;

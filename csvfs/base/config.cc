@@ -145,6 +145,8 @@ bool is_lun(const std::string& text) {
 
 bool is_cache_mode(const std::string& text) { return text == "ask" || text == "safe"; }
 
+bool is_engine(const std::string& text) { return text == "standalone" || text == "corosync"; }
+
 bool is_tls_mode(const std::string& text) { return text == "required" || text == "off"; }
 
 bool is_iscsi_name(const std::string& text) {
@@ -252,6 +254,8 @@ Expected<Config> read(const toml::table& root, const std::string& file) {
   Config out;
   Section cluster{*CSV_TRY(required_table(root, "cluster", file)), "[cluster]", file};
   out.cluster = static_cast<std::uint16_t>(CSV_TRY(cluster.integer("id", 1, 65535)));
+  out.corosync = CSV_TRY(cluster.text("engine", "\"standalone\" or \"corosync\"", is_engine,
+                                      "standalone")) == "corosync";
   CSV_TRY(cluster.nothing_else());
 
   Section node{*CSV_TRY(required_table(root, "node", file)), "[node]", file};

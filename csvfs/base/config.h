@@ -45,6 +45,8 @@ struct TlsConfig {
 /// for csvd, csvfs and csvctl of a node.
 struct Config {
   std::uint16_t cluster = 0;  ///< 1..65535
+  /// Corosync says who is here, and the nodes vote; else nothing fails over by itself.
+  bool corosync = false;
   NodeId node{};
   std::string node_name;
   std::string listen;     ///< "address:port", numeric; where mounts and peers reach this csvd.

@@ -1,0 +1,247 @@
+#include "coordinator/admin/cluster_requests.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+namespace csv::admin {
+namespace {
+
+using cluster::Configuration;
+using cluster::NodeRecord;
+using cluster::NodeState;
+using cluster::Replica;
+using cluster::WitnessKind;
+
+Error refused(std::string why) { return Error{Errc::refused, std::move(why)}; }
+
+std::optional<std::uint32_t> number_of(std::string_view text) {
+  std::uint32_t out = 0;
+  auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), out);
+  if (error != std::errc{} || stop != text.data() + text.size()) return std::nullopt;
+  return out;
+}
+
+Expected<NodeId> find_node(const Configuration& in, const std::string& text) {
+  for (const auto& [id, node] : in.nodes)
+    if (node.name == text || std::to_string(raw(id)) == text) return id;
+  return refused("the cluster has no node '" + text + "'");
+}
+
+Replica::Change on_node(const std::string& node,
+                        std::function<Expected<void>(Configuration&, NodeId)> change) {
+  return [node, change = std::move(change)](Configuration& next) -> Expected<void> {
+    auto id = CSV_TRY(find_node(next, node));
+    return change(next, id);
+  };
+}
+
+Expected<Replica::Change> vote(const AdminRequest& request) {
+  if (request.value != "0" && request.value != "1")
+    return refused("a node's vote is 0 or 1, not '" + request.value + "'");
+  return on_node(request.node,
+                 [votes = request.value == "1"](Configuration& next, NodeId id) -> Expected<void> {
+                   next.nodes[id].votes = votes;
+                   return {};
+                 });
+}
+
+Expected<Replica::Change> drain(const AdminRequest& request) {
+  auto state = request.command == "node_drain" ? NodeState::drained : NodeState::member;
+  return on_node(request.node, [state](Configuration& next, NodeId id) -> Expected<void> {
+    next.nodes[id].state = state;
+    return {};
+  });
+}
+
+Expected<Replica::Change> evict(const AdminRequest& request) {
+  return on_node(request.node, [](Configuration& next, NodeId id) -> Expected<void> {
+    if (next.nodes.size() == 1) return refused("a cluster cannot do without its last node");
+    next.nodes.erase(id);
+    for (auto& [name, volume] : next.volumes) {
+      if (volume.preferred == id) volume.preferred.reset();
+      if (volume.coordinator != id) continue;
+      volume.coordinator = NodeId{};
+      ++volume.turn;
+    }
+    return {};
+  });
+}
+
+Expected<Replica::Change> move(const AdminRequest& request) {
+  return Replica::Change{
+      [volume = request.volume, node = request.node](Configuration& next) -> Expected<void> {
+        auto found = next.volumes.find(volume);
+        if (found == next.volumes.end())
+          return refused("the cluster has no volume '" + volume + "'");
+        if (node.empty()) {
+          found->second.preferred.reset();
+          return {};
+        }
+        auto id = CSV_TRY(find_node(next, node));
+        if (next.nodes[id].state == NodeState::drained)
+          return refused("node " + next.nodes[id].name +
+                         " is drained, and is given no volume: csvctl node resume");
+        found->second.preferred = id;
+        if (found->second.coordinator == id) return {};
+        found->second.coordinator = id;
+        ++found->second.turn;
+        return {};
+      }};
+}
+
+Expected<Replica::Change> forget(const AdminRequest& request) {
+  return Replica::Change{[volume = request.volume](Configuration& next) -> Expected<void> {
+    next.volumes.erase(volume);
+    return {};
+  }};
+}
+
+Expected<Replica::Change> witness(const AdminRequest& request) {
+  cluster::WitnessRecord record;
+  if (request.value.starts_with("disk:")) {
+    record = {WitnessKind::disk, request.value.substr(5), false};
+  } else if (request.value.starts_with("share:/")) {
+    record = {WitnessKind::share, request.value.substr(6), false};
+  } else if (request.value != "none") {
+    return refused("a witness is \"none\", \"disk:LUN\" or \"share:/FOLDER\", not '" +
+                   request.value + "'");
+  }
+  return Replica::Change{[record](Configuration& next) -> Expected<void> {
+    next.witness = record;
+    return {};
+  }};
+}
+
+Expected<Replica::Change> policy(const AdminRequest& request) {
+  if (request.value == "dynamic_quorum=on" || request.value == "dynamic_quorum=off")
+    return Replica::Change{
+        [on = request.value == "dynamic_quorum=on"](Configuration& next) -> Expected<void> {
+          next.policies.dynamic_quorum = on;
+          return {};
+        }};
+  if (request.value.starts_with("hold=")) {
+    auto seconds = number_of(std::string_view{request.value}.substr(5));
+    if (seconds && *seconds <= 86400)
+      return Replica::Change{[hold = *seconds](Configuration& next) -> Expected<void> {
+        next.policies.hold_s = hold;
+        return {};
+      }};
+  }
+  return refused("a policy is dynamic_quorum=on|off or hold=SECONDS, not '" + request.value + "'");
+}
+
+Expected<Replica::Change> heartbeat(const AdminRequest& request) {
+  auto star = request.value.find('*');
+  auto delay = number_of(std::string_view{request.value}.substr(0, star));
+  auto threshold = star == std::string::npos
+                       ? std::nullopt
+                       : number_of(std::string_view{request.value}.substr(star + 1));
+  if (!delay || !threshold)
+    return refused("heartbeats are DELAY_MS*THRESHOLD, not '" + request.value + "'");
+  return Replica::Change{
+      [delay = *delay, threshold = *threshold](Configuration& next) -> Expected<void> {
+        next.heartbeat.delay_ms = delay;
+        next.heartbeat.threshold = threshold;
+        return {};
+      }};
+}
+
+struct Command {
+  const char* name;
+  Expected<Replica::Change> (*make)(const AdminRequest&);
+};
+constexpr Command kCommands[] = {
+    {"node_vote", vote},   {"node_drain", drain}, {"node_resume", drain},
+    {"node_evict", evict}, {"volume_move", move}, {"volume_forget", forget},
+    {"witness", witness},  {"policy", policy},    {"heartbeat", heartbeat},
+};
+
+using Json = nlohmann::ordered_json;
+
+const char* to_text(WitnessKind kind) {
+  switch (kind) {
+    case WitnessKind::none: return "none";
+    case WitnessKind::disk: return "disk";
+    case WitnessKind::share: return "share";
+  }
+  return "";
+}
+
+std::string tag_text(const ClusterTag& tag) {
+  return fmt::format("{}.{}.{}", tag.forced, tag.epoch, tag.sequence);
+}
+
+}  // namespace
+
+bool changes_cluster(const std::string& command) {
+  return std::any_of(std::begin(kCommands), std::end(kCommands),
+                     [&](const Command& each) { return command == each.name; });
+}
+
+Expected<Replica::Change> change_for(const AdminRequest& request) {
+  for (const auto& each : kCommands)
+    if (request.command == each.name) return each.make(request);
+  return refused("'" + request.command + "' does not change the cluster");
+}
+
+cluster::Configuration first_configuration(const Config& config, const std::string& name) {
+  Configuration out;
+  out.cluster = config.cluster;
+  out.name = name;
+  out.nodes[config.node] = {config.node_name, config.listen};
+  for (const auto& peer : config.peers) out.nodes[peer.id] = {peer.name, peer.address};
+  for (const auto& volume : config.volumes) out.volumes.try_emplace(volume.name);
+  return out;
+}
+
+std::string cluster_json(const cluster::Replica& replica, const Clock& clock, TimePoint lease) {
+  auto now = clock.now();
+  auto ms = [now](TimePoint until) {
+    return std::max<std::int64_t>(0, (until - now) / std::chrono::milliseconds{1});
+  };
+  Json out{{"state", to_text(replica.state())},
+           {"reason", replica.reason()},
+           {"since_s", (now - replica.since()) / std::chrono::seconds{1}},
+           {"steward", replica.steward()},
+           {"lease_ms", ms(lease)}};
+  const auto* configuration = replica.configuration();
+  out["name"] = configuration != nullptr ? configuration->name : "";
+  out["tag"] = configuration != nullptr ? tag_text(configuration->tag) : "";
+  out["nodes"] = Json::array();
+  out["volumes"] = Json::array();
+  if (configuration == nullptr) return out.dump(-1, ' ', false, Json::error_handler_t::replace);
+  const auto& view = replica.view();
+  const auto& ballot = configuration->ballot;
+  for (const auto& [id, node] : configuration->nodes) {
+    auto counts = ballot.now.nodes.find(id);
+    bool reached = view && std::binary_search(view->nodes.begin(), view->nodes.end(), id);
+    out["nodes"].push_back({{"id", raw(id)},
+                            {"name", node.name},
+                            {"address", node.address},
+                            {"drained", node.state == NodeState::drained},
+                            {"vote", node.votes ? 1 : 0},
+                            {"counts", counts == ballot.now.nodes.end() ? 0 : counts->second},
+                            {"reached", reached},
+                            {"member", replica.member(id)}});
+  }
+  out["votes_change"] = ballot.before.has_value();
+  out["votes"] = ballot.now.total();
+  out["witness"] = {{"kind", to_text(configuration->witness.kind)},
+                    {"place", configuration->witness.place},
+                    {"counts", ballot.now.witness},
+                    {"held_ms", ms(replica.held_until())}};
+  out["dynamic_quorum"] = configuration->policies.dynamic_quorum;
+  out["heartbeat"] = {{"delay_ms", configuration->heartbeat.delay_ms},
+                      {"threshold", configuration->heartbeat.threshold}};
+  for (const auto& [name, volume] : configuration->volumes)
+    out["volumes"].push_back({{"name", name},
+                              {"coordinator", raw(volume.coordinator)},
+                              {"preferred", volume.preferred ? raw(*volume.preferred) : 0}});
+  return out.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+}  // namespace csv::admin

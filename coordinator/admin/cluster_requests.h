@@ -1,0 +1,32 @@
+#pragma once
+#include "coordinator/admin/admin_request.h"
+#include "coordinator/cluster/replica.h"
+#include "csvfs/base/config.h"
+
+namespace csv::admin {
+
+/// Whether a command changes the cluster's configuration: change_for() knows it.
+bool changes_cluster(const std::string& command);
+
+/// What a command makes of the configuration:
+///
+///   node_vote      node, value: 0 or 1
+///   node_drain, node_resume, node_evict    node
+///   volume_move    volume, node: where it goes, and where it goes back to; "": anywhere
+///   volume_forget  volume: it belongs to the cluster no more
+///   witness        value: "none", "disk:LUN", "share:FOLDER"
+///   policy         value: "dynamic_quorum=on" or "off", "hold=SECONDS"
+///   heartbeat      value: "DELAY_MS*THRESHOLD"
+///
+/// Errc::refused for words that make no sense. The change itself refuses what the configuration in
+/// force does not know (a node, a volume).
+Expected<cluster::Replica::Change> change_for(const AdminRequest& request);
+
+/// The first configuration of a cluster: this node, the peers and the volumes that it has
+/// configured.
+cluster::Configuration first_configuration(const Config& config, const std::string& name);
+
+/// The cluster as this node sees it, as JSON text; docs/csvctl.md has the fields.
+std::string cluster_json(const cluster::Replica& replica, const Clock& clock, TimePoint lease);
+
+}  // namespace csv::admin
