@@ -358,6 +358,11 @@ class Csvd final : public Daemon {
     *refusal.frame.mutable_hello_reply()->mutable_failure() =
         protocol::encode(Error{Errc::not_coordinator, "node " + std::to_string(raw(config_.node)) +
                                                           " does not coordinate volume " + volume});
+    // A mount whose own csvd is away asks whomever it can.
+    if (auto who = membership_->coordinator(volume); who && who->node != config_.node) {
+      refusal.frame.mutable_hello_reply()->set_elsewhere_node(raw(who->node));
+      refusal.frame.mutable_hello_reply()->set_elsewhere_endpoint(who->endpoint);
+    }
     farewells_.send(std::move(connection), std::move(refusal));
   }
 

@@ -11,12 +11,13 @@
 namespace csv {
 namespace {
 
-constexpr Duration kFirstBackoff = 50ms, kLongestBackoff = 1s;
+constexpr Duration kFirstBackoff = 50ms, kLongestBackoff = 200ms;
 constexpr Duration kConnectWithin = 3s;
 constexpr Duration kGreetWithin = 10s;
 /// A coordinator that answers nothing for this long while something waits is not there any more;
 /// the mount asks for its statistics every second, so something always waits.
 constexpr Duration kSilence = 5s;
+constexpr Duration kWatch = 100ms;  ///< Between two looks at what waits.
 constexpr Duration kRetryAfter = 20ms;
 constexpr Duration kLongestRetry = 500ms;
 
@@ -151,16 +152,23 @@ void CoordinatorClient::stop() {
 void CoordinatorClient::watch() {
   auto attempt = attempt_;
   auto alive = std::weak_ptr{alive_};
-  timer_ = setup_.loop->after(1s, [this, alive, attempt] {
+  timer_ = setup_.loop->after(kWatch, [this, alive, attempt] {
     if (alive.expired() || attempt != attempt_) return;
-    auto now = setup_.loop->now();
-    bool waits = std::any_of(unanswered_.begin(), unanswered_.end(), [&](const auto& each) {
-      return now - each.second->sent_at > kSilence;
-    });
-    if (waits && now - heard_ > kSilence)
-      return disconnect(Error{std::errc::timed_out, "the coordinator has fallen silent"});
-    watch();
+    look_for_silence();
+    if (attempt == attempt_) watch();
   });
+}
+
+/// A coordinator whose node vanished, or was cut off, ends no connection.
+void CoordinatorClient::look_for_silence() {
+  auto now = setup_.loop->now();
+  Duration longest{};
+  for (const auto& [id, call] : unanswered_) longest = std::max(longest, now - call->sent_at);
+  auto silent = now - heard_;
+  if (longest > kSilence && silent > kSilence)
+    return disconnect(Error{std::errc::timed_out, "the coordinator has fallen silent"});
+  if (longest > kWatch && silent > kWatch && setup_.newest_epoch && setup_.newest_epoch() > epoch_)
+    disconnect(Error{Errc::stale_epoch, "another node coordinates the volume now"});
 }
 
 // --- Receiving --------------------------------------------------------------------------------
@@ -208,7 +216,11 @@ void CoordinatorClient::greeted(const wire::Frame& frame) {
       adopt(frame);
       return end_session(failure);
     }
-    return disconnect(failure);
+    disconnect(failure);
+    if (setup_.elsewhere && reply.elsewhere_node() != 0)
+      setup_.elsewhere(NodeId{static_cast<std::uint8_t>(reply.elsewhere_node())},
+                       reply.elsewhere_endpoint());
+    return;
   }
   if (stale) return disconnect(Error{Errc::stale_epoch, "a former coordinator answered"});
   bool fresh = SessionId{reply.session()} != session_;

@@ -54,6 +54,10 @@ class CoordinatorClient {
   struct Setup {
     Loop* loop = nullptr;
     std::function<void(protocol::Connected)> connect;
+    /// Whom it was told to ask instead, for the next connect(); may be empty.
+    std::function<void(NodeId, const std::string& endpoint)> elsewhere;
+    /// The newest epoch that this node has heard of; may be empty.
+    std::function<Epoch()> newest_epoch;
     std::string volume;
     NodeId node{};
     std::uint64_t incarnation = 0;  ///< Random; of this process's life.
@@ -122,6 +126,7 @@ class CoordinatorClient {
   bool is_stale(const wire::Frame& frame) const;
   void adopt(const wire::Frame& frame);
   void watch();
+  void look_for_silence();
   void add(const CallPtr& call);
   void interrupt(const CallPtr& call);
   bool unqueue(const CallPtr& call);

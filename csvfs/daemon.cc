@@ -40,6 +40,10 @@ class BoardView {
       return Error{Errc::retry, "no node coordinates volume " + volume_ + " as far as csvd knows"};
     return Coordinator{known->coordinator, known->endpoint};
   }
+  [[nodiscard]] Epoch epoch() {
+    auto known = look() ? board_->volume(at_) : std::nullopt;
+    return known ? known->epoch : Epoch{};
+  }
   [[nodiscard]] TimePoint open_until() {
     if (!look()) return {};
     return board_->open_until(at_);
@@ -85,12 +89,17 @@ class Daemon {
         signals_{loop_.context(), SIGTERM, SIGINT},
         transport_{transport},
         board_{options_.board, options_.volume},
+        peers_{config.peers},
         random_{Random::from_system()} {
     MountSurroundings surroundings;
     surroundings.loop = &loop_;
     surroundings.random = &random_;
     surroundings.open_lun = iscsi::configured_opener(loop_, config, volume);
     surroundings.connect = [this](protocol::Connected done) { connect(std::move(done)); };
+    surroundings.elsewhere = [this](NodeId node, const std::string& endpoint) {
+      elsewhere_ = BoardView::Coordinator{node, endpoint};
+    };
+    surroundings.newest_epoch = [this] { return board_.epoch(); };
     surroundings.open_until = [this] { return board_.open_until(); };
     surroundings.volume = options_.volume;
     surroundings.node = config.node;
@@ -119,10 +128,24 @@ class Daemon {
   }
 
  private:
+  /// Whom csvd names; where it names nobody, or nobody is there, it may be away itself: then whom
+  /// another node names, and other nodes, one after the other.
   void connect(protocol::Connected done) {
+    if (auto named = std::exchange(elsewhere_, std::nullopt))
+      return transport_.connect(named->node, named->endpoint, std::move(done));
     auto to = board_.coordinator();
-    if (to) return transport_.connect(to->node, to->endpoint, std::move(done));
-    loop_.post([done = std::move(done), why = to.error()]() mutable { done(why); });
+    if (!to) return connect_to_a_peer(to.error(), std::move(done));
+    transport_.connect(
+        to->node, to->endpoint,
+        [this, alive = std::weak_ptr{alive_}, done = std::move(done)](auto connected) mutable {
+          if (connected || !alive.lock()) return done(std::move(connected));
+          connect_to_a_peer(connected.error(), std::move(done));
+        });
+  }
+  void connect_to_a_peer(const Error& why, protocol::Connected done) {
+    if (peers_.empty()) return loop_.post([done = std::move(done), why]() mutable { done(why); });
+    const auto& peer = peers_[next_peer_++ % peers_.size()];
+    transport_.connect(peer.id, peer.address, std::move(done));
   }
 
   Task<void> begin() {
@@ -206,6 +229,10 @@ class Daemon {
   asio::signal_set signals_;
   protocol::Transport& transport_;
   BoardView board_;
+  std::vector<PeerConfig> peers_;
+  std::size_t next_peer_ = 0;
+  std::optional<BoardView::Coordinator> elsewhere_;             ///< For the next connect().
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  ///< For connects on their way.
   Random random_;
   bool leaving_ = false, finished_ = false;
   Expected<void> result_;

@@ -50,13 +50,13 @@ class VolumeMount final : public Mount, private Client::Owner {
         files_{*loop_},
         watched_{*loop_},
         changed_{*loop_},
-        client_{{loop_, surroundings_.connect, surroundings_.volume, surroundings_.node,
-                 surroundings_.random->next()},
+        client_{{loop_, surroundings_.connect, surroundings_.elsewhere, surroundings_.newest_epoch,
+                 surroundings_.volume, surroundings_.node, surroundings_.random->next()},
                 *this},
         admission_{{loop_, surroundings_.open_lun, surroundings_.volume, surroundings_.node},
                    client_},
-        io_{*loop_, client_, admission_, files_, surroundings_.open_until, counters_},
-        pages_{*loop_, io_, surroundings_.open_until},
+        io_{*loop_, client_, admission_, files_, [this] { return open_until(); }, counters_},
+        pages_{*loop_, io_, [this] { return open_until(); }},
         locks_{client_} {
     state_.since = loop_->now();
     tasks_.spawn(follow_admission());
@@ -125,11 +125,20 @@ class VolumeMount final : public Mount, private Client::Owner {
   void sending(wire::Request& request, std::uint64_t id) override;
   void replied(const wire::Request& request, std::uint64_t id, TimePoint sent_at,
                const wire::Reply& reply) override {
+    // Only a coordinator with a lease of its own vouches for anything, and no longer than that
+    // runs.
+    answered_until_ =
+        std::max(answered_until_, sent_at + std::chrono::milliseconds{reply.vouched_ms()});
     watched_.replied(request, id, sent_at, reply);
   }
   void put_off(const Error& why) override { admission_.waits(why); }
   void noticed(std::uint64_t id, const wire::Notice& notice) override;
 
+  /// This node's lease, or the coordinator's word for it: a node whose csvd is away goes on as long
+  /// as it is heard by who coordinates.
+  [[nodiscard]] TimePoint open_until() const {
+    return std::max(surroundings_.open_until(), answered_until_);
+  }
   Task<Expected<Client::Answer>> ask(wire::Request request);
   Task<Expected<Client::Answer>> change(wire::Request request, Interrupt* interrupt,
                                         Caller caller = {}, SessionId bound_to = {});
@@ -171,7 +180,8 @@ class VolumeMount final : public Mount, private Client::Owner {
   MountCounters counters_;
   FileTable files_;
   Watched watched_;
-  Signal changed_;  ///< Of anything ready() and end() wait for.
+  TimePoint answered_until_{};  ///< By an answer of the coordinator.
+  Signal changed_;              ///< Of anything ready() and end() wait for.
   State state_;
   struct OpenFile {
     FilePtr file;

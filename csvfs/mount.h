@@ -27,7 +27,13 @@ struct MountSurroundings {
   Random* random = nullptr;
   iscsi::LunOpener open_lun;                         ///< A fresh way to the volume's LUN.
   std::function<void(protocol::Connected)> connect;  ///< To whoever coordinates the volume now.
-  std::function<TimePoint()> open_until;             ///< The I/O gate (membership lease).
+  /// Whom a node that does not coordinate it named instead; may be empty.
+  std::function<void(NodeId, const std::string& endpoint)> elsewhere;
+  /// The newest epoch of the volume that this node has heard of; may be empty.
+  std::function<Epoch()> newest_epoch;
+  /// The I/O gate (membership lease), by this node's csvd. A mount that the coordinator answers has
+  /// it from there, too.
+  std::function<TimePoint()> open_until;
   std::string volume;
   NodeId node{};
 };

@@ -69,6 +69,9 @@ Expected<void> check(const wire::HelloReply& reply) {
   CSV_TRY(at_most("hello_reply.volume_id", reply.volume_id().size(), kVolumeId));
   CSV_TRY(length_between("hello_reply.lun_identity", reply.lun_identity(), 0, kMaxIdentity));
   CSV_TRY(at_most("hello_reply.cluster", reply.cluster(), 0xffff));
+  CSV_TRY(at_most("hello_reply.elsewhere_node", reply.elsewhere_node(), kMaxNode));
+  CSV_TRY(length_between("hello_reply.elsewhere_endpoint", reply.elsewhere_endpoint(), 0,
+                         kMaxEndpoint));
   return range("hello_reply.slot_offset", reply.slot_offset(), 0);
 }
 

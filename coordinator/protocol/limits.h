@@ -13,7 +13,8 @@ namespace csv::protocol {
 inline constexpr std::uint32_t kSlots = 64;    ///< Of a session.
 inline constexpr std::uint32_t kMaxNode = 63;  ///< Nodes are 1..63.
 inline constexpr std::size_t kMaxVolumeName = 63;
-inline constexpr std::size_t kMaxName = 1024;  ///< Of an entry; FUSE sends no longer ones.
+inline constexpr std::size_t kMaxEndpoint = 64;  ///< A numeric address and a port.
+inline constexpr std::size_t kMaxName = 1024;    ///< Of an entry; FUSE sends no longer ones.
 inline constexpr std::size_t kMaxLinkTarget = 4096;
 inline constexpr std::size_t kMaxXattrName = 255;
 inline constexpr std::size_t kMaxXattrValue = 64 * 1024;

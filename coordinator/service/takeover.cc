@@ -137,9 +137,7 @@ Task<Expected<void>> wait_for_silence(const Surroundings& around, Taken& taken) 
   CSV_CO_TRY(info, co_await read_superblocks(taken.tenure, false));
   auto former = info.coordinator;
   if (info.coordinator_key == Key{} || former == around.node) co_return Expected<void>{};
-  // What it vouched for to mounts rests on its key alone: only this outwaits that, too.
-  auto outwaited_at = fenced_at + around.timing.lease_term + around.timing.lease_term / 100;
-  auto until = outwaited_at;
+  auto until = fenced_at + around.timing.lease_term + around.timing.lease_term / 100;
   if (around.answers_until)
     if (auto silent = around.answers_until(former)) until = std::min(until, *silent);
   auto gone = [&around, former] { return around.process_gone && around.process_gone(former); };
@@ -148,7 +146,9 @@ Task<Expected<void>> wait_for_silence(const Surroundings& around, Taken& taken) 
               around.volume, (until - now) / 1ms, raw(former));
   while (around.loop->now() < until && !gone())
     co_await sleep(*around.loop, std::min<Duration>(until - around.loop->now(), 20ms));
-  taken.outwaited = around.loop->now() >= outwaited_at;
+  // What it vouched for to mounts ends with its lease, too, at the latest.
+  taken.outwaited = around.loop->now() >= until;
+  taken.vouched_until = until;
   co_return Expected<void>{};
 }
 

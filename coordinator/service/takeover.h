@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -20,6 +21,8 @@ struct Taken {
   std::uint64_t verifier = 0;        ///< Grows when the target was found to have lost its memory.
   /// The former coordinator was waited for: nothing it told anybody holds any more.
   bool outwaited = false;
+  /// Otherwise: whatever it vouched for to mounts holds until then at most; nullopt: not known.
+  std::optional<TimePoint> vouched_until;
   TimePoint proven_at{};  ///< A command sent then found our key in force, after the fence.
   std::vector<volume::SessionRow> sessions;      ///< Ended ones too.
   std::vector<volume::AdmissionRow> admissions;  ///< Live ones only.

@@ -144,9 +144,11 @@ void Service::await_former_watchers(const Taken& taken) {
   if (former_watchers_.empty()) return;
   auto term = around_.timing.lease_term + around_.timing.lease_term / 100;
   former_watches_until_ = loop_.now() + term;
+  if (taken.vouched_until)
+    former_watches_until_ = std::min(former_watches_until_, *taken.vouched_until);
   // Should one end before it has come back.
   for (auto& [id, session] : sessions_) session->vouched_until = former_watches_until_;
-  loop_.after(term, [this, alive = std::weak_ptr{alive_}] {
+  loop_.after(former_watches_until_ - loop_.now(), [this, alive = std::weak_ptr{alive_}] {
     if (!alive.expired()) (void)former_watchers();
   });
 }
