@@ -353,16 +353,8 @@ class Csvd final : public Daemon {
     auto* coordination = find(volume);
     if (coordination != nullptr && coordination->service() != nullptr)
       return coordination->service()->accept(std::move(connection), std::move(first));
-    protocol::Message refusal;
-    refusal.frame.set_id(first.frame.id());
-    *refusal.frame.mutable_hello_reply()->mutable_failure() =
-        protocol::encode(Error{Errc::not_coordinator, "node " + std::to_string(raw(config_.node)) +
-                                                          " does not coordinate volume " + volume});
     // A mount whose own csvd is away asks whomever it can.
-    if (auto who = membership_->coordinator(volume); who && who->node != config_.node) {
-      refusal.frame.mutable_hello_reply()->set_elsewhere_node(raw(who->node));
-      refusal.frame.mutable_hello_reply()->set_elsewhere_endpoint(who->endpoint);
-    }
+    auto refusal = service::not_coordinated(first, config_.node, membership_->coordinator(volume));
     farewells_.send(std::move(connection), std::move(refusal));
   }
 

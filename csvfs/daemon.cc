@@ -13,6 +13,7 @@
 #include "csvfs/base/io_process.h"
 #include "csvfs/base/log.h"
 #include "csvfs/base/status_board.h"
+#include "csvfs/finder.h"
 #include "csvfs/fuse_session.h"
 #include "csvfs/mount.h"
 #include "iscsi/configured_lun.h"
@@ -29,16 +30,12 @@ class BoardView {
   BoardView(std::string name, std::string volume)
       : name_{std::move(name)}, volume_{std::move(volume)} {}
 
-  struct Coordinator {
-    NodeId node{};
-    std::string endpoint;
-  };
-  Expected<Coordinator> coordinator() {
+  Expected<Finder::Node> coordinator() {
     CSV_TRY(look());
     auto known = board_->volume(at_);
     if (!known || known->endpoint.empty())
       return Error{Errc::retry, "no node coordinates volume " + volume_ + " as far as csvd knows"};
-    return Coordinator{known->coordinator, known->endpoint};
+    return Finder::Node{known->coordinator, known->endpoint};
   }
   [[nodiscard]] Epoch epoch() {
     auto known = look() ? board_->volume(at_) : std::nullopt;
@@ -77,6 +74,12 @@ const VolumeConfig* find_volume(const Config& config, const std::string& name) {
   return found == config.volumes.end() ? nullptr : &*found;
 }
 
+std::vector<Finder::Node> peers_of(const Config& config) {
+  std::vector<Finder::Node> out;
+  for (const auto& peer : config.peers) out.push_back({peer.id, peer.address});
+  return out;
+}
+
 /// The parts in the order they need one another; they go in reverse, but for the mount, which goes
 /// before the requests that wait for it (mount.h).
 class Daemon {
@@ -89,15 +92,15 @@ class Daemon {
         signals_{loop_.context(), SIGTERM, SIGINT},
         transport_{transport},
         board_{options_.board, options_.volume},
-        peers_{config.peers},
+        finder_{{&loop, &transport, peers_of(config), [this] { return board_.coordinator(); }}},
         random_{Random::from_system()} {
     MountSurroundings surroundings;
     surroundings.loop = &loop_;
     surroundings.random = &random_;
     surroundings.open_lun = iscsi::configured_opener(loop_, config, volume);
-    surroundings.connect = [this](protocol::Connected done) { connect(std::move(done)); };
+    surroundings.connect = [this](protocol::Connected done) { finder_.connect(std::move(done)); };
     surroundings.elsewhere = [this](NodeId node, const std::string& endpoint) {
-      elsewhere_ = BoardView::Coordinator{node, endpoint};
+      finder_.elsewhere(node, endpoint);
     };
     surroundings.newest_epoch = [this] { return board_.epoch(); };
     surroundings.open_until = [this] { return board_.open_until(); };
@@ -128,26 +131,6 @@ class Daemon {
   }
 
  private:
-  /// Whom csvd names; where it names nobody, or nobody is there, it may be away itself: then whom
-  /// another node names, and other nodes, one after the other.
-  void connect(protocol::Connected done) {
-    if (auto named = std::exchange(elsewhere_, std::nullopt))
-      return transport_.connect(named->node, named->endpoint, std::move(done));
-    auto to = board_.coordinator();
-    if (!to) return connect_to_a_peer(to.error(), std::move(done));
-    transport_.connect(
-        to->node, to->endpoint,
-        [this, alive = std::weak_ptr{alive_}, done = std::move(done)](auto connected) mutable {
-          if (connected || !alive.lock()) return done(std::move(connected));
-          connect_to_a_peer(connected.error(), std::move(done));
-        });
-  }
-  void connect_to_a_peer(const Error& why, protocol::Connected done) {
-    if (peers_.empty()) return loop_.post([done = std::move(done), why]() mutable { done(why); });
-    const auto& peer = peers_[next_peer_++ % peers_.size()];
-    transport_.connect(peer.id, peer.address, std::move(done));
-  }
-
   Task<void> begin() {
     auto ready = co_await mount_->ready();
     if (!ready) co_return finish(ready.error());
@@ -229,10 +212,7 @@ class Daemon {
   asio::signal_set signals_;
   protocol::Transport& transport_;
   BoardView board_;
-  std::vector<PeerConfig> peers_;
-  std::size_t next_peer_ = 0;
-  std::optional<BoardView::Coordinator> elsewhere_;             ///< For the next connect().
-  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  ///< For connects on their way.
+  Finder finder_;
   Random random_;
   bool leaving_ = false, finished_ = false;
   Expected<void> result_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "coordinator/protocol/failure.h"
 #include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
 
@@ -242,6 +243,21 @@ Task<Expected<void>> Coordination::stop() {
   changed_.notify();
   while (state_ != State::idle && !wanted_) co_await changed_.wait();
   co_return Expected<void>{};
+}
+
+protocol::Message not_coordinated(const protocol::Message& hello, NodeId here,
+                                  const std::optional<cluster::Coordinator>& who) {
+  protocol::Message refusal;
+  refusal.frame.set_id(hello.frame.id());
+  auto& reply = *refusal.frame.mutable_hello_reply();
+  *reply.mutable_failure() = protocol::encode(
+      Error{Errc::not_coordinator, fmt::format("node {} does not coordinate volume {}", raw(here),
+                                               hello.frame.hello().volume())});
+  if (who && who->node != here) {
+    reply.set_elsewhere_node(raw(who->node));
+    reply.set_elsewhere_endpoint(who->endpoint);
+  }
+  return refusal;
 }
 
 }  // namespace csv::service

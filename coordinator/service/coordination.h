@@ -99,4 +99,9 @@ class Coordination {
 
 std::string_view to_text(Coordination::State state);
 
+/// The answer to a mount that has come to the wrong node: who coordinates the volume, if that is
+/// known.
+protocol::Message not_coordinated(const protocol::Message& hello, NodeId here,
+                                  const std::optional<cluster::Coordinator>& who);
+
 }  // namespace csv::service

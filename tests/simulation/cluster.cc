@@ -28,26 +28,15 @@ Csvd::Csvd(Cluster& cluster, std::size_t node)
       process_{cluster.world, cluster.network, Cluster::endpoint(node) + ".csvd", Cluster::id(node),
                cluster.nodes_[node].skew} {
   process_.loop->enter([this] {
-    cluster::StandaloneMembership::Surroundings with;
-    with.loop = process_.loop.get();
-    with.transport = process_.door.get();
-    with.node = Cluster::id(node_);
-    with.endpoint = Cluster::endpoint(node_);
-    with.incarnation = process_.random.next() | 1;
-    for (std::size_t other = 0; other < cluster_.size(); ++other) {
-      if (other == node_) continue;
-      auto name = Cluster::endpoint(other);
-      with.peers.push_back({Cluster::id(other), name, name});
-    }
-    with.changed = [this] { publish(); };
-    membership_ = std::make_unique<cluster::StandaloneMembership>(std::move(with));
+    membership_ = cluster_.voting ? voting() : standalone();
     service::Coordination::Setup setup;
     setup.loop = process_.loop.get();
     setup.membership = membership_.get();
     setup.volume = Cluster::kVolume;
     setup.node = Cluster::id(node_);
     // What it coordinated in a former life its mounts still wait for.
-    setup.wanted = cluster_.nodes_[node_].board.endpoint == Cluster::endpoint(node_);
+    setup.wanted =
+        !cluster_.voting && cluster_.nodes_[node_].board.endpoint == Cluster::endpoint(node_);
     setup.take_over = [this] { return take_over(); };
     coordination_ = std::make_unique<service::Coordination>(std::move(setup));
     first_messages_ = std::make_unique<protocol::FirstMessages>(
@@ -64,16 +53,52 @@ Csvd::Csvd(Cluster& cluster, std::size_t node)
   });
 }
 
+std::unique_ptr<cluster::Membership> Csvd::standalone() {
+  cluster::StandaloneMembership::Surroundings with;
+  with.loop = process_.loop.get();
+  with.transport = process_.door.get();
+  with.node = Cluster::id(node_);
+  with.endpoint = Cluster::endpoint(node_);
+  with.incarnation = process_.random.next() | 1;
+  for (std::size_t other = 0; other < cluster_.size(); ++other) {
+    if (other == node_) continue;
+    auto name = Cluster::endpoint(other);
+    with.peers.push_back({Cluster::id(other), name, name});
+  }
+  with.changed = [this] { publish(); };
+  return std::make_unique<cluster::StandaloneMembership>(std::move(with));
+}
+
+std::unique_ptr<cluster::Membership> Csvd::voting() {
+  auto& node = cluster_.nodes_[node_];
+  engine_ = cluster_.group.engine(*process_.loop, Cluster::id(node_));
+  store_ = std::make_unique<KeptDisk>(cluster_.world, *process_.loop, node.kept);
+  cluster::VotingMembership::Surroundings with;
+  with.loop = process_.loop.get();
+  with.transport = process_.door.get();
+  with.engine = engine_.get();
+  with.store = store_.get();
+  with.node = Cluster::id(node_);
+  with.endpoint = Cluster::endpoint(node_);
+  with.incarnation = process_.random.next() | 1;
+  with.kept = node.kept;
+  with.volumes = [this]() -> std::vector<cluster::VotingMembership::LocalVolume> {
+    return {{Cluster::kVolume, cluster_.nodes_[node_].mount ? 1u : 0u}};
+  };
+  with.changed = [this] { publish(); };
+  auto made = std::make_unique<cluster::VotingMembership>(std::move(with));
+  voting_ = made.get();
+  return made;
+}
+
 void Csvd::accept(std::unique_ptr<protocol::Connection> connection, protocol::Message first) {
   if (first.frame.has_beat()) return membership_->accept(std::move(connection), std::move(first));
   CSV_CHECK(first.frame.has_hello());
   if (auto* service = coordination_->service()) {
     return service->accept(std::move(connection), std::move(first));
   }
-  protocol::Message refusal;
-  refusal.frame.set_id(first.frame.id());
-  *refusal.frame.mutable_hello_reply()->mutable_failure() =
-      protocol::encode(Error{Errc::not_coordinator, "not coordinated here"});
+  auto refusal = service::not_coordinated(first, Cluster::id(node_),
+                                          membership_->coordinator(Cluster::kVolume));
   connection->send(std::move(refusal));  // Closing comes behind it.
 }
 
@@ -84,6 +109,7 @@ void Csvd::publish() {
   if (who != published_) {
     board.endpoint = who ? who->endpoint : "";
     board.coordinator = who ? who->node : NodeId{};
+    board.epoch = who ? who->epoch : Epoch{};
   }
   published_ = who;
   board.open_until = membership_->open_until(Cluster::kVolume);
@@ -97,6 +123,8 @@ void Csvd::kill() {
     tasks_.reset();
     coordination_.reset();
     membership_.reset();
+    store_.reset();
+    engine_.reset();
   });
   cluster_.bury(process_);
 }
@@ -110,6 +138,9 @@ Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over() {
   with.open_until = [this] {
     return cluster_.broken.csvds_gate_stays_open ? TimePoint::max() : membership_->open_until();
   };
+  with.answers_until = [this](NodeId node) { return membership_->answers_until(node); };
+  with.process_gone = [this](NodeId node) { return membership_->process_gone(node); };
+  with.tag = membership_->tag();
   with.node = Cluster::id(node_);
   with.cluster = Cluster::kClusterId;
   with.volume = Cluster::kVolume;
@@ -127,7 +158,24 @@ void Csvd::start_volume() {
   });
 }
 
-Task<void> Csvd::start() { (void)co_await coordination_->start(); }
+/// Where nodes vote, it is where an administrator wants it from then on.
+Task<void> Csvd::start() {
+  if (voting_ == nullptr) {
+    (void)co_await coordination_->start();
+    co_return;
+  }
+  cluster::Replica::Change move =
+      [node = Cluster::id(node_)](cluster::Configuration& next) -> Expected<void> {
+    auto& volume = next.volumes[Cluster::kVolume];
+    volume.preferred = node;
+    if (volume.coordinator == node) return {};
+    volume.coordinator = node;
+    ++volume.turn;
+    return {};
+  };
+  auto task = voting_->replica().propose(std::move(move), 5s);
+  (void)co_await task;
+}
 
 void Csvd::stop_volume(std::function<void()> done) {
   process_.loop->post([this, alive = process_.alive, done = std::move(done)]() mutable {
@@ -153,15 +201,23 @@ Csvfs::Csvfs(Cluster& cluster, std::size_t node)
     with.loop = process_.loop.get();
     with.random = &process_.random;
     with.open_lun = cluster_.opener(process_, node_, 2);
-    with.connect = [this](protocol::Connected done) {
+    Finder::Setup find;
+    find.loop = process_.loop.get();
+    find.transport = process_.door.get();
+    for (std::size_t other = 0; other < cluster_.size(); ++other)
+      if (other != node_) find.peers.push_back({Cluster::id(other), Cluster::endpoint(other)});
+    find.by_csvd = [this]() -> Expected<Finder::Node> {
       const auto& board = cluster_.nodes_[node_].board;
-      if (board.endpoint.empty()) {
-        return process_.loop->post([done = std::move(done)]() mutable {
-          done(Error{Errc::not_coordinator, "nobody is known to coordinate the volume"});
-        });
-      }
-      process_.door->connect(board.coordinator, board.endpoint, std::move(done));
+      if (board.endpoint.empty())
+        return Error{Errc::not_coordinator, "nobody is known to coordinate the volume"};
+      return Finder::Node{board.coordinator, board.endpoint};
     };
+    finder_ = std::make_unique<Finder>(std::move(find));
+    with.connect = [this](protocol::Connected done) { finder_->connect(std::move(done)); };
+    with.elsewhere = [this](NodeId named, const std::string& endpoint) {
+      finder_->elsewhere(named, endpoint);
+    };
+    with.newest_epoch = [this] { return cluster_.nodes_[node_].board.epoch; };
     with.open_until = [this] {
       return cluster_.broken.mounts_gate_stays_open ? TimePoint::max()
                                                     : cluster_.nodes_[node_].board.open_until;
@@ -180,6 +236,7 @@ void Csvfs::kill() {
     mount_.reset();
     programs_.reset();
     pages_.reset();
+    finder_.reset();
   });
   cluster_.bury(process_);
 }
@@ -199,6 +256,8 @@ void Csvfs::end(std::function<void()> done) {
 Cluster::Cluster(World& on, ClusterOptions options)
     : world{on},
       network{on},
+      group{on},
+      voting{options.voting},
       disk_loop{on, "disk", {}},
       disk{iscsi::RamDisk::create(options.disk, &disk_loop)},
       weather{options.weather},
@@ -210,6 +269,17 @@ Cluster::Cluster(World& on, ClusterOptions options)
     node.skew.parts_per_mille = static_cast<int>(world.random().below(11)) - 5;
     node.skew.wall = world.between(-2s, 2s);
   }
+  if (!voting) return;
+  // Founded on the first node; the others join it.
+  cluster::Configuration first;
+  first.cluster = kClusterId;
+  first.name = "sim";
+  for (std::size_t node = 0; node < nodes_.size(); ++node) {
+    first.nodes[id(node)] = {endpoint(node), endpoint(node)};
+    first.ballot.now.nodes[id(node)] = node == 0 ? 1 : 0;
+  }
+  first.policies.hold_s = 5;
+  nodes_[0].kept.configuration = std::move(first);
 }
 
 Cluster::~Cluster() {
@@ -342,6 +412,7 @@ void Cluster::kill_mount(std::size_t node) {
 
 void Cluster::power_off(std::size_t node) {
   network.unplug(id(node));
+  group.power(id(node), false);
   disk->set_reachable(initiator(node), false);
   nodes_[node].powered = false;
   kill_mount(node);
@@ -353,6 +424,7 @@ void Cluster::power_on(std::size_t node) {
   nodes_[node].board = {};
   nodes_[node].skew.boot = world.between(1s, 1000h) - world.now();
   network.plug(id(node));
+  group.power(id(node), true);
   disk->set_reachable(initiator(node), true);
   start_csvd(node);
   start_mount(node);
@@ -372,6 +444,7 @@ std::optional<std::size_t> Cluster::coordinator() const {
 }
 
 void Cluster::govern() {
+  if (voting) return;  // they govern themselves
   governed_ = true;
   struct Round {
     static void run(Cluster& cluster, int missing) {

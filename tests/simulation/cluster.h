@@ -6,13 +6,18 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/cluster/configuration_store.h"
 #include "coordinator/cluster/standalone_membership.h"
+#include "coordinator/cluster/voting_membership.h"
 #include "coordinator/protocol/first_message.h"
 #include "coordinator/service/coordination.h"
 #include "coordinator/service/volume_service.h"
 #include "coordinator/volume/check.h"
+#include "csvfs/finder.h"
 #include "csvfs/mount.h"
 #include "iscsi/ram_lun.h"
+#include "tests/simulation/group.h"
+#include "tests/simulation/kept_disk.h"
 #include "tests/simulation/network.h"
 #include "tests/simulation/page_cache.h"
 #include "tests/simulation/worker.h"
@@ -24,6 +29,7 @@ namespace csv::sim {
 struct Board {
   std::string endpoint;
   NodeId coordinator{};
+  Epoch epoch{};
   TimePoint open_until{};
 };
 
@@ -64,6 +70,8 @@ class Csvd {
   [[nodiscard]] Process& process() { return process_; }
 
  private:
+  std::unique_ptr<cluster::Membership> standalone();
+  std::unique_ptr<cluster::Membership> voting();
   Task<void> start();
   Task<void> stop(std::function<void()> done);
   Task<Expected<std::unique_ptr<service::VolumeService>>> take_over();
@@ -73,7 +81,10 @@ class Csvd {
   Cluster& cluster_;
   std::size_t node_;
   Process process_;
-  std::unique_ptr<cluster::StandaloneMembership> membership_;
+  std::unique_ptr<cluster::Engine> engine_;
+  std::unique_ptr<KeptDisk> store_;
+  std::unique_ptr<cluster::Membership> membership_;
+  cluster::VotingMembership* voting_ = nullptr;  ///< The membership, where nodes vote.
   std::unique_ptr<service::Coordination> coordination_;
   std::optional<cluster::Coordinator> published_;
   std::unique_ptr<protocol::FirstMessages> first_messages_;
@@ -100,6 +111,7 @@ class Csvfs {
   std::size_t node_;
   Process process_;
   std::uint64_t incarnation_;
+  std::unique_ptr<Finder> finder_;
   std::unique_ptr<Mount> mount_;
   std::unique_ptr<PageCache> pages_;
   std::unique_ptr<TaskScope> programs_ = std::make_unique<TaskScope>();
@@ -116,6 +128,7 @@ struct Broken {
 
 struct ClusterOptions {
   std::size_t nodes = 3;
+  bool voting = false;  ///< The nodes vote on who coordinates; else an administrator decides.
   iscsi::RamDiskOptions disk;
   DiskWeather weather;
   Broken broken;
@@ -160,6 +173,8 @@ class Cluster {
 
   World& world;
   Network network;
+  Group group;
+  bool voting;
   SimLoop disk_loop;
   std::shared_ptr<iscsi::RamDisk> disk;
   DiskWeather weather;
@@ -176,6 +191,7 @@ class Cluster {
   struct Node {
     Board board;
     SimLoop::Skew skew;
+    cluster::Kept kept;  ///< On the node's own disk.
     bool powered = true;
     std::unique_ptr<Csvd> csvd;
     std::unique_ptr<Csvfs> mount;

@@ -1,5 +1,5 @@
-// csv_sim --seed N [--runs M] [--calm] [--verbose] [--log] ...: lives of simulated clusters
-// (docs/testing.md).
+// csv_sim --seed N [--runs M] [--voting] [--calm] [--verbose] [--log] ...: lives of simulated
+// clusters (docs/testing.md).
 
 #include <cstdio>
 #include <cstdlib>
@@ -20,7 +20,11 @@ int main(int argc, char** argv) {
     } else if (arg == "--runs") {
       runs = number();
     } else if (arg == "--calm") {
+      auto voting = plan.voting;
       plan = csv::sim::Plan::calm();
+      plan.voting = voting;
+    } else if (arg == "--voting") {
+      plan.voting = true;
     } else if (arg == "--only") {
       auto each = plan;
       plan = csv::sim::Plan::calm();
@@ -39,6 +43,7 @@ int main(int argc, char** argv) {
       plan.lose_power = what == "lose-power";
       plan.fill = what == "fill";
       plan.length = each.length;
+      plan.voting = each.voting;
     } else if (arg == "--lie") {
       plan.lie_in = number();
     } else if (arg == "--break") {
@@ -59,10 +64,11 @@ int main(int argc, char** argv) {
     } else if (arg == "--log") {
       level = csv::log::Level::debug;
     } else {
-      std::fprintf(stderr,
-                   "csv_sim [--seed N] [--runs N] [--seconds N] [--calm] [--lie N] [--break "
-                   "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses] "
-                   "[--verbose] [--log]\n");
+      std::fprintf(
+          stderr,
+          "csv_sim [--seed N] [--runs N] [--seconds N] [--voting] [--calm] [--lie N] [--break "
+          "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses] "
+          "[--verbose] [--log]\n");
       return 2;
     }
   }

@@ -14,7 +14,7 @@ class Group::Engine final : public cluster::Engine {
 
   void start(Handlers handlers) override {
     handlers_ = std::move(handlers);
-    group_.engines_.insert(this);
+    group_.engines_[self_.life] = this;
     group_.world_.after(group_.world_.between(1ms, 5ms), [this, alive = std::weak_ptr{alive_}] {
       if (!alive.lock()) return;
       joined_ = true;
@@ -22,7 +22,7 @@ class Group::Engine final : public cluster::Engine {
       if (!ring) return;
       ring_ = ring;
       seen_ = ring->log.size();
-      ring->members.insert(this);
+      ring->members[self_.life] = this;
       group_.members_changed(*ring);
     });
   }
@@ -96,7 +96,7 @@ void Group::power(NodeId node, bool on) {
 }
 
 bool Group::votes(NodeId node) const {
-  for (auto* each : engines_)
+  for (const auto& [life, each] : engines_)
     if (each->self_.node == node && each->verdict_ && each->ring_)
       return each->verdict_(each->ring_->nodes);
   return false;
@@ -138,36 +138,41 @@ void Group::regroup() {
   next_ring_ += world_.random().below(3) + 1;
   for (auto& ring : fresh) ring->number = next_ring_;
   rings_ = std::move(next);
-  for (auto* each : engines_) {
+  for (const auto& [life, each] : engines_) {
     if (!each->joined_) continue;
     auto ring = ring_of(each->self_.node);
     if (ring == each->ring_) continue;
     if (!ring) {
-      if (each->ring_) each->ring_->members.erase(each);
+      if (each->ring_) each->ring_->members.erase(life);
       each->ring_.reset();
       continue;
     }
-    ring->members.insert(each);
+    ring->members[life] = each;
   }
   for (auto& ring : fresh) {
     // Those that come from one ring together have seen the same of it, some of it perhaps no
     // others.
-    std::map<Ring*, std::size_t> until;
-    for (auto* each : ring->members)
+    std::vector<std::pair<Ring*, std::size_t>> until;
+    auto until_of = [&until](Ring* old) -> std::size_t& {
+      for (auto& [known, most] : until)
+        if (known == old) return most;
+      return until.emplace_back(old, 0).second;
+    };
+    for (const auto& [life, each] : ring->members)
       if (each->ring_) {
-        auto& most = until[each->ring_.get()];
+        auto& most = until_of(each->ring_.get());
         most = std::max(most, each->seen_);
       }
     for (auto& [old, most] : until) most += world_.random().below(old->log.size() - most + 1);
-    for (auto* each : ring->members) {
+    for (const auto& [life, each] : ring->members) {
       if (each->ring_) {
         auto& old = *each->ring_;
-        for (; each->seen_ < until[&old]; ++each->seen_)
+        for (; each->seen_ < until_of(&old); ++each->seen_)
           each->tell(old.log[each->seen_].first, old.log[each->seen_].second);
-        if (each->ring_ != ring) old.members.erase(each);
+        if (each->ring_ != ring) old.members.erase(life);
       }
     }
-    for (auto* each : ring->members) {
+    for (const auto& [life, each] : ring->members) {
       each->ring_ = ring;
       each->seen_ = 0;
     }
@@ -180,9 +185,9 @@ void Group::members_changed(Ring& ring) {
   cluster::View view;
   view.ring = ring.number;
   view.nodes = ring.nodes;
-  for (auto* each : ring.members) view.members.push_back(each->self_);
+  for (const auto& [life, each] : ring.members) view.members.push_back(each->self_);
   std::sort(view.members.begin(), view.members.end());
-  for (auto* each : ring.members) {
+  for (const auto& [life, each] : ring.members) {
     for (; each->seen_ < ring.log.size(); ++each->seen_)
       each->tell(ring.log[each->seen_].first, ring.log[each->seen_].second);
     each->tell(view);
@@ -196,7 +201,7 @@ void Group::order(Engine* from, const std::shared_ptr<Ring>& ring, std::string m
     for (auto other : ring->nodes)
       if (!reach(one, other)) return;
   ring->log.emplace_back(from->self_, std::move(message));
-  for (auto* each : ring->members) pump(each);
+  for (const auto& [life, each] : ring->members) pump(each);
 }
 
 void Group::pump(Engine* engine) {
@@ -214,10 +219,10 @@ void Group::pump(Engine* engine) {
 }
 
 void Group::died(Engine* engine) {
-  engines_.erase(engine);
+  engines_.erase(engine->self_.life);
   if (!engine->ring_) return;
   auto ring = engine->ring_;
-  ring->members.erase(engine);
+  ring->members.erase(engine->self_.life);
   members_changed(*ring);
 }
 

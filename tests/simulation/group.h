@@ -45,8 +45,8 @@ class Group {
     std::uint64_t number = 0;
     std::vector<NodeId> nodes;
     std::vector<std::pair<cluster::Member, std::string>> log;
-    std::set<Engine*> members;
-    std::uint64_t views = 0;  ///< Changes of members.
+    std::map<std::uint64_t, Engine*> members;  ///< By life: in an order that a replay repeats.
+    std::uint64_t views = 0;                   ///< Changes of members.
   };
   [[nodiscard]] bool reach(NodeId one, NodeId other) const;
   void changed(Duration after);
@@ -62,7 +62,7 @@ class Group {
   std::set<std::pair<NodeId, NodeId>> parted_;
   std::set<NodeId> off_;
   std::map<NodeId, std::shared_ptr<Ring>> rings_;
-  std::set<Engine*> engines_;
+  std::map<std::uint64_t, Engine*> engines_;
   std::uint64_t next_ring_ = 1, next_life_ = 1;
   bool regrouping_ = false;
 };

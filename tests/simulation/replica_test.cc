@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "tests/simulation/group.h"
+#include "tests/simulation/kept_disk.h"
 
 using namespace csv;
 using namespace csv::cluster;
@@ -12,30 +13,6 @@ using namespace csv::sim;
 namespace {
 
 NodeId id(std::size_t node) { return NodeId{static_cast<std::uint8_t>(node + 1)}; }
-
-/// A node's disk: writing takes time, and a crash may leave the old or the new.
-class Disk final : public ConfigurationStore {
- public:
-  Disk(World& world, SimLoop& loop, Kept& content)
-      : world_{world}, loop_{loop}, content_{content} {}
-  void save(const Kept& configuration, Function<void(Expected<void>)> done) override {
-    auto takes = world_.between(500us, 20ms);
-    world_.after(takes, [this, alive = std::weak_ptr{alive_}, configuration,
-                         done = std::move(done)]() mutable {
-      if (!alive.lock()) return;
-      content_ = configuration;
-      loop_.post([done = std::move(done), alive]() mutable {
-        if (alive.lock()) done({});
-      });
-    });
-  }
-
- private:
-  World& world_;
-  SimLoop& loop_;
-  Kept& content_;
-  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
-};
 
 /// One life of a csvd's part in the cluster.
 struct Life {
@@ -65,7 +42,7 @@ struct Life {
 
   SimLoop loop;
   std::unique_ptr<Engine> engine;
-  Disk disk;
+  KeptDisk disk;
   std::function<void()> on_change;
   std::unique_ptr<Replica> replica;
   TaskScope tasks;

@@ -89,7 +89,7 @@ class Saboteur {
     say(fmt::format("csvd of node{} crashes", node + 1));
     cluster_.kill_csvd(node);
     mend_after(world_.between(50ms, 6s), [this, node] { cluster_.start_csvd(node); });
-    if (world_.random().chance(1, 2)) {
+    if (!plan_.voting && world_.random().chance(1, 2)) {
       auto other = any_node();
       if (cluster_.csvd(other) != nullptr) cluster_.csvd(other)->start_volume();
     }
@@ -125,11 +125,17 @@ class Saboteur {
     bool both = world_.random().chance(2, 3);
     say(fmt::format("network parts node{} {} node{}", from + 1, both ? "and" : "to", to + 1));
     auto a = Cluster::id(from), b = Cluster::id(to);
-    cluster_.network.part(a, b);
-    if (both) cluster_.network.part(b, a);
+    // The engine has networks of its own, which may part alone, or be whole alone.
+    auto which = plan_.voting ? world_.random().below(4) : 0;
+    if (which != 1) {
+      cluster_.network.part(a, b);
+      if (both) cluster_.network.part(b, a);
+    }
+    if (which != 2) cluster_.group.part(a, b);
     mend_after(world_.between(200ms, 14s), [this, a, b] {
       cluster_.network.join(a, b);
       cluster_.network.join(b, a);
+      cluster_.group.join(a, b);
     });
   }
   void slow_network() {
@@ -173,6 +179,7 @@ class Saboteur {
     auto to = any_node();
     if (!from || cluster_.csvd(to) == nullptr) return;
     say(fmt::format("the volume moves from node{} to node{}", *from + 1, to + 1));
+    if (plan_.voting) return cluster_.csvd(to)->start_volume();
     cluster_.csvd(*from)->stop_volume([this, to] {
       if (cluster_.csvd(to) != nullptr) cluster_.csvd(to)->start_volume();
     });
@@ -241,10 +248,12 @@ class Saboteur {
         auto a = Cluster::id(*node), b = Cluster::id(other);
         off ? cluster_.network.part(a, b) : cluster_.network.join(a, b);
         off ? cluster_.network.part(b, a) : cluster_.network.join(b, a);
+        off ? cluster_.group.part(a, b) : cluster_.group.join(a, b);
       }
     };
     cut(true);
     mend_after(world_.between(1s, 14s), [cut] { cut(false); });
+    if (plan_.voting) return;  // the others see to it
     auto to = (*node + 1 + world_.random().below(cluster_.size() - 1)) % cluster_.size();
     // The other nodes' mounts leave a silent coordinator after 5 s, and then wait for the next.
     world_.after(world_.random().chance(1, 2) ? world_.between(0ms, 6s) : world_.between(5s, 9s),
@@ -265,7 +274,8 @@ class Saboteur {
 
 ClusterOptions options_for(Random& random, const Plan& plan, std::string& setting) {
   ClusterOptions options;
-  options.nodes = 2 + random.below(3);
+  options.nodes = 2 + random.below(plan.voting ? 4 : 3);
+  options.voting = plan.voting;
   bool like_tgt = random.chance(1, 2), large_blocks = random.chance(1, 2);
   auto& disk = options.disk;
   if (like_tgt) disk = iscsi::RamDiskOptions::like_tgt();

@@ -1,0 +1,27 @@
+#include "csvfs/finder.h"
+
+#include <utility>
+
+namespace csv {
+
+void Finder::connect(protocol::Connected done) {
+  if (auto named = std::exchange(elsewhere_, std::nullopt))
+    return setup_.transport->connect(named->id, named->endpoint, std::move(done));
+  auto to = setup_.by_csvd();
+  if (!to) return connect_to_a_peer(to.error(), std::move(done));
+  setup_.transport->connect(
+      to->id, to->endpoint,
+      [this, alive = std::weak_ptr{alive_}, done = std::move(done)](auto connected) mutable {
+        if (connected || !alive.lock()) return done(std::move(connected));
+        connect_to_a_peer(connected.error(), std::move(done));
+      });
+}
+
+void Finder::connect_to_a_peer(const Error& why, protocol::Connected done) {
+  if (setup_.peers.empty())
+    return setup_.loop->post([done = std::move(done), why]() mutable { done(why); });
+  const auto& peer = setup_.peers[next_peer_++ % setup_.peers.size()];
+  setup_.transport->connect(peer.id, peer.endpoint, std::move(done));
+}
+
+}  // namespace csv

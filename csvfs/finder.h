@@ -1,0 +1,46 @@
+#pragma once
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "coordinator/protocol/connection.h"
+#include "csvfs/base/error.h"
+#include "csvfs/base/ids.h"
+#include "csvfs/base/loop.h"
+
+namespace csv {
+
+/// Where a mount finds who coordinates its volume: whom csvd of its node names; where it names
+/// nobody, or nobody is there, it may be away itself: then whom another node has named, and other
+/// nodes, one after the other. One loop.
+class Finder {
+ public:
+  struct Node {
+    NodeId id{};
+    std::string endpoint;
+  };
+  struct Setup {
+    Loop* loop = nullptr;
+    protocol::Transport* transport = nullptr;
+    std::vector<Node> peers;
+    std::function<Expected<Node>()> by_csvd;  ///< Whom csvd of this node names.
+  };
+  explicit Finder(Setup setup) : setup_{std::move(setup)} {}
+
+  /// A connection to the next one to be asked.
+  void connect(protocol::Connected done);
+  /// Whom a node named that does not coordinate the volume.
+  void elsewhere(NodeId node, const std::string& endpoint) { elsewhere_ = Node{node, endpoint}; }
+
+ private:
+  void connect_to_a_peer(const Error& why, protocol::Connected done);
+
+  Setup setup_;
+  std::size_t next_peer_ = 0;
+  std::optional<Node> elsewhere_;                               ///< For the next connect().
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  ///< For connects on their way.
+};
+
+}  // namespace csv

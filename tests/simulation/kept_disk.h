@@ -1,0 +1,35 @@
+#pragma once
+#include <memory>
+
+#include "coordinator/cluster/configuration_store.h"
+#include "tests/simulation/world.h"
+
+namespace csv::sim {
+
+/// A node's disk for its part of the cluster's configuration: writing takes time, and a crash
+/// meanwhile leaves the old or the new.
+class KeptDisk final : public cluster::ConfigurationStore {
+ public:
+  /// `content` outlives the process, and this.
+  KeptDisk(World& world, SimLoop& loop, cluster::Kept& content)
+      : world_{world}, loop_{loop}, content_{content} {}
+
+  void save(const cluster::Kept& kept, Function<void(Expected<void>)> done) override {
+    world_.after(world_.between(500us, 20ms),
+                 [this, alive = std::weak_ptr{alive_}, kept, done = std::move(done)]() mutable {
+                   if (!alive.lock()) return;
+                   content_ = kept;
+                   loop_.post([done = std::move(done), alive]() mutable {
+                     if (alive.lock()) done({});
+                   });
+                 });
+  }
+
+ private:
+  World& world_;
+  SimLoop& loop_;
+  cluster::Kept& content_;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+}  // namespace csv::sim
