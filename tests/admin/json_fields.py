@@ -5,7 +5,8 @@ Usage: json_fields.py DOCS COMMAND < OUTPUT      such as: json_fields.py docs/cs
 
 The page has a heading with `COMMAND --json` and an indented block below it: names apart by commas or lines, {…} around what
 an object holds, [] behind a name that is a list. Two spaces begin a remark; a line whose remark says "null" has fields that
-may be null. A field that is missing, or that the page does not know, is an error."""
+may be null, and one whose remark says "as of `OTHER COMMAND --json`" has those of that. A field that is missing, or that the
+page does not know, is an error."""
 import json
 import re
 import sys
@@ -24,12 +25,17 @@ def block_of(page, command):
     return lines
 
 
-def tokens_of(lines):
-    for line in lines:
+def tokens_of(page, command):
+    for line in block_of(page, command):
         parts = re.split(r"(?<=\S)  +", line.strip(), maxsplit=1)
         nullable = len(parts) > 1 and "null" in parts[1]
         for token in re.findall(r"[{}]|\[\]|[A-Za-z_0-9]+", parts[0]):
             yield token, nullable
+        other = re.search(r"as of `(.+) --json`", parts[-1])
+        if other:
+            yield "{", False
+            yield from tokens_of(page, other[1])
+            yield "}", False
         if len(parts) > 1 and parts[1].rstrip().endswith("{"):
             sys.exit(f"a brace in a remark: {line}")
 
@@ -79,7 +85,8 @@ def compare(value, fields, where, problems, seen):
 
 def main():
     page, command = sys.argv[1], sys.argv[2]
-    fields = fields_of(list(tokens_of(block_of(open(page, encoding="utf-8").read(), command))))
+    with open(page, encoding="utf-8") as text:
+        fields = fields_of(list(tokens_of(text.read(), command)))
     value, problems, seen = json.load(sys.stdin), [], set()
     compare(value, fields, "", problems, seen)
     for problem in problems:
