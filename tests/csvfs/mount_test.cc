@@ -271,14 +271,28 @@ TEST_CASE("mount: past the membership lease nothing is sent to the LUN, and I/O 
       if (command.length == 65536) ++content;
       return RamFate{};
     };
-    world.open_until = world.loop().now();
+    world.open_until = world.loop().now();  // the coordinator's, too
   });
+  // What it answered until then is worth a term at most.
+  world.wait(sleep(world.loop(), 3100ms));
   auto reading = world.begin(mount.read(file.handle, 0, 65536));
   CHECK_FALSE(reading->ready_within(300ms));
   CHECK(content == 0);
   world.post([&] { world.open_until = TimePoint::max(); });
   CHECK(reading->get());
   CHECK(content == 1);
+}
+
+TEST_CASE("mount: a node whose csvd is away goes on as long as the coordinator answers it") {
+  World world;
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  world.post([&] { world.mounts_open_until = TimePoint{}; });
+  world.wait(sleep(world.loop(), 3500ms));
+  auto reading = world.begin(mount.read(file.handle, 0, 65536));
+  CHECK(reading->ready_within(1s));
+  CHECK(reading->get());
+  CHECK(mount.state().mode == AccessMode::direct);
 }
 
 TEST_CASE("mount: what was read under a lease that ran out meanwhile is read again") {

@@ -198,7 +198,7 @@ MountSurroundings World::surroundings(int number, std::shared_ptr<iscsi::RamDisk
   around.random = &random_;
   around.open_lun = opener(std::move(disk), number, true);
   around.connect = [this](protocol::Connected done) { connect(std::move(done)); };
-  around.open_until = [this] { return open_until; };
+  around.open_until = [this] { return std::min(open_until, mounts_open_until); };
   around.volume = kVolume;
   around.node = NodeId{static_cast<std::uint8_t>(number)};
   return around;

@@ -94,8 +94,9 @@ class World {
   // Read on the loop: set them there (post).
   bool refuse_connections = false;
   TimePoint open_until = TimePoint::max();
-  iscsi::RamPlan mount_plan;        ///< Of the mounts' commands.
-  iscsi::RamPlan coordinator_plan;  ///< Of the coordinator's own.
+  TimePoint mounts_open_until = TimePoint::max();  ///< Beside that, by their own csvd.
+  iscsi::RamPlan mount_plan;                       ///< Of the mounts' commands.
+  iscsi::RamPlan coordinator_plan;                 ///< Of the coordinator's own.
 
  private:
   class Cuttable;
