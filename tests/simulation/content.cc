@@ -65,6 +65,7 @@ void FileContent::end(Id write, Duration now) {
   over.answered = true;
   if (over.durable) over.flushed = true;
   if (over.flushed) over.doubtful = false;
+  if (!over.durable) unsynced_[over.by] = now;
   over.certain = !over.doubtful;
 }
 
@@ -74,9 +75,12 @@ void FileContent::power_loss() {
     write.doubtful = true;
     if (write.answered) write.certain = false;
   }
+  for (const auto& [by, when] : unsynced_) sorry_.insert(by);
 }
 
 void FileContent::synced(Writer by, Duration since) {
+  if (auto own = unsynced_.find(by); own != unsynced_.end() && own->second <= since)
+    unsynced_.erase(own);
   for (auto& [id, write] : writes_) {
     if (write.ended > since || (write.doubtful && write.by != by)) continue;
     write.doubtful = false;
@@ -86,7 +90,7 @@ void FileContent::synced(Writer by, Duration since) {
 }
 
 bool FileContent::told_of_loss(Writer by) {
-  bool any = false;
+  bool any = sorry_.erase(by) > 0;
   for (auto& [id, write] : writes_) {
     if (!write.doubtful || write.by != by) continue;
     any = true;

@@ -70,6 +70,10 @@ class FileContent {
   };
   void prune();
   std::map<Id, Write> writes_;
+  /// Who has written without a sync since, and when last. More than what `writes_` knows: what is
+  /// wholly written over is forgotten there, and its writer's mount is still owed a word of a loss.
+  std::map<Writer, Duration> unsynced_;
+  std::set<Writer> sorry_;  ///< Of these, at a power loss.
   std::multiset<Duration> reads_;
   Id next_ = 1;
   std::size_t prune_at_ = 64;

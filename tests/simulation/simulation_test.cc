@@ -55,6 +55,24 @@ TEST_CASE("simulation: a seed replays exactly, and another seed is another life"
   CHECK(first.faults > 0);
 }
 
+TEST_CASE("simulation: a seed of nodes that vote replays exactly, too") {
+  Plan plan;
+  plan.length = 8s;
+  plan.voting = true;
+  auto first = play(11, plan), again = play(11, plan);
+  CHECK(first.digest == again.digest);
+  CHECK(first.events == again.events);
+}
+
+TEST_CASE("simulation: nodes that vote go on by themselves, whatever fails") {
+  Plan plan;
+  plan.voting = true;
+  std::uint64_t takeovers = 0;
+  for (std::uint64_t seed = 500; seed < 500 + CSV_SIM_SEEDS / 2; ++seed)
+    takeovers += play(seed, plan).takeovers;
+  CHECK(takeovers > CSV_SIM_SEEDS);
+}
+
 TEST_CASE("simulation: without faults everything is done and nothing is in doubt") {
   for (std::uint64_t seed = 1; seed <= 3; ++seed) {
     auto plan = Plan::calm();
