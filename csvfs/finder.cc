@@ -4,11 +4,20 @@
 
 namespace csv {
 
+namespace {
+/// Longer than an attempt to connect and greet, or than a pause between two attempts.
+constexpr Duration kRecently = 15s;
+}  // namespace
+
 void Finder::connect(protocol::Connected done) {
   if (auto named = std::exchange(elsewhere_, std::nullopt))
     return setup_.transport->connect(named->id, named->endpoint, std::move(done));
   auto to = setup_.by_csvd();
-  if (!to) return connect_to_a_peer(to.error(), std::move(done));
+  auto now = setup_.loop->now();
+  bool in_vain = told_at_ && now - *told_at_ < kRecently && !setup_.peers.empty();
+  told_at_ = in_vain ? std::nullopt : std::optional{now};
+  if (!to || in_vain) return connect_to_a_peer(to.error(), std::move(done));
+  // Refused at once, as a rule: there is no need to wait for the next attempt.
   setup_.transport->connect(
       to->id, to->endpoint,
       [this, alive = std::weak_ptr{alive_}, done = std::move(done)](auto connected) mutable {

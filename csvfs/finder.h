@@ -12,9 +12,9 @@
 
 namespace csv {
 
-/// Where a mount finds who coordinates its volume: whom csvd of its node names; where it names
-/// nobody, or nobody is there, it may be away itself: then whom another node has named, and other
-/// nodes, one after the other. One loop.
+/// Where a mount finds who coordinates its volume: whom csvd of its node names. That csvd may be
+/// away itself, and have named one that is gone, or hangs: every other attempt goes to another
+/// node, one after the other, and whom such a node names is asked next. One loop.
 class Finder {
  public:
   struct Node {
@@ -28,6 +28,8 @@ class Finder {
     std::function<Expected<Node>()> by_csvd;  ///< Whom csvd of this node names.
   };
   explicit Finder(Setup setup) : setup_{std::move(setup)} {}
+  Finder(const Finder&) = delete;
+  Finder& operator=(const Finder&) = delete;
 
   /// A connection to the next one to be asked.
   void connect(protocol::Connected done);
@@ -39,7 +41,8 @@ class Finder {
 
   Setup setup_;
   std::size_t next_peer_ = 0;
-  std::optional<Node> elsewhere_;                               ///< For the next connect().
+  std::optional<TimePoint> told_at_;  ///< When whom csvd names was asked last, and nobody since.
+  std::optional<Node> elsewhere_;     ///< For the next connect().
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  ///< For connects on their way.
 };
 

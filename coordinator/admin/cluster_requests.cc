@@ -111,6 +111,11 @@ Expected<Replica::Change> witness(const AdminRequest& request) {
                    request.value + "'");
   }
   return Replica::Change{[record](Configuration& next) -> Expected<void> {
+    if (next.witness == record) return {};
+    // The vote that a witness has is that of the one that all know: it goes before another comes.
+    if (record.kind != WitnessKind::none &&
+        (next.witness.kind != WitnessKind::none || next.ballot.now.witness > 0))
+      return refused("the cluster has a witness: csvctl cluster witness none takes it away first");
     next.witness = record;
     return {};
   }};

@@ -247,6 +247,11 @@ std::vector<PeerStatus> Beats::peers() const {
   return out;
 }
 
+bool Beats::present(NodeId peer) const {
+  auto found = others_.find(peer);
+  return found != others_.end() && present(*found->second);
+}
+
 bool Beats::absent(NodeId peer) const {
   auto found = others_.find(peer);
   return found != others_.end() && found->second->absent;

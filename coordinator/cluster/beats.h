@@ -69,6 +69,8 @@ class Beats {
   [[nodiscard]] bool claimed_by_peer(const std::string& volume) const;
   /// No csvd runs at the peer's address: its machine said so, since it was last heard.
   [[nodiscard]] bool absent(NodeId peer) const;
+  /// It echoed a beat within the last term.
+  [[nodiscard]] bool present(NodeId peer) const;
   /// When a beat of the peer was last answered as worth a lease.
   [[nodiscard]] const std::map<NodeId, TimePoint>& granted() const { return granted_; }
 

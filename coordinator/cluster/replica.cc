@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
+#include <tuple>
 #include <utility>
 
 #include "coordinator/protocol/group.pb.h"
@@ -23,7 +25,7 @@ wire::Tag to_wire(const ClusterTag& tag) {
 ClusterTag from_wire(const wire::Tag& tag) { return {tag.forced(), tag.epoch(), tag.sequence()}; }
 
 /// FNV-1a, to tell views apart; nobody is to be kept from finding two alike.
-std::uint64_t digest(const std::vector<Member>& members) {
+std::uint64_t digest(const std::vector<Member>& members, std::uint64_t round) {
   std::uint64_t out = 0xcbf29ce484222325ull;
   auto mix = [&out](std::uint64_t value) {
     for (int i = 0; i < 8; ++i) out = (out ^ ((value >> (8 * i)) & 0xff)) * 0x100000001b3ull;
@@ -32,6 +34,7 @@ std::uint64_t digest(const std::vector<Member>& members) {
     mix(raw(each.node));
     mix(each.life);
   }
+  mix(round);
   return out;
 }
 
@@ -67,6 +70,7 @@ Replica::Replica(Surroundings surroundings)
 Replica::~Replica() {
   tasks_.cancel_all();
   with_.loop->cancel(patience_);
+  with_.loop->cancel(forming_);
   with_.loop->cancel(confirm_timer_);
   with_.loop->cancel(save_again_);
 }
@@ -107,25 +111,48 @@ void Replica::on_view(const View& view) {
   ++view_count_;
   if (state_ == State::formed) formed_until_ = with_.loop->now();
   view_ = view;
-  members_ = digest(view.members);
-  greetings_.clear();
+  round_ = 0;
   notes_.clear();
-  granted_.clear();
+  view_since_ = with_.loop->now();
+  begin_round("the members of the cluster greet each other");
+  with_.changed();
+}
+
+/// The members greet each other. What was said in a round before this one counts for nothing.
+void Replica::begin_round(std::string why) {
+  members_ = digest(view_->members, round_);
+  greetings_.clear();
   outstanding_.reset();
   attempt_.reset();
-  greeted_self_ = out_of_patience_ = false;
+  round_tag_.reset();
+  greeted_self_ = out_of_patience_ = forced_ = false;
+  with_.loop->cancel(forming_);
+  // The hold is the side's, and this may be another side of it: it is confirmed anew.
+  with_.loop->cancel(confirm_timer_);
   with_.loop->cancel(patience_);
   patience_ = with_.loop->after(with_.timing.patience, [this] {
     out_of_patience_ = true;
     look();
     with_.changed();
   });
-  // The hold is the side's, and this may be another side of it: it is confirmed anew.
-  with_.loop->cancel(confirm_timer_);
-  enter(State::greeting, "the members of the cluster greet each other");
+  enter(State::greeting, std::move(why));
   greet_when_idle();
   changed_.notify();
-  with_.changed();
+}
+
+/// A member knows of more than what this round has come to. All see its greeting at the same place
+/// in the order, after the same proposal, and so begin anew together.
+void Replica::begin_again() {
+  ++view_count_;
+  ++round_;
+  if (state_ == State::formed) formed_until_ = with_.loop->now();
+  begin_round("a node knows of a newer configuration");
+}
+
+/// Has the others begin anew, if they have not done so.
+void Replica::greet_again() {
+  greeted_self_ = false;
+  greet_when_idle();
 }
 
 void Replica::on_lost(const Error& why) {
@@ -138,6 +165,7 @@ void Replica::on_lost(const Error& why) {
   formed_until_.reset();
   with_.loop->cancel(patience_);
   with_.loop->cancel(confirm_timer_);
+  with_.loop->cancel(forming_);
   enter(State::lost, why.message());
   changed_.notify();
   with_.changed();
@@ -215,7 +243,7 @@ void Replica::take_greeting(Member from, const wire::GroupMessage& message) {
     }
     greeted.configuration = *std::move(read);
   }
-  greetings_[from.node] = std::move(greeted);
+  greetings_[from.node] = greeted;
   notes_[from.node] = said.note();
   auto now = with_.loop->now();
   int pairs = std::min(said.granted_node_size(), said.granted_ago_ms_size());
@@ -226,7 +254,13 @@ void Replica::take_greeting(Member from, const wire::GroupMessage& message) {
     auto& when = granted_[NodeId{static_cast<std::uint8_t>(said.granted_node(i))}];
     when = std::max(when, now - ago);
   }
+  auto known = greeted.promised;
+  if (greeted.configuration) known = std::max(known, greeted.configuration->tag);
+  if (round_tag_ &&
+      std::tie(known.forced, known.epoch) > std::tie(round_tag_->forced, round_tag_->epoch))
+    return begin_again();
   tidy();
+  keep_holding();
   look();
 }
 
@@ -243,7 +277,12 @@ bool Replica::member(NodeId node) const {
 }
 
 bool Replica::steward() const {
-  return !greetings_.empty() && greetings_.begin()->first == with_.node;
+  for (const auto& [node, said] : greetings_) {
+    if (!said.configuration) continue;
+    if (node == with_.node) return true;
+    if (!with_.responsive || with_.responsive(node)) return false;
+  }
+  return false;
 }
 
 bool Replica::leases() const {
@@ -252,8 +291,14 @@ bool Replica::leases() const {
 }
 
 std::optional<TimePoint> Replica::last_granted(NodeId node) const {
+  // Whoever forced this need not share a voter with a majority elsewhere.
+  if (state_ != State::formed || forced_) return std::nullopt;
   auto found = granted_.find(node);
-  return found == granted_.end() ? std::nullopt : std::optional{found->second};
+  if (found == granted_.end()) return std::nullopt;
+  // The one voter in common may be the witness: then it is its hold that has to end.
+  const auto& ballot = in_force_->ballot;
+  bool witness = ballot.now.witness > 0 || (ballot.before && ballot.before->witness > 0);
+  return witness ? std::max(found->second, view_since_) : found->second;
 }
 
 // --- Forming ------------------------------------------------------------------------------------
@@ -279,6 +324,7 @@ void Replica::look() {
   if (from_witness_ && from_witness_->tag > newest->tag) newest = &*from_witness_;
   if (majority(newest->ballot, knowing, holding())) {
     enter(State::forming, "");
+    watch_forming();
     if (steward()) form(*newest);
     return;
   }
@@ -289,23 +335,49 @@ void Replica::look() {
   if (witness_decides(newest->ballot, knowing) && steward()) arbitrate();
 }
 
+/// Whoever was to propose may hang: then another one does, the next one first. Two at once are no
+/// harm, as promises tell them apart.
+void Replica::watch_forming() {
+  with_.loop->cancel(forming_);
+  auto turn = std::distance(greetings_.begin(), greetings_.find(with_.node)) + 1;
+  forming_ = with_.loop->after(with_.timing.patience * turn, [this, view = view_count_] {
+    if (view != view_count_ || state_ != State::forming) return;
+    const Configuration* newest = nullptr;
+    for (const auto& [node, said] : greetings_)
+      if (said.configuration && (newest == nullptr || said.configuration->tag > newest->tag))
+        newest = &*said.configuration;
+    if (outstanding_ && (newest == nullptr || outstanding_->configuration.tag > newest->tag))
+      newest = &outstanding_->configuration;
+    log::warning("forming_takes_long members={}", list(greeted()));
+    watch_forming();
+    if (newest != nullptr) form(Configuration{*newest});
+  });
+}
+
+/// An epoch is its proposer's alone: of two who propose at once the numbers differ.
+std::uint64_t Replica::next_epoch(std::uint64_t highest) const {
+  constexpr std::uint64_t kNodes = 64;
+  return (highest / kNodes + 1) * kNodes + raw(with_.node);
+}
+
 void Replica::form(const Configuration& newest) {
-  auto highest = std::max(newest.tag, witness_promised_);
-  for (const auto& [node, said] : greetings_) highest = std::max(highest, said.promised);
+  auto highest = std::max(newest.tag.epoch, witness_promised_.epoch);
+  for (const auto& [node, said] : greetings_) highest = std::max(highest, said.promised.epoch);
+  highest = std::max({highest, wanted_.promised.epoch, prepared_});
   attempt_ = Attempt{newest, {}, false};
-  attempt_->configuration.tag = {newest.tag.forced, highest.epoch + 1, 0};
+  attempt_->configuration.tag = {newest.tag.forced, next_epoch(highest), 0};
+  prepared_ = attempt_->configuration.tag.epoch;
   wire::GroupMessage message;
   *message.mutable_prepare() = to_wire(attempt_->configuration.tag);
   send(message);
   // The witness stores what is in force with the number that comes: whoever holds it next sees
   // both.
-  if (holding()) {
-    tasks_.spawn(have_witness_promise(newest, view_count_));
-  }
+  if (holding()) tasks_.spawn(have_witness_promise(newest, view_count_));
 }
 
 void Replica::take_prepare(Member from, const wire::GroupMessage& message) {
   auto tag = from_wire(message.prepare());
+  if (state_ == State::formed) return;  // whoever wants to form has not seen yet that it is done
   if (greetings_.count(from.node) == 0 || tag <= wanted_.promised) return;
   if (wanted_.configuration && tag <= wanted_.configuration->tag) return;
   wanted_.promised = tag;
@@ -334,14 +406,16 @@ void Replica::check_promises() {
 }
 
 Task<void> Replica::have_witness_promise(Configuration configuration, std::uint64_t view) {
-  Witness::Memory memory{attempt_->configuration.tag, encode(configuration)};
+  auto tag = attempt_->configuration.tag;
+  Witness::Memory memory{tag, encode(configuration)};
   auto store = witness_->store(std::move(memory));
   auto stored = co_await store;
-  if (view != view_count_ || !attempt_) co_return;
+  if (view != view_count_ || !attempt_ || attempt_->configuration.tag != tag) co_return;
   if (!stored) {
     log::warning("witness_does_not_store why=\"{}\"", stored.error().message());
     co_return;
   }
+  if (!holding()) co_return;
   attempt_->promised_by_witness = true;
   check_promises();
 }
@@ -355,15 +429,22 @@ void Replica::take_proposal(Member from, const wire::GroupMessage& message) {
   }
   if (stored_ && read->cluster != stored_->cluster) return;
   if (said.forms()) {
-    // Of two the first in the engine's order, for everybody.
-    if (read->tag < wanted_.promised) return;
-    if (wanted_.configuration && wanted_.configuration->tag >= read->tag) return;
+    if (!round_tag_) round_tag_ = read->tag;
+    if (state_ == State::formed) return;  // of two who proposed at once the second
+    // Somebody is further than an attempt of ours, which rests on what was known before.
+    if (attempt_ && attempt_->configuration.tag != read->tag) attempt_.reset();
+    if (read->tag < wanted_.promised ||
+        (wanted_.configuration && wanted_.configuration->tag >= read->tag)) {
+      if (!outstanding_) greet_again();
+      return;
+    }
     enter(State::forming, "");
+    watch_forming();
   } else {
     // Whoever has promised more than what is in force here is about to leave it.
-    if (state_ != State::formed || outstanding_ || !stored_) return;
+    if (state_ != State::formed || outstanding_) return;
     if (wanted_.promised > read->tag) return;
-    if (from_wire(said.base()) != stored_->tag || read->tag <= stored_->tag) return;
+    if (from_wire(said.base()) != in_force_->tag || read->tag <= in_force_->tag) return;
   }
   Outstanding next;
   next.configuration = *read;
@@ -404,7 +485,8 @@ void Replica::saved(const Expected<void>& result) {
       kept.configuration->tag == outstanding_->configuration.tag) {
     *message.mutable_stored()->mutable_tag() = to_wire(kept.configuration->tag);
     send(message);
-  } else if (promises && greeted_self_) {
+  }
+  if (promises && greeted_self_) {
     *message.mutable_promised() = to_wire(promised_);
     send(message);
   }
@@ -434,29 +516,40 @@ void Replica::check_commit() {
   std::vector<NodeId> nodes{outstanding_->stored_on.begin(), outstanding_->stored_on.end()};
   if (!majority(outstanding_->configuration.ballot, nodes, outstanding_->stored_by_witness)) return;
   bool forms = outstanding_->forms;
-  const auto& tag = outstanding_->configuration.tag;
+  auto tag = outstanding_->configuration.tag;
   log::info("configuration_in_force tag={} stored_on={}{}", text_of(tag), list(nodes),
             outstanding_->stored_by_witness ? ",witness" : "");
-  // In force without us having it yet: our own disk is late. It is on its way.
-  if (!stored_ || stored_->tag < tag) stored_ = outstanding_->configuration;
+  in_force_ = std::move(outstanding_->configuration);
   outstanding_.reset();
   from_witness_.reset();
   if (forms) {
+    with_.loop->cancel(forming_);
+    forced_ = in_force_->tag.forced > greeted_forced();
     enter(State::formed, "");
     keep_holding();
+    // Promised to one who did not get as far: nothing could be changed any more under this epoch.
+    if (wanted_.promised > tag) greet_again();
   }
   vote();
   tidy();
   changed_.notify();
 }
 
+/// The highest forced generation that anybody came with.
+std::uint64_t Replica::greeted_forced() const {
+  std::uint64_t out = 0;
+  for (const auto& [node, said] : greetings_)
+    if (said.configuration) out = std::max(out, said.configuration->tag.forced);
+  return out;
+}
+
 /// What has to be changed without anybody asking for it: a change of votes brought to its end,
 /// votes for those who are here.
 void Replica::tidy() {
   if (state_ != State::formed || outstanding_ || !steward()) return;
-  auto next = with_votes(*stored_);
+  auto next = with_votes(*in_force_);
   auto base = next.tag;
-  if (next == *stored_ || base == tidied_) return;
+  if (next == *in_force_ || base == tidied_) return;
   tidied_ = base;
   ++next.tag.sequence;
   wire::GroupMessage message;
@@ -471,7 +564,11 @@ Configuration Replica::with_votes(Configuration configuration) const {
     ballot.before.reset();
     return configuration;
   }
+  // Who has greeted and is not heard any more votes on nothing.
   auto present = greeted();
+  std::erase_if(present, [this](NodeId node) {
+    return node != with_.node && with_.responsive && !with_.responsive(node);
+  });
   auto target = votes_for(voting_rules(configuration), present, witness_answers_ || holding());
   if (target == ballot.now) return configuration;
   Ballot joint{target, ballot.now};
@@ -636,18 +733,18 @@ Task<Expected<void>> Replica::propose(Change change, Duration patience) {
   } cancel{with_.loop, timer};
   for (;;) {
     // One after the other: what is under way, and a change of votes to its end.
-    while (state_ != State::formed || outstanding_ || stored_->ballot.before) {
+    while (state_ != State::formed || outstanding_ || in_force_->ballot.before) {
       if (with_.loop->now() >= until)
         co_return Error{Errc::retry, state_ == State::formed
                                          ? "the change before this one is not in force yet"
                                          : "no quorum: " + reason_};
       co_await changed_.wait();
     }
-    auto next = *stored_;
+    auto next = *in_force_;
     if (auto may = change(next); !may) co_return may.error();
-    if (next == *stored_) co_return Expected<void>{};
+    if (next == *in_force_) co_return Expected<void>{};
     if (auto sane = validate(next); !sane) co_return sane.error();
-    auto base = stored_->tag;
+    auto base = in_force_->tag;
     next.tag = base;
     ++next.tag.sequence;
     auto wanted = next;
@@ -656,13 +753,13 @@ Task<Expected<void>> Replica::propose(Change change, Duration patience) {
     *message.mutable_proposal()->mutable_base() = to_wire(base);
     auto view = view_count_;
     send(message);
-    while (view == view_count_ && stored_->tag == base && !outstanding_ &&
+    while (view == view_count_ && in_force_->tag == base && !outstanding_ &&
            with_.loop->now() < until)
       co_await changed_.wait();
     // Taken, this one or another's: until that is in force, or the view has ended.
     while (view == view_count_ && outstanding_ && with_.loop->now() < until)
       co_await changed_.wait();
-    if (view == view_count_ && !outstanding_ && *stored_ == wanted) co_return Expected<void>{};
+    if (view == view_count_ && !outstanding_ && *in_force_ == wanted) co_return Expected<void>{};
     if (with_.loop->now() >= until)
       co_return Error{Errc::retry,
                       "no majority has stored the change in time; whether it will be made is not "
@@ -679,9 +776,13 @@ Task<Expected<void>> Replica::force(Duration patience) {
   auto next = *stored_;
   for (const auto& [node, said] : greetings_)
     if (said.configuration && said.configuration->tag > next.tag) next = *said.configuration;
-  auto highest = next.tag;
-  for (const auto& [node, said] : greetings_) highest = std::max(highest, said.promised);
-  next.tag = {std::max(next.tag.forced, highest.forced) + 1, highest.epoch + 1, 0};
+  auto highest = std::max(next.tag.epoch, wanted_.promised.epoch);
+  auto forced = next.tag.forced;
+  for (const auto& [node, said] : greetings_) {
+    highest = std::max(highest, said.promised.epoch);
+    forced = std::max(forced, said.promised.forced);
+  }
+  next.tag = {forced + 1, next_epoch(highest), 0};
   next.ballot = {};
   for (const auto& [node, record] : next.nodes) next.ballot.now.nodes[node] = 0;
   for (auto node : greeted())
@@ -692,10 +793,10 @@ Task<Expected<void>> Replica::force(Duration patience) {
   send(message);
   auto until = with_.loop->now() + patience;
   auto timer = with_.loop->after(patience, [this] { changed_.notify(); });
-  while (with_.loop->now() < until && !(state_ == State::formed && stored_->tag >= next.tag))
+  while (with_.loop->now() < until && !(state_ == State::formed && in_force_->tag >= next.tag))
     co_await changed_.wait();
   with_.loop->cancel(timer);
-  if (state_ == State::formed && stored_->tag >= next.tag) co_return Expected<void>{};
+  if (state_ == State::formed && in_force_->tag >= next.tag) co_return Expected<void>{};
   co_return Error{Errc::retry, "the nodes here have not stored the forced configuration in time"};
 }
 
@@ -708,7 +809,12 @@ Expected<void> Replica::found(Configuration first) {
       return Error{Errc::refused,
                    "a node that is here belongs to a cluster already: " + said.configuration->name};
   CSV_TRY(validate(first));
-  first.tag = {0, 0, 0};
+  // Above whatever a former cluster of the same number has left on its volumes.
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  first.tag = {
+      0,
+      static_cast<std::uint64_t>(static_cast<std::int64_t>(with_.loop->wall_now()) / kSecond) * 64,
+      0};
   first.ballot = {};
   for (const auto& [node, record] : first.nodes)
     first.ballot.now.nodes[node] = node == with_.node ? 1 : 0;

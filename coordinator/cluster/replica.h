@@ -69,8 +69,12 @@ class Replica {
     ConfigurationStore* store = nullptr;
     NodeId node{};
     Timing timing;
-    /// When this node last let another one have a lease; for the greeting.
+    /// When this node last let another one have a lease; for the greeting. Of a node of which it
+    /// does not know that, when this process began: a former one may have.
     std::function<Granted()> granted;
+    /// Whether a member has been heard lately, by what does not go through the engine. One that
+    /// hangs is a member still, and must not be who does what one has to do.
+    std::function<bool(NodeId)> responsive;
     /// State, configuration, notes or the witness have changed. Must not destroy the replica.
     std::function<void()> changed;
   };
@@ -86,14 +90,18 @@ class Replica {
   [[nodiscard]] State state() const { return state_; }
   [[nodiscard]] const std::string& reason() const { return reason_; }  ///< Why not formed.
   [[nodiscard]] TimePoint since() const { return since_; }             ///< Of the state.
-  /// The newest on this node's disk: in force if formed. Null: none yet.
-  [[nodiscard]] const Configuration* configuration() const { return stored_ ? &*stored_ : nullptr; }
+  /// In force if formed; else the newest on this node's disk. Null: none yet.
+  [[nodiscard]] const Configuration* configuration() const {
+    if (state_ == State::formed) return &*in_force_;
+    return stored_ ? &*stored_ : nullptr;
+  }
   [[nodiscard]] const std::optional<View>& view() const { return view_; }
   /// Formed now, or was when this view began, not long ago: leases are not cut by a change of
   /// members.
   [[nodiscard]] bool leases() const;
   [[nodiscard]] bool member(NodeId node) const;
-  /// The lowest of those who greeted: it does what one of them has to do.
+  /// The lowest of those who greeted, have a configuration, and are heard: it does what one of them
+  /// has to do. Two may think so for a moment; whatever it does bears that.
   [[nodiscard]] bool steward() const;
   /// Until then the witness is held by whatever side this node was on when it was confirmed: worth
   /// a lease for as long.
@@ -142,7 +150,13 @@ class Replica {
   void take_proposal(Member from, const wire::GroupMessage& message);
   void take_stored(Member from, const wire::GroupMessage& message);
   void look();
+  void begin_round(std::string why);
+  void begin_again();
+  void greet_again();
+  void watch_forming();
   void form(const Configuration& newest);
+  [[nodiscard]] std::uint64_t next_epoch(std::uint64_t highest) const;
+  [[nodiscard]] std::uint64_t greeted_forced() const;
   void take_prepare(Member from, const wire::GroupMessage& message);
   void take_promised(Member from, const wire::GroupMessage& message);
   void check_promises();
@@ -168,13 +182,16 @@ class Replica {
   State state_ = State::lost;
   std::string reason_;
   TimePoint since_{};
-  std::optional<Configuration> stored_;
+  std::optional<Configuration> stored_;    ///< On the disk.
+  std::optional<Configuration> in_force_;  ///< While formed.
   std::optional<View> view_;
   std::uint64_t view_count_ = 0;  ///< Of views and losses: what began before another one is over.
-  std::uint64_t members_ = 0;     ///< Digest, as messages carry it.
-  Kept wanted_;                   ///< What shall be on the disk.
-  std::optional<Kept> saving_;    ///< On its way there.
-  ClusterTag promised_;           ///< On the disk.
+  std::uint64_t round_ = 0;       ///< Of greetings, in this view.
+  std::uint64_t members_ = 0;     ///< A digest of both, as messages carry it.
+  std::optional<ClusterTag> round_tag_;  ///< Of the first proposal to form in this round.
+  Kept wanted_;                          ///< What shall be on the disk.
+  std::optional<Kept> saving_;           ///< On its way there.
+  ClusterTag promised_;                  ///< On the disk.
   Loop::TimerId save_again_{};
   bool founding_ = false;
   bool greeted_self_ = false;
@@ -187,8 +204,11 @@ class Replica {
   std::string note_;
   std::map<NodeId, TimePoint> granted_;
   bool out_of_patience_ = false;
-  Loop::TimerId patience_{};
+  bool forced_ = false;  ///< This view was formed by force: nothing is known of the others.
+  TimePoint view_since_{};
+  Loop::TimerId patience_{}, forming_{};
   std::optional<Attempt> attempt_;
+  std::uint64_t prepared_ = 0;  ///< The highest epoch of an attempt of ours.
   std::optional<Outstanding> outstanding_;
   std::optional<TimePoint> formed_until_;  ///< When the last view in which it was formed ended.
   ClusterTag tidied_;                      ///< What tidy() has proposed to replace.

@@ -12,6 +12,8 @@ namespace csv::cluster {
 
 VotingMembership::VotingMembership(Surroundings surroundings)
     : with_{std::move(surroundings)},
+      began_{with_.loop->now()},
+      joined_{began_},
       beats_{{.loop = with_.loop,
               .transport = with_.transport,
               .node = with_.node,
@@ -27,13 +29,26 @@ VotingMembership::VotingMembership(Surroundings surroundings)
   around.store = with_.store;
   around.node = with_.node;
   around.timing = with_.replica;
-  around.granted = [this] { return beats_.granted(); };
+  around.granted = [this] { return granted(); };
+  around.responsive = [this](NodeId node) {
+    // One that has just come may not have had the time to answer.
+    return beats_.present(node) || with_.loop->now() < joined_ + with_.timing.term;
+  };
   around.changed = [this] { replica_changed(); };
   replica_ = std::make_unique<Replica>(std::move(around));
   replica_->start(std::move(with_.kept));
   use_configuration();
   beats_.start(with_.peers);
   use_configuration();
+}
+
+/// Of a node about which this process knows nothing a former one may have, until we began.
+Replica::Granted VotingMembership::granted() const {
+  Replica::Granted out = beats_.granted();
+  if (const auto* now = replica_->configuration())
+    for (const auto& [node, record] : now->nodes)
+      if (node != with_.node) out.try_emplace(node, began_);
+  return out;
 }
 
 VotingMembership::~VotingMembership() { tasks_.cancel_all(); }
@@ -46,6 +61,11 @@ void VotingMembership::tick() {
 }
 
 void VotingMembership::replica_changed() {
+  const auto& view = replica_->view();
+  if (auto ring = view ? view->members : std::vector<Member>{}; ring != members_) {
+    members_ = std::move(ring);
+    joined_ = with_.loop->now();
+  }
   use_configuration();
   renew();
   note();
@@ -168,7 +188,7 @@ std::optional<TimePoint> VotingMembership::answers_until(NodeId node) const {
   if (replica_->member(node)) return std::nullopt;
   auto last = replica_->last_granted(node);
   if (!last) return std::nullopt;
-  return *last + with_.timing.term + with_.timing.term * with_.timing.drift_permille / 1000;
+  return *last + with_.timing.over_after;
 }
 
 void VotingMembership::able(const std::string& volume, bool yes) {
@@ -195,7 +215,8 @@ void VotingMembership::note() {
 
 /// Who does what one has to do decides which node coordinates what, from what each says of itself.
 void VotingMembership::place() {
-  if (replica_->state() != Replica::State::formed || !replica_->steward()) {
+  if (replica_->state() != Replica::State::formed || !replica_->steward() ||
+      with_.loop->now() >= lease_) {
     present_.clear();
     return;
   }
@@ -206,6 +227,12 @@ void VotingMembership::place() {
   for (const auto& [node, text] : replica_->notes()) {
     auto record = configuration.nodes.find(node);
     if (record == configuration.nodes.end() || !replica_->member(node)) continue;
+    // A member that is not heard hangs, or nobody can reach it: its volumes are better elsewhere.
+    if (node != with_.node && !beats_.present(node)) {
+      if (with_.loop->now() < joined_ + with_.timing.term) return;  // it has just come: wait
+      present_.erase(node);
+      continue;
+    }
     wire::NodeNote said;
     if (!said.ParseFromString(text)) continue;
     PlacedNode one;
@@ -243,8 +270,7 @@ Task<void> VotingMembership::settle(std::vector<std::string> fresh,
                                     std::vector<cluster::Assignment> moves) {
   std::map<std::string, std::uint64_t> turns;
   for (const auto& [name, record] : replica_->configuration()->volumes) turns[name] = record.turn;
-  Replica::Change change = [fresh, moves, turns](Configuration& next) -> Expected<void> {
-    for (const auto& name : fresh) next.volumes.try_emplace(name);
+  Replica::Change change = [moves, turns](Configuration& next) -> Expected<void> {
     for (const auto& move : moves) {
       auto& record = next.volumes[move.volume];
       auto decided_on = turns.find(move.volume);
@@ -257,6 +283,15 @@ Task<void> VotingMembership::settle(std::vector<std::string> fresh,
   };
   auto task = replica_->propose(std::move(change), with_.replica.patience);
   auto made = co_await task;
+  // By itself: one volume too many must not stop the others from moving.
+  Replica::Change add = [fresh](Configuration& next) -> Expected<void> {
+    for (const auto& name : fresh) next.volumes.try_emplace(name);
+    return {};
+  };
+  auto adding = replica_->propose(std::move(add), with_.replica.patience);
+  auto added = co_await adding;
+  if (!added && added.error() == Errc::refused && !std::exchange(full_, true))
+    log::warning("volumes_not_added why=\"{}\"", added.error().message());
   placing_ = false;
   for (const auto& move : moves)
     log::info("volume_placed volume={} node={} why=\"{}\" made={}", move.volume, raw(move.to),

@@ -81,8 +81,13 @@ class VotingMembership final : public Membership {
   Task<void> settle(std::vector<std::string> fresh, std::vector<cluster::Assignment> moves);
   [[nodiscard]] Beats::Worth worth(NodeId peer) const;
   void take_echo(NodeId by, const Beats::Echo& echo);
+  [[nodiscard]] Replica::Granted granted() const;
 
   Surroundings with_;
+  TimePoint began_;              ///< This process.
+  TimePoint joined_;             ///< When the members changed last.
+  std::vector<Member> members_;  ///< As they were then.
+  bool full_ = false;            ///< A volume could not be added; said.
   Beats beats_;
   std::unique_ptr<Replica> replica_;
   std::unique_ptr<Witness> witness_;

@@ -235,7 +235,8 @@ Task<Expected<void>> Coordination::start() {
 }
 
 Task<Expected<void>> Coordination::stop() {
-  if (!service_ && !wanted_)
+  bool follows = setup_.membership->assigned(setup_.volume).has_value();
+  if (!service_ && !wanted_ && !follows)
     co_return Error{Errc::refused, "this node does not coordinate volume " + setup_.volume};
   wanted_ = commanded_ = false;
   given_up_ = true;

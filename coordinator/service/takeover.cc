@@ -137,7 +137,8 @@ Task<Expected<void>> wait_for_silence(const Surroundings& around, Taken& taken) 
   CSV_CO_TRY(info, co_await read_superblocks(taken.tenure, false));
   auto former = info.coordinator;
   if (info.coordinator_key == Key{} || former == around.node) co_return Expected<void>{};
-  auto until = fenced_at + around.timing.lease_term + around.timing.lease_term / 100;
+  // As cluster::LeaseTiming::over_after: both clocks may be wrong.
+  auto until = fenced_at + around.timing.lease_term + around.timing.lease_term / 30;
   if (around.answers_until)
     if (auto silent = around.answers_until(former)) until = std::min(until, *silent);
   auto gone = [&around, former] { return around.process_gone && around.process_gone(former); };
@@ -271,6 +272,12 @@ Task<Expected<void>> fence_the_dead(const Surroundings& around, Taken& taken) {
   co_return co_await on_writer<Expected<void>>(taken.tenure, std::move(forget));
 }
 
+/// A node that was left behind meanwhile must not fence those who go on.
+Expected<void> may_go_on(const Surroundings& around) {
+  if (around.loop->now() < around.open_until()) return {};
+  return Error{Errc::retry, "this node has no membership lease any more"};
+}
+
 Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
   auto& lun = *taken.tenure->lun;
   CSV_CO_TRY(keys_before, co_await read_keys(lun));
@@ -283,9 +290,11 @@ Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
   }
   CSV_CO_TRY(type, co_await keep_others_out(around, lun, taken.key));
   taken.fencing->set_type(type);
+  CSV_CO_CHECK(may_go_on(around));
   CSV_CO_CHECK(co_await fence_coordinators(around, taken));
   CSV_CO_CHECK(co_await wait_for_silence(around, taken));
   taken.proven_at = around.loop->now();
+  CSV_CO_CHECK(may_go_on(around));
   CSV_CO_CHECK(co_await write_epoch(around, taken));
   // Only now: the catalog is opened (its log recovered) by the one who alone can write it, and its
   // rows say which keys live.

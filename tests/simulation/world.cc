@@ -74,16 +74,29 @@ WallTime SimLoop::wall_now() const {
 
 bool SimLoop::here() const { return world_.on_main_thread() && running_; }
 
+/// A frozen process finds everything that was due when it wakes up, in the order it was due.
 void SimLoop::run(Function<void()> work) {
-  // A frozen process finds everything that was due when it wakes up, in the order it was due.
-  if (world_.now() < frozen_until_) {
-    auto number = next_post_++;
-    posted_[number] = world_.at(frozen_until_, [this, number, work = std::move(work)]() mutable {
-      posted_.erase(number);
-      run(std::move(work));
-    });
-    return;
-  }
+  if (world_.now() >= frozen_until_ && waiting_.empty()) return execute(std::move(work));
+  waiting_.push_back(std::move(work));
+  if (waiting_.size() == 1) wake_later();
+}
+
+void SimLoop::wake_later() {
+  auto number = next_post_++;
+  posted_[number] = world_.at(std::max(frozen_until_, world_.now()), [this, number] {
+    posted_.erase(number);
+    if (world_.now() < frozen_until_) return wake_later();
+    // What comes of these comes after them.
+    while (!waiting_.empty() && world_.now() >= frozen_until_) {
+      auto next = std::move(waiting_.front());
+      waiting_.pop_front();
+      execute(std::move(next));
+    }
+    if (!waiting_.empty()) wake_later();
+  });
+}
+
+void SimLoop::execute(Function<void()> work) {
   auto before = std::exchange(running_, true);
   work();
   work = nullptr;
@@ -92,8 +105,7 @@ void SimLoop::run(Function<void()> work) {
 
 void SimLoop::enter(Function<void()> work) {
   CSV_CHECK(world_.on_main_thread());
-  frozen_until_ = {};
-  run(std::move(work));
+  execute(std::move(work));
 }
 
 void SimLoop::post(Function<void()> work) {

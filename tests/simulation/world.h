@@ -1,5 +1,7 @@
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -75,14 +77,17 @@ class SimLoop final : public Loop {
   [[nodiscard]] const std::string& name() const { return name_; }
   /// The process stands still (SIGSTOP, a virtual machine that is paused) until then: what is due
   /// meanwhile runs afterwards, in its order. Its clock goes on.
-  void freeze(Duration until) { frozen_until_ = until; }
-  /// Runs `work` now as if an event of the loop did, for those who start and end processes.
+  void freeze(Duration until) { frozen_until_ = std::max(frozen_until_, until); }
+  /// Runs `work` now as if an event of the loop did, for those who start and end processes; also of
+  /// one that stands still, and goes on doing so.
   void enter(Function<void()> work);
 
  private:
   Duration to_local(Duration world) const;
   Duration to_world(Duration local) const;
   void run(Function<void()> work);
+  void execute(Function<void()> work);
+  void wake_later();
   void due(std::uint64_t timer, Function<void()> work);
 
   World& world_;
@@ -93,6 +98,7 @@ class SimLoop final : public Loop {
   std::map<std::uint64_t, World::EventId> posted_;
   std::uint64_t next_post_ = 1;
   Duration frozen_until_{};
+  std::deque<Function<void()>> waiting_;  ///< For the end of a freeze; in order.
   bool running_ = false;
 };
 
