@@ -10,6 +10,7 @@
 #include "coordinator/admin/events_command.h"
 #include "coordinator/admin/fs_commands.h"
 #include "coordinator/admin/node_volumes.h"
+#include "coordinator/admin/prepare_command.h"
 #include "coordinator/admin/repair_commands.h"
 #include "coordinator/admin/tool.h"
 #include "coordinator/admin/top.h"
@@ -37,6 +38,9 @@ struct Arguments {
   std::vector<std::string> files;
   CreateRequest create;
   AdminRequest cluster;
+  PrepareRequest prepare;
+  ImportRequest import;
+  std::string file;
   bool force = false;
   std::uint32_t delay_ms = 0, threshold = 0;
   RepairRequest repair;
@@ -351,6 +355,34 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
   policy->add_option("POLICY", given.cluster.value, "dynamic_quorum=on|off, hold=SECONDS")
       ->required();
 
+  auto* ready = add(cluster, given, "prepare", "Write corosync.conf from this node's configuration",
+                    [](Arguments& a, Terminal& terminal) {
+                      a.prepare.config_file = a.config;
+                      a.prepare.yes = a.yes;
+                      return prepare(a.prepare, terminal);
+                    });
+  ready->add_flag("--new-key", given.prepare.new_key, "Make an authkey, too: on one node only");
+  ready->add_flag("--dry-run", given.prepare.dry_run, "Only print corosync.conf");
+  ready->add_flag("--yes", given.yes, "Replace what is there without asking");
+  ready->add_option("--dir", given.prepare.folder, "Where to")->capture_default_str();
+
+  auto* config = cluster.add_subcommand("config", "The cluster's configuration as a file");
+  config->require_subcommand(1);
+  auto* exported =
+      add(*config, given, "export", "Write it as TOML", [](Arguments& a, Terminal& terminal) {
+        return export_configuration(a.socket, a.file, a.yes, terminal);
+      });
+  exported->add_option("FILE", given.file, "Where to; the standard output by default");
+  exported->add_flag("--yes", given.yes, "Replace the file if it is there");
+  auto* imported = add(*config, given, "import", "Make the cluster as a file says",
+                       [](Arguments& a, Terminal& terminal) {
+                         a.import.yes = a.yes;
+                         return import_configuration(a.socket, a.import, terminal);
+                       });
+  imported->add_option("FILE", given.import.file, "As export wrote it")->required();
+  imported->add_flag("--dry-run", given.import.dry_run, "Only show what would change");
+  imported->add_flag("--yes", given.yes, "Do not ask");
+
   auto* node = app.add_subcommand("node", "Nodes of the cluster");
   node->require_subcommand(1);
   auto* list = add(
@@ -362,8 +394,11 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
                        "The node is drained: its volumes leave.");
   auto* resume = change(*node, "resume", "The end of maintenance", "node_resume",
                         "The node takes volumes again.");
-  auto* evict = change(*node, "evict", "Take a node out of the cluster", "node_evict",
-                       "The node belongs to the cluster no more.");
+  auto* evict = add(*node, given, "evict", "Take a node out of the cluster",
+                    [](Arguments& a, Terminal& terminal) {
+                      return evict_node(a.socket, a.cluster.node, a.yes, terminal);
+                    });
+  evict->add_flag("--yes", given.yes, "Although it takes part");
   for (auto* each : {vote, drain, resume, evict})
     each->add_option("NODE", given.cluster.node, "Its name or number")->required();
   vote->add_option("VOTE", given.cluster.value, "0 or 1")->required();

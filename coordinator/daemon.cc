@@ -372,7 +372,8 @@ class Csvd final : public Daemon {
       auto done = reload();
       return answer(done ? done->dump() : answer_of(done.error()));
     }
-    if (what == "cluster_create" || what == "cluster_force" || admin::changes_cluster(what))
+    if (what == "cluster_create" || what == "cluster_force" || admin::changes_cluster(what) ||
+        admin::asks_cluster(what))
       return command_cluster(*request, std::move(answer));
     if (what != "volume_start" && what != "volume_stop" && what != "volume_grow" &&
         what != "catalog_copy")
@@ -405,8 +406,12 @@ class Csvd final : public Daemon {
           answer_of(Error{Errc::refused,
                           "this node votes with nobody: [cluster] engine is \"standalone\" in its "
                           "configuration"}));
-    log::info("command what={} volume={} node={} value={}", request.command, request.volume,
-              request.node, request.value);
+    log::info("command what={} volume={} node={}{}", request.command, request.volume, request.node,
+              request.value.find('\n') == std::string::npos ? " value=" + request.value : "");
+    if (admin::asks_cluster(request.command)) {
+      auto said = admin::answer_about(request, voting_->replica().configuration());
+      return answer(said ? *said : answer_of(said.error()));
+    }
     if (request.command == "cluster_create")
       return answer(
           answer_of(voting_->replica().found(admin::first_configuration(config_, request.value))));
@@ -419,6 +424,10 @@ class Csvd final : public Daemon {
   Task<void> change_cluster(cluster::Replica::Change change, admin::AdminServer::Answer answer) {
     auto task = voting_->replica().propose(std::move(change), kCommandPatience);
     auto result = co_await task;
+    if (!result && voting_->replica().state() != cluster::Replica::State::formed)
+      co_return answer(answer_of(
+          Error{result.error().code(),
+                result.error().message() + "; csvctl cluster status says what would be needed"}));
     answer(answer_of(result));
   }
 

@@ -10,6 +10,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "coordinator/admin/files.h"
 #include "coordinator/admin/text_table.h"
 #include "coordinator/protocol/certificate.h"
 #include "csvfs/base/log.h"
@@ -29,36 +30,6 @@ protocol::Validity validity(const Clock& clock, int days) {
   return {WallTime{now - kHour}, WallTime{now + days * kDay}};
 }
 
-/// All or nothing, also at a power loss: whoever reads it sees the former content or the new one.
-Expected<void> write_file(const std::string& path, const std::string& text, mode_t mode) {
-  auto making = path + ".new";
-  ::unlink(making.c_str());
-  int fd = ::open(making.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
-  if (fd < 0) return errno_error(errno, "making " + making);
-  Expected<void> result;
-  for (std::size_t at = 0; at < text.size() && result;) {
-    auto n = ::write(fd, text.data() + at, text.size() - at);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) result = errno_error(errno, "writing " + making);
-    if (n > 0) at += static_cast<std::size_t>(n);
-  }
-  // The umask of whoever calls must not decide.
-  if (result && ::fchmod(fd, mode) != 0)
-    result = errno_error(errno, "setting the mode of " + making);
-  if (result && ::fsync(fd) != 0) result = errno_error(errno, "writing " + making);
-  if (::close(fd) != 0 && result) result = errno_error(errno, "writing " + making);
-  if (result && ::rename(making.c_str(), path.c_str()) != 0)
-    result = errno_error(errno, "putting " + path + " in its place");
-  if (!result) ::unlink(making.c_str());
-  return result;
-}
-
-Expected<std::string> read_file(const std::string& path) {
-  std::ifstream file{path, std::ios::binary};
-  if (!file) return errno_error(errno, "opening " + path);
-  return std::string{std::istreambuf_iterator<char>{file}, {}};
-}
-
 Expected<void> make_folder(const std::string& path) {
   std::error_code error;
   auto parent = fs::path{path}.parent_path();
@@ -74,36 +45,31 @@ ExitCode fail(const Terminal& terminal, const Error& why, ExitCode code = ExitCo
   return code;
 }
 
-bool exists(const std::string& path) {
-  std::error_code ignored;
-  return fs::exists(fs::symlink_status(path, ignored));
-}
-
 Expected<void> create(const AuthorityRequest& request, const Clock& clock) {
   CSV_TRY(make_folder(request.folder));
   auto made = CSV_TRY(protocol::make_authority(static_cast<std::uint16_t>(request.cluster),
                                                validity(clock, request.days)));
-  CSV_TRY(write_file(request.folder + "/ca.key", made.key, 0600));
-  return write_file(request.folder + "/ca.crt", made.certificate, 0644);
+  CSV_TRY(replace_file(request.folder + "/ca.key", made.key, 0600));
+  return replace_file(request.folder + "/ca.crt", made.certificate, 0644);
 }
 
 Expected<protocol::CertificateInfo> issue(const IssueRequest& request, const std::string& out,
                                           const Clock& clock) {
   protocol::KeyPair authority;
-  auto certificate = read_file(request.folder + "/ca.crt");
+  auto certificate = read_whole(request.folder + "/ca.crt");
   if (!certificate)
     return Error{certificate.error().code(),
                  certificate.error().message() +
                      " (make a CA once, with: csvctl cluster ca create --cluster-id N)"};
   authority.certificate = *certificate;
-  authority.key = CSV_TRY(read_file(request.folder + "/ca.key"));
+  authority.key = CSV_TRY(read_whole(request.folder + "/ca.key"));
   auto made = CSV_TRY(protocol::issue_certificate(authority,
                                                   NodeId{static_cast<std::uint8_t>(request.node)},
                                                   request.name, validity(clock, request.days)));
   CSV_TRY(make_folder(out));
-  CSV_TRY(write_file(out + "/ca.crt", authority.certificate, 0644));
-  CSV_TRY(write_file(out + "/node.key", made.key, 0600));
-  CSV_TRY(write_file(out + "/node.crt", made.certificate, 0644));
+  CSV_TRY(replace_file(out + "/ca.crt", authority.certificate, 0644));
+  CSV_TRY(replace_file(out + "/node.key", made.key, 0600));
+  CSV_TRY(replace_file(out + "/node.crt", made.certificate, 0644));
   return CSV_TRY(protocol::describe_certificates(made.certificate)).front();
 }
 
@@ -111,7 +77,7 @@ Expected<protocol::CertificateInfo> issue(const IssueRequest& request, const std
 
 ExitCode create_authority(const AuthorityRequest& request, Terminal& terminal) {
   for (const auto* name : {"/ca.key", "/ca.crt"})
-    if (exists(request.folder + name))
+    if (file_exists(request.folder + name))
       return fail(terminal,
                   Error{Errc::refused,
                         request.folder + name +
@@ -132,7 +98,8 @@ ExitCode issue_certificate(const IssueRequest& request, Terminal& terminal) {
   auto out = request.out.empty() ? request.name : request.out;
   if (!request.yes)
     for (const auto* name : {"/node.key", "/node.crt"})
-      if (exists(out + name) && !terminal.confirm(out + name + " exists and will be replaced."))
+      if (file_exists(out + name) &&
+          !terminal.confirm(out + name + " exists and will be replaced."))
         return fail(terminal, Error{Errc::refused, out + name + " exists; --yes replaces it"},
                     ExitCode::not_confirmed);
   auto made = issue(request, out, terminal.clock());
@@ -152,7 +119,7 @@ ExitCode show_certificates(const std::vector<std::string>& files, bool json, Ter
   Json list = Json::array();
   auto code = ExitCode::done;
   for (const auto& file : files) {
-    auto text = read_file(file);
+    auto text = read_whole(file);
     auto all = text ? protocol::describe_certificates(*text)
                     : Expected<std::vector<protocol::CertificateInfo>>{text.error()};
     if (!all) {

@@ -5,8 +5,9 @@
 #include <nlohmann/json.hpp>
 
 #include "coordinator/admin/admin_server.h"
-#include "coordinator/admin/paint.h"
-#include "coordinator/admin/text_table.h"
+#include "coordinator/admin/cluster_text.h"
+#include "coordinator/admin/files.h"
+#include "coordinator/cluster/configuration_text.h"
 
 namespace csv::admin {
 namespace {
@@ -84,6 +85,80 @@ ExitCode force_quorum(const std::string& socket, bool yes, Terminal& terminal) {
                         "This side goes on; the others join it when they are reached.", terminal);
 }
 
+ExitCode evict_node(const std::string& socket, const std::string& node, bool yes,
+                    Terminal& terminal) {
+  auto status = ask(socket, {{"command", "status"}});
+  if (!status) return failed(terminal, status.error());
+  std::string name = node;
+  bool member = false;
+  if (auto voting = status->find("voting"); voting != status->end() && voting->is_object())
+    for (const auto& each : voting->value("nodes", Json::array()))
+      if (each.value("name", "") == node || std::to_string(each.value("id", 0)) == node) {
+        name = each.value("name", "");
+        member = each.value("member", false);
+      }
+  if (member && !yes) {
+    terminal.note("csvctl: " + name +
+                  " takes part in the cluster. Stop its mounts and its csvd first; --yes takes it "
+                  "out as it is");
+    return ExitCode::not_confirmed;
+  }
+  return change_cluster(socket, {.command = "node_evict", .node = node},
+                        name +
+                            " belongs to the cluster no more. Take it out of csvd.toml and "
+                            "corosync.conf of the others, too: csvctl cluster prepare",
+                        terminal);
+}
+
+ExitCode export_configuration(const std::string& socket, const std::string& file, bool yes,
+                              Terminal& terminal) {
+  auto answer = ask(socket, {{"command", "config_export"}});
+  if (!answer) return failed(terminal, answer.error());
+  auto text = answer->value("text", "");
+  if (file.empty()) {
+    terminal.out(text);
+    return ExitCode::done;
+  }
+  if (file_exists(file) && !yes && !terminal.confirm(file + " is there already. Replace it?")) {
+    terminal.note(terminal.may_ask() ? "Nothing was written."
+                                     : "csvctl: " + file + " is there already; --yes replaces it");
+    return ExitCode::not_confirmed;
+  }
+  if (auto written = replace_file(file, text, 0644); !written)
+    return failed(terminal, written.error());
+  return ExitCode::done;
+}
+
+ExitCode import_configuration(const std::string& socket, const ImportRequest& request,
+                              Terminal& terminal) {
+  auto text = read_whole(request.file);
+  auto wanted = text ? cluster::from_toml(*text, request.file)
+                     : Expected<cluster::Configuration>{text.error()};
+  if (wanted && text->size() > kMaxAdminRequest / 2)
+    wanted = Error{Errc::refused, request.file + " is too long"};
+  if (!wanted) {
+    terminal.note("csvctl: " + wanted.error().message());
+    return ExitCode::usage;
+  }
+  auto preview = ask(socket, {{"command", "config_preview"}, {"value", *text}});
+  if (!preview) return failed(terminal, preview.error());
+  auto changes = preview->value("changes", Json::array());
+  if (changes.empty()) {
+    terminal.out("The cluster is as the file says: nothing would change.\n");
+    return ExitCode::done;
+  }
+  terminal.out(fmt::format("What {} changes:\n", request.file));
+  for (const auto& each : changes) terminal.out("  " + each.get<std::string>() + "\n");
+  if (request.dry_run) return ExitCode::done;
+  if (!request.yes && !terminal.confirm("Change the cluster so?")) {
+    terminal.note(terminal.may_ask() ? "Nothing was changed."
+                                     : "csvctl: nothing was changed; --yes changes it");
+    return ExitCode::not_confirmed;
+  }
+  return change_cluster(socket, {.command = "config_import", .value = *text},
+                        "The cluster is as the file says.", terminal);
+}
+
 ExitCode show_cluster(const std::string& socket, bool json, Terminal& terminal) {
   auto status = ask(socket, {{"command", "status"}});
   if (!status) return failed(terminal, status.error());
@@ -98,23 +173,9 @@ ExitCode show_cluster(const std::string& socket, bool json, Terminal& terminal) 
     terminal.out(voting.dump(2) + "\n");
     return ExitCode::done;
   }
-  auto paint = Paint::standard();
-  auto formed = voting.value("state", "") == "formed";
-  terminal.out(fmt::format("Cluster {}: {}{}, for {}\n", voting.value("name", ""),
-                           formed ? paint.good("quorate") : paint.bad(voting.value("state", "")),
-                           formed ? "" : " (" + voting.value("reason", "") + ")",
-                           duration_text(voting.value("since_s", std::int64_t{0}))));
-  terminal.out(fmt::format("configuration {}\n\n", voting.value("tag", "")));
-  TextTable table{{"NODE", "NAME", "ADDRESS", "STATE", "VOTE", "COUNTS"}};
-  for (const auto& node : voting["nodes"]) {
-    std::string state = node.value("member", false)    ? paint.good("member")
-                        : node.value("reached", false) ? paint.warning("csvd is away")
-                                                       : paint.bad("not reached");
-    if (node.value("drained", false)) state += ", drained";
-    table.row({node["id"].dump(), node.value("name", ""), node.value("address", ""), state,
-               node["vote"].dump(), node["counts"].dump()});
-  }
-  terminal.out(table.text());
+  auto text = cluster_text(voting.dump(), Paint::standard());
+  if (!text) return failed(terminal, text.error());
+  terminal.out(*text);
   return ExitCode::done;
 }
 

@@ -23,6 +23,24 @@ ExitCode create_cluster(const std::string& config_file, const std::string& socke
 /// `cluster start --force-quorum`: asks, unless `yes`.
 ExitCode force_quorum(const std::string& socket, bool yes, Terminal& terminal);
 
+/// `node evict`: a node that takes part is only taken out with `yes`.
+ExitCode evict_node(const std::string& socket, const std::string& node, bool yes,
+                    Terminal& terminal);
+
+/// `cluster config export`: to the standard output without `file`. An existing file is replaced
+/// only with `yes`, or after asking.
+ExitCode export_configuration(const std::string& socket, const std::string& file, bool yes,
+                              Terminal& terminal);
+
+struct ImportRequest {
+  std::string file;
+  bool dry_run = false;
+  bool yes = false;
+};
+/// `cluster config import`: shows what would change, asks, and has it changed.
+ExitCode import_configuration(const std::string& socket, const ImportRequest& request,
+                              Terminal& terminal);
+
 /// `cluster status` and `node list`.
 ExitCode show_cluster(const std::string& socket, bool json, Terminal& terminal);
 

@@ -7,6 +7,8 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
+#include "coordinator/cluster/configuration_text.h"
+
 namespace csv::admin {
 namespace {
 
@@ -28,7 +30,16 @@ std::optional<std::uint32_t> number_of(std::string_view text) {
 Expected<NodeId> find_node(const Configuration& in, const std::string& text) {
   for (const auto& [id, node] : in.nodes)
     if (node.name == text || std::to_string(raw(id)) == text) return id;
-  return refused("the cluster has no node '" + text + "'");
+  std::string known;
+  for (const auto& [id, node] : in.nodes) known += (known.empty() ? "" : ", ") + node.name;
+  return refused("the cluster has no node '" + text + "'; its nodes: " + known);
+}
+
+Error no_volume(const Configuration& in, const std::string& text) {
+  std::string known;
+  for (const auto& [name, volume] : in.volumes) known += (known.empty() ? "" : ", ") + name;
+  return refused("the cluster has no volume '" + text + "'" +
+                 (known.empty() ? ", and none at all" : "; its volumes: " + known));
 }
 
 Replica::Change on_node(const std::string& node,
@@ -60,13 +71,7 @@ Expected<Replica::Change> drain(const AdminRequest& request) {
 Expected<Replica::Change> evict(const AdminRequest& request) {
   return on_node(request.node, [](Configuration& next, NodeId id) -> Expected<void> {
     if (next.nodes.size() == 1) return refused("a cluster cannot do without its last node");
-    next.nodes.erase(id);
-    for (auto& [name, volume] : next.volumes) {
-      if (volume.preferred == id) volume.preferred.reset();
-      if (volume.coordinator != id) continue;
-      volume.coordinator = NodeId{};
-      ++volume.turn;
-    }
+    cluster::take_out(next, id);
     return {};
   });
 }
@@ -75,8 +80,7 @@ Expected<Replica::Change> move(const AdminRequest& request) {
   return Replica::Change{
       [volume = request.volume, node = request.node](Configuration& next) -> Expected<void> {
         auto found = next.volumes.find(volume);
-        if (found == next.volumes.end())
-          return refused("the cluster has no volume '" + volume + "'");
+        if (found == next.volumes.end()) return no_volume(next, volume);
         if (node.empty()) {
           found->second.preferred.reset();
           return {};
@@ -100,6 +104,17 @@ Expected<Replica::Change> forget(const AdminRequest& request) {
   }};
 }
 
+/// Of what csvctl sends; it has shown the file's name with any error itself.
+constexpr const char* kTextName = "the configuration";
+
+Expected<Replica::Change> import(const AdminRequest& request) {
+  auto wanted = CSV_TRY(cluster::from_toml(request.value, kTextName));
+  return Replica::Change{[wanted = std::move(wanted)](Configuration& next) -> Expected<void> {
+    next = CSV_TRY(cluster::replaced(next, wanted));
+    return {};
+  }};
+}
+
 Expected<Replica::Change> witness(const AdminRequest& request) {
   cluster::WitnessRecord record;
   if (request.value.starts_with("disk:")) {
@@ -110,6 +125,8 @@ Expected<Replica::Change> witness(const AdminRequest& request) {
     return refused("a witness is \"none\", \"disk:LUN\" or \"share:/FOLDER\", not '" +
                    request.value + "'");
   }
+  if (record.kind != WitnessKind::none && (record.place.empty() || record.place == "/"))
+    return refused("'" + request.value + "' names no place: disk:LUN or share:/FOLDER");
   return Replica::Change{[record](Configuration& next) -> Expected<void> {
     if (next.witness == record) return {};
     // The vote that a witness has is that of the one that all know: it goes before another comes.
@@ -146,7 +163,7 @@ Expected<Replica::Change> heartbeat(const AdminRequest& request) {
                        ? std::nullopt
                        : number_of(std::string_view{request.value}.substr(star + 1));
   if (!delay || !threshold)
-    return refused("heartbeats are DELAY_MS*THRESHOLD, not '" + request.value + "'");
+    return refused("heartbeats are DELAY_MS*THRESHOLD, such as 300*5, not '" + request.value + "'");
   return Replica::Change{
       [delay = *delay, threshold = *threshold](Configuration& next) -> Expected<void> {
         next.heartbeat.delay_ms = delay;
@@ -160,9 +177,10 @@ struct Command {
   Expected<Replica::Change> (*make)(const AdminRequest&);
 };
 constexpr Command kCommands[] = {
-    {"node_vote", vote},   {"node_drain", drain}, {"node_resume", drain},
-    {"node_evict", evict}, {"volume_move", move}, {"volume_forget", forget},
-    {"witness", witness},  {"policy", policy},    {"heartbeat", heartbeat},
+    {"node_vote", vote},       {"node_drain", drain}, {"node_resume", drain},
+    {"node_evict", evict},     {"volume_move", move}, {"volume_forget", forget},
+    {"witness", witness},      {"policy", policy},    {"heartbeat", heartbeat},
+    {"config_import", import},
 };
 
 using Json = nlohmann::ordered_json;
@@ -203,46 +221,91 @@ cluster::Configuration first_configuration(const Config& config, const std::stri
   return out;
 }
 
-std::string cluster_json(const cluster::Replica& replica, const Clock& clock, TimePoint lease) {
+bool asks_cluster(const std::string& command) {
+  return command == "config_export" || command == "config_preview";
+}
+
+Expected<std::string> answer_about(const AdminRequest& request,
+                                   const cluster::Configuration* configuration) {
+  if (configuration == nullptr)
+    return refused("this node belongs to no cluster yet: csvctl cluster create");
+  Json out{{"ok", true}};
+  if (request.command == "config_export") {
+    out["text"] = cluster::to_toml(*configuration);
+  } else {
+    auto wanted = CSV_TRY(cluster::from_toml(request.value, kTextName));
+    auto then = CSV_TRY(cluster::replaced(*configuration, wanted));
+    out["changes"] = cluster::differences(*configuration, then);
+  }
+  return out.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+cluster::Standing standing_of(const cluster::Replica& replica, TimePoint now) {
+  cluster::Standing out;
+  out.formed = replica.state() == Replica::State::formed;
+  if (replica.view())
+    for (const auto& member : replica.view()->members) out.members.push_back(member.node);
+  out.witness_held = now < replica.held_until();
+  if (replica.steward()) out.witness_answers = replica.witness_answers();
+  return out;
+}
+
+std::string cluster_json(const cluster::Replica& replica, NodeId node, const Clock& clock,
+                         TimePoint lease) {
   auto now = clock.now();
   auto ms = [now](TimePoint until) {
     return std::max<std::int64_t>(0, (until - now) / std::chrono::milliseconds{1});
   };
-  Json out{{"state", to_text(replica.state())},
+  auto standing = standing_of(replica, now);
+  // Without one: what there would be, empty.
+  const Configuration none;
+  const auto& configuration = replica.configuration() != nullptr ? *replica.configuration() : none;
+  const auto& view = replica.view();
+  const auto& ballot = configuration.ballot;
+  Json out{{"node", raw(node)},
+           {"state", to_text(replica.state())},
            {"reason", replica.reason()},
            {"since_s", (now - replica.since()) / std::chrono::seconds{1}},
            {"steward", replica.steward()},
-           {"lease_ms", ms(lease)}};
-  const auto* configuration = replica.configuration();
-  out["name"] = configuration != nullptr ? configuration->name : "";
-  out["tag"] = configuration != nullptr ? tag_text(configuration->tag) : "";
-  out["nodes"] = Json::array();
-  out["volumes"] = Json::array();
-  if (configuration == nullptr) return out.dump(-1, ' ', false, Json::error_handler_t::replace);
-  const auto& view = replica.view();
-  const auto& ballot = configuration->ballot;
-  for (const auto& [id, node] : configuration->nodes) {
+           {"lease_ms", ms(lease)},
+           {"name", configuration.name},
+           {"tag", replica.configuration() != nullptr ? tag_text(configuration.tag) : ""},
+           {"attention", Json::array()},
+           {"votes", ballot.now.total()},
+           {"votes_needed", replica.configuration() != nullptr ? votes_needed(configuration) : 0},
+           {"votes_present", votes_present(configuration, standing)},
+           {"votes_change", ballot.before.has_value()},
+           {"nodes", Json::array()}};
+  if (replica.configuration() != nullptr)
+    for (const auto& each : advice(configuration, standing))
+      out["attention"].push_back({{"subject", each.subject}, {"text", each.text}});
+  for (const auto& [id, record] : configuration.nodes) {
     auto counts = ballot.now.nodes.find(id);
     bool reached = view && std::binary_search(view->nodes.begin(), view->nodes.end(), id);
     out["nodes"].push_back({{"id", raw(id)},
-                            {"name", node.name},
-                            {"address", node.address},
-                            {"drained", node.state == NodeState::drained},
-                            {"vote", node.votes ? 1 : 0},
+                            {"name", record.name},
+                            {"address", record.address},
+                            {"drained", record.state == NodeState::drained},
+                            {"vote", record.votes ? 1 : 0},
                             {"counts", counts == ballot.now.nodes.end() ? 0 : counts->second},
+                            {"why", vote_reason(configuration, standing, id)},
                             {"reached", reached},
                             {"member", replica.member(id)}});
   }
-  out["votes_change"] = ballot.before.has_value();
-  out["votes"] = ballot.now.total();
-  out["witness"] = {{"kind", to_text(configuration->witness.kind)},
-                    {"place", configuration->witness.place},
-                    {"counts", ballot.now.witness},
-                    {"held_ms", ms(replica.held_until())}};
-  out["dynamic_quorum"] = configuration->policies.dynamic_quorum;
-  out["heartbeat"] = {{"delay_ms", configuration->heartbeat.delay_ms},
-                      {"threshold", configuration->heartbeat.threshold}};
-  for (const auto& [name, volume] : configuration->volumes)
+  out["witness"] = {
+      {"kind", to_text(configuration.witness.kind)},
+      {"place", configuration.witness.place},
+      {"only", configuration.witness.only},
+      {"counts", ballot.now.witness},
+      {"answers", standing.witness_answers ? Json(*standing.witness_answers) : Json{}},
+      {"held_ms", ms(replica.held_until())}};
+  out["dynamic_quorum"] = configuration.policies.dynamic_quorum;
+  out["hold_s"] = configuration.policies.hold_s;
+  out["heartbeat"] = {{"delay_ms", configuration.heartbeat.delay_ms},
+                      {"threshold", configuration.heartbeat.threshold},
+                      {"isolation_addresses", configuration.heartbeat.isolation_addresses}};
+  out["volumes"] = Json::array();
+  for (const auto& [name, volume] : configuration.volumes)
     out["volumes"].push_back({{"name", name},
                               {"coordinator", raw(volume.coordinator)},
                               {"preferred", volume.preferred ? raw(*volume.preferred) : 0}});

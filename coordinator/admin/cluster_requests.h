@@ -1,5 +1,6 @@
 #pragma once
 #include "coordinator/admin/admin_request.h"
+#include "coordinator/cluster/advice.h"
 #include "coordinator/cluster/replica.h"
 #include "csvfs/base/config.h"
 
@@ -17,16 +18,34 @@ bool changes_cluster(const std::string& command);
 ///   witness        value: "none", "disk:LUN", "share:FOLDER"
 ///   policy         value: "dynamic_quorum=on" or "off", "hold=SECONDS"
 ///   heartbeat      value: "DELAY_MS*THRESHOLD"
+///   config_import  value: a configuration as cluster/configuration_text.h has it
 ///
 /// Errc::refused for words that make no sense. The change itself refuses what the configuration in
 /// force does not know (a node, a volume).
 Expected<cluster::Replica::Change> change_for(const AdminRequest& request);
 
+/// Whether a command only looks at the configuration: answer_about() knows it.
+bool asks_cluster(const std::string& command);
+
+/// The answer to
+///
+///   config_export   {"ok": true, "text": the configuration as TOML}
+///   config_preview  value as of config_import: {"ok": true, "changes": [what it would change]}
+///
+/// Errc::refused where there is no configuration (null), or the value makes no sense.
+Expected<std::string> answer_about(const AdminRequest& request,
+                                   const cluster::Configuration* configuration);
+
 /// The first configuration of a cluster: this node, the peers and the volumes that it has
 /// configured.
 cluster::Configuration first_configuration(const Config& config, const std::string& name);
 
-/// The cluster as this node sees it, as JSON text; docs/csvctl.md has the fields.
-std::string cluster_json(const cluster::Replica& replica, const Clock& clock, TimePoint lease);
+/// The cluster as `node` sees it, as JSON text; docs/csvctl.md has the fields, which are always all
+/// there.
+std::string cluster_json(const cluster::Replica& replica, NodeId node, const Clock& clock,
+                         TimePoint lease);
+
+/// How the votes stand, as the replica sees it.
+cluster::Standing standing_of(const cluster::Replica& replica, TimePoint now);
 
 }  // namespace csv::admin

@@ -3,6 +3,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "coordinator/admin/cluster_text.h"
 #include "coordinator/admin/paint.h"
 #include "coordinator/admin/status.h"
 #include "coordinator/admin/text_table.h"
@@ -34,6 +35,8 @@ class Teller {
 
   std::string tell() {
     nodes();
+    bool votes = status_.contains("voting") && !status_.at("voting").is_null();
+    if (votes) quorum(status_.at("voting"));
     for (const auto& each : status_.at("volumes")) volume(each);
     auto here = text_of(status_.at("node").at("name"));
     auto out = paint_.bold("Cluster " + text_of(status_.at("cluster"))) + " as " + here +
@@ -89,6 +92,18 @@ class Teller {
     }
     body_ += "\n" + table.text();
     if (status_.contains("tls")) certificate(status_.at("tls"));
+  }
+
+  void quorum(const Json& voting) {
+    auto name = text_of(voting.at("name"));
+    body_ += (name.empty() ? "no cluster" : "cluster " + name) + ": " +
+             quorum_line(voting, paint_) + "\n";
+    bool stopped = text_of(voting.at("state")) != "formed";
+    auto others = std::move(attention_);
+    attention_.clear();
+    for (const auto& [subject, text] : quorum_attention(voting))
+      attend(subject, text, stopped && subject == "quorum" ? voting.at("since_s") : Json{}, csvd_);
+    attention_.insert(attention_.end(), others.begin(), others.end());
   }
 
   void certificate(const Json& tls) {

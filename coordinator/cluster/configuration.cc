@@ -172,6 +172,16 @@ Expected<void> validate(const Configuration& configuration) {
   return {};
 }
 
+void take_out(Configuration& configuration, NodeId node) {
+  configuration.nodes.erase(node);
+  for (auto& [name, volume] : configuration.volumes) {
+    if (volume.preferred == node) volume.preferred.reset();
+    if (volume.coordinator != node) continue;
+    volume.coordinator = NodeId{};
+    ++volume.turn;
+  }
+}
+
 VotingRules voting_rules(const Configuration& configuration) {
   VotingRules out;
   for (const auto& [id, node] : configuration.nodes) out.voters[id] = node.votes;

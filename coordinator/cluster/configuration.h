@@ -78,6 +78,9 @@ Expected<Configuration> decode(std::string_view bytes);
 /// a voter at least, heartbeats within their bounds. Errc::refused says what is wrong.
 Expected<void> validate(const Configuration& configuration);
 
+/// The node belongs to the cluster no more: what it coordinated is nobody's for now.
+void take_out(Configuration& configuration, NodeId node);
+
 VotingRules voting_rules(const Configuration& configuration);
 
 }  // namespace csv::cluster

@@ -106,6 +106,8 @@ class Replica {
   /// Until then the witness is held by whatever side this node was on when it was confirmed: worth
   /// a lease for as long.
   [[nodiscard]] TimePoint held_until() const { return held_until_; }
+  /// It did when it was last asked; only the steward asks.
+  [[nodiscard]] bool witness_answers() const { return witness_answers_; }
   /// Heard from a node of this side.
   void heard_held_until(TimePoint until);
   /// No lease that anybody here has given to the node runs beyond `term` after this; nullopt:

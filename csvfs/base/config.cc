@@ -1,142 +1,22 @@
 #include "csvfs/base/config.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <toml++/toml.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <fstream>
 #include <optional>
 #include <set>
 #include <sstream>
 
+#include "csvfs/base/toml_section.h"
+
 namespace csv {
 namespace {
 
-std::string place(const toml::source_region& region, const std::string& file) {
-  return file + ":" + std::to_string(region.begin.line) + ":" +
-         std::to_string(region.begin.column) + ": ";
-}
-
-std::string_view type_name(const toml::node& node) {
-  switch (node.type()) {
-    case toml::node_type::table: return "a table";
-    case toml::node_type::array: return "an array";
-    case toml::node_type::string: return "a text";
-    case toml::node_type::integer: return "an integer";
-    case toml::node_type::floating_point: return "a number with a fraction";
-    case toml::node_type::boolean: return "a boolean";
-    default: return "a date or time";
-  }
-}
-
-/// One table of the file. Reads its keys by name and afterwards knows which nobody asked for.
-class Section {
- public:
-  Section(const toml::table& table, std::string name, const std::string& file)
-      : table_{&table}, name_{std::move(name)}, file_{&file} {}
-
-  Expected<std::int64_t> integer(std::string_view key, std::int64_t low, std::int64_t high,
-                                 std::optional<std::int64_t> otherwise = {}) {
-    auto what = "an integer from " + std::to_string(low) + " to " + std::to_string(high);
-    const auto* node = find(key);
-    if (node == nullptr) {
-      if (otherwise) return *otherwise;
-      return missing(key, what);
-    }
-    if (!node->is_integer()) return wrong(*node, key, what, std::string{type_name(*node)});
-    auto value = node->as_integer()->get();
-    if (value < low || value > high) return wrong(*node, key, what, std::to_string(value));
-    return value;
-  }
-
-  Expected<bool> boolean(std::string_view key, bool otherwise) {
-    const auto* node = find(key);
-    if (node == nullptr) return otherwise;
-    if (!node->is_boolean())
-      return wrong(*node, key, "true or false", std::string{type_name(*node)});
-    return node->as_boolean()->get();
-  }
-
-  /// `good` says whether a text will do, `what` in words what does.
-  Expected<std::string> text(std::string_view key, const std::string& what,
-                             bool (*good)(const std::string&),
-                             std::optional<std::string> otherwise = {}) {
-    const auto* node = find(key);
-    if (node == nullptr) {
-      if (otherwise) return *otherwise;
-      return missing(key, what);
-    }
-    if (!node->is_string()) return wrong(*node, key, what, std::string{type_name(*node)});
-    const auto& value = node->as_string()->get();
-    if (!good(value)) return wrong(*node, key, what, "\"" + value + "\"");
-    return value;
-  }
-
-  /// The error of a value that is fine by itself: "FILE:LINE:COLUMN: [name] key: why".
-  [[nodiscard]] Error clash(std::string_view key, const std::string& why) const {
-    const auto* node = table_->get(key);
-    return Error{Errc::refused, place(node ? node->source() : table_->source(), *file_) + name_ +
-                                    " " + std::string{key} + ": " + why};
-  }
-
-  [[nodiscard]] Expected<void> nothing_else() const {
-    for (const auto& [key, node] : *table_) {
-      if (known_.count(std::string{key.str()}) > 0) continue;
-      std::string expected;
-      for (const auto& each : known_) expected += (expected.empty() ? "" : ", ") + each;
-      return Error{Errc::refused, place(key.source(), *file_) + name_ + ": unknown key '" +
-                                      std::string{key.str()} + "'; expected one of: " + expected};
-    }
-    return {};
-  }
-
- private:
-  const toml::node* find(std::string_view key) {
-    known_.emplace(key);
-    return table_->get(key);
-  }
-  Error missing(std::string_view key, const std::string& what) const {
-    return Error{Errc::refused, place(table_->source(), *file_) + name_ + ": missing '" +
-                                    std::string{key} + "', " + what};
-  }
-  Error wrong(const toml::node& node, std::string_view key, const std::string& what,
-              const std::string& found) const {
-    return Error{Errc::refused, place(node.source(), *file_) + name_ + " " + std::string{key} +
-                                    ": expected " + what + ", found " + found};
-  }
-
-  const toml::table* table_;
-  std::string name_;
-  const std::string* file_;
-  std::set<std::string> known_;
-};
-
 bool any_text(const std::string& text) { return !text.empty(); }
-
-bool is_name(const std::string& text) {
-  if (text.empty() || text.size() > 63 || text.front() == '.' || text.front() == '-') return false;
-  return text.find_first_not_of(
-             "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") ==
-         std::string::npos;
-}
-
-bool is_endpoint(const std::string& text) {
-  auto colon = text.rfind(':');
-  if (colon == std::string::npos || colon + 1 == text.size()) return false;
-  unsigned port = 0;
-  auto [stop, error] = std::from_chars(text.data() + colon + 1, text.data() + text.size(), port);
-  if (error != std::errc{} || stop != text.data() + text.size() || port == 0 || port > 65535)
-    return false;
-  auto address = text.substr(0, colon);
-  in6_addr into{};
-  if (address.size() > 2 && address.front() == '[' && address.back() == ']')
-    return ::inet_pton(AF_INET6, address.substr(1, address.size() - 2).c_str(), &into) == 1;
-  return ::inet_pton(AF_INET, address.c_str(), &into) == 1;
-}
 
 bool is_lun(const std::string& text) {
   return (text.starts_with("iscsi://") && text.size() > 8) || text.starts_with("/dev/") ||
@@ -155,13 +35,10 @@ bool is_iscsi_name(const std::string& text) {
          text.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789.:-") == std::string::npos;
 }
 
-const std::string kName = "a name: 1 to 63 letters, digits, '.', '_' or '-'";
-const std::string kEndpoint = "a numeric address and port, such as \"192.0.2.1:7400\"";
-
 Expected<VolumeConfig> read_volume(const toml::table& table, const std::string& file) {
-  Section in{table, "[[volume]]", file};
+  TomlSection in{table, "[[volume]]", file};
   VolumeConfig out;
-  out.name = CSV_TRY(in.text("name", kName, is_name));
+  out.name = CSV_TRY(in.text("name", kNameText, is_name));
   out.lun = CSV_TRY(in.text(
       "lun", "a LUN: \"iscsi://HOST:PORT/TARGET/LUN\", \"/dev/…\" or \"file:PATH\"", is_lun));
   out.sessions = static_cast<int>(CSV_TRY(in.integer("sessions", 1, 8, 2)));
@@ -181,11 +58,12 @@ Expected<VolumeConfig> read_volume(const toml::table& table, const std::string& 
 }
 
 Expected<PeerConfig> read_peer(const toml::table& table, const std::string& file) {
-  Section in{table, "[[peer]]", file};
+  TomlSection in{table, "[[peer]]", file};
   PeerConfig out;
   out.id = NodeId{static_cast<std::uint8_t>(CSV_TRY(in.integer("id", 1, 63)))};
-  out.name = CSV_TRY(in.text("name", kName, is_name));
-  out.address = CSV_TRY(in.text("address", kEndpoint, is_endpoint));
+  out.name = CSV_TRY(in.text("name", kNameText, is_name));
+  out.address = CSV_TRY(in.text("address", kEndpointText, is_endpoint));
+  out.links = CSV_TRY(in.texts("links", kAddressText, is_numeric_address));
   CSV_TRY(in.nothing_else());
   return out;
 }
@@ -197,7 +75,7 @@ bool is_loopback(const std::string& endpoint) {
 /// Without TLS whoever reaches a node is whoever it says: nobody gets that without saying it twice.
 Expected<TlsConfig> read_tls(const toml::table& table, const std::string& file,
                              const Config& rest) {
-  Section in{table, "[tls]", file};
+  TomlSection in{table, "[tls]", file};
   TlsConfig out;
   out.off = CSV_TRY(in.text("mode", "\"required\" or \"off\"", is_tls_mode, "required")) == "off";
   bool trusted = CSV_TRY(in.boolean("trusted_network", false));
@@ -216,84 +94,62 @@ Expected<TlsConfig> read_tls(const toml::table& table, const std::string& file,
   return out;
 }
 
-/// The tables of [[key]], none where there are none.
-Expected<std::vector<const toml::table*>> tables(const toml::table& root, std::string_view key,
-                                                 const std::string& file) {
-  std::vector<const toml::table*> out;
-  const auto* node = root.get(key);
-  if (node == nullptr) return out;
-  Error wrong{Errc::refused, place(node->source(), file) + "expected [[" + std::string{key} +
-                                 "]] tables, found " + std::string{type_name(*node)}};
-  if (!node->is_array()) return wrong;
-  for (const auto& each : *node->as_array()) {
-    if (!each.is_table()) return wrong;
-    out.push_back(each.as_table());
-  }
-  return out;
-}
-
-Expected<const toml::table*> required_table(const toml::table& root, std::string_view key,
-                                            const std::string& file) {
-  const auto* node = root.get(key);
-  if (node == nullptr)
-    return Error{Errc::refused, file + ": missing table [" + std::string{key} + "]"};
-  if (!node->is_table())
-    return Error{Errc::refused, place(node->source(), file) + "expected a table [" +
-                                    std::string{key} + "], found " + std::string{type_name(*node)}};
-  return node->as_table();
-}
-
 Expected<Config> read(const toml::table& root, const std::string& file) {
   for (const auto& [key, node] : root)
     if (key != "cluster" && key != "node" && key != "peer" && key != "volume" && key != "tls" &&
         key != "admin")
-      return Error{Errc::refused, place(key.source(), file) + "unknown key '" +
+      return Error{Errc::refused, toml_place(key.source(), file) + "unknown key '" +
                                       std::string{key.str()} +
                                       "'; expected [cluster], [node], [[peer]], [[volume]], [tls] "
                                       "or [admin]"};
   Config out;
-  Section cluster{*CSV_TRY(required_table(root, "cluster", file)), "[cluster]", file};
+  TomlSection cluster{*CSV_TRY(toml_table(root, "cluster", file)), "[cluster]", file};
   out.cluster = static_cast<std::uint16_t>(CSV_TRY(cluster.integer("id", 1, 65535)));
   out.corosync = CSV_TRY(cluster.text("engine", "\"standalone\" or \"corosync\"", is_engine,
                                       "standalone")) == "corosync";
   CSV_TRY(cluster.nothing_else());
 
-  Section node{*CSV_TRY(required_table(root, "node", file)), "[node]", file};
+  TomlSection node{*CSV_TRY(toml_table(root, "node", file)), "[node]", file};
   out.node = NodeId{static_cast<std::uint8_t>(CSV_TRY(node.integer("id", 1, 63)))};
-  out.node_name = CSV_TRY(node.text("name", kName, is_name));
-  out.listen = CSV_TRY(node.text("listen", kEndpoint, is_endpoint));
+  out.node_name = CSV_TRY(node.text("name", kNameText, is_name));
+  out.listen = CSV_TRY(node.text("listen", kEndpointText, is_endpoint));
   out.initiator =
       CSV_TRY(node.text("initiator", "an iSCSI name, such as \"iqn.2026-01.org.example:node1\"",
                         is_iscsi_name, default_initiator(out.node_name)));
   auto is_absolute = [](const std::string& text) { return text.starts_with("/"); };
   out.state_dir = CSV_TRY(node.text("state_dir", "a folder's path", is_absolute, kStateDir));
+  out.links = CSV_TRY(node.texts("links", kAddressText, is_numeric_address));
   CSV_TRY(node.nothing_else());
 
   std::set<NodeId> ids{out.node};
   std::set<std::string> names{out.node_name};
-  for (const auto* table : CSV_TRY(tables(root, "peer", file))) {
+  for (const auto* table : CSV_TRY(toml_tables(root, "peer", file))) {
     auto peer = CSV_TRY(read_peer(*table, file));
-    Section in{*table, "[[peer]]", file};
+    TomlSection in{*table, "[[peer]]", file};
     if (!ids.insert(peer.id).second)
       return in.clash("id", "node " + std::to_string(raw(peer.id)) + " is already configured");
     if (!names.insert(peer.name).second)
       return in.clash("name", "\"" + peer.name + "\" is already configured");
+    auto links = [](const auto& of) { return std::max<std::size_t>(1, of.links.size()); };
+    if (links(peer) != links(out))
+      return in.clash("links", "every node has as many: [node] has " + std::to_string(links(out)) +
+                                   ", this one " + std::to_string(links(peer)));
     out.peers.push_back(std::move(peer));
   }
   names.clear();
-  for (const auto* table : CSV_TRY(tables(root, "volume", file))) {
+  for (const auto* table : CSV_TRY(toml_tables(root, "volume", file))) {
     auto volume = CSV_TRY(read_volume(*table, file));
     if (!names.insert(volume.name).second)
-      return Section{*table, "[[volume]]", file}.clash(
+      return TomlSection{*table, "[[volume]]", file}.clash(
           "name", "\"" + volume.name + "\" is already configured");
     out.volumes.push_back(std::move(volume));
   }
   if (root.get("tls") != nullptr) {
-    const auto* table = CSV_TRY(required_table(root, "tls", file));
+    const auto* table = CSV_TRY(toml_table(root, "tls", file));
     out.tls = CSV_TRY(read_tls(*table, file, out));
   }
   if (root.get("admin") != nullptr) {
-    Section admin{*CSV_TRY(required_table(root, "admin", file)), "[admin]", file};
+    TomlSection admin{*CSV_TRY(toml_table(root, "admin", file)), "[admin]", file};
     out.status_group = CSV_TRY(admin.text("status_group", "a group's name", is_name, ""));
     CSV_TRY(admin.nothing_else());
   }
@@ -303,13 +159,8 @@ Expected<Config> read(const toml::table& root, const std::string& file) {
 }  // namespace
 
 Expected<Config> parse_config(std::string_view text, const std::string& file_name) {
-  try {
-    auto root = toml::parse(text, file_name);
-    return read(root, file_name);
-  } catch (const toml::parse_error& wrong) {
-    return Error{Errc::refused,
-                 place(wrong.source(), file_name) + std::string{wrong.description()}};
-  }
+  auto root = CSV_TRY(parse_toml(text, file_name));
+  return read(root, file_name);
 }
 
 Expected<Config> load_config(const std::string& path) {

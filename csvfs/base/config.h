@@ -28,7 +28,8 @@ struct VolumeConfig {
 struct PeerConfig {
   NodeId id{};
   std::string name;
-  std::string address;  ///< "address:port", numeric: where its csvd listens.
+  std::string address;             ///< "address:port", numeric: where its csvd listens.
+  std::vector<std::string> links;  ///< As Config::links.
   bool operator==(const PeerConfig&) const = default;
 };
 
@@ -49,7 +50,10 @@ struct Config {
   bool corosync = false;
   NodeId node{};
   std::string node_name;
-  std::string listen;     ///< "address:port", numeric; where mounts and peers reach this csvd.
+  std::string listen;  ///< "address:port", numeric; where mounts and peers reach this csvd.
+  /// Numeric addresses of Corosync's links, the private network's first; empty: one link, on the
+  /// address of `listen`. As many on every node.
+  std::vector<std::string> links;
   std::string initiator;  ///< iSCSI name of this node.
   std::string state_dir;  ///< Where what outlives a restart is kept: copies of catalogs.
   std::vector<PeerConfig> peers;

@@ -1,0 +1,208 @@
+// `csvctl cluster status` for people.
+#include "coordinator/admin/cluster_text.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "coordinator/admin/text_table.h"
+
+namespace csv::admin {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string text_at(const Json& of, const char* field) { return of.at(field).get<std::string>(); }
+std::int64_t number_at(const Json& of, const char* field) {
+  return of.at(field).get<std::int64_t>();
+}
+bool flag_at(const Json& of, const char* field) { return of.at(field).get<bool>(); }
+
+bool formed(const Json& voting) { return text_at(voting, "state") == "formed"; }
+
+std::string times(std::uint64_t count) {
+  return count == 1 ? "once" : fmt::format("{} times", count);
+}
+
+/// "3.17.42" in words.
+std::string tag_words(const std::string& tag) {
+  std::uint64_t part[3] = {};
+  const char* at = tag.data();
+  const char* end = at + tag.size();
+  for (auto& each : part) {
+    auto [stop, error] = std::from_chars(at, end, each);
+    if (error != std::errc{}) return "";
+    at = stop == end ? stop : stop + 1;
+  }
+  return fmt::format("the cluster has formed {}, {} {} since{}", times(part[1]), part[2],
+                     part[2] == 1 ? "change" : "changes",
+                     part[0] == 0 ? "" : ", a quorum was forced " + times(part[0]));
+}
+
+std::string state_words(const std::string& state) {
+  if (state == "formed") return "quorate";
+  if (state == "lost") return "cut off";
+  if (state == "greeting" || state == "forming") return "forming";
+  return state;
+}
+
+/// One cluster, being told.
+class Teller {
+ public:
+  Teller(const Json& voting, const Paint& paint) : voting_{voting}, paint_{paint} {}
+
+  std::string tell() {
+    for (const auto& node : voting_.at("nodes"))
+      names_[number_at(node, "id")] = text_at(node, "name");
+    bool exists = !text_at(voting_, "name").empty();
+    if (exists) {
+      quorum();
+      nodes();
+      volumes();
+    }
+    auto out = paint_.bold(exists ? "Cluster " + text_at(voting_, "name") : "No cluster") + " as " +
+               name(number_at(voting_, "node")) + " sees it: " + quorum_line(voting_, paint_) +
+               "\n";
+    auto attention = quorum_attention(voting_);
+    attention.insert(attention.end(), away_.begin(), away_.end());
+    if (attention.empty()) {
+      out += paint_.good("All is well.") + "\n";
+    } else {
+      out += paint_.bad(fmt::format("Needs attention ({}):", attention.size())) + "\n";
+      for (const auto& [subject, text] : attention)
+        out += "  " + paint_.warning("!") + " " + paint_.bold(subject) + ": " + text + "\n";
+    }
+    return out + body_;
+  }
+
+ private:
+  void line(const std::string& what, const std::string& value) {
+    body_ += "  " + paint_.faint(fmt::format("{:<15}", what)) + value + "\n";
+  }
+  std::string name(std::int64_t id) const {
+    auto found = names_.find(id);
+    return found == names_.end() ? fmt::format("node {}", id) : found->second;
+  }
+
+  void quorum() {
+    body_ += "\n";
+    line("configuration",
+         text_at(voting_, "tag") + paint_.faint("  " + tag_words(text_at(voting_, "tag"))));
+    line("votes", fmt::format("here: {} of {}, needed: {}{}", number_at(voting_, "votes_present"),
+                              number_at(voting_, "votes"), number_at(voting_, "votes_needed"),
+                              flag_at(voting_, "votes_change") ? "; they are being changed" : ""));
+    line("dynamic quorum", flag_at(voting_, "dynamic_quorum")
+                               ? "on: votes of absent nodes are taken away"
+                               : "off: every vote counts, also of absent nodes");
+    witness();
+    auto lease = number_at(voting_, "lease_ms");
+    line("lease", lease > 0 ? fmt::format("this node may act for another {:.1f} s; renewed all the "
+                                          "time while a majority answers",
+                                          static_cast<double>(lease) / 1000)
+                            : paint_.bad("none: this node's mounts and volumes wait"));
+    const auto& beat = voting_.at("heartbeat");
+    line("heartbeats", fmt::format("every {} ms, gone after {} missed", number_at(beat, "delay_ms"),
+                                   number_at(beat, "threshold")));
+  }
+
+  void witness() {
+    const auto& witness = voting_.at("witness");
+    auto kind = text_at(witness, "kind");
+    if (kind == "none") return line("witness", "none");
+    auto text = kind + " " + text_at(witness, "place") + ": ";
+    auto counts = number_at(witness, "counts");
+    text += flag_at(witness, "only") ? "it alone decides"
+            : counts > 0             ? "its vote counts"
+                         : "its vote does not count just now (the nodes' are odd in number)";
+    text += number_at(witness, "held_ms") > 0 ? ", this side holds it" : ", not held by this side";
+    const auto& answers = witness.at("answers");
+    if (answers.is_boolean() && !answers.get<bool>()) text += ", " + paint_.bad("no answer");
+    line("witness", text);
+  }
+
+  void nodes() {
+    TextTable table{{"NODE", "NAME", "ADDRESS", "STATE", "VOTE"}};
+    for (const auto& node : voting_.at("nodes")) {
+      bool own = node.at("id") == voting_.at("node");
+      bool member = flag_at(node, "member"), reached = flag_at(node, "reached");
+      auto state = member    ? paint_.good(own ? "member, this node" : "member")
+                   : reached ? paint_.bad("its csvd is away")
+                             : paint_.bad("not reached");
+      if (flag_at(node, "drained")) state += ", " + paint_.warning("drained");
+      if (!member && !own)
+        away_.emplace_back(text_at(node, "name"),
+                           reached ? "its csvd does not take part, its corosync does: look at csvd "
+                                     "there"
+                                   : "is not reached: neither corosync nor csvd");
+      bool counts = number_at(node, "counts") > 0;
+      auto why = text_at(node, "why");
+      table.row({node.at("id").dump(), text_at(node, "name"), text_at(node, "address"), state,
+                 counts ? "counts" : "none" + (why.empty() ? "" : ": " + why)});
+    }
+    body_ += "\n" + table.text();
+  }
+
+  void volumes() {
+    TextTable table{{"VOLUME", "COORDINATOR", "PREFERRED"}};
+    for (const auto& volume : voting_.at("volumes")) {
+      auto coordinator = number_at(volume, "coordinator"),
+           preferred = number_at(volume, "preferred");
+      table.row({text_at(volume, "name"),
+                 coordinator == 0 ? paint_.bad("nobody can") : name(coordinator),
+                 preferred == 0 ? "any" : name(preferred)});
+    }
+    if (!table.empty()) body_ += "\n" + table.text();
+  }
+
+  const Json& voting_;
+  const Paint& paint_;
+  std::map<std::int64_t, std::string> names_;
+  std::vector<std::pair<std::string, std::string>> away_;
+  std::string body_;
+};
+
+}  // namespace
+
+std::string quorum_line(const Json& voting, const Paint& paint) {
+  auto state = text_at(voting, "state"), reason = text_at(voting, "reason");
+  auto words = state_words(state);
+  auto since = ", for " + duration_text(number_at(voting, "since_s"));
+  if (!formed(voting))
+    return (words == "forming" ? paint.warning(words) : paint.bad(words)) +
+           (reason.empty() ? "" : " (" + reason + ")") + since;
+  return paint.good(words) +
+         fmt::format(" ({} of {} votes)", number_at(voting, "votes_present"),
+                     number_at(voting, "votes")) +
+         since;
+}
+
+std::vector<std::pair<std::string, std::string>> quorum_attention(const Json& voting) {
+  std::vector<std::pair<std::string, std::string>> out;
+  for (const auto& each : voting.at("attention"))
+    out.emplace_back(text_at(each, "subject"), text_at(each, "text"));
+  auto state = text_at(voting, "state");
+  bool said =
+      std::any_of(out.begin(), out.end(), [](const auto& each) { return each.first == "quorum"; });
+  if (said || formed(voting)) return out;
+  auto reason = text_at(voting, "reason");
+  out.emplace(
+      out.begin(), "quorum",
+      state_words(state) + (reason.empty() ? "" : ": " + reason) +
+          (state == "lost" ? ". See whether corosync runs here (systemctl status corosync)" : ""));
+  return out;
+}
+
+Expected<std::string> cluster_text(const std::string& json, const Paint& paint) {
+  try {
+    auto voting = Json::parse(json);
+    return Teller{voting, paint}.tell();
+  } catch (const Json::exception& wrong) {
+    return Error{Errc::corrupt,
+                 std::string{"csvd's answer does not describe a cluster: "} + wrong.what()};
+  }
+}
+
+}  // namespace csv::admin
