@@ -7,6 +7,7 @@
 #include <charconv>
 #include <set>
 
+#include "coordinator/protocol/frame.h"
 #include "coordinator/protocol/group.pb.h"
 #include "coordinator/protocol/limits.h"
 
@@ -89,6 +90,7 @@ std::string encode(const Configuration& configuration) {
 }
 
 Expected<Configuration> decode(std::string_view bytes) {
+  protocol::silence_parser();
   wire::Configuration from;
   if (!from.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
     return damaged("it cannot be read");

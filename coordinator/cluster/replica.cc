@@ -7,6 +7,7 @@
 #include <tuple>
 #include <utility>
 
+#include "coordinator/protocol/frame.h"
 #include "coordinator/protocol/group.pb.h"
 #include "csvfs/base/log.h"
 
@@ -200,6 +201,7 @@ void Replica::send(wire::GroupMessage& message) {
 }
 
 void Replica::on_message(Member from, const std::string& text) {
+  protocol::silence_parser();
   wire::GroupMessage message;
   if (!message.ParseFromString(text)) {
     log::warning("group_message_refused from={} why=\"it cannot be read\"", raw(from.node));

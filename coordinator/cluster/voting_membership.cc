@@ -61,6 +61,7 @@ void VotingMembership::tick() {
 }
 
 void VotingMembership::replica_changed() {
+  events_.look(sight_of(*replica_));
   const auto& view = replica_->view();
   if (auto ring = view ? view->members : std::vector<Member>{}; ring != members_) {
     members_ = std::move(ring);
@@ -281,8 +282,11 @@ Task<void> VotingMembership::settle(std::vector<std::string> fresh,
     }
     return {};
   };
+  for (const auto& move : moves) events_.because(move.volume, move.why);
   auto task = replica_->propose(std::move(change), with_.replica.patience);
   auto made = co_await task;
+  // Told by now, or not in force.
+  for (const auto& move : moves) events_.because(move.volume, "");
   // By itself: one volume too many must not stop the others from moving.
   Replica::Change add = [fresh](Configuration& next) -> Expected<void> {
     for (const auto& name : fresh) next.volumes.try_emplace(name);

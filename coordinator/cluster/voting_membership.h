@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "coordinator/cluster/beats.h"
+#include "coordinator/cluster/cluster_events.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/placement.h"
 #include "coordinator/cluster/replica.h"
@@ -101,6 +102,7 @@ class VotingMembership final : public Membership {
   std::map<std::string, std::uint64_t> turns_;
   std::map<NodeId, std::pair<TimePoint, bool>> present_;  ///< Since when; drained.
   bool placing_ = false;
+  ClusterEvents events_;
   TaskScope tasks_;
 };
 

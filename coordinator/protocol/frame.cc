@@ -67,14 +67,17 @@ Expected<FrameHeader> decode_header(std::span<const std::byte> bytes) {
   return header;
 }
 
+void silence_parser() {
+  static const bool silent = (google::protobuf::SetLogHandler(nullptr), true);
+  (void)silent;
+}
+
 Expected<wire::Frame> decode_head(const FrameHeader& header, std::span<const std::byte> head) {
   if (head.size() != header.head_length)
     return Error{Errc::corrupt, "a message's head is not as long as its header says"};
   if (crc32c(head) != header.head_crc)
     return Error{Errc::corrupt, "a message's head failed its checksum"};
-  // The library would write a line of its own to stderr for what a peer sent; the error is enough.
-  static const bool silent = (google::protobuf::SetLogHandler(nullptr), true);
-  (void)silent;
+  silence_parser();
   wire::Frame frame;
   if (!frame.ParseFromArray(head.data(), static_cast<int>(head.size())))
     return Error{Errc::refused, "a message does not follow the schema"};

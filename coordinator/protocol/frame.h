@@ -50,6 +50,10 @@ inline constexpr std::uint16_t kFrameVersion = 1;
 /// data. A message of ours that exceeds a limit is a bug and aborts.
 std::string encode_head(const wire::Frame& frame, std::size_t bulk_length);
 
+/// The library would write a line of its own to stderr for what a peer sent; the error is enough.
+/// From now on, for the whole process. Any thread.
+void silence_parser();
+
 /// The first kHeaderSize bytes of `bytes`. Errc::refused: not ours, a newer version, or a length
 /// over its limit; Errc::corrupt: damaged.
 Expected<FrameHeader> decode_header(std::span<const std::byte> bytes);
