@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coordinator/admin/admin_server.h"
+#include "coordinator/admin/cluster_requests.h"
 #include "coordinator/admin/cluster_text.h"
 #include "coordinator/admin/files.h"
 #include "coordinator/cluster/configuration_text.h"
@@ -35,6 +36,11 @@ Expected<Json> ask(const std::string& socket, const Json& request) {
 
 ExitCode change_cluster(const std::string& socket, const AdminRequest& request,
                         const std::string& done, Terminal& terminal) {
+  if (changes_cluster(request.command))
+    if (auto change = change_for(request); !change) {
+      terminal.note("csvctl: " + change.error().message());
+      return ExitCode::usage;
+    }
   auto answer = ask(socket, {{"command", request.command},
                              {"volume", request.volume},
                              {"node", request.node},

@@ -134,9 +134,9 @@ void ClusterEvents::votes(const Sight& now) {
     std::vector<NodeId> counted;
     for (auto [node, vote] : ballot.now.nodes)
       if (vote > 0) counted.push_back(node);
-    auto text = "votes that count: " + list(*now.configuration, counted);
+    auto text = list(*now.configuration, counted);
     if (ballot.now.witness > 0) text += counted.empty() ? "the witness" : ", the witness";
-    events::report(Severity::info, "votes", "", text,
+    events::report(Severity::info, "votes", "", "those that count: " + text,
                    "here: " + list(*now.configuration, now.members));
   }
   votes_ = ballot.now;

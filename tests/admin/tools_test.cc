@@ -127,6 +127,29 @@ TEST_CASE("status: whatever is wrong is said first, with why, since when and on 
   }
 }
 
+TEST_CASE("status: the quorum has a line, and its trouble comes first") {
+  auto status = healthy();
+  status["voting"] = Json::parse(
+      R"({"state":"formed","reason":"","since_s":300,"name":"demo","votes":3,"votes_present":3,
+          "attention":[]})");
+  CHECK(has(told(status), "cluster demo: quorate (3 of 3 votes), for 5 min"));
+  CHECK(has(told(status), "All is well."));
+  auto& voting = status["voting"];
+  voting["attention"] = {{{"subject", "quorum"}, {"text", "one more failure stops the cluster"}}};
+  // It has not lasted as long as the quorum has.
+  CHECK(has(told(status), "quorum: one more failure stops the cluster (says csvd of alpha)"));
+  voting["state"] = "no quorum";
+  voting["reason"] = "the nodes 1 are no majority";
+  voting["attention"] = Json::array();
+  status["peers"][0]["present"] = false;
+  auto text = told(status);
+  CHECK(has(text, "cluster demo: no quorum (the nodes 1 are no majority), for 5 min"));
+  CHECK(has(text, "! quorum: no quorum: the nodes 1 are no majority, for 5 min"));
+  CHECK(text.find("! quorum") < text.find("! beta"));
+  status["voting"] = nullptr;
+  CHECK_FALSE(has(told(status), "quorum"));
+}
+
 TEST_CASE("status: what is not a status is refused") {
   CHECK_FALSE(status_text("{}", Paint{}));
   CHECK_FALSE(status_text("what", Paint{}));

@@ -60,6 +60,19 @@ TEST_CASE("config: what the file says arrives, and what it leaves out has its de
   CHECK(volume.sessions == 2);
   CHECK(volume.coordinate);
   CHECK_FALSE(volume.write_cache_safe);
+  CHECK(config->links.empty());
+  CHECK_FALSE(config->corosync);
+  auto linked = parse_config(
+      replaced(
+          replaced(replaced(kGood, "name = \"node1\"\n",
+                            "name = \"node1\"\nlinks = [\"10.0.0.1\", \"fd00::1\"]\n"),
+                   "name = \"node2\"\n", "name = \"node2\"\nlinks = [\"10.0.0.2\", \"fd00::2\"]\n"),
+          "id = 4711\n", "id = 4711\nengine = \"corosync\"\n"),
+      "csvd.toml");
+  REQUIRE_MESSAGE(linked, linked.error().message());
+  CHECK(linked->corosync);
+  CHECK(linked->links == std::vector<std::string>{"10.0.0.1", "fd00::1"});
+  CHECK(linked->peers[0].links == std::vector<std::string>{"10.0.0.2", "fd00::2"});
   auto alone = parse_config(R"([cluster]
 id = 1
 [node]
@@ -100,6 +113,14 @@ TEST_CASE("config: what is wrong is named with its file, line and column, and wh
       {kGood + "write_cache = \"maybe\"\n", "csvd.toml:16:15: ", "\"ask\" or \"safe\""},
       {replaced(kGood, "[[peer]]", "[peer]"), "csvd.toml:7:1: ", "[[peer]] tables"},
       {replaced(kGood, "id = 4711", "id = "), "csvd.toml:2:", ""},
+      {replaced(kGood, "name = \"node1\"\n", "name = \"node1\"\nlinks = \"10.0.0.1\"\n"),
+       "csvd.toml:6:9: ", "expected a list, found a text"},
+      {replaced(kGood, "name = \"node1\"\n", "name = \"node1\"\nlinks = [\"10.0.0.1\", 5]\n"),
+       "csvd.toml:6:22: ", "numeric address"},
+      {replaced(kGood, "name = \"node1\"\n", "name = \"node1\"\nlinks = [\"a\"]\n"),
+       "csvd.toml:6:10: ", "numeric address"},
+      {replaced(kGood, "name = \"node1\"\n", "name = \"node1\"\nlinks = [\"10.0.0.1\", \"::1\"]\n"),
+       "csvd.toml:8:1: ", "every node has as many: [node] has 2, this one 1"},
       {"", "csvd.toml: ", "missing table [cluster]"},
   };
   for (const auto& one : cases) {

@@ -146,10 +146,10 @@ TEST_CASE("cluster events: votes, told when their change is at its end") {
   ballot.now.nodes[id(3)] = 0;
   CHECK(bed.look(State::formed).empty());
   bed.change().ballot.before.reset();
-  CHECK(bed.look(State::formed) == List{"votes: votes that count: n1, n2 (here: n1, n2, n3)"});
+  CHECK(bed.look(State::formed) == List{"votes: those that count: n1, n2 (here: n1, n2, n3)"});
   bed.change().ballot.now.witness = 1;
   CHECK(bed.look(State::formed) ==
-        List{"votes: votes that count: n1, n2, the witness (here: n1, n2, n3)"});
+        List{"votes: those that count: n1, n2, the witness (here: n1, n2, n3)"});
 }
 
 TEST_CASE("cluster events: where volumes go, and why as far as is known here") {

@@ -1,0 +1,237 @@
+#include "coordinator/admin/cluster_requests.h"
+
+#include <doctest/doctest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "coordinator/cluster/configuration_text.h"
+#include "tests/fakes/manual_loop.h"
+
+using namespace csv;
+using namespace csv::admin;
+using cluster::Configuration;
+using cluster::NodeState;
+using cluster::WitnessKind;
+using Json = nlohmann::json;
+
+namespace {
+
+NodeId id(int number) { return NodeId{static_cast<std::uint8_t>(number)}; }
+
+Configuration three() {
+  Configuration out;
+  out.tag = {0, 2, 4};
+  out.cluster = 7;
+  out.name = "demo";
+  for (int i = 1; i <= 3; ++i) {
+    out.nodes[id(i)] = {"n" + std::to_string(i), "192.0.2." + std::to_string(i) + ":7400"};
+    out.ballot.now.nodes[id(i)] = 1;
+  }
+  out.volumes["v"] = {id(1), {}, 5};
+  return out;
+}
+
+AdminRequest request(std::string command, std::string node = {}, std::string value = {}) {
+  AdminRequest out;
+  out.command = std::move(command);
+  out.node = std::move(node);
+  out.value = std::move(value);
+  return out;
+}
+
+AdminRequest move(std::string volume, std::string node) {
+  return {.command = "volume_move", .volume = std::move(volume), .node = std::move(node)};
+}
+
+/// What the command makes of `from`. What is right makes a configuration that a cluster can run by.
+Configuration made(const AdminRequest& what, const Configuration& from = three()) {
+  auto change = change_for(what);
+  REQUIRE_MESSAGE(change, change.error().message());
+  auto next = from;
+  auto result = (*change)(next);
+  REQUIRE_MESSAGE(result, result.error().message());
+  CHECK(cluster::validate(next));
+  // It is asked anew when another change was first, and must be content with what is done.
+  auto again = next;
+  REQUIRE((*change)(again));
+  CHECK(again == next);
+  return next;
+}
+
+/// Why not: of the words, or of the change, which then has changed nothing.
+std::string refusal(const AdminRequest& what, const Configuration& from = three()) {
+  auto change = change_for(what);
+  if (!change) {
+    CHECK(change.error() == Errc::refused);
+    return change.error().message();
+  }
+  auto next = from;
+  auto result = (*change)(next);
+  REQUIRE(!result);
+  CHECK(result.error() == Errc::refused);
+  CHECK(next == from);
+  return result.error().message();
+}
+
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+}  // namespace
+
+TEST_CASE("cluster requests: votes") {
+  CHECK(made(request("node_vote", "n2", "0")).nodes[id(2)].votes == false);
+  CHECK(made(request("node_vote", "2", "1")).nodes[id(2)].votes == true);
+  CHECK(has(refusal(request("node_vote", "n2", "2")), "0 or 1, not '2'"));
+  CHECK(has(refusal(request("node_vote", "n2")), "0 or 1"));
+  CHECK(refusal(request("node_vote", "n9", "0")) ==
+        "the cluster has no node 'n9'; its nodes: n1, n2, n3");
+  CHECK(has(refusal(request("node_vote", "", "0")), "no node ''"));
+  CHECK(has(refusal(request("node_vote", "02", "0")), "no node '02'"));
+  // That nobody would vote any more, validate() refuses before it is proposed.
+  auto none = three();
+  none.nodes[id(1)].votes = none.nodes[id(2)].votes = false;
+  auto change = change_for(request("node_vote", "3", "0"));
+  REQUIRE(change);
+  REQUIRE((*change)(none));
+  CHECK(has(cluster::validate(none).error().message(), "has to vote"));
+}
+
+TEST_CASE("cluster requests: maintenance") {
+  auto drained = made(request("node_drain", "n1"));
+  CHECK(drained.nodes[id(1)].state == NodeState::drained);
+  // Who gets its volumes is decided where all are seen.
+  CHECK(drained.volumes["v"].coordinator == id(1));
+  CHECK(made(request("node_resume", "n1"), drained) == three());
+  CHECK(has(refusal(request("node_drain", "x")), "no node 'x'"));
+  CHECK(has(refusal(request("node_resume")), "no node ''"));
+}
+
+TEST_CASE("cluster requests: a node that is taken out leaves its volumes to nobody") {
+  auto change = change_for(request("node_evict", "n1"));
+  REQUIRE(change);
+  auto next = three();
+  next.volumes["v"].preferred = id(1);
+  REQUIRE((*change)(next));
+  CHECK(next.nodes.count(id(1)) == 0);
+  CHECK(next.volumes["v"].coordinator == NodeId{});
+  CHECK(next.volumes["v"].turn == 6);
+  CHECK(!next.volumes["v"].preferred);
+  CHECK(has(refusal(request("node_evict", "n1"), next), "no node 'n1'"));
+  auto last = three();
+  last.nodes.erase(id(1));
+  last.nodes.erase(id(2));
+  CHECK(has(refusal(request("node_evict", "3"), last), "last node"));
+}
+
+TEST_CASE("cluster requests: where a volume goes") {
+  auto there = made(move("v", "n2"));
+  CHECK(there.volumes["v"].coordinator == id(2));
+  CHECK(there.volumes["v"].preferred == id(2));
+  CHECK(there.volumes["v"].turn == 6);
+  auto anywhere = made(move("v", ""), there);
+  CHECK(!anywhere.volumes["v"].preferred);
+  CHECK(anywhere.volumes["v"].coordinator == id(2));
+  // It is there already: only that it shall be is new.
+  CHECK(made(move("v", "n1")).volumes["v"].turn == 5);
+  CHECK(refusal(move("w", "n2")) == "the cluster has no volume 'w'; its volumes: v");
+  CHECK(has(refusal(move("v", "n7")), "no node 'n7'"));
+  auto drained = three();
+  drained.nodes[id(2)].state = NodeState::drained;
+  CHECK(has(refusal(move("v", "n2"), drained), "csvctl node resume"));
+  auto none = three();
+  none.volumes.clear();
+  CHECK(has(refusal(move("v", "n2"), none), "none at all"));
+  AdminRequest forget{.command = "volume_forget", .volume = "v"};
+  CHECK(made(forget).volumes.empty());
+}
+
+TEST_CASE("cluster requests: witnesses") {
+  auto disk = made(request("witness", "", "disk:/dev/sdx")).witness;
+  CHECK(disk == cluster::WitnessRecord{WitnessKind::disk, "/dev/sdx", false});
+  auto share = made(request("witness", "", "share:/srv/w")).witness;
+  CHECK(share == cluster::WitnessRecord{WitnessKind::share, "/srv/w", false});
+  auto with = three();
+  with.witness = disk;
+  CHECK(made(request("witness", "", "none"), with) == three());
+  for (const auto* wrong : {"", "disk", "disk:", "share:srv", "share:/", "NONE", "none "}) {
+    CAPTURE(wrong);
+    CHECK(!refusal(request("witness", "", wrong)).empty());
+  }
+}
+
+TEST_CASE("cluster requests: policies and heartbeats") {
+  CHECK(!made(request("policy", "", "dynamic_quorum=off")).policies.dynamic_quorum);
+  CHECK(made(request("policy", "", "dynamic_quorum=on")).policies.dynamic_quorum);
+  CHECK(made(request("policy", "", "hold=0")).policies.hold_s == 0);
+  CHECK(made(request("policy", "", "hold=86400")).policies.hold_s == 86400);
+  for (const auto* wrong : {"", "hold", "hold=", "hold=-1", "hold=86401", "hold=1s", "hold= 1",
+                            "dynamic_quorum", "dynamic_quorum=1", "hold=99999999999"}) {
+    CAPTURE(wrong);
+    CHECK(has(refusal(request("policy", "", wrong)), "hold=SECONDS"));
+  }
+  auto beat = made(request("heartbeat", "", "500*8")).heartbeat;
+  CHECK(beat.delay_ms == 500);
+  CHECK(beat.threshold == 8);
+  for (const auto* wrong : {"", "500", "*", "500*", "*8", "500*8*2", "a*b", "500 * 8"}) {
+    CAPTURE(wrong);
+    CHECK(has(refusal(request("heartbeat", "", wrong)), "DELAY_MS*THRESHOLD"));
+  }
+  auto change = change_for(request("heartbeat", "", "1*1"));
+  REQUIRE(change);
+  auto next = three();
+  REQUIRE((*change)(next));
+  CHECK(!cluster::validate(next));  // before it is proposed
+}
+
+TEST_CASE("cluster requests: a configuration as text is shown, previewed and imported") {
+  auto now = three();
+  auto exported = answer_about(request("config_export"), &now);
+  REQUIRE(exported);
+  auto text = Json::parse(*exported)["text"].get<std::string>();
+  CHECK(made(request("config_import", "", text)) == now);
+  auto same = answer_about(request("config_preview", "", text), &now);
+  REQUIRE(same);
+  CHECK(Json::parse(*same)["changes"].empty());
+  auto wanted = now;
+  wanted.policies.hold_s = 5;
+  text = cluster::to_toml(wanted);
+  CHECK(Json::parse(*answer_about(request("config_preview", "", text), &now))["changes"] ==
+        Json::array({"hold: 60 s becomes 5 s"}));
+  CHECK(made(request("config_import", "", text)) == wanted);
+  wanted.cluster = 8;
+  CHECK(has(refusal(request("config_import", "", cluster::to_toml(wanted))), "cluster 8"));
+  CHECK(has(refusal(request("config_import", "", "[cluster")), "the configuration:1:"));
+  CHECK(!answer_about(request("config_preview", "", "nonsense"), &now));
+  CHECK(has(answer_about(request("config_export"), nullptr).error().message(),
+            "csvctl cluster create"));
+}
+
+TEST_CASE("cluster requests: what csvd does not know") {
+  for (const auto* known : {"node_vote", "node_drain", "node_resume", "node_evict", "volume_move",
+                            "volume_forget", "witness", "policy", "heartbeat", "config_import"})
+    CHECK(changes_cluster(known));
+  for (const auto* unknown : {"", "status", "node", "config_export", "cluster_create"})
+    CHECK(!changes_cluster(unknown));
+  CHECK(asks_cluster("config_export"));
+  CHECK(!asks_cluster("config_import"));
+  CHECK(has(refusal(request("reboot")), "'reboot' does not change"));
+}
+
+TEST_CASE("cluster requests: a new cluster is this node, its peers and its volumes") {
+  Config config;
+  config.cluster = 7;
+  config.node = id(2);
+  config.node_name = "n2";
+  config.listen = "192.0.2.2:7400";
+  config.peers = {{id(1), "n1", "192.0.2.1:7400", {}}};
+  config.volumes.resize(1);
+  config.volumes[0].name = "v";
+  auto first = first_configuration(config, "demo");
+  CHECK(cluster::validate(first));
+  CHECK(first.name == "demo");
+  CHECK(first.nodes.size() == 2);
+  CHECK(first.nodes[id(1)].address == "192.0.2.1:7400");
+  CHECK(first.volumes.count("v") == 1);
+  CHECK(!cluster::validate(first_configuration(config, "no name")));
+}
