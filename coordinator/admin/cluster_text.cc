@@ -124,15 +124,17 @@ class Teller {
   }
 
   void nodes() {
+    bool cut_off = text_at(voting_, "state") == "lost";
     TextTable table{{"NODE", "NAME", "ADDRESS", "STATE", "VOTE"}};
     for (const auto& node : voting_.at("nodes")) {
       bool own = node.at("id") == voting_.at("node");
       bool member = flag_at(node, "member"), reached = flag_at(node, "reached");
       auto state = member    ? paint_.good(own ? "member, this node" : "member")
+                   : cut_off ? paint_.warning(own ? "cut off, this node" : "not known")
                    : reached ? paint_.bad("its csvd is away")
                              : paint_.bad("not reached");
       if (flag_at(node, "drained")) state += ", " + paint_.warning("drained");
-      if (!member && !own)
+      if (!member && !own && !cut_off)
         away_.emplace_back(text_at(node, "name"),
                            reached ? "its csvd does not take part, its corosync does: look at csvd "
                                      "there"

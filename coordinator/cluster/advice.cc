@@ -52,12 +52,13 @@ class Adviser {
 
   /// What would let them go on.
   void missing() {
-    // They are at it.
+    // Nobody is reached, so that nobody can be said to be missing; or they are at it.
+    if (now_.members.empty()) return;
     if (majority(of_.ballot, now_.members, now_.witness_held)) return;
     std::vector<NodeId> wanted;
     for (auto node : absent_)
       if (counts(of_, node) > 0) wanted.push_back(node);
-    auto text = fmt::format("{} of {} votes are here, and {} are needed", votes_present(of_, now_),
+    auto text = fmt::format("{} of {} votes here, {} needed", votes_present(of_, now_),
                             of_.ballot.now.total(), votes_needed(of_));
     if (witness_decides(of_.ballot, now_.members))
       text += ": the witness would decide, and it is not held";

@@ -10,7 +10,7 @@ namespace csv::cluster {
 /// How the votes of a cluster stand just now, as one node sees it.
 struct Standing {
   bool formed = false;                  ///< It goes on.
-  std::vector<NodeId> members;          ///< Whose csvd takes part; sorted.
+  std::vector<NodeId> members;          ///< Whose csvd takes part; sorted. None: no engine.
   bool witness_held = false;            ///< This side holds the witness.
   std::optional<bool> witness_answers;  ///< Unknown where another node does the asking.
 };

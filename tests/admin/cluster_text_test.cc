@@ -102,7 +102,13 @@ TEST_CASE("cluster text: without a quorum it says so first, and why") {
   // With nothing to advise there is the reason.
   voting["attention"] = Json::array();
   voting["state"] = "lost";
-  CHECK(has(told(voting), "! quorum: cut off: the nodes 1 are no majority. See whether corosync"));
+  voting["reason"] = "corosync does not run";
+  for (auto& node : voting["nodes"]) node["member"] = node["reached"] = false;
+  text = told(voting);
+  CHECK(has(text, "Needs attention (1):"));
+  CHECK(has(text, "! quorum: cut off: corosync does not run"));
+  CHECK(has(text, "cut off, this node"));
+  CHECK(has(text, "not known"));
 }
 
 TEST_CASE("cluster text: witnesses in words") {

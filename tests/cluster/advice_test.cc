@@ -87,11 +87,14 @@ TEST_CASE("advice: without a quorum, what would be needed") {
   bed.leave(2, false);
   bed.leave(3, false);
   CHECK(bed.about("quorum") ==
-        "1 of 3 votes are here, and 2 are needed. See that corosync and csvd run on n2 and n3, and "
+        "1 of 3 votes here, 2 needed. See that corosync and csvd run on n2 and n3, and "
         "that the network reaches them. If n2 and n3 are surely off: csvctl cluster start "
         "--force-quorum");
   CHECK(votes_present(bed.configuration, bed.standing) == 1);
   CHECK(votes_needed(bed.configuration) == 2);
+  // Without its engine a node knows of nobody.
+  bed.leave(1, false);
+  CHECK(advice(bed.configuration, bed.standing).empty());
 }
 
 TEST_CASE("advice: the witness decides, and is not held") {
