@@ -102,7 +102,7 @@ class Teller {
     line("lease", lease > 0 ? fmt::format("this node may act for another {:.1f} s; renewed all the "
                                           "time while a majority answers",
                                           static_cast<double>(lease) / 1000)
-                            : paint_.bad("none: this node's mounts and volumes wait"));
+                            : paint_.bad("none: this node coordinates nothing"));
     const auto& beat = voting_.at("heartbeat");
     line("heartbeats", fmt::format("every {} ms, gone after {} missed", number_at(beat, "delay_ms"),
                                    number_at(beat, "threshold")));

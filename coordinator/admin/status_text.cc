@@ -35,8 +35,8 @@ class Teller {
 
   std::string tell() {
     nodes();
-    bool votes = status_.contains("voting") && !status_.at("voting").is_null();
-    if (votes) quorum(status_.at("voting"));
+    votes_ = status_.contains("voting") && !status_.at("voting").is_null();
+    if (votes_) quorum(status_.at("voting"));
     for (const auto& each : status_.at("volumes")) volume(each);
     auto here = text_of(status_.at("node").at("name"));
     auto out = paint_.bold("Cluster " + text_of(status_.at("cluster"))) + " as " + here +
@@ -161,6 +161,13 @@ class Teller {
            state + (reason.empty() ? "" : ": " + reason) + ", " + since_text(here.at("since_s")));
     auto lease = volume.at("lease_ms").get<std::int64_t>();
     if (lease > 0 || !known) return;
+    if (votes_) {
+      line("lease", paint_.bad("none: this node coordinates nothing"));
+      return attend(name,
+                    "this node has no lease, so it coordinates nothing, and its mount goes on only "
+                    "while the coordinator answers it",
+                    Json{}, csvd_);
+    }
     line("lease", paint_.bad("closed: the coordinator does not answer this node's beats"));
     attend(name, "the coordinator does not answer this node's beats, so its I/O waits", Json{},
            csvd_);
@@ -230,6 +237,7 @@ class Teller {
   const Json& status_;
   const Paint& paint_;
   std::string csvd_;
+  bool votes_ = false;
   std::map<int, std::string> names_;
   std::vector<std::string> attention_;
   std::string body_;

@@ -98,7 +98,7 @@ TEST_CASE("cluster text: without a quorum it says so first, and why") {
   auto text = told(voting);
   CHECK(has(text, "sees it: no quorum (the nodes 1 are no majority), for 5 min"));
   CHECK(has(text, "! quorum: 1 of 3 votes are here"));
-  CHECK(has(text, "none: this node's mounts and volumes wait"));
+  CHECK(has(text, "none: this node coordinates nothing"));
   // With nothing to advise there is the reason.
   voting["attention"] = Json::array();
   voting["state"] = "lost";
