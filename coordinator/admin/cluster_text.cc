@@ -185,15 +185,20 @@ std::vector<std::pair<std::string, std::string>> quorum_attention(const Json& vo
   std::vector<std::pair<std::string, std::string>> out;
   for (const auto& each : voting.at("attention"))
     out.emplace_back(text_at(each, "subject"), text_at(each, "text"));
+  const auto& nodes = voting.at("nodes");
+  bool ours = std::any_of(nodes.begin(), nodes.end(),
+                          [&](const Json& each) { return each.at("id") == voting.at("node"); });
+  if (!nodes.empty() && !ours)
+    out.emplace_back(fmt::format("node {}", number_at(voting, "node")),
+                     "this node belongs to the cluster no more, so it gets no lease: stop its csvd "
+                     "and corosync, or have the cluster take it in again (csvctl cluster config "
+                     "import)");
   auto state = text_at(voting, "state");
   bool said =
       std::any_of(out.begin(), out.end(), [](const auto& each) { return each.first == "quorum"; });
   if (said || formed(voting)) return out;
   auto reason = text_at(voting, "reason");
-  out.emplace(
-      out.begin(), "quorum",
-      state_words(state) + (reason.empty() ? "" : ": " + reason) +
-          (state == "lost" ? ". See whether corosync runs here (systemctl status corosync)" : ""));
+  out.emplace(out.begin(), "quorum", state_words(state) + (reason.empty() ? "" : ": " + reason));
   return out;
 }
 

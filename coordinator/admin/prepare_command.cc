@@ -128,8 +128,10 @@ ExitCode prepare(const PrepareRequest& request, Terminal& terminal) {
   } else {
     if (auto written = replace_file(conf, *text, 0644); !written)
       return fail(terminal, written.error());
-    terminal.out("Wrote " + conf +
-                 ". It has to be the same on every node; then: systemctl restart corosync\n");
+    terminal.out("Wrote " + conf + ". Once it is the same on every node: " +
+                 (there->empty() ? "systemctl restart corosync, on all"
+                                 : "corosync-cfgtool -R, on one of them") +
+                 "\n");
   }
   if (!file_exists(key))
     terminal.note("There is no " + key +

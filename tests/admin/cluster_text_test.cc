@@ -106,9 +106,16 @@ TEST_CASE("cluster text: without a quorum it says so first, and why") {
   for (auto& node : voting["nodes"]) node["member"] = node["reached"] = false;
   text = told(voting);
   CHECK(has(text, "Needs attention (1):"));
-  CHECK(has(text, "! quorum: cut off: corosync does not run"));
+  CHECK(has(text, "! quorum: cut off: corosync does not run\n"));
   CHECK(has(text, "cut off, this node"));
   CHECK(has(text, "not known"));
+}
+
+TEST_CASE("cluster text: a node that was taken out is told so") {
+  auto voting = healthy();
+  voting["node"] = 4;
+  auto text = told(voting);
+  CHECK(has(text, "! node 4: this node belongs to the cluster no more"));
 }
 
 TEST_CASE("cluster text: witnesses in words") {

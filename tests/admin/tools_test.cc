@@ -130,8 +130,8 @@ TEST_CASE("status: whatever is wrong is said first, with why, since when and on 
 TEST_CASE("status: the quorum has a line, and its trouble comes first") {
   auto status = healthy();
   status["voting"] = Json::parse(
-      R"({"state":"formed","reason":"","since_s":300,"name":"demo","votes":3,"votes_present":3,
-          "attention":[]})");
+      R"({"node":1,"state":"formed","reason":"","since_s":300,"name":"demo","votes":3,
+          "votes_present":3,"attention":[],"nodes":[{"id":1}]})");
   CHECK(has(told(status), "cluster demo: quorate (3 of 3 votes), for 5 min"));
   CHECK(has(told(status), "All is well."));
   auto& voting = status["voting"];
