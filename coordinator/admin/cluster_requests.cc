@@ -128,13 +128,7 @@ Expected<Replica::Change> witness(const AdminRequest& request) {
   if (record.kind != WitnessKind::none && (record.place.empty() || record.place == "/"))
     return refused("'" + request.value + "' names no place: disk:LUN or share:/FOLDER");
   return Replica::Change{[record](Configuration& next) -> Expected<void> {
-    if (next.witness == record) return {};
-    // The vote that a witness has is that of the one that all know: it goes before another comes.
-    if (record.kind != WitnessKind::none &&
-        (next.witness.kind != WitnessKind::none || next.ballot.now.witness > 0))
-      return refused("the cluster has a witness: csvctl cluster witness none takes it away first");
-    next.witness = record;
-    return {};
+    return cluster::set_witness(next, record);
   }};
 }
 

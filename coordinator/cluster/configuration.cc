@@ -184,6 +184,16 @@ void take_out(Configuration& configuration, NodeId node) {
   }
 }
 
+Expected<void> set_witness(Configuration& configuration, const WitnessRecord& witness) {
+  if (configuration.witness == witness) return {};
+  if (witness.kind != WitnessKind::none &&
+      (configuration.witness.kind != WitnessKind::none || configuration.ballot.now.witness > 0))
+    return Error{Errc::refused,
+                 "the cluster has a witness: csvctl cluster witness none takes it away first"};
+  configuration.witness = witness;
+  return {};
+}
+
 VotingRules voting_rules(const Configuration& configuration) {
   VotingRules out;
   for (const auto& [id, node] : configuration.nodes) out.voters[id] = node.votes;

@@ -81,6 +81,10 @@ Expected<void> validate(const Configuration& configuration);
 /// The node belongs to the cluster no more: what it coordinated is nobody's for now.
 void take_out(Configuration& configuration, NodeId node);
 
+/// Errc::refused where there is another one: the vote that a witness has is that of the one that
+/// all know, so it goes before another comes.
+Expected<void> set_witness(Configuration& configuration, const WitnessRecord& witness);
+
 VotingRules voting_rules(const Configuration& configuration);
 
 }  // namespace csv::cluster

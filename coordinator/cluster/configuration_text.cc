@@ -280,11 +280,11 @@ Expected<Configuration> replaced(const Configuration& now, const Configuration& 
                                             "cluster {}",
                                             wanted.cluster, now.cluster)};
   auto next = now;
+  CSV_TRY(set_witness(next, wanted.witness));
   for (const auto& [id, node] : now.nodes)
     if (wanted.nodes.count(id) == 0) take_out(next, id);
   next.name = wanted.name;
   next.nodes = wanted.nodes;
-  next.witness = wanted.witness;
   next.heartbeat = wanted.heartbeat;
   next.policies = wanted.policies;
   std::map<std::string, VolumeRecord> volumes;

@@ -17,7 +17,7 @@ std::string to_toml(const Configuration& configuration);
 Expected<Configuration> from_toml(std::string_view text, const std::string& file_name);
 
 /// `now` with everything that people decide as in `wanted`. Nodes that `wanted` has not are taken
-/// out. Errc::refused if it is of another cluster.
+/// out. Errc::refused if it is of another cluster, or set_witness() refuses its witness.
 Expected<Configuration> replaced(const Configuration& now, const Configuration& wanted);
 
 /// What would be different, a line each, for people; empty: nothing is.

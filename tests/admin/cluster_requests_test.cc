@@ -154,6 +154,11 @@ TEST_CASE("cluster requests: witnesses") {
   auto with = three();
   with.witness = disk;
   CHECK(made(request("witness", "", "none"), with) == three());
+  CHECK(made(request("witness", "", "disk:/dev/sdx"), with) == with);
+  CHECK(has(refusal(request("witness", "", "share:/srv/w"), with), "witness none"));
+  auto counted = three();
+  counted.ballot.now.witness = 1;  // the former one's vote is not out yet
+  CHECK(has(refusal(request("witness", "", "share:/srv/w"), counted), "witness none"));
   for (const auto* wrong : {"", "disk", "disk:", "share:srv", "share:/", "NONE", "none "}) {
     CAPTURE(wrong);
     CHECK(!refusal(request("witness", "", wrong)).empty());

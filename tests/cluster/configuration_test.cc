@@ -185,6 +185,8 @@ TEST_CASE("configuration as text: another cluster's is refused; nodes that are m
   wanted.nodes[id(2)].state = NodeState::member;
   wanted.volumes.erase("v2");
   wanted.volumes["v3"];
+  wanted.witness.place = "/dev/other";
+  CHECK(has(replaced(full(), wanted).error().message(), "witness none"));
   wanted.witness = {};
   wanted.policies.dynamic_quorum = true;
   auto then = replaced(full(), wanted);
