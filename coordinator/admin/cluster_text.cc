@@ -27,19 +27,21 @@ std::string times(std::uint64_t count) {
   return count == 1 ? "once" : fmt::format("{} times", count);
 }
 
-/// "3.17.42" in words.
-std::string tag_words(const std::string& tag) {
+/// FORCED.EPOCH.SEQUENCE. An epoch is an attempt to form the cluster: which, and whose.
+struct Tag {
+  std::uint64_t forced = 0, attempt = 0, node = 0, changes = 0;
+};
+Tag tag_of(const std::string& text) {
+  constexpr std::uint64_t kNodes = 64;  // Replica::next_epoch
   std::uint64_t part[3] = {};
-  const char* at = tag.data();
-  const char* end = at + tag.size();
+  const char* at = text.data();
+  const char* end = at + text.size();
   for (auto& each : part) {
     auto [stop, error] = std::from_chars(at, end, each);
-    if (error != std::errc{}) return "";
+    if (error != std::errc{}) return {};
     at = stop == end ? stop : stop + 1;
   }
-  return fmt::format("the cluster has formed {}, {} {} since{}", times(part[1]), part[2],
-                     part[2] == 1 ? "change" : "changes",
-                     part[0] == 0 ? "" : ", a quorum was forced " + times(part[0]));
+  return {part[0], part[1] / kNodes, part[1] % kNodes, part[2]};
 }
 
 std::string state_words(const std::string& state) {
@@ -87,10 +89,18 @@ class Teller {
     return found == names_.end() ? fmt::format("node {}", id) : found->second;
   }
 
+  std::string tag_words() const {
+    auto tag = tag_of(text_at(voting_, "tag"));
+    if (tag.attempt == 0) return "the cluster has not formed yet";
+    return fmt::format("formed by {} at the cluster's attempt {}, {} {} since{}",
+                       name(static_cast<std::int64_t>(tag.node)), tag.attempt, tag.changes,
+                       tag.changes == 1 ? "change" : "changes",
+                       tag.forced == 0 ? "" : "; a quorum was forced " + times(tag.forced));
+  }
+
   void quorum() {
     body_ += "\n";
-    line("configuration",
-         text_at(voting_, "tag") + paint_.faint("  " + tag_words(text_at(voting_, "tag"))));
+    line("configuration", text_at(voting_, "tag") + paint_.faint("  " + tag_words()));
     line("votes", fmt::format("here: {} of {}, needed: {}{}", number_at(voting_, "votes_present"),
                               number_at(voting_, "votes"), number_at(voting_, "votes_needed"),
                               flag_at(voting_, "votes_change") ? "; they are being changed" : ""));
