@@ -27,9 +27,9 @@ std::string times(std::uint64_t count) {
   return count == 1 ? "once" : fmt::format("{} times", count);
 }
 
-/// FORCED.EPOCH.SEQUENCE. An epoch is an attempt to form the cluster: which, and whose.
+/// FORCED.EPOCH.SEQUENCE. An epoch is an attempt of some node to form the cluster.
 struct Tag {
-  std::uint64_t forced = 0, attempt = 0, node = 0, changes = 0;
+  std::uint64_t forced = 0, node = 0, changes = 0;
 };
 Tag tag_of(const std::string& text) {
   constexpr std::uint64_t kNodes = 64;  // Replica::next_epoch
@@ -41,7 +41,7 @@ Tag tag_of(const std::string& text) {
     if (error != std::errc{}) return {};
     at = stop == end ? stop : stop + 1;
   }
-  return {part[0], part[1] / kNodes, part[1] % kNodes, part[2]};
+  return {part[0], part[1] % kNodes, part[2]};
 }
 
 std::string state_words(const std::string& state) {
@@ -91,10 +91,9 @@ class Teller {
 
   std::string tag_words() const {
     auto tag = tag_of(text_at(voting_, "tag"));
-    if (tag.attempt == 0) return "the cluster has not formed yet";
-    return fmt::format("formed by {} at the cluster's attempt {}, {} {} since{}",
-                       name(static_cast<std::int64_t>(tag.node)), tag.attempt, tag.changes,
-                       tag.changes == 1 ? "change" : "changes",
+    if (tag.node == 0) return "the cluster has not formed yet";
+    return fmt::format("formed by {}, {} {} since{}", name(static_cast<std::int64_t>(tag.node)),
+                       tag.changes, tag.changes == 1 ? "change" : "changes",
                        tag.forced == 0 ? "" : "; a quorum was forced " + times(tag.forced));
   }
 

@@ -114,6 +114,9 @@ class Replica {
   /// nobody here has given it any, as far as is known.
   [[nodiscard]] std::optional<TimePoint> last_granted(NodeId node) const;
 
+  /// A member is heard that was not (Surroundings::responsive): its vote may have to count.
+  void heard() { tidy(); }
+
   /// What this member says of itself to all; and what each has said last.
   void tell(std::string note);
   [[nodiscard]] const std::map<NodeId, std::string>& notes() const { return notes_; }

@@ -54,6 +54,15 @@ Replica::Granted VotingMembership::granted() const {
 VotingMembership::~VotingMembership() { tasks_.cancel_all(); }
 
 void VotingMembership::tick() {
+  std::set<NodeId> heard;
+  bool more = false;
+  for (const auto& peer : beats_.peers()) {
+    if (!peer.present) continue;
+    heard.insert(peer.id);
+    more = more || heard_.count(peer.id) == 0;
+  }
+  heard_ = std::move(heard);
+  if (more) replica_->heard();
   renew();
   note();
   place();

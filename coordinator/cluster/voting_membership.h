@@ -103,6 +103,7 @@ class VotingMembership final : public Membership {
   std::map<NodeId, std::pair<TimePoint, bool>> present_;  ///< Since when; drained.
   bool placing_ = false;
   ClusterEvents events_;
+  std::set<NodeId> heard_;  ///< The peers that are present.
   TaskScope tasks_;
 };
 
