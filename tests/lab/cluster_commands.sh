@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# The cluster's commands as an administrator gives them, right and wrong: what they do, what they say, and what they end with.
+source "$(dirname "$0")/cluster.sh"
+
+if obstacle=$(lab_obstacle corosync); then :; else
+  echo "skipped: the lab $obstacle"
+  exit 77
+fi
+export CSVFS_LAB_ENGINE=corosync
+
+# ends CODE WORDS NODE COMMAND...: csvctl ends with CODE and says WORDS.
+ends() {
+  local code=0 wanted=$1 words=$2 node=$3
+  shift 3
+  on "$node" csvctl "$@" >"$work/said" 2>&1 || code=$?
+  [[ $code == "$wanted" ]] || die "csvctl $* ended with $code, not $wanted: $(<"$work/said")"
+  grep -qF -- "$words" "$work/said" || die "csvctl $* did not say '$words': $(<"$work/said")"
+}
+says() { on "$1" csvctl cluster status 2>/dev/null | grep -qF -- "$2"; }
+coordinates() { on node2 csvctl status --json | grep -q "\"coordinator_node\": *${1#node}\b"; }
+
+cluster_up 1G
+ends 0 'All is well.' node1 cluster status
+on node1 csvctl cluster status --json | python "$csvfs_root/tests/admin/json_fields.py" "$csvfs_root/docs/csvctl.md" 'cluster status'
+on node1 csvctl status --json | python "$csvfs_root/tests/admin/json_fields.py" "$csvfs_root/docs/csvctl.md" status
+
+say "wrong words change nothing"
+on node1 csvctl cluster config export >"$work/before"
+ends 2 '0 or 1' node1 node vote node2 7
+ends 2 'hold=SECONDS' node1 cluster policy hold
+ends 2 'disk:LUN' node1 cluster witness /srv
+ends 1 'its nodes: node1, node2, node3' node1 node drain node9
+ends 1 'its volumes: volume1' node1 volume move volume9 --to node2
+ends 4 'takes part' node1 node evict node2
+ends 4 '--yes forces it' node1 cluster start --force-quorum
+ends 1 'nothing has to be forced' node1 cluster start --force-quorum --yes
+ends 1 'already' node1 cluster create --name another
+on node1 csvctl cluster config export | cmp - "$work/before" || die "something was changed"
+
+say "volumes go where they are sent, and leave a node in maintenance"
+ends 0 'The policy is set' node1 cluster policy hold=1
+ends 0 '' node1 volume move volume1 --to node2
+wait_for 20 "node2 to coordinate" coordinates node2
+ends 0 '' node1 node drain node2
+is_left() { coordinates node1 || coordinates node3; }
+wait_for 20 "node2 to be left" is_left
+ends 1 'csvctl node resume' node1 volume move volume1 --to node2
+ends 0 'Needs attention (1):' node1 cluster status
+ends 0 '' node1 node resume node2
+wait_for 20 "node2 to coordinate again" coordinates node2
+
+say "a configuration goes out and in"
+on node1 csvctl cluster config export >"$work/cluster.toml"
+ends 0 'nothing would change' node1 cluster config import "$work/cluster.toml"
+sed -i 's/^hold_s = 1/hold_s = 30/' "$work/cluster.toml"
+ends 0 'hold: 1 s becomes 30 s' node1 cluster config import "$work/cluster.toml" --dry-run
+ends 4 'nothing was changed' node1 cluster config import "$work/cluster.toml"
+ends 0 'The cluster is as the file says' node1 cluster config import "$work/cluster.toml" --yes
+sed -i 's/^hold_s = 30/hold_s = -3/' "$work/cluster.toml"
+ends 2 'cluster.toml:7:10:' node1 cluster config import "$work/cluster.toml" --yes
+ends 0 'is as it has to be' node1 cluster prepare
+ends 4 'there is a key already' node1 cluster prepare --new-key
+
+say "a node that is taken out, and taken in again, has its vote"
+lab umount node3 >/dev/null
+lab kill node3 csvd
+wait_for 20 "node3 to be missed" says node1 'its csvd does not take part'
+ends 0 'no more' node1 node evict node3
+lab start node3 csvd
+wait_for 20 "node3 to hear of it" says node3 'belongs to the cluster no more'
+on node1 csvctl cluster config export >"$work/cluster.toml"
+printf '\n[[node]]\nid = 3\nname = "node3"\naddress = "10.77.1.13:7400"\n' >>"$work/cluster.toml"
+ends 0 'node 3 (node3, 10.77.1.13:7400) is added' node1 cluster config import "$work/cluster.toml" --yes
+wait_for 20 "three votes" says node1 'here: 3 of 3'
+
+say "half a cluster says what it needs, and goes on by force only"
+lab partition node1/node2,node3
+wait_for 20 "node1 to be without a quorum" says node1 '1 of 3 votes here, 2 needed'
+ends 1 'csvctl cluster status' node1 node drain node2
+ends 0 'quorum' node1 status
+lab kill node2 csvd
+lab kill node3 csvd
+ends 0 'This side goes on' node1 cluster start --force-quorum --yes
+wait_for 20 "node1 to go on" says node1 'quorate (1 of 1 votes)'
+ends 0 'a quorum was forced once' node1 cluster status
+lab heal
+lab start node2 csvd
+lab start node3 csvd
+wait_for 30 "all to be one again" says node3 'here: 3 of 3'
+for what in 'no quorum: what is coordinated' 'quorum is back' 'a quorum was forced' 'has left the cluster' 'has joined the cluster' \
+  'node 2 (node2) is drained' 'the cluster gives it to' 'those that count'; do
+  ends 0 "$what" node1 events
+done
+say "all as documented"
