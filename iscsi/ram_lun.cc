@@ -596,7 +596,9 @@ Expected<void> Target::apply(const ReservationTable::Result& result, bool abort)
 void Target::abort_all(std::uint64_t except) {
   std::vector<std::shared_ptr<Command>> aborted;
   for (const auto& [id, command] : commands_) {
-    if (id == except || command->fate.unfenced) continue;
+    // A reset is no command that another one could end.
+    if (id == except || command->kind == RamCommand::Kind::reset || command->fate.unfenced)
+      continue;
     if (command->place == Command::Place::inside) aborted.push_back(command);
   }
   for (const auto& command : aborted) {

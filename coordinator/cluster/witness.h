@@ -30,15 +30,19 @@ class Witness {
 
   /// What is stored. Does not need to hold it.
   virtual Task<Expected<Memory>> read() = 0;
-  /// Stores it if nothing newer is stored: Errc::superseded otherwise, and nothing is changed.
-  /// Durable when it succeeds.
+  /// Stores it if nothing newer is stored, nor another one with this tag: Errc::superseded
+  /// otherwise, and nothing is changed. Durable when it succeeds. May need the hold (a disk accepts
+  /// nobody else's writes): Errc::refused without it, so the node that took it stores for its side,
+  /// and a side that stores a change takes the witness first, whether or not its vote counts.
   virtual Task<Expected<void>> store(Memory memory) = 0;
 
   /// The side that held it last goes on holding it: writes this node's own slot, under the
-  /// reservation, naming `ring`. Errc::superseded: another side has taken it.
+  /// reservation, naming `ring`. Only by the object whose challenge() took it; for any other, and
+  /// once somebody else has taken it: Errc::superseded. Other errors say nothing of who holds it.
   virtual Task<Expected<Hold>> confirm(std::uint64_t ring) = 0;
   /// Takes it from whoever held it, after it has seen no movement of his for longer than a hold is
-  /// worth. Errc::refused: the other side is alive, and moves.
+  /// worth (counted from this call on, and so at least that long, unless nobody ever held it or
+  /// this object does). Errc::refused: another node is alive, and moves, or was faster.
   virtual Task<Expected<Hold>> challenge(std::uint64_t ring) = 0;
   /// Whoever held it last, as far as is known here: nobody has to be asked. For deciding a vote.
   [[nodiscard]] virtual std::optional<NodeId> holder() const = 0;

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "coordinator/service/lun_tasks.h"
 #include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
+#include "iscsi/lun_tasks.h"
 
 namespace csv::service {
 namespace {
@@ -80,7 +80,7 @@ Task<Expected<void>> Fencing::remove_now(std::vector<Key> victims, Left left) {
     for (auto key : victims)
       if (listed(before, key)) standing.push_back(key);
     for (auto key : standing) {
-      Preempt what{.mine = mine_, .victim = key, .type = type_, .abort = abort};
+      iscsi::Preempt what{.mine = mine_, .victim = key, .type = type_, .abort = abort};
       auto done = co_await preempt(*lun_, what);
       if (!done && abort && done.error() == Errc::unsupported_by_target) {
         abort = what.abort = false;

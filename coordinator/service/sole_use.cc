@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <set>
 
-#include "coordinator/service/lun_tasks.h"
 #include "csvfs/base/log.h"
+#include "iscsi/lun_tasks.h"
 
 namespace csv::service {
 namespace {

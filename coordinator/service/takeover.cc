@@ -4,10 +4,10 @@
 #include <map>
 #include <set>
 
-#include "coordinator/service/lun_tasks.h"
 #include "coordinator/volume/grow.h"
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
+#include "iscsi/lun_tasks.h"
 
 namespace csv::service {
 namespace {

@@ -1,11 +1,11 @@
 // What runs in the background: the sweep of keys, our own sign of life, cleaning up.
 #include <algorithm>
 
-#include "coordinator/service/lun_tasks.h"
 #include "coordinator/service/service.h"
 #include "csvfs/base/events.h"
 #include "csvfs/base/heartbeat_slot.h"
 #include "csvfs/base/log.h"
+#include "iscsi/lun_tasks.h"
 
 namespace csv::service {
 namespace {
@@ -83,7 +83,7 @@ Task<Expected<void>> Service::sweep_once() {
 }
 
 Task<Expected<void>> Service::reserve_again() {
-  co_return co_await service::reserve(*tenure_->lun, key_, fencing_->type());
+  co_return co_await iscsi::reserve(*tenure_->lun, key_, fencing_->type());
 }
 
 /// Our slot. That we can write it is also how we know that the LUN still takes our writes.

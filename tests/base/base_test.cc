@@ -2,10 +2,12 @@
 
 #include <array>
 #include <cerrno>
+#include <cstring>
 #include <string_view>
 #include <thread>
 
 #include "csvfs/base/crc32c.h"
+#include "csvfs/base/endian.h"
 #include "csvfs/base/error.h"
 #include "csvfs/base/ids.h"
 #include "csvfs/base/random.h"
@@ -60,4 +62,52 @@ TEST_CASE("worker: runs everything posted, in order, and may wait for another th
     worker.post([&] { order.push_back(2); });
   }
   CHECK(order == std::vector{1, 2});
+}
+
+namespace {
+
+struct Numbers {
+  std::array<char, 8> magic;
+  Le32 crc;
+  Le32 version;
+  std::array<std::byte, 16> id;
+  Le64 one, two, three;
+  Le16 four;
+  std::array<std::byte, 38> reserved;
+};
+static_assert(sizeof(Numbers) == 96 && alignof(Numbers) == 1);
+
+/// As structures that are written come about: begun by one function, filled in by another.
+Numbers begin_numbers(const std::array<std::byte, 16>& id) {
+  Numbers numbers{};
+  numbers.version = 0x01020304u;
+  numbers.id = id;
+  return numbers;
+}
+std::array<std::byte, 96> encode_numbers(std::uint64_t value) {
+  auto numbers = begin_numbers({});
+  numbers.one = value;
+  numbers.two = value + 1;
+  numbers.three = value + 2;
+  numbers.four = std::uint16_t{0x0506};
+  std::array<std::byte, 96> bytes;
+  std::memcpy(bytes.data(), &numbers, sizeof numbers);
+  return bytes;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "little-endian: numbers lie lowest byte first, also where the compiler joins their stores") {
+  auto bytes = encode_numbers(0x1112131415161718ull);
+  auto at = [&](std::size_t i) { return std::to_integer<int>(bytes[i]); };
+  for (int i = 0; i < 4; ++i) CHECK(at(12 + static_cast<std::size_t>(i)) == 4 - i);
+  for (std::size_t number = 0; number < 3; ++number) {
+    CHECK(at(32 + 8 * number) == 0x18 + static_cast<int>(number));
+    for (std::size_t i = 1; i < 8; ++i)
+      CHECK(at(32 + 8 * number + i) == 0x18 - static_cast<int>(i));
+  }
+  CHECK(at(56) == 6);
+  CHECK(at(57) == 5);
+  static_assert(std::uint32_t{Le32{0xdeadbeefu}} == 0xdeadbeefu);
 }
