@@ -41,7 +41,7 @@ struct Verdict {
   std::string why;  ///< What was seen, for people.
 };
 
-/// The table of docs/cluster.md. Pure.
+/// The table of docs/votes.md. Pure.
 Verdict judge(const Signals& signals);
 
 /// What a node does that finds itself without quorum, step by step. A state machine without clock,

@@ -47,7 +47,7 @@ struct VotingRules {
 /// entry for every node of `rules`. Dynamic: absent nodes have none, so that nodes can go one by
 /// one down to the last; the witness counts only while the number of node votes is even, and where
 /// there is none (or it does not answer) one node of an even number has none. The total is odd
-/// then, so there is no tie. The survival table of docs/cluster.md is its test.
+/// then, so there is no tie. The survival table of docs/votes.md is its test.
 ///
 /// Not dynamic, or without a voter among `present` (a forced side of nodes that have no vote):
 /// every voter counts, and the witness, if there is one.

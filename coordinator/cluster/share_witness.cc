@@ -1,0 +1,239 @@
+#include "coordinator/cluster/share_witness.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "csvfs/base/check.h"
+#include "csvfs/base/crc32c.h"
+#include "csvfs/base/endian.h"
+#include "csvfs/base/events.h"
+#include "csvfs/base/log.h"
+
+namespace csv::cluster {
+namespace {
+
+/// Little-endian; reserved bytes are written as zero and not looked at.
+///
+///   offset  size
+///        0     8  magic           "CSVSHAR\x1a"
+///        8     4  crc             CRC-32C of bytes [12, 4096): a torn write
+///       12     4  format_version
+///       16     8  sequence        which of the two slots is in force
+///       24     8  life            the holder's: a former life of the same node
+///       32     8  ring            the membership he holds it for; changes with each proof
+///       40     8  forced          of the configuration's tag: a partition in time
+///       48     8  epoch
+///       56     8  tag_sequence
+///       64     2  cluster         another cluster's file
+///       66     1  node            the holder
+///       67  4029  reserved
+struct SlotBlock {
+  std::array<char, 8> magic;
+  Le32 crc;
+  Le32 format_version;
+  Le64 sequence;
+  Le64 life;
+  Le64 ring;
+  Le64 forced;
+  Le64 epoch;
+  Le64 tag_sequence;
+  Le16 cluster;
+  std::uint8_t node;
+  std::array<std::byte, 4029> reserved;
+};
+static_assert(sizeof(SlotBlock) == TagFile::kSlot && alignof(SlotBlock) == 1);
+static_assert(offsetof(SlotBlock, forced) == 40 && offsetof(SlotBlock, node) == 66);
+
+constexpr std::array<char, 8> kMagic = {'C', 'S', 'V', 'S', 'H', 'A', 'R', '\x1a'};
+constexpr std::uint32_t kFormatVersion = 1;
+constexpr std::size_t kSummedFrom = 12;
+constexpr int kTries = 8;  ///< Of an exchange that others of our own side overtake.
+
+bool both_have(const TagFile::Content& content, const ClusterTag& tag) {
+  return std::all_of(content.begin(), content.end(), [&](const auto& slot) {
+    auto found = decode_share_tag(slot);
+    return found && found->tag == tag;
+  });
+}
+
+}  // namespace
+
+TagFile::Slot encode(const ShareTag& tag) {
+  SlotBlock block{};
+  block.magic = kMagic;
+  block.format_version = kFormatVersion;
+  block.sequence = tag.sequence;
+  block.life = tag.life;
+  block.ring = tag.ring;
+  block.forced = tag.tag.forced;
+  block.epoch = tag.tag.epoch;
+  block.tag_sequence = tag.tag.sequence;
+  block.cluster = tag.cluster;
+  block.node = raw(tag.node);
+  TagFile::Slot bytes;
+  std::memcpy(bytes.data(), &block, sizeof block);
+  block.crc = crc32c(std::span{bytes}.subspan(kSummedFrom));
+  std::memcpy(bytes.data(), &block, sizeof block);
+  return bytes;
+}
+
+Expected<ShareTag> decode_share_tag(std::span<const std::byte> slot) {
+  if (slot.size() != sizeof(SlotBlock))
+    return Error{Errc::corrupt, fmt::format("a witness file's slot of {} bytes", slot.size())};
+  if (std::all_of(slot.begin(), slot.end(), [](std::byte b) { return b == std::byte{}; }))
+    return Error{std::errc::no_such_file_or_directory, "the slot was never written"};
+  SlotBlock block;
+  std::memcpy(&block, slot.data(), sizeof block);
+  if (block.crc != crc32c(slot.subspan(kSummedFrom)))
+    return Error{Errc::corrupt, "a slot of the witness file is damaged"};
+  if (block.magic != kMagic)
+    return Error{Errc::refused, "the file is not a witness: something else lies there"};
+  if (block.format_version != kFormatVersion)
+    return Error{Errc::refused, fmt::format("the witness file has format version {}, this program "
+                                            "knows {}",
+                                            std::uint32_t{block.format_version}, kFormatVersion)};
+  return ShareTag{block.sequence, block.cluster, NodeId{block.node},
+                  block.life,     block.ring,    {block.forced, block.epoch, block.tag_sequence}};
+}
+
+Expected<ShareTag> newest_share_tag(const TagFile::Content& content) {
+  std::optional<ShareTag> best;
+  Error damaged;
+  int written = 0;
+  for (const auto& slot : content) {
+    auto found = decode_share_tag(slot);
+    if (!found && found.error() == std::errc::no_such_file_or_directory) continue;
+    ++written;
+    if (!found && found.error() == Errc::refused) return found.error();
+    if (!found) {
+      damaged = found.error();
+      continue;
+    }
+    if (!best || found->sequence > best->sequence) best = *found;
+  }
+  if (best) return *best;
+  if (written == 0) return ShareTag{};
+  return damaged.within(
+      "the witness file cannot be used, nor told from another kind of file; if "
+      "it is nothing else, remove it");
+}
+
+struct ShareWitness::Seen {
+  TagFile::Content content;
+  ShareTag now;
+  bool damaged = false;  ///< One of the slots, which may have been a later one.
+};
+
+ShareWitness::ShareWitness(Surroundings around)
+    : around_{std::move(around)}, life_{around_.random->next() | 1} {
+  CSV_CHECK(around_.timing.safe());
+}
+
+Task<Expected<ShareWitness::Seen>> ShareWitness::look() {
+  auto content = co_await completion<Expected<TagFile::Content>>(
+      [this](auto done) { around_.file->read(std::move(done)); });
+  if (!content) co_return content.error();
+  CSV_CO_TRY(now, newest_share_tag(*content));
+  if (now.sequence != 0 && now.cluster != around_.cluster)
+    co_return Error{Errc::refused, fmt::format("the file is the witness of cluster {}, not of {}",
+                                               now.cluster, around_.cluster)};
+  if (raw(now.node) != 0) holder_ = now.node;
+  bool damaged = std::any_of(content->begin(), content->end(), [](const auto& slot) {
+    return decode_share_tag(slot).error() == Errc::corrupt;
+  });
+  co_return Seen{*content, now, damaged};
+}
+
+Task<Expected<void>> ShareWitness::change(const Seen& seen, ShareTag next) {
+  next.sequence = seen.now.sequence + 1;
+  next.cluster = around_.cluster;
+  auto slot = encode(next);
+  auto place = static_cast<std::size_t>(next.sequence % 2);
+  co_return co_await completion<Expected<void>>(
+      [&, this](auto done) { around_.file->exchange(seen.content, place, slot, std::move(done)); });
+}
+
+Expected<void> ShareWitness::check_own(const ShareTag& found) const {
+  auto own = around_.own_tag();
+  if (own >= found.tag) return {};
+  return Error{Errc::superseded,
+               fmt::format("the witness knows configuration {}.{}.{}, this side has {}.{}.{}: it "
+                           "must wait for a node that has the newer one",
+                           found.tag.forced, found.tag.epoch, found.tag.sequence, own.forced,
+                           own.epoch, own.sequence)};
+}
+
+Task<Expected<Witness::Memory>> ShareWitness::read() {
+  CSV_CO_TRY(seen, co_await look());
+  co_return Memory{seen.now.tag, {}};
+}
+
+Task<Expected<void>> ShareWitness::store(Memory memory) {
+  for (int tries = 0;; ++tries) {
+    CSV_CO_TRY(seen, co_await look());
+    if (seen.now.tag > memory.tag)
+      co_return Error{Errc::superseded,
+                      fmt::format("the witness knows configuration {}.{}.{}", seen.now.tag.forced,
+                                  seen.now.tag.epoch, seen.now.tag.sequence)};
+    // In both slots, so that the loss of one brings no older tag back.
+    if (seen.now.tag == memory.tag && both_have(seen.content, memory.tag))
+      co_return Expected<void>{};
+    auto next = seen.now;
+    next.tag = memory.tag;
+    auto done = co_await change(seen, next);
+    if (!done && (!(done.error() == Errc::retry) || tries == kTries)) co_return std::move(done);
+  }
+}
+
+Task<Expected<Witness::Hold>> ShareWitness::confirm(std::uint64_t ring) {
+  for (int tries = 0;; ++tries) {
+    CSV_CO_TRY(seen, co_await look());
+    if (seen.now.life != life_ || seen.now.node != around_.node)
+      co_return Error{Errc::superseded,
+                      fmt::format("node {} holds the witness", raw(seen.now.node))};
+    if (seen.damaged)
+      co_return Error{Errc::superseded,
+                      "a slot of the witness file is damaged: it may have been taken"};
+    CSV_CO_CHECK(check_own(seen.now));
+    auto next = seen.now;
+    next.ring = ring;
+    auto sent = around_.loop->now();
+    auto done = co_await change(seen, next);
+    if (done) co_return Hold{sent};
+    if (!(done.error() == Errc::retry) || tries == kTries) co_return done.error();
+  }
+}
+
+Task<Expected<Witness::Hold>> ShareWitness::challenge(std::uint64_t ring) {
+  CSV_CO_TRY(first, co_await look());
+  bool ours = first.now.life == life_ && first.now.node == around_.node;
+  if (ours && !first.damaged) co_return co_await confirm(ring);
+  auto since = around_.loop->now();
+  for (;;) {
+    CSV_CO_CHECK(check_own(first.now));
+    if (around_.loop->now() - since > around_.timing.over_after) break;
+    co_await sleep(*around_.loop, around_.look_interval);
+    CSV_CO_TRY(again, co_await look());
+    if (again.content != first.content)
+      co_return Error{Errc::refused,
+                      fmt::format("node {} holds the witness, and moves", raw(again.now.node))};
+  }
+  auto next = first.now;
+  next.node = around_.node;
+  next.life = life_;
+  next.ring = ring;
+  auto sent = around_.loop->now();
+  auto done = co_await change(first, next);
+  if (!done && done.error() == Errc::retry)
+    co_return Error{Errc::refused, "another node was faster, or the holder moved after all"};
+  if (!done) co_return done.error();
+  holder_ = around_.node;
+  log::info("witness taken file ring={} node={}", ring, raw(around_.node));
+  events::report(
+      events::Severity::info, "witness", "",
+      fmt::format("node {} took the witness file", raw(around_.node)),
+      raw(first.now.node) != 0 ? fmt::format("node {} held it", raw(first.now.node)) : "");
+  co_return Hold{sent};
+}
+
+}  // namespace csv::cluster

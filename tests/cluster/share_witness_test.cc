@@ -1,0 +1,435 @@
+#include "coordinator/cluster/share_witness.h"
+
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "csvfs/base/asio_loop.h"
+#include "tests/fakes/node_loop.h"
+
+using namespace csv;
+using namespace csv::cluster;
+using csv::fakes::ManualLoop;
+using csv::fakes::NodeLoop;
+
+namespace {
+
+constexpr std::uint16_t kCluster = 4711;
+using Hold = Witness::Hold;
+using Memory = Witness::Memory;
+
+/// What all nodes see, and what each of their calls may suffer.
+struct Share {
+  explicit Share(ManualLoop& its_loop) : loop{&its_loop} {}
+  ManualLoop* loop;
+  TagFile::Content content{};
+  Random random{1};
+  bool faults = false;
+};
+
+/// One node's way to it. An exchange takes effect at one moment, some time after it was asked for,
+/// and is answered some time later, or never.
+class NodeFile final : public TagFile {
+ public:
+  NodeFile(Share& share, Loop& home) : share_{&share}, home_{&home} {}
+  void read(Function<void(Expected<Content>)> done) override {
+    later([this, done = std::move(done)]() mutable {
+      answer([done = std::move(done), content = share_->content](bool lost) mutable {
+        if (lost) return done(Error{std::errc::timed_out, "lost"});
+        done(content);
+      });
+    });
+  }
+  void exchange(const Content& expected, std::size_t place, const Slot& next,
+                Function<void(Expected<void>)> done) override {
+    later([this, expected, place, next, done = std::move(done)]() mutable {
+      bool same = share_->content == expected;
+      if (same) share_->content[place] = next;
+      answer([done = std::move(done), same](bool lost) mutable {
+        if (lost) return done(Error{std::errc::timed_out, "lost"});
+        done(same ? Expected<void>{} : Error{Errc::retry, "changed"});
+      });
+    });
+  }
+  bool reachable = true;
+
+ private:
+  Duration some() {
+    if (!share_->faults) return 1ms;
+    auto most = share_->random.chance(1, 3) ? 1500u : 20u;
+    return Duration{share_->random.below(most * 1'000'000ull)};
+  }
+  void later(Function<void()> work) {
+    // In the world's time, whether or not the node is stopped.
+    share_->loop->after(some(), std::move(work));
+  }
+  void answer(Function<void(bool lost)> work) {
+    bool lost = !reachable || (share_->faults && share_->random.chance(1, 30));
+    share_->loop->after(lost ? 2s : some(), [home = home_, lost, work = std::move(work)]() mutable {
+      home->post([lost, work = std::move(work)]() mutable { work(lost); });
+    });
+  }
+  Share* share_;
+  Loop* home_;
+};
+
+template <typename T>
+Task<void> into(Task<Expected<T>> call, std::optional<Expected<T>>& result) {
+  auto said = co_await call;
+  result.emplace(std::move(said));
+}
+
+struct Node {
+  Node(Share& its_share, int its_number, int per_mille = 1000)
+      : share{&its_share},
+        number{its_number},
+        loop{*its_share.loop, per_mille, 1000s * its_number},
+        random{static_cast<std::uint64_t>(its_number) + 7},
+        file{its_share, loop} {
+    start();
+  }
+  void start() {
+    ShareWitness::Surroundings around;
+    around.loop = &loop;
+    around.random = &random;
+    around.file = &file;
+    around.cluster = kCluster;
+    around.node = NodeId{static_cast<std::uint8_t>(number)};
+    around.own_tag = [this] { return own; };
+    witness = std::make_unique<ShareWitness>(around);
+  }
+  template <typename T>
+  Expected<T> run(Task<Expected<T>> call) {
+    std::optional<Expected<T>> result;
+    TaskScope scope;
+    scope.spawn(into(std::move(call), result));
+    for (int i = 0; i < 10'000 && !result; ++i) share->loop->run_for(10ms);
+    REQUIRE(result);
+    return std::move(*result);
+  }
+  Expected<Hold> challenge() { return run(witness->challenge(1)); }
+  Expected<Hold> confirm() { return run(witness->confirm(1)); }
+  Expected<void> store(ClusterTag tag) { return run(witness->store({tag, {}})); }
+  Expected<Memory> read() { return run(witness->read()); }
+  [[nodiscard]] TimePoint until(const Hold& hold) const {
+    return loop.in_world(hold.sent + LeaseTiming{}.term);
+  }
+
+  Share* share;
+  int number;
+  NodeLoop loop;
+  Random random;
+  NodeFile file;
+  ClusterTag own;
+  std::unique_ptr<ShareWitness> witness;
+};
+
+struct Pair {
+  ManualLoop loop;
+  Share share{loop};
+  Node one{share, 1}, two{share, 2};
+};
+
+}  // namespace
+
+TEST_CASE("share witness: one takes it, goes on holding it, and loses it when it is silent") {
+  Pair pair;
+  CHECK(pair.one.confirm().error() == Errc::superseded);
+  REQUIRE(pair.one.challenge());
+  CHECK(pair.one.witness->holder() == NodeId{1});
+  std::optional<Expected<Hold>> against;
+  TaskScope scope;
+  scope.spawn(into(pair.two.witness->challenge(2), against));
+  pair.loop.run_for(1s);
+  REQUIRE(pair.one.confirm());
+  pair.loop.run_for(1s);
+  REQUIRE(against);
+  CHECK(against->error() == Errc::refused);
+  auto last = pair.one.confirm();
+  REQUIRE(last);
+  auto taken = pair.two.challenge();
+  REQUIRE(taken);
+  CHECK(pair.two.loop.in_world(taken->sent) > pair.one.until(*last));
+  CHECK(pair.one.confirm().error() == Errc::superseded);
+  CHECK(pair.two.confirm());
+  // Another life of the same node has to wait as well.
+  pair.two.start();
+  CHECK(pair.two.confirm().error() == Errc::superseded);
+  auto began = pair.loop.now();
+  CHECK(pair.two.challenge());
+  CHECK(pair.loop.now() - began > LeaseTiming{}.over_after);
+}
+
+TEST_CASE("share witness: the tag only grows, and a side with an older one must wait") {
+  Pair pair;
+  CHECK(pair.one.store({0, 1, 5}));  // without holding it
+  CHECK(pair.two.read()->tag == ClusterTag{0, 1, 5});
+  CHECK(pair.two.store({0, 1, 4}).error() == Errc::superseded);
+  CHECK(pair.two.store({0, 1, 5}));
+  // A partition in time: node 2 was away while the configuration changed.
+  pair.one.own = {0, 1, 5};
+  pair.two.own = {0, 1, 4};
+  CHECK(pair.two.challenge().error() == Errc::superseded);
+  CHECK(pair.one.challenge());
+  REQUIRE(pair.one.store({0, 1, 6}));
+  CHECK(pair.one.confirm().error() == Errc::superseded);  // before it has it on its own disk
+  pair.one.own = {0, 1, 6};
+  CHECK(pair.one.confirm());
+  pair.two.own = {1, 0, 0};
+  CHECK(pair.two.challenge());
+}
+
+TEST_CASE("share witness: damage of one slot loses no tag, and no hold is taken for another") {
+  for (std::size_t slot = 0; slot < 2; ++slot) {
+    Pair pair;
+    REQUIRE(pair.one.challenge());
+    pair.one.own = {0, 1, 5};
+    REQUIRE(pair.one.store(pair.one.own));
+    pair.share.content[slot][100] ^= std::byte{1};
+    CHECK(pair.two.read()->tag == pair.one.own);
+    CHECK(pair.one.confirm().error() == Errc::superseded);
+    REQUIRE(pair.one.challenge());
+    CHECK(pair.one.confirm());
+    pair.share.content[0][100] ^= std::byte{1};
+    pair.share.content[1][100] ^= std::byte{1};
+    auto before = pair.share.content;
+    CHECK(pair.one.read().error() == Errc::corrupt);
+    CHECK(pair.one.challenge().error() == Errc::corrupt);
+    CHECK(pair.one.store({0, 1, 6}).error() == Errc::corrupt);
+    CHECK(pair.share.content == before);
+  }
+}
+
+TEST_CASE("share witness: another cluster's file, or another kind of file, is left as it is") {
+  Pair pair;
+  SUBCASE("another cluster's") {
+    ShareTag tag;
+    tag.sequence = 1;
+    tag.cluster = 4712;
+    pair.share.content[1] = encode(tag);
+  }
+  SUBCASE("text") { pair.share.content[0].fill(std::byte{'a'}); }
+  auto before = pair.share.content;
+  CHECK_FALSE(pair.one.read());
+  CHECK_FALSE(pair.one.challenge());
+  CHECK_FALSE(pair.one.store({0, 1, 6}));
+  CHECK(pair.share.content == before);
+}
+
+TEST_CASE("share witness: two halves never hold it at the same time, whatever happens to both") {
+  struct Validity {
+    int node;
+    TimePoint from, to;
+  };
+  std::size_t holds = 0;
+  int taken = 0;
+  for (std::uint64_t seed = 0; seed < 40; ++seed) {
+    CAPTURE(seed);
+    ManualLoop loop;
+    Share share{loop};
+    share.random = Random{seed};
+    share.faults = true;
+    Random random{seed + 100};
+    int slow = seed % 2 == 0 ? 990 : 1010;
+    std::vector<std::unique_ptr<Node>> nodes;
+    nodes.push_back(std::make_unique<Node>(share, 1, slow));
+    nodes.push_back(std::make_unique<Node>(share, 2, 2000 - slow));
+    std::vector<Validity> all;
+    auto contend = [&](Node& node) -> Task<void> {
+      bool believes = false;
+      for (;;) {
+        auto call = believes ? node.witness->confirm(random.next())
+                             : node.witness->challenge(random.next());
+        auto said = co_await call;
+        if (said && !believes) ++taken;
+        if (said && node.until(*said) > loop.now())
+          all.push_back({node.number, loop.now(), node.until(*said)});
+        believes = said || (believes && !(said.error() == Errc::superseded));
+        auto pause = !said ? 100ms : share.faults ? Duration{random.below(4'500'000'000)} : 1s;
+        co_await sleep(node.loop, pause);
+      }
+    };
+    TaskScope scope;
+    for (auto& node : nodes) scope.spawn(contend(*node));
+    for (int i = 0; i < 240; ++i) {
+      loop.run_for(500ms);
+      auto& node = *nodes[random.below(2)];
+      if (random.chance(1, 30) && !node.loop.stopped()) {
+        node.loop.stop();
+        loop.after(Duration{random.below(20'000'000'000)}, [&node] { node.loop.go_on(); });
+      }
+      if (random.chance(1, 30)) {
+        node.file.reachable = false;
+        loop.after(Duration{random.below(8'000'000'000)}, [&node] { node.file.reachable = true; });
+      }
+    }
+    share.faults = false;
+    loop.run_for(40s);
+    std::map<int, TimePoint> until;
+    for (const auto& one : all) {
+      for (auto [node, end] : until)
+        if (node != one.node) REQUIRE(one.from >= end);
+      until[one.node] = std::max(until[one.node], one.to);
+    }
+    CHECK((until[1] > loop.now()) != (until[2] > loop.now()));
+    holds += all.size();
+  }
+  CHECK(holds > 1000);
+  CHECK(taken > 150);
+}
+
+TEST_CASE("share witness: only shares whose locks bind writes are accepted") {
+  const std::string list =
+      "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+      "30 22 0:45 / /mnt/w rw shared:2 - nfs4 server:/w rw,vers=4.1,local_lock=none,addr=1.2.3.4\n"
+      "31 22 0:46 / /mnt/old rw - nfs server:/old rw,vers=3,local_lock=none\n"
+      "32 22 0:47 / /mnt/alone rw - nfs4 server:/alone rw,vers=4.2,local_lock=all\n"
+      "33 22 0:48 / /mnt/with\\040blank rw - cifs //server/w rw,vers=3.1.1,cache=strict\n"
+      "34 22 0:49 / /mnt/nobrl rw - cifs //server/w rw,vers=3.0,nobrl\n"
+      "35 22 0:50 / /mnt/smb1 rw - cifs //server/w rw,vers=1.0\n"
+      "bad line\n"
+      "36 22 0:51 / /mnt/w/inner rw - tmpfs none rw\n";
+  auto check = [&](const std::string& path) {
+    auto mount = mount_of(list, path);
+    REQUIRE(mount);
+    return check_share(*mount);
+  };
+  CHECK(check("/mnt/w/tag"));
+  CHECK(mount_of(list, "/mnt/w/tag")->device == ::makedev(0, 45));
+  CHECK(check("/mnt/with blank/tag"));
+  for (const char* path : {"/mnt/old/tag", "/mnt/alone/tag", "/mnt/nobrl/tag", "/mnt/smb1/tag",
+                           "/mnt/w/inner/tag", "/mnt/window/tag", "/tag"}) {
+    CAPTURE(path);
+    CHECK(check(path).error() == Errc::refused);
+  }
+  CHECK(mount_of("", "/tag").error() == Errc::refused);
+}
+
+// ---------------------------------------------------------------------------- the real file
+
+namespace {
+
+struct Folder {
+  Folder() {
+    char name[] = "/tmp/csv-share-XXXXXX";
+    REQUIRE(::mkdtemp(name) != nullptr);
+    path = name;
+  }
+  ~Folder() { std::filesystem::remove_all(path); }
+  std::string path;
+};
+
+struct RealFile {
+  explicit RealFile(const std::string& path, Duration deadline = 2s)
+      : file{loop, {.path = path, .deadline = deadline, .any_file_system = true}} {
+    loop.start("share");
+  }
+  Expected<TagFile::Content> read() {
+    std::promise<Expected<TagFile::Content>> said;
+    file.read([&](auto result) { said.set_value(std::move(result)); });
+    return said.get_future().get();
+  }
+  Expected<void> exchange(const TagFile::Content& expected, std::size_t place, std::byte fill) {
+    TagFile::Slot next;
+    next.fill(fill);
+    std::promise<Expected<void>> said;
+    file.exchange(expected, place, next, [&](auto result) { said.set_value(std::move(result)); });
+    return said.get_future().get();
+  }
+  AsioLoop loop;
+  SharedTagFile file;
+};
+
+/// This process's children, as pgrep says.
+std::vector<::pid_t> children() {
+  std::vector<::pid_t> found;
+  for (const auto& entry : std::filesystem::directory_iterator{"/proc"}) {
+    std::ifstream stat{entry.path() / "stat"};
+    ::pid_t pid = 0, parent = 0;
+    std::string name;
+    char state = 0;
+    if (stat >> pid >> name >> state >> parent && parent == ::getpid() && state != 'Z')
+      found.push_back(pid);
+  }
+  return found;
+}
+
+}  // namespace
+
+TEST_CASE("tag file: an exchange happens only over what was expected, and both sides see it") {
+  Folder folder;
+  RealFile one{folder.path + "/tag"}, two{folder.path + "/tag"};
+  auto empty = one.read();
+  REQUIRE(empty);
+  CHECK(*empty == TagFile::Content{});
+  CHECK(one.exchange(*empty, 1, std::byte{1}));
+  CHECK(two.exchange(*empty, 1, std::byte{2}).error() == Errc::retry);
+  auto now = two.read();
+  REQUIRE(now);
+  CHECK((*now)[1][4095] == std::byte{1});
+  CHECK((*now)[0][0] == std::byte{0});
+  CHECK(two.exchange(*now, 0, std::byte{2}));
+  CHECK((*one.read())[0][7] == std::byte{2});
+}
+
+TEST_CASE("tag file: of exchanges over the same content, at the same time, exactly one happens") {
+  Folder folder;
+  RealFile one{folder.path + "/tag"}, two{folder.path + "/tag"};
+  for (int round = 0; round < 20; ++round) {
+    auto seen = one.read();
+    REQUIRE(seen);
+    auto first = std::async(std::launch::async, [&] {
+      return one.exchange(*seen, 0, static_cast<std::byte>(2 * round + 1));
+    });
+    auto second = two.exchange(*seen, 0, static_cast<std::byte>(2 * round + 2));
+    CHECK(bool{first.get()} != bool{second});
+  }
+}
+
+TEST_CASE("tag file: what is not one is left alone, and what cannot be opened is said") {
+  Folder folder;
+  std::ofstream{folder.path + "/large"} << std::string(8193, '\0');
+  RealFile large{folder.path + "/large"};
+  CHECK(large.read().error() == std::errc::file_too_large);
+  CHECK(large.exchange({}, 0, std::byte{1}).error() == std::errc::file_too_large);
+  RealFile nowhere{folder.path + "/none/tag"};
+  CHECK(nowhere.read().error() == std::errc::no_such_file_or_directory);
+  RealFile directory{folder.path};
+  CHECK_FALSE(directory.read());
+  // Without the switch a local directory is refused, before anything is touched.
+  AsioLoop loop;
+  loop.start("share");
+  SharedTagFile strict{loop, {.path = folder.path + "/strict"}};
+  std::promise<Expected<TagFile::Content>> said;
+  strict.read([&](auto result) { said.set_value(std::move(result)); });
+  CHECK(said.get_future().get().error() == Errc::refused);
+  CHECK_FALSE(std::filesystem::exists(folder.path + "/strict"));
+}
+
+TEST_CASE("tag file: a helper that hangs is left behind by its deadline, and another one works") {
+  Folder folder;
+  auto before = children();
+  RealFile one{folder.path + "/tag", 300ms};
+  REQUIRE(one.read());
+  ::pid_t helper = 0;
+  for (auto each : children())
+    if (std::find(before.begin(), before.end(), each) == before.end()) helper = each;
+  REQUIRE(helper != 0);
+  REQUIRE(::kill(helper, SIGSTOP) == 0);
+  CHECK(one.read().error() == std::errc::timed_out);
+  auto again = one.read();
+  REQUIRE(again);
+  CHECK(one.exchange(*again, 0, std::byte{9}));
+}
