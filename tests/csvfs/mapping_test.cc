@@ -377,8 +377,9 @@ TEST_CASE("mapping: pages go when the lease is about to end, and with the sessio
   Mapped file{world};
   auto one = file.cache(1);
   REQUIRE(world.wait(one->increment(0)));
-  world.post([&] { world.open_until = world.loop().now() + 450ms; });
-  for (int i = 0; i < 100 && one->has(0); ++i) world.wait(sleep(world.loop(), 10ms));
+  world.post([&] { world.open_until = world.loop().now() + 3450ms; });
+  // What the coordinator has answered is worth 3 s, so a lease does not end sooner.
+  for (int i = 0; i < 500 && one->has(0); ++i) world.wait(sleep(world.loop(), 10ms));
   CHECK_FALSE(one->has(0));
   world.post([&] { world.open_until = TimePoint::max(); });
   CHECK(*world.wait(one->load(0)) == 1);

@@ -4,6 +4,7 @@ source "$(dirname "$0")/cluster.sh"
 
 mapped=$(dirname "$(realpath "${BASH_SOURCE[0]}")")/mapped.py
 rounds=${CSVFS_MMAP_ROUNDS:-2000}
+export CSVFS_LAB_MOUNT_OPTIONS=shared_mmap
 cluster_up 3G
 map() { on "$1" python3 "$mapped" "${@:2}"; }
 

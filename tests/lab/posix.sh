@@ -8,6 +8,7 @@ mkdir "$work/local"
 # A file system in memory cannot keep all of them.
 if [[ $(stat -f -c %T "$work/local") == tmpfs ]]; then note "none here: left out"; else python "$claims" "$work/local" --reference; fi
 
+export CSVFS_LAB_MOUNT_OPTIONS=shared_mmap
 cluster_up 3G
 say "the mount keeps them"
 on node1 mkdir "$volume/on-the-coordinator"

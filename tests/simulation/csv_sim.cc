@@ -1,5 +1,5 @@
-// csv_sim --seed N [--runs M] [--voting] [--calm] [--verbose] [--log] ...: lives of simulated
-// clusters (docs/testing.md).
+// csv_sim --seed N [--runs M] [--voting] [--mappings] [--calm] [--verbose] [--log] ...: lives of
+// simulated clusters (docs/testing.md).
 
 #include <cstdio>
 #include <cstdlib>
@@ -20,9 +20,12 @@ int main(int argc, char** argv) {
     } else if (arg == "--runs") {
       runs = number();
     } else if (arg == "--calm") {
-      auto voting = plan.voting;
+      auto each = plan;
       plan = csv::sim::Plan::calm();
-      plan.voting = voting;
+      plan.voting = each.voting;
+      plan.mappings = each.mappings;
+    } else if (arg == "--mappings") {
+      plan.mappings = true;
     } else if (arg == "--voting") {
       plan.voting = true;
     } else if (arg == "--only") {
@@ -44,6 +47,7 @@ int main(int argc, char** argv) {
       plan.fill = what == "fill";
       plan.length = each.length;
       plan.voting = each.voting;
+      plan.mappings = each.mappings;
     } else if (arg == "--lie") {
       plan.lie_in = number();
     } else if (arg == "--break") {
@@ -64,11 +68,11 @@ int main(int argc, char** argv) {
     } else if (arg == "--log") {
       level = csv::log::Level::debug;
     } else {
-      std::fprintf(
-          stderr,
-          "csv_sim [--seed N] [--runs N] [--seconds N] [--voting] [--calm] [--lie N] [--break "
-          "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses] "
-          "[--verbose] [--log]\n");
+      std::fprintf(stderr,
+                   "csv_sim [--seed N] [--runs N] [--seconds N] [--voting] [--mappings] [--calm] "
+                   "[--lie N] [--break "
+                   "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses] "
+                   "[--verbose] [--log]\n");
       return 2;
     }
   }

@@ -326,7 +326,7 @@ Task<void> Program::work_with_images() {
   auto dice = random_.below(100);
   auto sizes = ground_.history.sizes(open_[at].inode);
   auto blocks = std::max<std::uint64_t>(sizes.most / kBlock, 16);
-  if (sizes.least > 0 && random_.chance(1, 4)) {
+  if (workload_.options_.mappings && sizes.least > 0 && random_.chance(1, 4)) {
     auto offset = random_.below(std::min<std::uint64_t>(sizes.least, 8 * kBlock));
     auto room = std::min(kBlock - offset % kBlock, sizes.least - offset);
     auto length = 1 + random_.below(std::min<std::uint64_t>(room, 700));

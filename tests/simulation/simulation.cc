@@ -322,7 +322,9 @@ class Run {
   Run(std::uint64_t seed, const Plan& plan)
       : plan_{plan},
         world_{seed},
-        workload_{world_, cluster_, {.most_thinking = world_.between(5ms, 40ms)}},
+        workload_{world_,
+                  cluster_,
+                  {.most_thinking = world_.between(5ms, 40ms), .mappings = plan.mappings}},
         locks_{world_, cluster_, workload_},
         cluster_{world_, options_for(world_.random(), plan, setting_)} {
     world_.set_verbose(plan.verbose);

@@ -16,6 +16,7 @@ struct Plan {
   bool lose_power = true, fill = true;              ///< Of the target; the volume, for a while.
   Duration least_calm = 100ms, most_calm = 2500ms;  ///< Between two faults.
   std::uint64_t lie_in = 0;  ///< The storage loses one acknowledged write in so many.
+  bool mappings = false;     ///< Programs map files, too.
   bool voting = false;       ///< The nodes vote; else an administrator gives the volume to one.
   Broken broken;
   bool verbose = false;

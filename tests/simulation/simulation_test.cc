@@ -76,6 +76,7 @@ TEST_CASE("simulation: nodes that vote go on by themselves, whatever fails") {
 TEST_CASE("simulation: without faults everything is done and nothing is in doubt") {
   for (std::uint64_t seed = 1; seed <= 3; ++seed) {
     auto plan = Plan::calm();
+    plan.mappings = true;
     plan.length = 3s;
     auto result = play(seed, plan);
     CHECK(result.faults == 0);
@@ -139,6 +140,7 @@ TEST_CASE("simulation: a recall that the mount never hears of is found out") {
 TEST_CASE("simulation: a kernel that keeps pages of mappings which it was to drop is found out") {
   auto plan = Plan::calm();
   plan.length = 5s;
+  plan.mappings = true;
   plan.broken.kernels_keep_pages = true;
   CHECK(first_violation(plan, 4) != "");
 }

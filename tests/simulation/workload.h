@@ -29,6 +29,7 @@ struct Playground {
 struct WorkloadOptions {
   std::size_t playgrounds = 4;
   Duration most_thinking = 40ms;
+  bool mappings = false;
 };
 
 /// Programs on all nodes, and the judge of what they see. A violation ends the run.
