@@ -475,7 +475,7 @@ TEST_CASE("fuse: what a newer kernel offers is taken, though libfuse does not kn
   constexpr std::uint64_t kMmap = 1ull << 36, kOther = 1ull << 37;
   World world;
   constexpr auto kOffered = FUSE_SETXATTR_EXT | FUSE_HANDLE_KILLPRIV_V2 | kMmap | kOther;
-  Kernel kernel{world, 1, kOffered};
+  Kernel kernel{world, 1, kOffered, {.flags = 0, .shared_mappings = true}};
   CHECK((kernel.taken & kMmap) != 0);
   CHECK((kernel.taken & FUSE_HANDLE_KILLPRIV_V2) != 0);
   CHECK((kernel.taken & FUSE_INIT_EXT) != 0);
@@ -497,7 +497,7 @@ TEST_CASE("fuse: what a newer kernel offers is taken, though libfuse does not kn
   CHECK(kernel.call(FUSE_SETXATTR, file.node,
                     Kernel::bytes(in) + Kernel::name("system.posix_acl_access") + acl) == 0);
   CHECK((kernel.attr(file.node).mode & 07777) == 0750);
-  Kernel careful{world, 3, kOffered, {.flags = 0, .shared_mappings = false}};
+  Kernel careful{world, 3, kOffered};
   CHECK((careful.taken & (kMmap | kOther)) == 0);
   CHECK((careful.taken & FUSE_HANDLE_KILLPRIV_V2) != 0);
   Kernel older{world, 2};
