@@ -6,7 +6,7 @@ namespace csv {
 
 /// What mount(8)'s options mean to mount(2), and to us.
 struct MountFlags {
-  unsigned long flags = 0;      ///< MS_…
+  unsigned long flags = 0;       ///< MS_…
   bool shared_mappings = false;  ///< [no]shared_mmap: mmap(2) with MAP_SHARED.
 };
 /// Takes `option` into account, the later of two that contradict; false if it is none of these.
