@@ -1,0 +1,55 @@
+"""What a program does while nodes fail: it makes, reads and removes files, and writes into one directly.
+
+usage: voting.py names FOLDER SECONDS     the longest wait for a name, in ms, on stdout; each file's content is looked at
+       voting.py direct FILE SECONDS      the longest wait of an O_DIRECT write to written blocks, in ms
+"""
+
+import mmap
+import os
+import sys
+import time
+
+
+def names(folder, until):
+    worst = number = 0
+    os.makedirs(folder, exist_ok=True)
+    kept = {}
+    while time.monotonic() < until:
+        began = time.monotonic()
+        name = f"{folder}/f{number % 40}"
+        content = b"%d " % number * 100
+        with open(name + ".new", "wb") as file:
+            file.write(content)
+        os.rename(name + ".new", name)
+        kept[name] = content
+        worst = max(worst, time.monotonic() - began)
+        number += 1
+    for name, content in kept.items():
+        with open(name, "rb") as file:
+            if file.read() != content:
+                sys.exit(f"{name} is not what was written")
+    if sorted(kept) != sorted(f"{folder}/{each}" for each in os.listdir(folder)):
+        sys.exit(f"{folder} lists other names than were made")
+    return worst, number
+
+
+def direct(path, until):
+    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_DIRECT, 0o644)
+    block = mmap.mmap(-1, 4096)
+    block.write(b"x" * 4096)
+    for at in range(256):
+        os.pwrite(file, block, at * 4096)
+    os.fsync(file)
+    worst = number = 0
+    while time.monotonic() < until:
+        began = time.monotonic()
+        os.pwrite(file, block, number % 256 * 4096)
+        worst = max(worst, time.monotonic() - began)
+        number += 1
+    return worst, number
+
+
+longest, count = {"names": names, "direct": direct}[sys.argv[1]](sys.argv[2], time.monotonic() + float(sys.argv[3]))
+if count < 20:
+    sys.exit(f"only {count} rounds")
+print(int(longest * 1000))

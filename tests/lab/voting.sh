@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Nodes that vote: whatever one of them does, the others go on by themselves, and whoever was left behind stops.
+source "$(dirname "$0")/cluster.sh"
+
+if obstacle=$(lab_obstacle corosync); then :; else
+  echo "skipped: the lab $obstacle"
+  exit 77
+fi
+export CSVFS_LAB_ENGINE=corosync
+program=$(dirname "$(realpath "${BASH_SOURCE[0]}")")/voting.py
+
+coordinated_by() { on "$1" csvctl status --json 2>/dev/null | grep -q "\"coordinator_node\": *${2#node}\b"; }
+says() { on "$1" csvctl cluster status 2>/dev/null | grep -qF -- "$2"; }
+is_whole() { local each; for each in node1 node2 node3; do [[ $(on "$each" csvctl cluster status --json 2>/dev/null | grep -c '"counts": 1') == 3 ]] || return 1; done; }
+is_direct() { [[ $(on "$1" csvctl status --json 2>/dev/null | grep -c '"mode": "direct"') == 1 ]]; }
+
+# fails NAME NAMES_MS DIRECT_MS NODES DURATION COMMAND...: with programs at work on NODES the COMMAND is done; none of them waits longer.
+fails() {
+  local name=$1 names=$2 direct=$3 nodes=$4 duration=$5 each waited
+  shift 5
+  for each in $nodes; do begin "$name-$each" on "$each" python3 "$program" names "$volume/$name-$each" "$duration"; done
+  begin "$name-direct" on "${nodes##* }" python3 "$program" direct "$volume/direct" "$duration"
+  for each in $nodes; do wait_for_entries "$each" "$name-$each" 10; done
+  "$@"
+  for each in $nodes; do
+    await "$name-$each" 60
+    waited=$(<"$work/$name-$each.log")
+    note "$name: a name on $each waited $waited ms at most"
+    ((waited <= names)) || die "$name: a name on $each waited $waited ms, more than $names"
+  done
+  await "$name-direct" 60
+  waited=$(<"$work/$name-direct.log")
+  note "$name: a direct write waited $waited ms at most"
+  ((waited <= direct)) || die "$name: a direct write waited $waited ms, more than $direct"
+}
+cut_off() { local each; for each in private public ${2:-}; do lab cut "$1" "$each"; done; }
+
+cluster_up 1G
+wait_for 30 "three votes" is_whole
+
+# The machine may be busy: the bounds are twice what is promised.
+say "csvd of the coordinator is killed"
+fails killed 3000 300 "node2 node3" 10 lab kill node1 csvd
+coordinated_by node3 node2 || coordinated_by node3 node3 || die "nobody has taken the volume over"
+on node1 timeout 10 sh -c 'echo on >"$1"' - "$volume/without-csvd" || die "the mount of node1, whose csvd was killed, does not go on"
+[[ $(on node2 cat "$volume/without-csvd") == on ]] || die "node2 does not see what was written on node1"
+lab start node1 csvd
+wait_for 30 "three votes" is_whole
+
+say "the coordinator's node vanishes"
+lab coordinator 1
+fails vanished 8000 300 "node2 node3" 14 cut_off node1 storage
+says node1 'no quorum' || die "node1 does not say that it has no quorum"
+on node1 timeout 5 ls "$volume/killed-node2" >/dev/null 2>&1 && die "node1, cut off, still shows names"
+lab heal
+wait_for 60 "three votes" is_whole
+wait_for 60 "node1's mount" is_direct node1
+on node1 cmp "$volume/vanished-node2/f1" "$volume/vanished-node2/f1"
+
+say "a node that does not coordinate is cut off: nobody waits long for it, and it stops within its lease"
+lab coordinator 2
+fails apart 8000 300 "node1 node2" 12 cut_off node3
+says node3 'no quorum' || die "node3 does not say that it has no quorum"
+lab heal
+wait_for 60 "three votes" is_whole
+
+say "a volume is moved under load"
+fails moved 2000 300 "node1 node3" 6 lab coordinator 3
+
+say "every csvd is killed at once; then they start again"
+for node in node1 node2 node3; do lab kill "$node" csvd; done
+for node in node1 node2 node3; do lab start "$node" csvd; done
+wait_for 60 "three votes" is_whole
+for node in node1 node2 node3; do wait_for 60 "the mount of $node" is_direct "$node"; done
+on node2 sh -c 'echo again >"$1"' - "$volume/again"
+[[ $(on node1 cat "$volume/again") == again ]] || die "node1 does not see what node2 has written"
+
+end_clean
