@@ -15,6 +15,7 @@
 #include "coordinator/cluster/corosync_engine.h"
 #include "coordinator/cluster/standalone_membership.h"
 #include "coordinator/cluster/voting_membership.h"
+#include "coordinator/configured_witness.h"
 #include "coordinator/protocol/failure.h"
 #include "coordinator/protocol/first_message.h"
 #include "coordinator/protocol/host_transport.h"
@@ -229,6 +230,11 @@ class Csvd final : public Daemon {
     with.kept = std::move(found->kept);
     for (const auto& peer : config_.peers) with.peers.push_back({peer.id, peer.name, peer.address});
     with.volumes = [this] { return local_volumes(); };
+    with.make_witness = [this](const cluster::WitnessRecord& record) {
+      return configured_witness(loop_, random_, config_, record, [this] {
+        return voting_ != nullptr ? voting_->tag() : ClusterTag{};
+      });
+    };
     with.changed = [this] { publish(); };
     auto voting = std::make_unique<cluster::VotingMembership>(std::move(with));
     voting_ = voting.get();
@@ -418,7 +424,23 @@ class Csvd final : public Daemon {
     if (request.command == "cluster_force") return tasks_.spawn(force(std::move(answer)));
     auto change = admin::change_for(request);
     if (!change) return answer(answer_of(change.error()));
+    if (auto record = admin::witness_named(request); record)
+      return tasks_.spawn(set_witness(*record, *std::move(change), std::move(answer)));
     tasks_.spawn(change_cluster(*std::move(change), std::move(answer)));
+  }
+
+  Task<void> set_witness(cluster::WitnessRecord record, cluster::Replica::Change change,
+                         admin::AdminServer::Answer answer) {
+    // Before anything is written there: whether the cluster would have it.
+    if (const auto* now = voting_->replica().configuration()) {
+      auto tried = *now;
+      if (auto may = change(tried); !may) co_return answer(answer_of(may.error()));
+    }
+    auto prepare = prepare_witness(loop_, random_, config_, std::move(record));
+    if (auto ready = co_await prepare; !ready) co_return answer(answer_of(ready.error()));
+    auto task = voting_->replica().propose(std::move(change), kCommandPatience);
+    auto result = co_await task;
+    answer(answer_of(result));
   }
 
   Task<void> change_cluster(cluster::Replica::Change change, admin::AdminServer::Answer answer) {

@@ -115,16 +115,17 @@ Expected<Replica::Change> import(const AdminRequest& request) {
   }};
 }
 
+cluster::WitnessRecord witness_record(const std::string& value) {
+  if (value.starts_with("disk:")) return {WitnessKind::disk, value.substr(5), false};
+  if (value.starts_with("share:/")) return {WitnessKind::share, value.substr(6), false};
+  return {};
+}
+
 Expected<Replica::Change> witness(const AdminRequest& request) {
-  cluster::WitnessRecord record;
-  if (request.value.starts_with("disk:")) {
-    record = {WitnessKind::disk, request.value.substr(5), false};
-  } else if (request.value.starts_with("share:/")) {
-    record = {WitnessKind::share, request.value.substr(6), false};
-  } else if (request.value != "none") {
+  auto record = witness_record(request.value);
+  if (record.kind == WitnessKind::none && request.value != "none")
     return refused("a witness is \"none\", \"disk:LUN\" or \"share:/FOLDER\", not '" +
                    request.value + "'");
-  }
   if (record.kind != WitnessKind::none && (record.place.empty() || record.place == "/"))
     return refused("'" + request.value + "' names no place: disk:LUN or share:/FOLDER");
   return Replica::Change{[record](Configuration& next) -> Expected<void> {
@@ -193,6 +194,12 @@ std::string tag_text(const ClusterTag& tag) {
 }
 
 }  // namespace
+
+std::optional<cluster::WitnessRecord> witness_named(const AdminRequest& request) {
+  auto record = witness_record(request.value);
+  if (request.command != "witness" || record.kind == WitnessKind::none) return std::nullopt;
+  return record;
+}
 
 bool changes_cluster(const std::string& command) {
   return std::any_of(std::begin(kCommands), std::end(kCommands),

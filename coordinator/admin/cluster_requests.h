@@ -1,4 +1,6 @@
 #pragma once
+#include <optional>
+
 #include "coordinator/admin/admin_request.h"
 #include "coordinator/cluster/advice.h"
 #include "coordinator/cluster/replica.h"
@@ -23,6 +25,8 @@ bool changes_cluster(const std::string& command);
 /// Errc::refused for words that make no sense. The change itself refuses what the configuration in
 /// force does not know (a node, a volume).
 Expected<cluster::Replica::Change> change_for(const AdminRequest& request);
+/// The witness that such a command sets; nullopt: it sets none, or is another command.
+std::optional<cluster::WitnessRecord> witness_named(const AdminRequest& request);
 
 /// Whether a command only looks at the configuration: answer_about() knows it.
 bool asks_cluster(const std::string& command);

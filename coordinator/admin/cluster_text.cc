@@ -92,8 +92,9 @@ class Teller {
   std::string tag_words() const {
     auto tag = tag_of(text_at(voting_, "tag"));
     if (tag.node == 0) return "the cluster has not formed yet";
+    auto changes = tag.changes > 0 ? tag.changes - 1 : 0;  // it forms with 1
     return fmt::format("formed by {}, {} {} since{}", name(static_cast<std::int64_t>(tag.node)),
-                       tag.changes, tag.changes == 1 ? "change" : "changes",
+                       changes, changes == 1 ? "change" : "changes",
                        tag.forced == 0 ? "" : "; a quorum was forced " + times(tag.forced));
   }
 

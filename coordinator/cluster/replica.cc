@@ -43,6 +43,9 @@ std::string text_of(const ClusterTag& tag) {
   return fmt::format("{}.{}.{}", tag.forced, tag.epoch, tag.sequence);
 }
 
+/// What is promised before a configuration with this tag is proposed.
+ClusterTag promise_of(const ClusterTag& tag) { return {tag.forced, tag.epoch, 0}; }
+
 std::string list(const std::vector<NodeId>& nodes) {
   std::string out;
   for (auto each : nodes) out += fmt::format("{}{}", out.empty() ? "" : ",", raw(each));
@@ -95,6 +98,7 @@ void Replica::use_witness(Witness* witness) {
   held_until_ = {};
   vote();
   look();
+  keep_holding();
 }
 
 void Replica::enter(State state, std::string reason) {
@@ -367,10 +371,11 @@ void Replica::form(const Configuration& newest) {
   for (const auto& [node, said] : greetings_) highest = std::max(highest, said.promised.epoch);
   highest = std::max({highest, wanted_.promised.epoch, prepared_});
   attempt_ = Attempt{newest, {}, false};
-  attempt_->configuration.tag = {newest.tag.forced, next_epoch(highest), 0};
+  // 0 is what is promised: at the witness it must be told from what is proposed.
+  attempt_->configuration.tag = {newest.tag.forced, next_epoch(highest), 1};
   prepared_ = attempt_->configuration.tag.epoch;
   wire::GroupMessage message;
-  *message.mutable_prepare() = to_wire(attempt_->configuration.tag);
+  *message.mutable_prepare() = to_wire(promise_of(attempt_->configuration.tag));
   send(message);
   // The witness stores what is in force with the number that comes: whoever holds it next sees
   // both.
@@ -387,7 +392,7 @@ void Replica::take_prepare(Member from, const wire::GroupMessage& message) {
 }
 
 void Replica::take_promised(Member from, const wire::GroupMessage& message) {
-  if (!attempt_ || from_wire(message.promised()) != attempt_->configuration.tag) return;
+  if (!attempt_ || from_wire(message.promised()) != promise_of(attempt_->configuration.tag)) return;
   auto found = greetings_.find(from.node);
   // As with the greeting: the promise of one who may have lost his memory is worth nothing.
   if (found == greetings_.end() || !found->second.configuration) return;
@@ -409,7 +414,7 @@ void Replica::check_promises() {
 
 Task<void> Replica::have_witness_promise(Configuration configuration, std::uint64_t view) {
   auto tag = attempt_->configuration.tag;
-  Witness::Memory memory{tag, encode(configuration)};
+  Witness::Memory memory{promise_of(tag), encode(configuration)};
   auto store = witness_->store(std::move(memory));
   auto stored = co_await store;
   if (view != view_count_ || !attempt_ || attempt_->configuration.tag != tag) co_return;
@@ -784,7 +789,7 @@ Task<Expected<void>> Replica::force(Duration patience) {
     highest = std::max(highest, said.promised.epoch);
     forced = std::max(forced, said.promised.forced);
   }
-  next.tag = {forced + 1, next_epoch(highest), 0};
+  next.tag = {forced + 1, next_epoch(highest), 1};
   next.ballot = {};
   for (const auto& [node, record] : next.nodes) next.ballot.now.nodes[node] = 0;
   for (auto node : greeted())

@@ -51,7 +51,10 @@ Replica::Granted VotingMembership::granted() const {
   return out;
 }
 
-VotingMembership::~VotingMembership() { tasks_.cancel_all(); }
+VotingMembership::~VotingMembership() {
+  tasks_.cancel_all();
+  replica_.reset();  // what it has under way may be at the witness
+}
 
 void VotingMembership::tick() {
   std::set<NodeId> heard;
