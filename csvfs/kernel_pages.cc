@@ -106,8 +106,9 @@ Task<Expected<Mount::Content>> KernelPages::read(FilePtr file, std::uint64_t off
       if (!claim) co_return claim.error();
       if (!*claim) continue;
       size = **claim;
-      until = std::min(until, up(size));
-      if (!pages.claimed({range.begin, until}, dirty)) continue;
+      // Of a page beyond the end nothing is claimed, nor answered.
+      until = std::max(range.begin, std::min(until, up(size)));
+      if (until > range.begin && !pages.claimed({range.begin, until}, dirty)) continue;
     }
     reading.granted();
     Mount::Content content;
@@ -119,9 +120,9 @@ Task<Expected<Mount::Content>> KernelPages::read(FilePtr file, std::uint64_t off
     }
     if (file->ended) co_return over();
     bool still = !reading.overtaken() && !pages.is_closed(range) &&
-                 pages.claimed({range.begin, until}, pages.writers > 0);
+                 (until == range.begin || pages.claimed({range.begin, until}, pages.writers > 0));
     // To the kernel a short answer is the end of the file.
-    bool grew = until < range.end && content.length == wanted && size < until;
+    bool grew = until < range.end && wanted > 0 && content.length == wanted && size < until;
     if (!still || grew) continue;
     pages.held.add(range);
     pages.held.coarsen(kMostRanges);

@@ -385,6 +385,19 @@ TEST_CASE("mapping: pages go when the lease is about to end, and with the sessio
   CHECK(*world.wait(one->load(0)) == 1);
 }
 
+TEST_CASE("mapping: a page beyond the end is answered with nothing, at once") {
+  World world;
+  Mapped file{world};
+  auto handle = file.open(1);
+  for (std::uint64_t at : {64 * kPage, 65 * kPage}) {
+    auto reading = world.begin(world.mount(1).read_pages(handle, at, kPage));
+    REQUIRE(reading->ready_within(2s));
+    auto got = reading->get();
+    REQUIRE(got);
+    CHECK(got->length == 0);
+  }
+}
+
 TEST_CASE("mapping: a range that is punched while a program maps it again stays punched") {
   World world;
   Mapped file{world};
