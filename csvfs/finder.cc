@@ -30,7 +30,12 @@ void Finder::connect_to_a_peer(const Error& why, protocol::Connected done) {
   if (setup_.peers.empty())
     return setup_.loop->post([done = std::move(done), why]() mutable { done(why); });
   const auto& peer = setup_.peers[next_peer_++ % setup_.peers.size()];
-  setup_.transport->connect(peer.id, peer.endpoint, std::move(done));
+  setup_.transport->connect(peer.id, peer.endpoint,
+                            [why, done = std::move(done)](auto connected) mutable {
+                              // What is wrong here is what people can act on.
+                              if (!connected && why.code()) return done(why);
+                              done(std::move(connected));
+                            });
 }
 
 }  // namespace csv

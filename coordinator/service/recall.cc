@@ -116,6 +116,7 @@ Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, InTheW
     bool reads_too = false;
   };
   std::vector<Wait> waits;
+  Layouts::Hold while_grants_go;
   auto holders = layouts_.holders(inode, what.layouts, what.reads_too);
   for (auto& [id, session] : sessions_) {
     if (!what.own_too && session == on_behalf) continue;
@@ -123,7 +124,11 @@ Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, InTheW
     if (!unlisted && std::find(holders.begin(), holders.end(), id) == holders.end()) continue;
     Wait wait{session, nullptr, what.layouts, what.reads_too};
     // A grant is dropped as a whole, so all of it must have come back.
-    if (unlisted || layouts_.may_have_grant(inode, id)) wait.range = kWholeFile;
+    // Until it is free nothing of it may be laid out anew, with a write elsewhere in the file.
+    if (unlisted || layouts_.may_have_grant(inode, id)) {
+      wait.range = kWholeFile;
+      while_grants_go = layouts_.hold(inode, kWholeFile, false);
+    }
     wait.reads_too = what.reads_too || unlisted;
     wait.asked = ask_back(session, inode, wait.range, wait.reads_too);
     waits.push_back(std::move(wait));

@@ -506,6 +506,33 @@ TEST_CASE("write: an append goes behind what a session commits from its grant") 
   CHECK(error_of(a.change(commit_request(file, layout, 64 * 1024, kBlock))) == Errc::stale_commit);
 }
 
+TEST_CASE("write: space that is being taken back is not laid out with a write elsewhere") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  auto layout = a.layout(file, 0, 4 * kBlock, true);
+  REQUIRE(layout.grant() != 0);
+  REQUIRE(a.lun_write(layout.segments(0).lun_offset(), filled(4 * kBlock, 'g')));
+  auto committed = a.change(commit_request(file, layout, 0, 4 * kBlock));
+  REQUIRE_MESSAGE(committed.failure().code() == 0, committed.failure().message());
+  // Content of b in the first block takes the whole grant back.
+  a.answer_recalls(false);
+  auto id = b.send(b.prepared(write_request(file, false), 0), bytes_of("here"));
+  for (int i = 0; i < 400 && a.held().empty(); ++i) pause(std::chrono::milliseconds{5});
+  REQUIRE(a.held().size() == 1);
+  // Elsewhere, where nobody is in the way.
+  auto again = a.layout(file, 2 * kBlock, kBlock, true);
+  CHECK(again.grant() == 0);
+  for (const auto& segment : again.segments()) CHECK(segment.state() != 2);
+  a.answer_held(true);
+  CHECK(b.wait(id).written().length() == 4);
+}
+
 TEST_CASE("write: unaligned content is put between what was there, with zeros where nothing was") {
   World world;
   Coordinator coordinator{world, 1};
