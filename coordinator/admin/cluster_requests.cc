@@ -151,31 +151,14 @@ Expected<Replica::Change> policy(const AdminRequest& request) {
   return refused("a policy is dynamic_quorum=on|off or hold=SECONDS, not '" + request.value + "'");
 }
 
-Expected<Replica::Change> heartbeat(const AdminRequest& request) {
-  auto star = request.value.find('*');
-  auto delay = number_of(std::string_view{request.value}.substr(0, star));
-  auto threshold = star == std::string::npos
-                       ? std::nullopt
-                       : number_of(std::string_view{request.value}.substr(star + 1));
-  if (!delay || !threshold)
-    return refused("heartbeats are DELAY_MS*THRESHOLD, such as 300*5, not '" + request.value + "'");
-  return Replica::Change{
-      [delay = *delay, threshold = *threshold](Configuration& next) -> Expected<void> {
-        next.heartbeat.delay_ms = delay;
-        next.heartbeat.threshold = threshold;
-        return {};
-      }};
-}
-
 struct Command {
   const char* name;
   Expected<Replica::Change> (*make)(const AdminRequest&);
 };
 constexpr Command kCommands[] = {
-    {"node_vote", vote},       {"node_drain", drain}, {"node_resume", drain},
-    {"node_evict", evict},     {"volume_move", move}, {"volume_forget", forget},
-    {"witness", witness},      {"policy", policy},    {"heartbeat", heartbeat},
-    {"config_import", import},
+    {"node_vote", vote},   {"node_drain", drain}, {"node_resume", drain},
+    {"node_evict", evict}, {"volume_move", move}, {"volume_forget", forget},
+    {"witness", witness},  {"policy", policy},    {"config_import", import},
 };
 
 using Json = nlohmann::ordered_json;

@@ -19,7 +19,6 @@ bool changes_cluster(const std::string& command);
 ///   volume_forget  volume: it belongs to the cluster no more
 ///   witness        value: "none", "disk:LUN", "share:FOLDER"
 ///   policy         value: "dynamic_quorum=on" or "off", "hold=SECONDS"
-///   heartbeat      value: "DELAY_MS*THRESHOLD"
 ///   config_import  value: a configuration as cluster/configuration_text.h has it
 ///
 /// Errc::refused for words that make no sense. The change itself refuses what the configuration in

@@ -113,9 +113,6 @@ class Teller {
                                           "time while a majority answers",
                                           static_cast<double>(lease) / 1000)
                             : paint_.bad("none: this node coordinates nothing"));
-    const auto& beat = voting_.at("heartbeat");
-    line("heartbeats", fmt::format("every {} ms, gone after {} missed", number_at(beat, "delay_ms"),
-                                   number_at(beat, "threshold")));
   }
 
   void witness() {

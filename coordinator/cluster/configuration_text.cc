@@ -221,7 +221,7 @@ std::string to_toml(const Configuration& configuration) {
       "hold_s = {}   # so long a volume that was moved stays before it is moved for balance\n\n",
       configuration.cluster, quoted(configuration.name), configuration.policies.dynamic_quorum,
       configuration.policies.hold_s);
-  add("[heartbeat]\n"
+  add("[heartbeat]   # kept, and used by nothing yet: corosync.conf says how soon a node is gone\n"
       "delay_ms = {}\n"
       "threshold = {}   # so many missed: the node is gone\n"
       "isolation_addresses = [",

@@ -312,22 +312,32 @@ std::optional<TimePoint> Replica::last_granted(NodeId node) const {
 /// Confirmed since this view began: one that is left from before is the other side's, perhaps.
 bool Replica::holding() const { return held_in_ == view_count_ && with_.loop->now() < held_until_; }
 
+/// Of what those who greeted have, of what the witness stores (it may be all that is left of a
+/// majority), and of what has been proposed in this round. Null: nobody has any.
+const Configuration* Replica::newest_known() const {
+  const Configuration* newest = nullptr;
+  auto consider = [&newest](const Configuration& one) {
+    if (newest == nullptr || one.tag > newest->tag) newest = &one;
+  };
+  for (const auto& [node, said] : greetings_)
+    if (said.configuration) consider(*said.configuration);
+  if (newest != nullptr && from_witness_) consider(*from_witness_);
+  if (newest != nullptr && outstanding_) consider(outstanding_->configuration);
+  return newest;
+}
+
 /// Whether those who have greeted may go on; whoever is to propose that does.
 void Replica::look() {
   if (!view_ || (state_ != State::greeting && state_ != State::minority)) return;
   if (greetings_.size() < view_->members.size() && !out_of_patience_) return;
-  const Configuration* newest = nullptr;
+  // Who has none counts for nothing here: he may have lost what a majority counted on him for.
   std::vector<NodeId> knowing;
-  for (const auto& [node, said] : greetings_) {
-    if (!said.configuration) continue;
-    // Who has none counts for nothing here: he may have lost what a majority counted on him for.
-    knowing.push_back(node);
-    if (newest == nullptr || said.configuration->tag > newest->tag) newest = &*said.configuration;
-  }
+  for (const auto& [node, said] : greetings_)
+    if (said.configuration) knowing.push_back(node);
+  const auto* newest = newest_known();
   if (newest == nullptr)
     return enter(State::minority,
                  "no node here belongs to a cluster yet: csvctl cluster create makes one");
-  if (from_witness_ && from_witness_->tag > newest->tag) newest = &*from_witness_;
   if (majority(newest->ballot, knowing, holding())) {
     enter(State::forming, "");
     watch_forming();
@@ -348,15 +358,9 @@ void Replica::watch_forming() {
   auto turn = std::distance(greetings_.begin(), greetings_.find(with_.node)) + 1;
   forming_ = with_.loop->after(with_.timing.patience * turn, [this, view = view_count_] {
     if (view != view_count_ || state_ != State::forming) return;
-    const Configuration* newest = nullptr;
-    for (const auto& [node, said] : greetings_)
-      if (said.configuration && (newest == nullptr || said.configuration->tag > newest->tag))
-        newest = &*said.configuration;
-    if (outstanding_ && (newest == nullptr || outstanding_->configuration.tag > newest->tag))
-      newest = &outstanding_->configuration;
     log::warning("forming_takes_long members={}", list(greeted()));
     watch_forming();
-    if (newest != nullptr) form(Configuration{*newest});
+    if (const auto* newest = newest_known()) form(Configuration{*newest});
   });
 }
 
@@ -781,8 +785,8 @@ Task<Expected<void>> Replica::force(Duration patience) {
     co_return Error{Errc::refused, stored_ ? "the cluster's engine reaches nobody: " + reason_
                                            : "this node belongs to no cluster"};
   auto next = *stored_;
-  for (const auto& [node, said] : greetings_)
-    if (said.configuration && said.configuration->tag > next.tag) next = *said.configuration;
+  if (const auto* newest = newest_known(); newest != nullptr && newest->tag > next.tag)
+    next = *newest;
   auto highest = std::max(next.tag.epoch, wanted_.promised.epoch);
   auto forced = next.tag.forced;
   for (const auto& [node, said] : greetings_) {

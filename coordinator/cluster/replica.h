@@ -154,6 +154,7 @@ class Replica {
   void take_greeting(Member from, const wire::GroupMessage& message);
   void take_proposal(Member from, const wire::GroupMessage& message);
   void take_stored(Member from, const wire::GroupMessage& message);
+  [[nodiscard]] const Configuration* newest_known() const;
   void look();
   void begin_round(std::string why);
   void begin_again();

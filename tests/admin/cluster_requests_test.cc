@@ -165,7 +165,7 @@ TEST_CASE("cluster requests: witnesses") {
   }
 }
 
-TEST_CASE("cluster requests: policies and heartbeats") {
+TEST_CASE("cluster requests: policies") {
   CHECK(!made(request("policy", "", "dynamic_quorum=off")).policies.dynamic_quorum);
   CHECK(made(request("policy", "", "dynamic_quorum=on")).policies.dynamic_quorum);
   CHECK(made(request("policy", "", "hold=0")).policies.hold_s == 0);
@@ -175,18 +175,6 @@ TEST_CASE("cluster requests: policies and heartbeats") {
     CAPTURE(wrong);
     CHECK(has(refusal(request("policy", "", wrong)), "hold=SECONDS"));
   }
-  auto beat = made(request("heartbeat", "", "500*8")).heartbeat;
-  CHECK(beat.delay_ms == 500);
-  CHECK(beat.threshold == 8);
-  for (const auto* wrong : {"", "500", "*", "500*", "*8", "500*8*2", "a*b", "500 * 8"}) {
-    CAPTURE(wrong);
-    CHECK(has(refusal(request("heartbeat", "", wrong)), "DELAY_MS*THRESHOLD"));
-  }
-  auto change = change_for(request("heartbeat", "", "1*1"));
-  REQUIRE(change);
-  auto next = three();
-  REQUIRE((*change)(next));
-  CHECK(!cluster::validate(next));  // before it is proposed
 }
 
 TEST_CASE("cluster requests: a configuration as text is shown, previewed and imported") {
@@ -214,7 +202,7 @@ TEST_CASE("cluster requests: a configuration as text is shown, previewed and imp
 
 TEST_CASE("cluster requests: what csvd does not know") {
   for (const auto* known : {"node_vote", "node_drain", "node_resume", "node_evict", "volume_move",
-                            "volume_forget", "witness", "policy", "heartbeat", "config_import"})
+                            "volume_forget", "witness", "policy", "config_import"})
     CHECK(changes_cluster(known));
   for (const auto* unknown : {"", "status", "node", "config_export", "cluster_create"})
     CHECK(!changes_cluster(unknown));

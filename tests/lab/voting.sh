@@ -38,9 +38,9 @@ cut_off() { local each; for each in private public ${2:-}; do lab cut "$1" "$eac
 cluster_up 1G
 wait_for 30 "three votes" is_whole
 
-# The machine may be busy: the bounds are twice what is promised.
+# The machine may be busy. Aimed at are 1500, 4000 and 300 ms for names, 100 ms for direct writes.
 say "csvd of the coordinator is killed"
-fails killed 3000 300 "node2 node3" 10 lab kill node1 csvd
+fails killed 3000 200 "node2 node3" 10 lab kill node1 csvd
 coordinated_by node3 node2 || coordinated_by node3 node3 || die "nobody has taken the volume over"
 on node1 timeout 10 sh -c 'echo on >"$1"' - "$volume/without-csvd" || die "the mount of node1, whose csvd was killed, does not go on"
 [[ $(on node2 cat "$volume/without-csvd") == on ]] || die "node2 does not see what was written on node1"
@@ -49,23 +49,24 @@ wait_for 30 "three votes" is_whole
 
 say "the coordinator's node vanishes"
 lab coordinator 1
-fails vanished 8000 300 "node2 node3" 14 cut_off node1 storage
+fails vanished 6000 200 "node2 node3" 14 cut_off node1 storage
 says node1 'no quorum' || die "node1 does not say that it has no quorum"
 on node1 timeout 5 ls "$volume/killed-node2" >/dev/null 2>&1 && die "node1, cut off, still shows names"
 lab heal
 wait_for 60 "three votes" is_whole
 wait_for 60 "node1's mount" is_direct node1
-on node1 cmp "$volume/vanished-node2/f1" "$volume/vanished-node2/f1"
+made=$(on node2 cat "$volume/vanished-node2/f1")
+[[ -n $made && $(on node1 cat "$volume/vanished-node2/f1") == "$made" ]] || die "node1, back again, does not see what was written meanwhile"
 
 say "a node that does not coordinate is cut off: nobody waits long for it, and it stops within its lease"
 lab coordinator 2
-fails apart 8000 300 "node1 node2" 12 cut_off node3
+fails apart 1000 200 "node1 node2" 12 cut_off node3
 says node3 'no quorum' || die "node3 does not say that it has no quorum"
 lab heal
 wait_for 60 "three votes" is_whole
 
 say "a volume is moved under load"
-fails moved 2000 300 "node1 node3" 6 lab coordinator 3
+fails moved 1500 200 "node1 node3" 6 lab coordinator 3
 
 say "every csvd is killed at once; then they start again"
 for node in node1 node2 node3; do lab kill "$node" csvd; done

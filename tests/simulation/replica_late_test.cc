@@ -190,3 +190,58 @@ TEST_CASE("replica: one that hangs when it is to propose does not stop the other
   CHECK(bed.nodes[1]->replica->state() == Replica::State::formed);
   CHECK(bed.nodes[2]->replica->state() == Replica::State::formed);
 }
+
+namespace {
+
+/// A witness that this side holds, and whose first store never ends.
+class HangsOnce final : public Witness {
+ public:
+  HangsOnce(SimLoop& loop, Memory memory) : loop_{loop}, memory_{std::move(memory)} {}
+  Task<Expected<Memory>> read() override { co_return memory_; }
+  Task<Expected<void>> store(Memory memory) override {
+    if (!std::exchange(hung_, true)) co_await sleep(loop_, 1000s);
+    memory_ = std::move(memory);
+    co_return Expected<void>{};
+  }
+  Task<Expected<Hold>> confirm(std::uint64_t) override { co_return Hold{loop_.now()}; }
+  Task<Expected<Hold>> challenge(std::uint64_t) override { co_return Hold{loop_.now()}; }
+  [[nodiscard]] std::optional<NodeId> holder() const override { return id(0); }
+
+ private:
+  SimLoop& loop_;
+  Memory memory_;
+  bool hung_ = false;
+};
+
+}  // namespace
+
+TEST_CASE("replica: what only the witness has left is formed again, however often it is tried") {
+  // Of two nodes and a witness the other node is gone, and with it the change made was stored by
+  // the witness alone.
+  auto old = first({0, 5, 3});
+  old.nodes.erase(id(2));
+  old.ballot.now = {{{id(0), 1}, {id(1), 1}}, 1};
+  auto newer = old;
+  newer.tag.sequence = 4;
+  newer.volumes.try_emplace("made");
+  World world{1};
+  Bus bus;
+  Node node{world, bus, 0, {old, {0, 5, 0}}};
+  HangsOnce witness{node.loop, {newer.tag, encode(newer)}};
+  node.loop.enter([&] { node.replica->use_witness(&witness); });
+  View alone;
+  alone.ring = 7;
+  alone.nodes = {id(0)};
+  alone.members = {{id(0), 101}};
+  node.engine.view(alone);
+  for (int i = 0; i < 12'000 && node.replica->state() != Replica::State::formed; ++i) {
+    while (node.engine.tell_one()) {
+    }
+    bool ticked = false;
+    world.after(1ms, [&] { ticked = true; });
+    world.run([&] { return ticked; }, world.now() + 2ms);
+  }
+  REQUIRE(node.replica->state() == Replica::State::formed);
+  CHECK(node.replica->configuration()->volumes.count("made") == 1);
+  node.loop.enter([&] { node.replica->use_witness(nullptr); });
+}
