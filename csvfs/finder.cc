@@ -14,14 +14,17 @@ void Finder::connect(protocol::Connected done) {
     return setup_.transport->connect(named->id, named->endpoint, std::move(done));
   auto to = setup_.by_csvd();
   auto now = setup_.loop->now();
-  bool in_vain = told_at_ && now - *told_at_ < kRecently && !setup_.peers.empty();
-  told_at_ = in_vain ? std::nullopt : std::optional{now};
+  bool in_vain = to && asked_ && asked_->first == to->endpoint &&
+                 now - asked_->second < kRecently && !setup_.peers.empty();
+  asked_.reset();
   if (!to || in_vain) return connect_to_a_peer(to.error(), std::move(done));
-  // Refused at once, as a rule: there is no need to wait for the next attempt.
+  asked_.emplace(to->endpoint, now);
   setup_.transport->connect(
       to->id, to->endpoint,
       [this, alive = std::weak_ptr{alive_}, done = std::move(done)](auto connected) mutable {
         if (connected || !alive.lock()) return done(std::move(connected));
+        // There is no need to wait for the next attempt.
+        asked_.reset();
         connect_to_a_peer(connected.error(), std::move(done));
       });
 }

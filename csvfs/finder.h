@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "coordinator/protocol/connection.h"
@@ -13,8 +14,9 @@
 namespace csv {
 
 /// Where a mount finds who coordinates its volume: whom csvd of its node names. That csvd may be
-/// away itself, and have named one that is gone, or hangs: every other attempt goes to another
-/// node, one after the other, and whom such a node names is asked next. One loop.
+/// away itself, and have named one that is gone, or hangs: as long as it names the same one, who
+/// could not be reached, or said nothing, every other attempt goes to another node, one after the
+/// other; whom such a node names is asked next. One loop.
 class Finder {
  public:
   struct Node {
@@ -41,8 +43,9 @@ class Finder {
 
   Setup setup_;
   std::size_t next_peer_ = 0;
-  std::optional<TimePoint> told_at_;  ///< When whom csvd names was asked last, and nobody since.
-  std::optional<Node> elsewhere_;     ///< For the next connect().
+  /// Whom csvd named was asked last, then, and has not refused.
+  std::optional<std::pair<std::string, TimePoint>> asked_;
+  std::optional<Node> elsewhere_;                               ///< For the next connect().
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  ///< For connects on their way.
 };
 
