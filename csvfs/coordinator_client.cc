@@ -79,10 +79,9 @@ void CoordinatorClient::connect() {
   stage_ = Stage::connecting;
   auto attempt = ++attempt_;
   auto alive = std::weak_ptr{alive_};
-  timer_ = setup_.loop->after(kConnectWithin, [this, alive, attempt] {
-    if (!alive.expired() && attempt == attempt_)
-      disconnect(Error{std::errc::timed_out, "connecting to the coordinator takes too long"});
-  });
+  newest_when_asked_ = setup_.newest_epoch ? setup_.newest_epoch() : Epoch{};
+  give_up_at_ = setup_.loop->now() + kConnectWithin;
+  watch();
   setup_.connect([this, alive, attempt](Expected<std::unique_ptr<protocol::Connection>> made) {
     if (alive.expired() || attempt != attempt_ || stage_ != Stage::connecting) return;
     if (!made) return disconnect(made.error());
@@ -95,11 +94,7 @@ void CoordinatorClient::connected_to(std::unique_ptr<protocol::Connection> conne
   connection_ = std::move(connection);
   auto attempt = attempt_;
   auto alive = std::weak_ptr{alive_};
-  setup_.loop->cancel(timer_);
-  timer_ = setup_.loop->after(kGreetWithin, [this, alive, attempt] {
-    if (!alive.expired() && attempt == attempt_)
-      disconnect(Error{std::errc::timed_out, "the coordinator does not answer a greeting"});
-  });
+  give_up_at_ = setup_.loop->now() + kGreetWithin;
   connection_->start(
       [this, alive, attempt](protocol::Message message) {
         if (!alive.expired() && attempt == attempt_) received(std::move(message));
@@ -154,9 +149,21 @@ void CoordinatorClient::watch() {
   auto alive = std::weak_ptr{alive_};
   timer_ = setup_.loop->after(kWatch, [this, alive, attempt] {
     if (alive.expired() || attempt != attempt_) return;
-    look_for_silence();
+    stage_ == Stage::open ? look_for_silence() : look_for_a_better_one();
     if (attempt == attempt_) watch();
   });
+}
+
+/// Whoever is being asked may have vanished, or hang, and somebody else have taken over since.
+void CoordinatorClient::look_for_a_better_one() {
+  if (setup_.newest_epoch && setup_.newest_epoch() > newest_when_asked_) {
+    backoff_ = kFirstBackoff;
+    return disconnect(Error{Errc::stale_epoch, "another node coordinates the volume now"});
+  }
+  if (setup_.loop->now() < give_up_at_) return;
+  disconnect(Error{std::errc::timed_out, stage_ == Stage::connecting
+                                             ? "connecting to the coordinator takes too long"
+                                             : "the coordinator does not answer a greeting"});
 }
 
 /// A coordinator whose node vanished, or was cut off, ends no connection.

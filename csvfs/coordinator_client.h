@@ -127,6 +127,7 @@ class CoordinatorClient {
   void adopt(const wire::Frame& frame);
   void watch();
   void look_for_silence();
+  void look_for_a_better_one();
   void add(const CallPtr& call);
   void interrupt(const CallPtr& call);
   bool unqueue(const CallPtr& call);
@@ -147,6 +148,8 @@ class CoordinatorClient {
   Loop::TimerId timer_{};
   Duration backoff_{};
   TimePoint heard_{};
+  TimePoint give_up_at_{};     // connecting, or greeting
+  Epoch newest_when_asked_{};  // newest_epoch(), when this attempt began
   Error trouble_;
 
   SessionId session_{};

@@ -102,6 +102,7 @@ class Daemon {
     surroundings.elsewhere = [this](NodeId node, const std::string& endpoint) {
       finder_.elsewhere(node, endpoint);
     };
+    surroundings.found = [this] { finder_.found(); };
     surroundings.newest_epoch = [this] { return board_.epoch(); };
     surroundings.open_until = [this] { return board_.open_until(); };
     surroundings.volume = options_.volume;

@@ -37,6 +37,9 @@ class Finder {
   void connect(protocol::Connected done);
   /// Whom a node named that does not coordinate the volume.
   void elsewhere(NodeId node, const std::string& endpoint) { elsewhere_ = Node{node, endpoint}; }
+  /// Whom it was connected to coordinates it; what was in vain before says nothing of the next
+  /// time.
+  void found() { asked_.reset(); }
 
  private:
   void connect_to_a_peer(const Error& why, protocol::Connected done);

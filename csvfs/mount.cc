@@ -226,6 +226,7 @@ void VolumeMount::declare(wire::Hello& hello) {
 }
 
 void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
+  if (surroundings_.found) surroundings_.found();
   if (greeted_in_ != client_.epoch()) files_.begin_epoch();
   greeted_in_ = client_.epoch();
   admission_.lun_has(reply.lun_size());

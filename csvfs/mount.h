@@ -29,6 +29,8 @@ struct MountSurroundings {
   std::function<void(protocol::Connected)> connect;  ///< To whoever coordinates the volume now.
   /// Whom a node that does not coordinate it named instead; may be empty.
   std::function<void(NodeId, const std::string& endpoint)> elsewhere;
+  /// The last connect() led to who coordinates it; may be empty.
+  std::function<void()> found;
   /// The newest epoch of the volume that this node has heard of; may be empty.
   std::function<Epoch()> newest_epoch;
   /// The I/O gate (membership lease), by this node's csvd. A mount that the coordinator answers has

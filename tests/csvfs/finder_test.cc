@@ -72,7 +72,11 @@ TEST_CASE(
   CHECK(bed.attempt() == Asked{"one"});
   CHECK(bed.attempt() == Asked{"two"});
   CHECK(bed.attempt() == Asked{"one"});
-  bed.named = "four";  // it has moved: nobody else knows better
+  bed.finder.elsewhere(NodeId{3}, "three");
+  CHECK(bed.attempt() == Asked{"three"});
+  bed.finder.found();
+  CHECK(bed.attempt() == Asked{"one"});  // a long time later, for all it knows
+  bed.named = "four";                    // it has moved: nobody else knows better
   CHECK(bed.attempt() == Asked{"four", "three"});
 }
 

@@ -217,6 +217,7 @@ Csvfs::Csvfs(Cluster& cluster, std::size_t node)
     with.elsewhere = [this](NodeId named, const std::string& endpoint) {
       finder_->elsewhere(named, endpoint);
     };
+    with.found = [this] { finder_->found(); };
     with.newest_epoch = [this] { return cluster_.nodes_[node_].board.epoch; };
     with.open_until = [this] {
       return cluster_.broken.mounts_gate_stays_open ? TimePoint::max()
