@@ -279,6 +279,7 @@ class Csvd final : public Daemon {
     out.open_until = [this] { return membership_->open_until(); };
     out.answers_until = [this](NodeId node) { return membership_->answers_until(node); };
     out.process_gone = [this](NodeId node) { return membership_->process_gone(node); };
+    out.out_of_reach = [this](NodeId node) { return membership_->out_of_reach(node); };
     out.tag = membership_->tag();
     out.node = config_.node;
     out.cluster = config_.cluster;

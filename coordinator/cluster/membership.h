@@ -87,6 +87,8 @@ class Membership {
   }
   /// The process that coordinated on that node is gone for certain.
   [[nodiscard]] virtual bool process_gone(NodeId) const { return false; }
+  /// The engine's own heartbeats, on whatever networks it has, do not reach that node.
+  [[nodiscard]] virtual bool out_of_reach(NodeId) const { return false; }
   /// Taking the volume over has failed here, or has gone well: whether this node can do it.
   virtual void able(const std::string&, bool) {}
 };

@@ -191,9 +191,12 @@ ClusterTag VotingMembership::tag() const {
 bool VotingMembership::process_gone(NodeId node) const {
   // Its engine lives and says that it has left, and its machine says that nothing listens there.
   // One of both alone could be a csvd that has lost its engine, or a network that refuses.
+  return replica_->view() && !out_of_reach(node) && !replica_->member(node) && beats_.absent(node);
+}
+
+bool VotingMembership::out_of_reach(NodeId node) const {
   const auto& view = replica_->view();
-  return view && !replica_->member(node) && beats_.absent(node) &&
-         std::binary_search(view->nodes.begin(), view->nodes.end(), node);
+  return view && !std::binary_search(view->nodes.begin(), view->nodes.end(), node);
 }
 
 std::optional<TimePoint> VotingMembership::answers_until(NodeId node) const {

@@ -65,6 +65,7 @@ class VotingMembership final : public Membership {
   [[nodiscard]] ClusterTag tag() const override;
   [[nodiscard]] std::optional<TimePoint> answers_until(NodeId node) const override;
   [[nodiscard]] bool process_gone(NodeId node) const override;
+  [[nodiscard]] bool out_of_reach(NodeId node) const override;
   void able(const std::string& volume, bool yes) override;
 
   /// For commands.

@@ -471,9 +471,18 @@ Task<Expected<void>> Service::fence(std::vector<Key> keys, SessionId ends, Fenci
 // ---------------------------------------------------------------------------- who is late
 
 bool Service::lease_is_over(const Session& session) const {
+  if (session.connected()) return false;
   // Rates of clocks are trusted to 1 %.
   auto term = around_.timing.lease_term + around_.timing.lease_term / 100;
-  return !session.connected() && loop_.now() >= session.disconnected_at + term;
+  auto away = loop_.now() - session.disconnected_at;
+  if (away >= term) return true;
+  // What its mount may do rests on its node's lease and on what coordinators answered it. The
+  // cluster may know that both are over; a mount whose node is only cut off from the cluster, but
+  // not from us, would have come back by now.
+  bool vanished = around_.out_of_reach && around_.out_of_reach(session.node);
+  if (!vanished || away < around_.timing.comes_back || !around_.answers_until) return false;
+  auto lease = around_.answers_until(session.node);
+  return lease && loop_.now() >= std::max(*lease, session.vouched_until);
 }
 
 /// Called once a tick: counts how long answers have been owed.

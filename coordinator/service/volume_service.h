@@ -31,6 +31,8 @@ struct Timing {
   /// Of a membership lease; a session unheard for longer may be fenced. Several sweeps: a
   /// coordinator whose own writes (one a sweep) the LUN has not taken for this long is silent.
   Duration lease_term = 3s;
+  /// A mount that lives is connected again within this, if any coordinator can be reached.
+  Duration comes_back = 400ms;
   Duration reconnect_grace = 10s;  ///< A disconnected session is fenced after this, or after the
                                    ///< lease when it blocks somebody.
   Duration shipped_for =
@@ -58,6 +60,8 @@ struct Surroundings {
   std::function<std::optional<TimePoint>(NodeId)> answers_until;
   /// The csvd that coordinated on that node has ended for certain.
   std::function<bool(NodeId)> process_gone;
+  /// The cluster does not hear that node at all, not only its csvd.
+  std::function<bool(NodeId)> out_of_reach;
   NodeId node{};
   std::uint16_t cluster = 0;
   ClusterTag tag;

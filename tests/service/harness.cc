@@ -133,6 +133,7 @@ Surroundings World::surroundings(NodeId node) {
   around.volume = "volume1";
   around.timing = timing;
   around.most_watched = most_watched;
+  if (cluster_knows) cluster_knows(around);
   return around;
 }
 

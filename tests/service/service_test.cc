@@ -832,6 +832,69 @@ TEST_CASE(
   CHECK(b.connect(coordinator) == Errc::session_ended);
 }
 
+TEST_CASE("absent: one whose node vanished is passed over once the cluster knows its lease over") {
+  World world;
+  world.timing.lease_term = 60s;
+  world.timing.comes_back = 200ms;
+  Client a{world, 1, 11}, b{world, 2, 22};
+  std::uint64_t file = 0;
+  {
+    Coordinator coordinator{world, 1};
+    REQUIRE(!a.connect(coordinator).code());
+    REQUIRE(!b.connect(coordinator).code());
+    a.admit();
+    b.admit();
+    file = a.create("f");
+    REQUIRE(a.write(file, 0, std::string(8192, 'x')).failure().code() == 0);
+    REQUIRE(b.layout(file, 0, 8192, false).segments_size() > 0);
+  }
+  std::atomic<bool> vanished = false;
+  std::atomic<std::int64_t> lease_left = 0;
+  auto limit = 0ms;
+  bool waits_on = false;
+  SUBCASE("its node is heard: its mount may yet come back") { waits_on = true; }
+  SUBCASE("its node's lease may be running") {
+    vanished = true;
+    lease_left = 60'000;
+    waits_on = true;
+  }
+  SUBCASE("its node is gone, and its lease over") {
+    vanished = true;
+    limit = 200ms;
+  }
+  SUBCASE("its node is gone, and its lease ends soon") {
+    vanished = true;
+    lease_left = 800;
+    limit = 800ms;
+  }
+  world.cluster_knows = [&](csv::service::Surroundings& around) {
+    auto now = around.loop->now();
+    auto ends = now + std::chrono::milliseconds{lease_left.load()};
+    around.out_of_reach = [&](NodeId node) { return node == NodeId{2} && vanished; };
+    around.answers_until = [now, ends](NodeId node) {
+      return std::optional{node == NodeId{2} ? ends : now};
+    };
+  };
+  Coordinator next{world, 3};
+  auto began = std::chrono::steady_clock::now();
+  REQUIRE(!a.connect(next).code());
+  a.resume_done();
+  wire::Request request;
+  request.mutable_set_attr()->set_inode(file);
+  request.mutable_set_attr()->set_size(0);
+  auto id = a.send(a.prepared(request, 9));
+  if (waits_on) {
+    pause(std::chrono::milliseconds{900});
+    CHECK(!a.answered(id));
+    CHECK(world.listed(b.key()));
+    return;
+  }
+  for (int i = 0; i < 2000 && !a.answered(id); ++i) pause(std::chrono::milliseconds{5});
+  REQUIRE(a.answered(id));
+  CHECK(std::chrono::steady_clock::now() - began >= limit - 50ms);
+  CHECK(!world.listed(b.key()));
+}
+
 TEST_CASE("absent: after a takeover a session is taken to hold everything until it has said what") {
   World world;
   world.timing.lease_term = 60s;

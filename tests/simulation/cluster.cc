@@ -140,6 +140,7 @@ Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over() {
   };
   with.answers_until = [this](NodeId node) { return membership_->answers_until(node); };
   with.process_gone = [this](NodeId node) { return membership_->process_gone(node); };
+  with.out_of_reach = [this](NodeId node) { return membership_->out_of_reach(node); };
   with.tag = membership_->tag();
   with.node = Cluster::id(node_);
   with.cluster = Cluster::kClusterId;
