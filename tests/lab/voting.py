@@ -2,6 +2,7 @@
 
 usage: voting.py names FOLDER SECONDS     the longest wait for a name, in ms, on stdout; each file's content is looked at
        voting.py direct FILE SECONDS      the longest wait of an O_DIRECT write to written blocks, in ms
+       voting.py touch FILE OTHER         touches OTHER after each such write, until it is killed
 """
 
 import mmap
@@ -33,13 +34,26 @@ def names(folder, until):
     return worst, number
 
 
-def direct(path, until):
+def written(path):
+    """A file whose first MiB is written, so that nobody need be asked to write there again; and a block."""
     file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_DIRECT, 0o644)
     block = mmap.mmap(-1, 4096)
     block.write(b"x" * 4096)
     for at in range(256):
         os.pwrite(file, block, at * 4096)
     os.fsync(file)
+    return file, block
+
+
+def touch(path, other):
+    file, block = written(path)
+    for number in range(sys.maxsize):
+        os.pwrite(file, block, number % 256 * 4096)
+        os.utime(other)
+
+
+def direct(path, until):
+    file, block = written(path)
     worst = number = 0
     while time.monotonic() < until:
         began = time.monotonic()
@@ -49,6 +63,8 @@ def direct(path, until):
     return worst, number
 
 
+if sys.argv[1] == "touch":
+    touch(sys.argv[2], sys.argv[3])
 longest, count = {"names": names, "direct": direct}[sys.argv[1]](sys.argv[2], time.monotonic() + float(sys.argv[3]))
 if count < 20:
     sys.exit(f"only {count} rounds")

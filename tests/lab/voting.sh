@@ -65,6 +65,36 @@ says node3 'no quorum' || die "node3 does not say that it has no quorum"
 lab heal
 wait_for 60 "three votes" is_whole
 
+# stops_within MS NODE COMMAND...: a program there writes directly; the COMMAND is done, and from so long after it on nothing is written any more.
+stops_within() {
+  local limit=$1 node=$2 from last
+  shift 2
+  touch -d @0 "$work/last"
+  on "$node" python3 "$program" touch "$volume/touched-$node" "$work/last" >"$work/touch.log" 2>&1 &
+  background+=($!)
+  wait_for 20 "writes on $node" is_fresh
+  from=$(date +%s%3N)
+  "$@"
+  sleep 8
+  last=$(date -r "$work/last" +%s%3N)
+  note "the last direct write on $node came $((last - from)) ms after it was cut off"
+  ((last - from > 0)) || die "nothing was written on $node when it was cut off"
+  ((last - from <= limit)) || die "$node wrote for $((last - from)) ms, more than $limit"
+}
+is_fresh() { (($(date +%s%3N) - $(date -r "$work/last" +%s%3N) < 1000)); }
+
+say "who is cut off, but not from the LUN, stops within the lease's term: with its csvd, and without"
+stops_within 3300 node3 cut_off node3
+lab heal
+wait_for 60 "three votes" is_whole
+wait_for 60 "node3's mount" is_direct node3
+lab kill node3 csvd
+stops_within 3300 node3 cut_off node3
+lab heal
+lab start node3 csvd
+wait_for 60 "three votes" is_whole
+wait_for 60 "node3's mount" is_direct node3
+
 say "a volume is moved under load"
 fails moved 1500 200 "node1 node3" 6 lab coordinator 3
 
@@ -73,6 +103,16 @@ for node in node1 node2 node3; do lab kill "$node" csvd; done
 for node in node1 node2 node3; do lab start "$node" csvd; done
 wait_for 60 "three votes" is_whole
 for node in node1 node2 node3; do wait_for 60 "the mount of $node" is_direct "$node"; done
+
+say "all is off, and begins again"
+for node in node1 node2 node3; do for each in csvfs csvd corosync; do lab kill "$node" "$each"; done; done
+from=$(date +%s%3N)
+for node in node1 node2 node3; do (lab start "$node" corosync; lab start "$node" csvd) & background+=($!); done
+wait "${background[@]: -3}"
+lab mount
+for node in node1 node2 node3; do is_direct "$node" || die "$node's mount is not direct"; done
+note "mounted everywhere $(($(date +%s%3N) - from)) ms after the start"
+(($(date +%s%3N) - from <= 20000)) || die "that is more than 20 s"
 on node2 sh -c 'echo again >"$1"' - "$volume/again"
 [[ $(on node1 cat "$volume/again") == again ]] || die "node1 does not see what node2 has written"
 
