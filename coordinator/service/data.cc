@@ -312,7 +312,7 @@ Task<Service::Outcome> Service::claim_pages(CallRef call, InodeId inode, Blocks 
         reach = further;
     }
     // In this order for the reason that layouts are.
-    layouts_.add_pages(inode, session->id, reach, dirty);
+    auto claim = layouts_.add_pages(inode, session->id, reach, dirty);
     layouts_.add(inode, session->id, reach, Layouts::Kind::read);
     auto sequence = recall_sequence_;
     auto seen = co_await look(inode, reach);
@@ -332,7 +332,7 @@ Task<Service::Outcome> Service::claim_pages(CallRef call, InodeId inode, Blocks 
       layout.set_pages_offset(reach.first * kBlockSize);
       layout.set_pages_length((end - reach.first) * kBlockSize);
     }
-    layouts_.pages_dropped(inode, session->id, {std::max(end, reach.first), reach.end});
+    layouts_.trim_pages(inode, session->id, {std::max(end, reach.first), reach.end}, claim);
     co_return std::move(answer);
   }
 }

@@ -1,6 +1,7 @@
 #include "coordinator/service/layouts.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 namespace csv::service {
@@ -8,6 +9,11 @@ namespace {
 
 /// Two contended writes within this make a file shipped.
 constexpr Duration kContention = 1s;
+
+void move(BlockSet& from, BlockSet& to, Blocks range) {
+  for (auto part : from.within(range)) to.add({part.begin, part.end});
+  from.remove(range);
+}
 
 }  // namespace
 
@@ -32,6 +38,13 @@ bool Layouts::idle(const File& file) const {
          loop_->now() >= file.last_contended + kContention;
 }
 
+Layouts::Holder* Layouts::find_holder(InodeId inode, SessionId session) {
+  auto file = files_.find(inode);
+  if (file == files_.end()) return nullptr;
+  auto held = file->second->holders.find(session);
+  return held == file->second->holders.end() ? nullptr : &held->second;
+}
+
 /// After something of a holder went: forgets it if that was all.
 void Layouts::tidy(InodeId inode, SessionId session) {
   auto at = files_.find(inode);
@@ -51,9 +64,18 @@ void Layouts::add(InodeId inode, SessionId session, Blocks range, Kind kind) {
   (kind == Kind::write ? held.writes : held.reads).add(range);
 }
 
-void Layouts::add_pages(InodeId inode, SessionId session, Blocks range, bool dirty) {
+std::uint64_t Layouts::add_pages(InodeId inode, SessionId session, Blocks range, bool dirty) {
   auto& held = holder(inode, session);
   (dirty ? held.dirty : held.clean).add(range);
+  return held.last_claim = ++claims_;
+}
+
+void Layouts::trim_pages(InodeId inode, SessionId session, Blocks beyond, std::uint64_t claim) {
+  auto* held = find_holder(inode, session);
+  if (held == nullptr || held->last_claim != claim) return;
+  held->clean.remove(beyond);
+  held->dirty.remove(beyond);
+  tidy(inode, session);
 }
 
 void Layouts::declare(InodeId inode, SessionId session) {
@@ -84,11 +106,10 @@ bool Layouts::may_have_grant(InodeId inode, SessionId session) const {
 }
 
 void Layouts::grant_dropped(InodeId inode, SessionId session) {
-  const auto* found = find(inode);
-  if (found == nullptr || !found->holders.contains(session)) return;
-  auto& held = holder(inode, session);
-  held.grant = {};
-  held.may_have_grant = false;
+  auto* held = find_holder(inode, session);
+  if (held == nullptr) return;
+  held->grant = {};
+  held->may_have_grant = false;
   tidy(inode, session);
 }
 
@@ -96,25 +117,12 @@ std::vector<SessionId> Layouts::holders(InodeId inode, Blocks range, bool reads_
   std::vector<SessionId> all;
   const auto* found = find(inode);
   if (found == nullptr) return all;
-  for (const auto& [session, held] : found->holders)
-    if (held.writes.overlaps(range) || (reads_too && held.reads.overlaps(range)))
-      all.push_back(session);
-  return all;
-}
-
-void Layouts::dropped(InodeId inode, SessionId session, Blocks range, bool reads_too) {
-  const auto* found = find(inode);
-  if (found == nullptr || !found->holders.contains(session)) return;
-  auto& held = holder(inode, session);
-  if (reads_too) {
-    held.writes.remove(range);
-    held.reads.remove(range);
-  } else if (held.writes.overlaps(range)) {
-    // It may go on reading there. The range may be more than it held; that costs a needless recall.
-    for (auto part : held.writes.within(range)) held.reads.add({part.begin, part.end});
-    held.writes.remove(range);
+  for (const auto& [session, held] : found->holders) {
+    bool any = held.layouts_in(range, reads_too);
+    for (const auto& [number, part] : held.recalled) any = any || part.layouts_in(range, reads_too);
+    if (any) all.push_back(session);
   }
-  tidy(inode, session);
+  return all;
 }
 
 std::vector<SessionId> Layouts::page_holders(InodeId inode, Blocks range, bool clean_too,
@@ -122,26 +130,62 @@ std::vector<SessionId> Layouts::page_holders(InodeId inode, Blocks range, bool c
   std::vector<SessionId> all;
   const auto* found = find(inode);
   if (found == nullptr) return all;
-  for (const auto& [session, held] : found->holders)
-    if (session != except &&
-        (held.dirty.overlaps(range) || (clean_too && held.clean.overlaps(range))))
-      all.push_back(session);
+  for (const auto& [session, held] : found->holders) {
+    if (session == except) continue;
+    bool any = held.pages_in(range, clean_too);
+    for (const auto& [number, part] : held.recalled) any = any || part.pages_in(range, clean_too);
+    if (any) all.push_back(session);
+  }
   return all;
 }
 
-void Layouts::pages_dropped(InodeId inode, SessionId session, Blocks range) {
-  const auto* found = find(inode);
-  if (found == nullptr || !found->holders.contains(session)) return;
-  auto& held = holder(inode, session);
-  held.clean.remove(range);
-  held.dirty.remove(range);
+void Layouts::recalled(InodeId inode, SessionId session, const Recall& recall) {
+  auto* held = find_holder(inode, session);
+  if (held == nullptr) return;
+  Held part;
+  if (recall.pages) {
+    move(held->clean, part.clean, recall.range);
+    move(held->dirty, part.dirty, recall.range);
+  } else {
+    move(held->writes, part.writes, recall.range);
+    if (recall.reads_too) move(held->reads, part.reads, recall.range);
+  }
+  if (!part.nothing()) held->recalled[recall.number] = std::move(part);
+}
+
+void Layouts::came_back(InodeId inode, SessionId session, const Recall& recall) {
+  auto* held = find_holder(inode, session);
+  if (held == nullptr) return;
+  auto end = held->recalled.upper_bound(recall.number);
+  for (auto at = held->recalled.begin(); at != end;) {
+    auto& part = at->second;
+    if (recall.pages) {
+      part.clean.remove(recall.range);
+      part.dirty.remove(recall.range);
+    } else if (recall.reads_too) {
+      part.writes.remove(recall.range);
+      part.reads.remove(recall.range);
+    } else {
+      // It may go on reading there. The range may be more than it held; that costs a needless
+      // recall.
+      move(part.writes, held->reads, recall.range);
+    }
+    at = part.nothing() ? held->recalled.erase(at) : std::next(at);
+  }
   tidy(inode, session);
 }
 
+void Layouts::dropped(InodeId inode, SessionId session, const Recall& what) {
+  auto all = what;
+  all.number = std::numeric_limits<std::uint64_t>::max();
+  recalled(inode, session, all);
+  came_back(inode, session, all);
+}
+
 void Layouts::drop(InodeId inode, SessionId session) {
-  const auto* found = find(inode);
-  if (found == nullptr || !found->holders.contains(session)) return;
-  holder(inode, session) = {};
+  auto* held = find_holder(inode, session);
+  if (held == nullptr) return;
+  *held = {};
   tidy(inode, session);
 }
 
@@ -229,8 +273,7 @@ void Layouts::note_contended_write(InodeId inode, SessionId by, Duration shipped
   auto& here = file(inode);
   bool soon = now < here.last_contended + kContention;
   bool others = soon && here.last_writer != by;
-  for (const auto& [session, held] : here.holders)
-    others = others || (session != by && !held.writes.empty());
+  for (auto holder : holders(inode, kWholeFile, false)) others = others || holder != by;
   if (now < here.shipped_until || (soon && others)) here.shipped_until = now + shipped_for;
   here.last_contended = now;
   here.last_writer = by;

@@ -36,7 +36,11 @@ class BlockSet {
 ///
 /// *Pages* are what a node's kernel may keep of a file for mappings. As long as they are there, the
 /// session has a claim: nobody else changes what it covers. Where programs may store into them
-/// (`dirty`), nobody else reads it either, by layout or through us. Loop's thread.
+/// (`dirty`), nobody else reads it either, by layout or through us.
+///
+/// A recall means what was recorded before it was sent, and so does its answer: what the session is
+/// given in between stays recorded. There is such: whoever takes a claim goes past the holds of
+/// others while it recalls something itself. Loop's thread.
 class Layouts {
  public:
   /// A write layout may be read under, too.
@@ -47,7 +51,11 @@ class Layouts {
   /// `session` is about to be told this range. Recorded before the mapping is even looked up, so
   /// that a recall that starts meanwhile asks it.
   void add(InodeId inode, SessionId session, Blocks range, Kind kind);
-  void add_pages(InodeId inode, SessionId session, Blocks range, bool dirty);
+  /// The number of this claim.
+  std::uint64_t add_pages(InodeId inode, SessionId session, Blocks range, bool dirty);
+  /// The claim turned out not to reach `beyond`. No effect if the session has asked for another one
+  /// on the file meanwhile, which may know of a later end.
+  void trim_pages(InodeId inode, SessionId session, Blocks beyond, std::uint64_t claim);
   /// Said by the session itself, to a coordinator that knew nothing of it: all kinds, and there may
   /// be a grant.
   void declare(InodeId inode, SessionId session);
@@ -59,9 +67,18 @@ class Layouts {
 
   /// Sessions that hold something in `range`: write layouts only, or all.
   [[nodiscard]] std::vector<SessionId> holders(InodeId inode, Blocks range, bool reads_too) const;
-  /// The session has answered a recall of this. Without reads_too its write layouts may still be
-  /// read under.
-  void dropped(InodeId inode, SessionId session, Blocks range, bool reads_too);
+  struct Recall {
+    Blocks range;
+    bool pages = false;        ///< Of pages alone; else of layouts alone.
+    bool reads_too = false;    ///< Else write layouts may still be read under.
+    std::uint64_t number = 0;  ///< Later ones have higher numbers.
+  };
+  /// It is being sent to the session, which stays a holder until it has answered.
+  void recalled(InodeId inode, SessionId session, const Recall& recall);
+  /// It is answered: nothing is left of what had been recorded before it was sent.
+  void came_back(InodeId inode, SessionId session, const Recall& recall);
+  /// The session said of itself that nothing of it is left, and has asked for nothing since.
+  void dropped(InodeId inode, SessionId session, const Recall& what);
   /// Sessions but `except` whose kernels may hold pages there: clean ones, or only dirty ones.
   [[nodiscard]] std::vector<SessionId> page_holders(InodeId inode, Blocks range, bool clean_too,
                                                     SessionId except) const;
@@ -69,7 +86,6 @@ class Layouts {
                                       SessionId except) const {
     return !page_holders(inode, range, clean_too, except).empty();
   }
-  void pages_dropped(InodeId inode, SessionId session, Blocks range);
   void drop(InodeId inode, SessionId session);
   /// All of a session that ended.
   void drop(SessionId session);
@@ -110,12 +126,25 @@ class Layouts {
   void prune();
 
  private:
-  struct Holder {
+  struct Held {
     BlockSet reads, writes, clean, dirty;
+    [[nodiscard]] bool nothing() const {
+      return reads.empty() && writes.empty() && clean.empty() && dirty.empty();
+    }
+    [[nodiscard]] bool layouts_in(Blocks range, bool reads_too) const {
+      return writes.overlaps(range) || (reads_too && reads.overlaps(range));
+    }
+    [[nodiscard]] bool pages_in(Blocks range, bool clean_too) const {
+      return dirty.overlaps(range) || (clean_too && clean.overlaps(range));
+    }
+  };
+  struct Holder : Held {
+    std::map<std::uint64_t, Held> recalled;  ///< By number, and not answered.
+    std::uint64_t last_claim = 0;
     GrantId grant{};
     bool may_have_grant = false;
     [[nodiscard]] bool nothing() const {
-      return reads.empty() && writes.empty() && clean.empty() && dirty.empty() && !may_have_grant;
+      return Held::nothing() && recalled.empty() && !may_have_grant;
     }
   };
   struct Holding {
@@ -136,13 +165,14 @@ class Layouts {
   File& file(InodeId inode);
   [[nodiscard]] const File* find(InodeId inode) const;
   Holder& holder(InodeId inode, SessionId session);
+  [[nodiscard]] Holder* find_holder(InodeId inode, SessionId session);
   void tidy(InodeId inode, SessionId session);
   [[nodiscard]] bool idle(const File& file) const;
 
   Loop* loop_;
   std::map<InodeId, FileRef> files_;
   std::map<SessionId, std::set<InodeId>> by_session_;
-  std::uint64_t next_hold_ = 1;
+  std::uint64_t next_hold_ = 1, claims_ = 0;
 };
 
 }  // namespace csv::service

@@ -111,9 +111,7 @@ Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, InTheW
 
   struct Wait {
     SessionRef session;
-    AskedRef asked;
-    Blocks range;
-    bool reads_too = false;
+    AskedBack back;
   };
   std::vector<Wait> waits;
   Layouts::Hold while_grants_go;
@@ -122,23 +120,21 @@ Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, InTheW
     if (!what.own_too && session == on_behalf) continue;
     bool unlisted = unlisted_holder(*session, inode);
     if (!unlisted && std::find(holders.begin(), holders.end(), id) == holders.end()) continue;
-    Wait wait{session, nullptr, what.layouts, what.reads_too};
+    Layouts::Recall all{.range = what.layouts, .reads_too = what.reads_too || unlisted};
     // A grant is dropped as a whole, so all of it must have come back.
     // Until it is free nothing of it may be laid out anew, with a write elsewhere in the file.
     if (unlisted || layouts_.may_have_grant(inode, id)) {
-      wait.range = kWholeFile;
+      all.range = kWholeFile;
       while_grants_go = layouts_.hold(inode, kWholeFile, false);
     }
-    wait.reads_too = what.reads_too || unlisted;
-    wait.asked = ask_back(session, inode, wait.range, wait.reads_too);
-    waits.push_back(std::move(wait));
+    waits.push_back({session, ask_back(session, inode, all)});
   }
   for (auto& wait : waits) {
-    while (!wait.asked->answered) {
+    while (!wait.back.asked->answered) {
       if (on_behalf && on_behalf->ending) co_return session_ended();
-      co_await wait.asked->changed.wait();
+      co_await wait.back.asked->changed.wait();
     }
-    CSV_CO_CHECK(co_await came_back(wait.session, inode, wait.range, wait.reads_too));
+    CSV_CO_CHECK(co_await came_back(wait.session, inode, wait.back.what));
   }
   co_return Expected<void>{};
 }
@@ -159,49 +155,51 @@ Task<Expected<void>> Service::recall_pages(SessionRef on_behalf, InodeId inode, 
   Turn turn{truncating_, inode, self, what.truncates};
   struct Wait {
     SessionRef session;
-    AskedRef asked;
+    AskedBack back;
   };
   std::vector<Wait> waits;
   for (auto id : holders) {
     auto found = sessions_.find(id);
     if (found == sessions_.end()) continue;
-    waits.push_back({found->second, ask_back(found->second, inode, what.pages, true, true)});
+    Layouts::Recall pages{.range = what.pages, .pages = true, .reads_too = true};
+    waits.push_back({found->second, ask_back(found->second, inode, pages)});
   }
   for (auto& wait : waits) {
-    while (!wait.asked->answered) {
+    while (!wait.back.asked->answered) {
       if (on_behalf && on_behalf->ending) co_return session_ended();
-      co_await wait.asked->changed.wait();
+      co_await wait.back.asked->changed.wait();
     }
-    layouts_.pages_dropped(inode, wait.session->id, what.pages);
+    layouts_.came_back(inode, wait.session->id, wait.back.what);
   }
   co_return Expected<void>{};
 }
 
-AskedRef Service::ask_back(const SessionRef& session, InodeId inode, Blocks range, bool reads_too,
-                           bool pages) {
+Service::AskedBack Service::ask_back(const SessionRef& session, InodeId inode,
+                                     Layouts::Recall what) {
   wire::Notice notice;
   auto& recall = *notice.mutable_recall();
   recall.set_inode(raw(inode));
-  recall.set_offset(range.first * volume::kBlockSize);
-  recall.set_length(range.count() * volume::kBlockSize);
-  recall.set_reads_too(reads_too);
-  recall.set_pages(pages);
+  recall.set_offset(what.range.first * volume::kBlockSize);
+  recall.set_length(what.range.count() * volume::kBlockSize);
+  recall.set_reads_too(what.reads_too);
+  recall.set_pages(what.pages);
   // Layouts given before this one carry a lower number: an answer that is still on its way is known
   // as overtaken.
-  recall.set_sequence(++recall_sequence_);
+  what.number = ++recall_sequence_;
+  recall.set_sequence(what.number);
   ++recalls_;
-  return ask(session, std::move(notice));
+  layouts_.recalled(inode, session->id, what);
+  return {ask(session, std::move(notice)), what};
 }
 
 /// The session has answered a recall, or is gone.
-Task<Expected<void>> Service::came_back(SessionRef session, InodeId inode, Blocks range,
-                                        bool reads_too) {
-  bool whole = same(range, kWholeFile);
+Task<Expected<void>> Service::came_back(SessionRef session, InodeId inode, Layouts::Recall what) {
+  bool whole = same(what.range, kWholeFile);
   bool granted = session->gone || unlisted_holder(*session, inode) ||
                  layouts_.may_have_grant(inode, session->id);
   if (whole && granted) CSV_CO_CHECK(co_await drop_grants(session->id, inode));
-  layouts_.dropped(inode, session->id, range, reads_too);
-  if (whole && reads_too && session->layouts_unlisted) session->unlisted_told.insert(inode);
+  layouts_.came_back(inode, session->id, what);
+  if (whole && what.reads_too && session->layouts_unlisted) session->unlisted_told.insert(inode);
   co_return Expected<void>{};
 }
 
@@ -229,11 +227,11 @@ Task<Expected<void>> Service::drop_unknown_grants(InodeId inode) {
 Task<void> Service::take_back_grant(SessionRef session, InodeId inode) {
   auto hold = layouts_.hold(inode, kWholeFile, false);
   if (!layouts_.may_have_grant(inode, session->id)) co_return;
-  auto asked = ask_back(session, inode, kWholeFile, false);
-  while (!asked->answered) co_await asked->changed.wait();
-  if (auto back = co_await came_back(session, inode, kWholeFile, false); !back) {
+  auto back = ask_back(session, inode, {.range = kWholeFile});
+  while (!back.asked->answered) co_await back.asked->changed.wait();
+  if (auto dropped = co_await came_back(session, inode, back.what); !dropped) {
     log::warning("grant not dropped inode={} session={} reason=\"{}\"", raw(inode),
-                 raw(session->id), back.error().message());
+                 raw(session->id), dropped.error().message());
     co_return;
   }
   // Not while an fallocate, whose space this could be, is halfway.
@@ -263,10 +261,10 @@ Task<void> Service::shed_layouts(SessionRef session) {
     // What is mapped is in use.
     if (layouts_.pages_in_the_way(inode, kWholeFile, true, SessionId{})) continue;
     auto hold = layouts_.hold(inode, kWholeFile, true);
-    auto asked = ask_back(session, inode, kWholeFile, true);
-    while (!asked->answered) co_await asked->changed.wait();
-    auto back = co_await came_back(session, inode, kWholeFile, true);
-    if (!back) co_return;
+    auto back = ask_back(session, inode, {.range = kWholeFile, .reads_too = true});
+    while (!back.asked->answered) co_await back.asked->changed.wait();
+    auto dropped = co_await came_back(session, inode, back.what);
+    if (!dropped) co_return;
   }
 }
 

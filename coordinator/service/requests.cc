@@ -241,9 +241,9 @@ Task<Service::Outcome> Service::release(CallRef call) {
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
   if (asked.accessed()) note_access(inode);
   closed(call->session, inode);
-  if (asked.reads_only()) layouts_.dropped(inode, call->session_id, kWholeFile, false);
+  if (asked.reads_only()) layouts_.dropped(inode, call->session_id, {.range = kWholeFile});
   // The kernel drops what it may have left before anybody can see it through a new opening.
-  layouts_.pages_dropped(inode, call->session_id, kWholeFile);
+  layouts_.dropped(inode, call->session_id, {.range = kWholeFile, .pages = true});
   if (layouts_.may_have_grant(inode, call->session_id))
     tasks_.spawn(take_back_grant(call->session, inode));
   co_return Answer{};

@@ -150,9 +150,13 @@ class Service final : public VolumeService {
   Task<Expected<Quiet>> quiet(SessionRef on_behalf, InodeId inode, InTheWay what);
   Task<Expected<void>> recall(SessionRef on_behalf, InodeId inode, InTheWay what);
   Task<Expected<void>> recall_pages(SessionRef on_behalf, InodeId inode, InTheWay what);
-  AskedRef ask_back(const SessionRef& session, InodeId inode, Blocks range, bool reads_too,
-                    bool pages = false);
-  Task<Expected<void>> came_back(SessionRef session, InodeId inode, Blocks range, bool reads_too);
+  struct AskedBack {
+    AskedRef asked;
+    Layouts::Recall what;
+  };
+  /// Numbers it.
+  AskedBack ask_back(const SessionRef& session, InodeId inode, Layouts::Recall what);
+  Task<Expected<void>> came_back(SessionRef session, InodeId inode, Layouts::Recall what);
   /// What is left of a session's grants on an inode becomes free space; it holds no layout of them.
   Task<Expected<void>> drop_grants(SessionId session, InodeId inode);
   /// The same for whoever may have some, for blocks that turn out to be granted to nobody we know.

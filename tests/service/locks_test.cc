@@ -112,14 +112,78 @@ TEST_CASE("layouts: a recall of write layouts leaves what may be read") {
   layouts.add(kFile, two, {50, 60}, Layouts::Kind::read);
   CHECK(layouts.holders(kFile, {55, 56}, false) == std::vector{one});
   CHECK(layouts.holders(kFile, {55, 56}, true) == std::vector{one, two});
-  layouts.dropped(kFile, one, {0, 60}, false);
+  layouts.dropped(kFile, one, {.range = {0, 60}});
   CHECK(layouts.holders(kFile, {0, 60}, false).empty());
   CHECK(layouts.holders(kFile, {0, 10}, true) == std::vector{one});
   CHECK(layouts.holders(kFile, {60, 100}, false) == std::vector{one});
-  layouts.dropped(kFile, one, kWholeFile, true);
+  layouts.dropped(kFile, one, {.range = kWholeFile, .reads_too = true});
   CHECK(layouts.count(one) == 0);
   layouts.drop(two);
   CHECK(layouts.holders(kFile, kWholeFile, true).empty());
+}
+
+TEST_CASE("layouts: the answer to a recall says nothing of what was given after it was sent") {
+  ManualLoop loop;
+  Layouts layouts{loop};
+  SessionId one{1};
+  SUBCASE("pages") {
+    Layouts::Recall first{.range = {0, 100}, .pages = true, .number = 1};
+    layouts.add_pages(kFile, one, {0, 10}, true);
+    layouts.recalled(kFile, one, first);
+    CHECK(layouts.pages_in_the_way(kFile, {5, 6}, false, {}));
+    layouts.add_pages(kFile, one, {50, 60}, true);
+    layouts.came_back(kFile, one, first);
+    CHECK(!layouts.pages_in_the_way(kFile, {0, 50}, true, {}));
+    CHECK(layouts.pages_in_the_way(kFile, {0, 100}, false, {}));
+    layouts.dropped(kFile, one, {.range = kWholeFile, .pages = true});
+    CHECK(layouts.count(one) == 0);
+  }
+  SUBCASE("layouts") {
+    Layouts::Recall writes{.range = {0, 100}, .number = 1};
+    Layouts::Recall all{.range = {0, 100}, .reads_too = true, .number = 2};
+    layouts.add(kFile, one, {0, 10}, Layouts::Kind::write);
+    layouts.recalled(kFile, one, writes);
+    layouts.recalled(kFile, one, all);
+    CHECK(layouts.holders(kFile, {0, 10}, false) == std::vector{one});
+    layouts.add(kFile, one, {20, 30}, Layouts::Kind::read);
+    SUBCASE("in the order they were sent") {
+      layouts.came_back(kFile, one, writes);
+      CHECK(layouts.holders(kFile, {0, 100}, false).empty());
+      CHECK(layouts.holders(kFile, {0, 10}, true) == std::vector{one});
+    }
+    layouts.came_back(kFile, one, all);
+    CHECK(layouts.holders(kFile, {20, 30}, true) == std::vector{one});
+    layouts.dropped(kFile, one, {.range = kWholeFile, .reads_too = true});
+    CHECK(layouts.count(one) == 0);
+  }
+  SUBCASE("a recall that nobody waits for any more is answered by a later one") {
+    layouts.add_pages(kFile, one, {0, 10}, false);
+    layouts.recalled(kFile, one, {.range = {0, 10}, .pages = true, .number = 1});
+    Layouts::Recall later{.range = {5, 10}, .pages = true, .number = 2};
+    layouts.recalled(kFile, one, later);
+    layouts.came_back(kFile, one, later);
+    CHECK(!layouts.pages_in_the_way(kFile, {5, 10}, true, {}));
+    CHECK(layouts.pages_in_the_way(kFile, {0, 5}, true, {}));
+  }
+}
+
+TEST_CASE("layouts: a claim that knows of an earlier end does not trim what a later one knows") {
+  ManualLoop loop;
+  Layouts layouts{loop};
+  SessionId one{1};
+  auto first = layouts.add_pages(kFile, one, {0, 1000}, false);
+  SUBCASE("alone") {
+    layouts.trim_pages(kFile, one, {10, 1000}, first);
+    CHECK(!layouts.pages_in_the_way(kFile, {10, 1000}, true, {}));
+    CHECK(layouts.pages_in_the_way(kFile, {9, 10}, true, {}));
+  }
+  SUBCASE("while the file grows") {
+    auto second = layouts.add_pages(kFile, one, {12, 1000}, false);
+    layouts.trim_pages(kFile, one, {10, 1000}, first);
+    layouts.trim_pages(kFile, one, {20, 1000}, second);
+    CHECK(layouts.pages_in_the_way(kFile, {12, 20}, true, {}));
+    CHECK(!layouts.pages_in_the_way(kFile, {20, 1000}, true, {}));
+  }
 }
 
 TEST_CASE("layouts: a file becomes shipped by two contended writes within a second, for a while") {

@@ -24,6 +24,12 @@ std::vector<std::byte> filled(std::size_t size, char with) {
 }
 void pause(std::chrono::milliseconds time) { std::this_thread::sleep_for(time); }
 
+/// A recall comes before long, and is not answered.
+bool is_asked(Client& client) {
+  for (int i = 0; i < 400 && client.held().empty(); ++i) pause(std::chrono::milliseconds{5});
+  return !client.held().empty();
+}
+
 wire::Request commit_request(std::uint64_t inode, const wire::LayoutReply& layout,
                              std::uint64_t offset, std::uint64_t length) {
   wire::Request request;
@@ -33,6 +39,16 @@ wire::Request commit_request(std::uint64_t inode, const wire::LayoutReply& layou
   commit.set_offset(offset);
   commit.set_length(length);
   commit.set_truncation(layout.truncation());
+  return request;
+}
+
+wire::Request claim_request(std::uint64_t inode, std::uint64_t offset, std::uint64_t length) {
+  wire::Request request;
+  auto& claim = *request.mutable_layout();
+  claim.set_inode(inode);
+  claim.set_offset(offset);
+  claim.set_length(length);
+  claim.set_pages(2);  // dirty
   return request;
 }
 
@@ -720,6 +736,42 @@ TEST_CASE("privileges: a file that has some is written through the coordinator, 
   CHECK((a.attr(file).mode() & 07777) == 02654);
   CHECK(b.recalls() == recalls + 1);
   CHECK(b.layout(file, 0, kMiB, true).shipped());
+}
+
+TEST_CASE("pages: a claim given while a recall of others is under way is not forgotten with it") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22}, c{world, 3, 33};
+  for (auto* each : {&a, &b, &c}) {
+    REQUIRE(!each->connect(coordinator).code());
+    each->admit();
+  }
+  auto file = a.create("f");
+  REQUIRE(a.write(file, 0, std::string(16 * kBlock, 'a')).failure().code() == 0);
+  REQUIRE(a.call(claim_request(file, 6 * kBlock, kBlock)).layout().pages_length() > 0);
+  b.layout(file, 5 * kBlock, kBlock, false);
+  a.answer_recalls(false);
+  b.answer_recalls(false);
+  // It waits for what b has there.
+  auto claim = a.send(claim_request(file, 5 * kBlock, kBlock));
+  REQUIRE(is_asked(b));
+  // This one for what a has already.
+  auto write = write_request(file, false);
+  write.mutable_write()->set_offset(3 * kBlock);
+  auto written = c.send(c.prepared(write, 0), bytes_of(std::string(6 * kBlock, 'c')));
+  REQUIRE(is_asked(a));
+  auto recall = a.held().front();
+  b.answer_held();
+  auto layout = a.wait(claim).layout();
+  CHECK(layout.pages_offset() == 5 * kBlock);
+  CHECK(layout.pages_length() == kBlock);
+  CHECK(layout.sequence() >= recall.sequence());
+  a.answer_held();
+  CHECK(is_asked(a));
+  CHECK(!c.answered(written));
+  a.answer_recalls(true);
+  a.answer_held();
+  CHECK(c.wait(written).failure().code() == 0);
 }
 
 TEST_CASE("write: pages of a mapping stay within the file, whoever made it shorter meanwhile") {
