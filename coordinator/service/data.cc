@@ -505,9 +505,10 @@ Task<Expected<std::vector<Run>>> Service::reserve(InodeId inode, std::uint64_t c
     auto body = [inode, count](Catalog& catalog) {
       return catalog.reserve_space(inode, count, 0, kMostRuns);
     };
+    auto freed_before = times_freed_;
     auto runs = co_await writer_.read(std::move(body));
     if (runs || !is_space_short(runs.error()) || round >= kFreeingRounds) co_return std::move(runs);
-    CSV_CO_TRY(freed, co_await free_space());
+    CSV_CO_TRY(freed, co_await free_space(freed_before));
     if (!freed) co_return std::move(runs);
   }
 }
@@ -818,13 +819,14 @@ Task<Expected<void>> Service::fill_holes(SessionRef on_behalf, InodeId inode, Bl
     auto body = [inode, range](Catalog& catalog) {
       return catalog.fill(inode, range.first, range.count());
     };
+    auto freed_before = times_freed_;
     auto progress = co_await writer_.change(std::move(body));
     if (progress) {
       range.first += progress->done;
       continue;
     }
     if (!is_space_short(progress.error()) || rounds++ >= kFreeingRounds) co_return progress.error();
-    CSV_CO_TRY(freed, co_await free_space());
+    CSV_CO_TRY(freed, co_await free_space(freed_before));
     if (!freed) co_return progress.error();
   }
   co_return Expected<void>{};

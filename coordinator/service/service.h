@@ -283,8 +283,9 @@ class Service final : public VolumeService {
   Task<Expected<void>> reserve_again();
   Task<void> beat();
   Task<void> maintain();
-  /// One round of making freed blocks free. False: there was nothing to be done.
-  Task<Expected<bool>> free_space();
+  /// One round of making freed blocks free. False: there was nothing to be done, and nothing has
+  /// become free since times_freed_ was `freed_before`.
+  Task<Expected<bool>> free_space(std::uint64_t freed_before);
   Task<Expected<bool>> free_dying();
   Task<void> find_orphans();
   [[nodiscard]] bool openers_known() const;
@@ -342,8 +343,9 @@ class Service final : public VolumeService {
   InodeId first_made_{};     ///< In this epoch; everything from it on is younger than the takeover.
   Signal sessions_changed_;  ///< One declared itself, ended, ...
   Signal reap_due_, clean_due_, freed_, accesses_written_;
-  bool copying_ = false;        ///< The catalog is being copied.
-  bool freeing_ = false;        ///< One round of unmapping at a time.
+  bool copying_ = false;  ///< The catalog is being copied.
+  bool freeing_ = false;  ///< One round of unmapping at a time.
+  std::uint64_t times_freed_ = 0, times_reaped_ = 0;
   std::set<Key> foreign_seen_;  ///< Of other clusters; logged once.
 
   std::uint64_t recall_sequence_;

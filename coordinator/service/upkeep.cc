@@ -125,7 +125,7 @@ Task<void> Service::maintain() {
     co_await writer_.maintain();
     // As long as there is something to free: whoever deletes much wants the space back.
     for (bool more = true; more && serving();) {
-      auto freed = co_await free_space();
+      auto freed = co_await free_space(times_freed_);
       if (!freed) log::warning("freeing space: {}", freed.error().message());
       more = freed && *freed;
     }
@@ -138,16 +138,18 @@ Task<void> Service::maintain() {
   }
 }
 
-Task<Expected<bool>> Service::free_space() {
+Task<Expected<bool>> Service::free_space(std::uint64_t freed_before) {
   // A file whose last name went a moment ago is not even being freed yet. Asked before the space is
   // looked at: a reaping that ends meanwhile would be seen by neither.
   bool reaping = reaping_goes_on();
+  auto reaped_before = times_reaped_;
   auto body = [](volume::Catalog& catalog) { return catalog.space(); };
   CSV_CO_TRY(space, co_await writer_.read(std::move(body)));
   space_ = space;
   if (space.dying == 0 && !space.freeing) {
-    if (!reaping) co_return false;
-    if (reaping_goes_on()) co_await reap_due_.wait();
+    // Nothing is left to free; but what was may have become free after the space was found short.
+    if (!reaping) co_return times_freed_ != freed_before;
+    while (reaping_goes_on() && times_reaped_ == reaped_before) co_await reap_due_.wait();
     co_return true;
   }
   if (space.freeing) co_await writer_.maintain();
@@ -180,6 +182,7 @@ Task<Expected<bool>> Service::free_dying() {
   if (!unmapped) log::warning("unmap refused: {}", unmapped.error().message());
   auto make_free = [runs](volume::Catalog& catalog) { return catalog.make_free(runs); };
   CSV_CO_CHECK(co_await writer_.change(std::move(make_free)));
+  ++times_freed_;
   co_return true;
 }
 
@@ -246,6 +249,7 @@ Task<void> Service::reap(InodeId inode) {
   // Also where it failed: it stays an orphan in the catalog, for the next takeover.
   orphans_.erase(inode);
   reaping_.erase(inode);
+  ++times_reaped_;
   reap_due_.notify();
 }
 
