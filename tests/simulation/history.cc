@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "csvfs/base/check.h"
 #include "csvfs/base/log.h"
@@ -63,26 +64,178 @@ History::History(Number root) {
   inode.mode = 0755;
   inode.links = 2;
   inode.parent = kRoot;
-  first.inodes[kRoot] = inode;
-  first.numbers[kRoot] = root;
-  configs_.insert(Config{SharedTree{std::move(first)}, {}, {}});
+  first.make(kRoot, std::move(inode));
+  first.set_number(kRoot, root);
+  put(configs_, Config{SharedTree{std::move(first)}, {}, {}});
+}
+
+void History::Digest::add(std::uint64_t value) {
+  one = (one ^ value) * 0xff51afd7ed558ccdull;
+  one ^= one >> 32;
+  two = (two + value) * 0xc4ceb9fe1a85ec53ull;
+  two ^= two >> 29;
+}
+
+void History::Digest::add(std::string_view text) {
+  add(text.size());
+  while (!text.empty()) {
+    std::uint64_t word = 0;
+    auto count = std::min(text.size(), sizeof word);
+    std::memcpy(&word, text.data(), count);
+    add(word);
+    text.remove_prefix(count);
+  }
+}
+
+History::Digest History::Inode::digest() const {
+  Digest out;
+  out.add(static_cast<std::uint64_t>(type));
+  out.add(mode);
+  out.add(size);
+  out.add(links);
+  out.add(entries.size());
+  for (const auto& [name, node] : entries) out.add(name), out.add(node);
+  out.add(parent);
+  out.add(target);
+  out.add(xattrs.size());
+  for (const auto& [name, value] : xattrs) out.add(name), out.add(value);
+  return out;
+}
+
+History::Digest History::Expect::digest() const {
+  Digest out;
+  auto all = errors.all();
+  out.add(all.size());
+  for (auto error : all) out.add(static_cast<std::uint64_t>(error));
+  out.add(node);
+  out.add(static_cast<std::uint64_t>(type));
+  out.add(mode);
+  out.add(links);
+  out.add(least);
+  out.add(most);
+  out.add(any ? 1u : 0u);
+  out.add(text);
+  out.add(entries.size());
+  for (const auto& entry : entries) {
+    out.add(entry.name);
+    out.add(entry.node);
+    out.add(static_cast<std::uint64_t>(entry.type));
+    out.add(entry.mode);
+    out.add(entry.least);
+    out.add(entry.most);
+  }
+  return out;
+}
+
+std::vector<int> History::Errnos::all() const {
+  std::vector<int> out;
+  for (int error = 0; error < kMost; ++error)
+    if (contains(error)) out.push_back(error);
+  return out;
+}
+
+void History::Seen::insert(SharedExpect expect) {
+  auto place = std::lower_bound(all_.begin(), all_.end(), expect);
+  if (place != all_.end() && place->digest == expect.digest) return;
+  all_.insert(place, std::move(expect));
+  weigh();
+}
+
+void History::Seen::merge(const Seen& more) {
+  std::vector<SharedExpect> both;
+  both.reserve(all_.size() + more.all_.size());
+  std::set_union(all_.begin(), all_.end(), more.all_.begin(), more.all_.end(),
+                 std::back_inserter(both));
+  all_ = std::move(both);
+  weigh();
+}
+
+bool History::Seen::includes(const Seen& less) const {
+  return std::includes(all_.begin(), all_.end(), less.all_.begin(), less.all_.end());
+}
+
+void History::Seen::weigh() {
+  digest_ = {};
+  for (const auto& each : all_) digest_.add(each.digest);
+}
+
+const History::Tree::Place& History::Tree::find(Node node) const {
+  auto place = std::lower_bound(places_.begin(), places_.end(), node,
+                                [](const Place& at, Node wanted) { return at.node < wanted; });
+  CSV_CHECK(place != places_.end() && place->node == node);
+  return *place;
+}
+
+History::Inode& History::Tree::at(Node node) {
+  auto& held = const_cast<Place&>(find(node)).held;
+  if (held.use_count() > 1) held = std::make_shared<Place::Held>(*held);
+  held->digest.reset();
+  digest_.reset();
+  return held->inode;
+}
+
+void History::Tree::make(Node node, Inode inode) {
+  auto place = std::lower_bound(places_.begin(), places_.end(), node,
+                                [](const Place& at, Node wanted) { return at.node < wanted; });
+  CSV_CHECK(place == places_.end() || place->node != node);
+  places_.insert(place, {node, 0, std::make_shared<Place::Held>(Place::Held{std::move(inode), {}})});
+  digest_.reset();
+}
+
+void History::Tree::erase(Node node) {
+  std::erase_if(places_, [node](const Place& at) { return at.node == node; });
+  digest_.reset();
+}
+
+void History::Tree::set_number(Node node, Number number) {
+  const_cast<Place&>(find(node)).number = number;
+  digest_.reset();
+}
+
+std::optional<History::Node> History::Tree::node_of(Number number) const {
+  for (const auto& place : places_)
+    if (place.number == number && number != 0) return place.node;
+  return {};
+}
+
+const History::Digest& History::Tree::digest() const {
+  if (!digest_) {
+    digest_.emplace();
+    for (const auto& place : places_) {
+      if (!place.held->digest) place.held->digest = place.held->inode.digest();
+      digest_->add(place.node);
+      digest_->add(place.number);
+      digest_->add(*place.held->digest);
+    }
+  }
+  return *digest_;
+}
+
+History::Key History::key_of(const Config& config) {
+  Key key;
+  key.tree = config.tree->digest();
+  for (const auto& [id, expect] : config.done) key.done.add(id), key.done.add(expect.digest);
+  for (const auto& [id, seen] : config.seen) key.seen.add(id), key.seen.add(seen.digest());
+  return key;
+}
+
+void History::put(Configs& into, Config config) {
+  auto key = key_of(config);
+  into.try_emplace(key, std::move(config));
 }
 
 std::optional<History::Node> History::node_of(const Config& config, Number number) const {
-  for (const auto& [node, known] : config.tree->numbers) {
-    if (known == number) return node;
-  }
-  return {};
+  return config.tree->node_of(number);
 }
 
 void History::note_size(const Config& config, Node node, std::uint64_t& least,
                         std::uint64_t& most) const {
-  least = most = config.tree->inodes.at(node).size;
-  auto number = config.tree->numbers.find(node);
-  if (number == config.tree->numbers.end()) return;
+  least = most = config.tree->at(node).size;
+  auto number = config.tree->number(node);
+  if (number == 0) return;
   for (const auto& [id, pending] : pending_) {
     const auto& op = pending.op;
-    if (op.inode != number->second || op.kind != Op::Kind::write || config.done.contains(id))
+    if (op.inode != number || op.kind != Op::Kind::write || config.done.contains(id))
       continue;
     most = std::max(most, op.offset + op.length);
   }
@@ -96,7 +249,7 @@ History::Expect History::look(const Config& config, const Op& op) const {
     return expect;
   };
   auto fill = [&](Node node) {
-    const auto& inode = config.tree->inodes.at(node);
+    const auto& inode = config.tree->at(node);
     expect.errors = {0};
     expect.node = node;
     expect.type = inode.type;
@@ -107,7 +260,7 @@ History::Expect History::look(const Config& config, const Op& op) const {
   if (op.kind == Kind::lookup) {
     auto parent = node_of(config, op.parent);
     if (!parent) return fail({ESTALE, ENOENT});
-    const auto& directory = config.tree->inodes.at(*parent);
+    const auto& directory = config.tree->at(*parent);
     if (directory.type != 'd') return fail({ENOTDIR});
     auto entry = directory.entries.find(op.name);
     if (entry == directory.entries.end()) {
@@ -121,7 +274,7 @@ History::Expect History::look(const Config& config, const Op& op) const {
     expect.any = true;
     return expect;
   }
-  const auto& inode = config.tree->inodes.at(*node);
+  const auto& inode = config.tree->at(*node);
   bool may_be_gone = inode.links == 0 && !op.open;
   switch (op.kind) {
     case Kind::attr: fill(*node); break;
@@ -132,7 +285,7 @@ History::Expect History::look(const Config& config, const Op& op) const {
       }
       expect.errors = {0};
       for (const auto& [name, entry] : inode.entries) {
-        const auto& there = config.tree->inodes.at(entry);
+        const auto& there = config.tree->at(entry);
         Expect::Entry one{.name = name, .node = entry, .type = there.type, .mode = there.mode};
         note_size(config, entry, one.least, one.most);
         expect.entries.push_back(std::move(one));
@@ -195,16 +348,16 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
     expect.errors = errors;
     return expect;
   };
-  auto directory_of = [&](Number number, Inode*& into) -> std::set<int> {
+  auto directory_of = [&](Number number, Inode*& into) -> Errnos {
     auto node = node_of(config, number);
     if (!node) return {ESTALE, ENOENT};
-    into = &tree.inodes.at(*node);
+    into = &tree.at(*node);
     if (into->type != 'd') return {ENOTDIR};
     if (into->links == 0) return {ENOENT, ESTALE};
     return {};
   };
   auto fill = [&](Node node) {
-    const auto& inode = tree.inodes.at(node);
+    const auto& inode = tree.at(node);
     expect.errors = {0};
     expect.node = node;
     expect.type = inode.type;
@@ -214,7 +367,7 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
   };
   auto drop = [&](Inode& directory, const std::string& name) {
     auto entry = directory.entries.find(name);
-    auto& inode = tree.inodes.at(entry->second);
+    auto& inode = tree.at(entry->second);
     if (inode.type == 'd') {
       inode.links = 0;
       --directory.links;
@@ -248,7 +401,7 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
         made.size = op.text.size();
       }
       directory->entries[op.name] = id;
-      tree.inodes[id] = made;
+      tree.make(id, made);
       fill(id);
       return expect;
     }
@@ -256,15 +409,15 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
       auto node = node_of(config, op.inode);
       Inode* directory = nullptr;
       auto bad = directory_of(op.parent, directory);
-      if (!node || tree.inodes.at(*node).links == 0) bad.insert({ENOENT, ESTALE});
-      if (node && tree.inodes.at(*node).type == 'd') bad.insert(EPERM);
+      if (!node || tree.at(*node).links == 0) bad.insert({ENOENT, ESTALE});
+      if (node && tree.at(*node).type == 'd') bad.insert(EPERM);
       if (directory != nullptr && directory->entries.contains(op.name)) bad.insert(EEXIST);
       if (!bad.empty()) {
         expect.errors = bad;
         return expect;
       }
       directory->entries[op.name] = *node;
-      ++tree.inodes.at(*node).links;
+      ++tree.at(*node).links;
       fill(*node);
       return expect;
     }
@@ -277,7 +430,7 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
       }
       auto entry = directory->entries.find(op.name);
       if (entry == directory->entries.end()) return fail({ENOENT});
-      const auto& inode = tree.inodes.at(entry->second);
+      const auto& inode = tree.at(entry->second);
       if (op.kind == Kind::unlink && inode.type == 'd') return fail({EISDIR, EPERM});
       if (op.kind == Kind::rmdir && inode.type != 'd') return fail({ENOTDIR});
       if (inode.type == 'd' && !inode.entries.empty()) return fail({ENOTEMPTY});
@@ -307,20 +460,20 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
       auto moved = source->second;
       if (has_target && target->second == moved) return expect;
       auto within = [&](Node inner, Node outer) {
-        for (auto at = inner;; at = tree.inodes.at(at).parent) {
+        for (auto at = inner;; at = tree.at(at).parent) {
           if (at == outer) return true;
           if (at == kRoot) return false;
         }
       };
       auto from_node = *node_of(config, op.parent), to_node = *node_of(config, op.new_parent);
-      auto& inode = tree.inodes.at(moved);
+      auto& inode = tree.at(moved);
       if (inode.type == 'd' && within(to_node, moved)) bad.insert(EINVAL);
-      if (exchange && tree.inodes.at(target->second).type == 'd' &&
+      if (exchange && tree.at(target->second).type == 'd' &&
           within(from_node, target->second)) {
         bad.insert(EINVAL);
       }
       if (has_target && !exchange) {
-        const auto& there = tree.inodes.at(target->second);
+        const auto& there = tree.at(target->second);
         if (inode.type == 'd' && there.type != 'd') bad.insert(ENOTDIR);
         if (inode.type != 'd' && there.type == 'd') bad.insert(EISDIR);
         if (there.type == 'd' && !there.entries.empty()) bad.insert({ENOTEMPTY, EEXIST});
@@ -331,14 +484,14 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
       }
       auto put = [&](Inode& directory, Node where, const std::string& name, Node what) {
         directory.entries[name] = what;
-        auto& it = tree.inodes.at(what);
+        auto& it = tree.at(what);
         it.parent = where;
         if (it.type == 'd') ++directory.links;
       };
       if (exchange) {
         auto other = target->second;
         if (inode.type == 'd') --from->links;
-        if (tree.inodes.at(other).type == 'd') --to->links;
+        if (tree.at(other).type == 'd') --to->links;
         put(*from, from_node, op.name, other);
         put(*to, to_node, op.new_name, moved);
       } else {
@@ -357,7 +510,7 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
     expect.any = true;
     return expect;
   }
-  auto& inode = tree.inodes.at(*node);
+  auto& inode = tree.at(*node);
   bool may_be_gone = inode.links == 0 && !op.open;
   switch (op.kind) {
     case Kind::chmod: inode.mode = op.mode; break;
@@ -387,10 +540,10 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
 }
 
 bool History::bind(Config& config, Node node, Number number) const {
-  auto known = config.tree->numbers.find(node);
-  if (known != config.tree->numbers.end()) return known->second == number;
+  auto known = config.tree->number(node);
+  if (known != 0) return known == number;
   if (node_of(config, number)) return false;
-  config.tree.mine().numbers[node] = number;
+  config.tree.mine().set_number(node, number);
   return true;
 }
 
@@ -442,7 +595,7 @@ bool History::matches(Config& config, const Op& op, const Expect& expect,
 void History::see(Config& config) const {
   for (const auto& [id, pending] : pending_) {
     if (!pending.op.changes() && !pending.abandoned)
-      config.seen[id].insert(look(config, pending.op));
+      config.seen[id].insert(SharedExpect{look(config, pending.op)});
   }
 }
 
@@ -450,12 +603,12 @@ History::Id History::begin(Op op) {
   auto id = next_++;
   if (gave_up_) return id;
   pending_[id] = {std::move(op)};
-  std::set<Config> next;
+  Configs next;
   while (!configs_.empty()) {
-    auto config = configs_.extract(configs_.begin());
+    auto config = std::move(configs_.extract(configs_.begin()).mapped());
     // Sizes that looks under way may see have changed too.
-    see(config.value());
-    next.insert(std::move(config));
+    see(config);
+    put(next, std::move(config));
   }
   configs_ = std::move(next);
   return id;
@@ -463,7 +616,7 @@ History::Id History::begin(Op op) {
 
 /// Explanations that differ only in what one pending look could have seen are one: whatever it
 /// sees, it leaves the same behind. With several looks that would allow pairs nobody could see.
-void History::keep(std::set<Config> configs) {
+void History::keep(Configs configs) {
   if (gave_up_) return;
   configs_.clear();
   // Equal but for what was seen; the set is ordered by tree and what is done first.
@@ -475,12 +628,11 @@ void History::keep(std::set<Config> configs) {
         for (std::size_t b = a + 1; b < group.size();) {
           std::vector<Id> differing;
           for (const auto& [id, seen] : group[a].seen) {
-            if (group[b].seen.at(id) != seen) differing.push_back(id);
+            if (group[b].seen.at(id).digest() != seen.digest()) differing.push_back(id);
           }
           auto covers = [&](const Config& more, const Config& less) {
             return std::all_of(differing.begin(), differing.end(), [&](Id id) {
-              const auto &big = more.seen.at(id), &small = less.seen.at(id);
-              return std::includes(big.begin(), big.end(), small.begin(), small.end());
+              return more.seen.at(id).includes(less.seen.at(id));
             });
           };
           bool one = differing.size() <= 1 || covers(group[a], group[b]);
@@ -494,13 +646,16 @@ void History::keep(std::set<Config> configs) {
         }
       }
     }
-    for (auto& config : group) configs_.insert(std::move(config));
+    for (auto& config : group) put(configs_, std::move(config));
     group.clear();
   };
+  Key last;
   while (!configs.empty()) {
-    auto config = std::move(configs.extract(configs.begin()).value());
-    if (!group.empty() && (group[0].tree != config.tree || group[0].done != config.done)) close();
-    group.push_back(std::move(config));
+    auto config = configs.extract(configs.begin());
+    const auto& key = config.key();
+    if (!group.empty() && (last.tree != key.tree || last.done != key.done)) close();
+    last = key;
+    group.push_back(std::move(config.mapped()));
   }
   close();
   if (configs_.size() > kMostKept) give_up();
@@ -516,7 +671,7 @@ void History::give_up() {
 
 void History::do_early(Config& config, Id id, const Pending& pending) const {
   auto expect = change(config, id, pending.op);
-  config.done[id] = pending.abandoned ? Expect{} : std::move(expect);
+  config.done.insert_or_assign(id, SharedExpect{pending.abandoned ? Expect{} : std::move(expect)});
   see(config);
 }
 
@@ -524,14 +679,14 @@ void History::abandon(Id id) {
   if (gave_up_) return;
   auto& pending = pending_.at(id);
   pending.abandoned = true;
-  std::set<Config> next;
+  Configs next;
   while (!configs_.empty()) {
-    auto config = configs_.extract(configs_.begin());
-    config.value().seen.erase(id);
-    if (auto done = config.value().done.find(id); done != config.value().done.end()) {
-      done->second = {};
+    auto config = std::move(configs_.extract(configs_.begin()).mapped());
+    config.seen.erase(id);
+    if (auto done = config.done.find(id); done != config.done.end()) {
+      done->second = SharedExpect{Expect{}};
     }
-    next.insert(std::move(config));
+    put(next, std::move(config));
   }
   if (!pending.op.changes()) pending_.erase(id);
   keep(std::move(next));
@@ -540,13 +695,13 @@ void History::abandon(Id id) {
 /// All ways to go on from `from` so that operation `id`, answered `outcome`, is explained: pending
 /// changes are done, one after the other, until it fits.
 bool History::explore(const Config& from, Id id, const Op& op, const Outcome* outcome,
-                      std::set<Config>& into, std::set<Config>& visited) const {
-  if (!visited.insert(from).second) return true;
+                      Configs& into, std::set<Key>& visited) const {
+  if (!visited.insert(key_of(from)).second) return true;
   if (visited.size() > kMostTried) return false;
   auto settled = [&](Config config) {
     config.done.erase(id);
     config.seen.erase(id);
-    into.insert(std::move(config));
+    put(into, std::move(config));
   };
   auto fits = [&](Config& config, const Expect& expect) {
     return outcome == nullptr || matches(config, op, expect, *outcome);
@@ -555,13 +710,13 @@ bool History::explore(const Config& from, Id id, const Op& op, const Outcome* ou
     auto already = from.done.find(id);
     if (already != from.done.end()) {
       auto config = from;
-      if (fits(config, already->second)) settled(std::move(config));
+      if (fits(config, *already->second.value)) settled(std::move(config));
       return true;
     }
     auto config = from;
     auto expect = change(config, id, op);
     if (fits(config, expect)) {
-      config.done[id] = expect;
+      config.done.insert_or_assign(id, SharedExpect{std::move(expect)});
       see(config);
       settled(std::move(config));
     }
@@ -571,7 +726,7 @@ bool History::explore(const Config& from, Id id, const Op& op, const Outcome* ou
     CSV_CHECK(seen != from.seen.end());
     for (const auto& expect : seen->second) {
       auto config = from;
-      if (!fits(config, expect)) continue;
+      if (!fits(config, *expect.value)) continue;
       settled(std::move(config));
       found = true;
     }
@@ -592,15 +747,16 @@ bool History::end(Id id, const Outcome& given) {
   std::sort(outcome.entries.begin(), outcome.entries.end(),
             [](const auto& a, const auto& b) { return a.name < b.name; });
   auto op = pending_.at(id).op;
-  std::set<Config> next, visited;
-  for (const auto& config : configs_) {
+  Configs next;
+  std::set<Key> visited;
+  for (const auto& [key, config] : configs_) {
     if (explore(config, id, op, &outcome, next, visited)) continue;
     give_up();
     return true;
   }
   if (next.empty()) {
     why_ = sim::describe(op) + " was answered " + sim::describe(outcome) + "; expected ";
-    auto config = *configs_.begin();
+    auto config = configs_.begin()->second;
     why_ += describe(op.changes() ? change(config, id, op) : look(config, op));
     why_ += fmt::format(" (one of {} explanations, {} pending)", configs_.size(), pending_.size());
     return false;
@@ -612,11 +768,11 @@ bool History::end(Id id, const Outcome& given) {
 
 bool History::refuse(Id id) {
   if (gave_up_) return true;
-  std::set<Config> next;
-  for (const auto& config : configs_) {
+  Configs next;
+  for (const auto& [key, config] : configs_) {
     auto without = config;
     without.seen.erase(id);
-    if (without.done.erase(id) == 0) next.insert(std::move(without));
+    if (without.done.erase(id) == 0) put(next, std::move(without));
   }
   if (next.empty()) {
     why_ = sim::describe(pending_.at(id).op) + " was refused, but what it does was seen";
@@ -631,12 +787,13 @@ void History::settle(Id id) {
   // A look that was abandoned is nothing to wait for.
   if (gave_up_ || !pending_.contains(id)) return;
   auto op = pending_.at(id).op;
-  std::set<Config> next, visited;
-  for (const auto& config : configs_) {
+  Configs next;
+  std::set<Key> visited;
+  for (const auto& [key, config] : configs_) {
     if (op.changes() && !explore(config, id, op, nullptr, next, visited)) return give_up();
     auto without = config;
     without.seen.erase(id);
-    if (without.done.erase(id) == 0) next.insert(std::move(without));
+    if (without.done.erase(id) == 0) put(next, std::move(without));
   }
   pending_.erase(id);
   keep(std::move(next));
@@ -644,7 +801,7 @@ void History::settle(Id id) {
 
 History::Sizes History::sizes(Number inode) const {
   Sizes sizes{~0ull, 0};
-  for (const auto& config : configs_) {
+  for (const auto& [key, config] : configs_) {
     auto node = node_of(config, inode);
     if (!node) continue;
     std::uint64_t least = 0, most = 0;
@@ -658,21 +815,17 @@ History::Sizes History::sizes(Number inode) const {
 
 void History::forget_orphans(const std::set<Number>& open) {
   if (gave_up_ || !pending_.empty()) return;
-  std::set<Config> next;
+  Configs next;
   while (!configs_.empty()) {
-    auto config = std::move(configs_.extract(configs_.begin()).value());
+    auto config = std::move(configs_.extract(configs_.begin()).mapped());
     std::vector<Node> gone;
-    for (const auto& [node, inode] : config.tree->inodes) {
-      if (inode.links > 0) continue;
-      auto number = config.tree->numbers.find(node);
-      if (number != config.tree->numbers.end() && open.contains(number->second)) continue;
-      gone.push_back(node);
+    for (const auto& place : config.tree->places()) {
+      if (place.held->inode.links > 0) continue;
+      if (place.number != 0 && open.contains(place.number)) continue;
+      gone.push_back(place.node);
     }
-    for (auto node : gone) {
-      config.tree.mine().inodes.erase(node);
-      config.tree.mine().numbers.erase(node);
-    }
-    next.insert(std::move(config));
+    for (auto node : gone) config.tree.mine().erase(node);
+    put(next, std::move(config));
   }
   configs_ = std::move(next);
 }
@@ -680,7 +833,7 @@ void History::forget_orphans(const std::set<Number>& open) {
 std::string History::describe(const Expect& expect) {
   if (expect.any) return "anything";
   std::string text;
-  for (auto error : expect.errors) text += error == 0 ? "ok " : fmt::format("errno {} ", error);
+  for (auto error : expect.errors.all()) text += error == 0 ? "ok " : fmt::format("errno {} ", error);
   text += fmt::format("node={} type={} mode={:o} nlink={} size={}..{}", expect.node,
                       expect.type == 0 ? '-' : expect.type, expect.mode, expect.links, expect.least,
                       expect.most);

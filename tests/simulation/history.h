@@ -1,10 +1,14 @@
 #pragma once
+#include <bitset>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace csv::sim {
@@ -103,6 +107,15 @@ class History {
 
  private:
   using Node = std::uint64_t;  ///< Our own name of an inode: the operation that made it.
+  /// Stands for a value wherever values are compared: equal ones have equal digests, and that two
+  /// different ones have is less likely than that the machine fails.
+  struct Digest {
+    std::uint64_t one = 0x9e3779b97f4a7c15ull, two = 0xc2b2ae3d27d4eb4full;
+    void add(std::uint64_t value);
+    void add(std::string_view text);
+    void add(const Digest& other) { add(other.one), add(other.two); }
+    auto operator<=>(const Digest&) const = default;
+  };
   struct Inode {
     char type = 'f';
     std::uint32_t mode = 0;
@@ -112,11 +125,30 @@ class History {
     Node parent = 0;
     std::string target;
     std::map<std::string, std::string> xattrs;
-    auto operator<=>(const Inode&) const = default;
+    [[nodiscard]] Digest digest() const;
+  };
+  class Errnos {
+   public:
+    Errnos() = default;
+    Errnos(std::initializer_list<int> errors) { insert(errors); }
+    void insert(int error) { set_.set(static_cast<std::size_t>(error)); }
+    void insert(std::initializer_list<int> errors) {
+      for (auto error : errors) insert(error);
+    }
+    void merge(const Errnos& more) { set_ |= more.set_; }
+    [[nodiscard]] bool contains(int error) const {
+      return error >= 0 && error < kMost && set_.test(static_cast<std::size_t>(error));
+    }
+    [[nodiscard]] bool empty() const { return set_.none(); }
+    [[nodiscard]] std::vector<int> all() const;
+
+   private:
+    static constexpr int kMost = 192;
+    std::bitset<kMost> set_;
   };
   /// What an operation would be answered in one state.
   struct Expect {
-    std::set<int> errors;  ///< 0: success is possible.
+    Errnos errors;  ///< 0: success is possible.
     Node node = 0;
     char type = 0;
     std::uint32_t mode = 0, links = 0;
@@ -129,15 +161,59 @@ class History {
       char type = 0;
       std::uint32_t mode = 0;
       std::uint64_t least = 0, most = 0;
-      auto operator<=>(const Entry&) const = default;
     };
     std::vector<Entry> entries;
-    auto operator<=>(const Expect&) const = default;
+    [[nodiscard]] Digest digest() const;
   };
-  struct Tree {
-    std::map<Node, Inode> inodes;
-    std::map<Node, Number> numbers;
-    auto operator<=>(const Tree&) const = default;
+  /// Many explanations have it in common.
+  struct SharedExpect {
+    explicit SharedExpect(Expect first)
+        : digest{first.digest()}, value{std::make_shared<const Expect>(std::move(first))} {}
+    Digest digest;
+    std::shared_ptr<const Expect> value;
+    bool operator<(const SharedExpect& other) const { return digest < other.digest; }
+  };
+  /// What a pending look could have seen.
+  class Seen {
+   public:
+    void insert(SharedExpect expect);
+    void merge(const Seen& more);
+    [[nodiscard]] bool includes(const Seen& less) const;
+    [[nodiscard]] auto begin() const { return all_.begin(); }
+    [[nodiscard]] auto end() const { return all_.end(); }
+    [[nodiscard]] const Digest& digest() const { return digest_; }
+
+   private:
+    void weigh();
+    std::vector<SharedExpect> all_;  ///< In order, each once.
+    Digest digest_;
+  };
+  /// Copies share inodes until one is changed.
+  class Tree {
+   public:
+    struct Place {
+      Node node = 0;
+      Number number = 0;  ///< 0: nobody has been told yet.
+      struct Held {
+        Inode inode;
+        std::optional<Digest> digest;
+      };
+      std::shared_ptr<Held> held;
+    };
+    [[nodiscard]] const Inode& at(Node node) const { return find(node).held->inode; }
+    Inode& at(Node node);
+    void make(Node node, Inode inode);
+    void erase(Node node);
+    [[nodiscard]] Number number(Node node) const { return find(node).number; }
+    void set_number(Node node, Number number);
+    [[nodiscard]] std::optional<Node> node_of(Number number) const;
+    [[nodiscard]] const std::vector<Place>& places() const { return places_; }
+    [[nodiscard]] const Digest& digest() const;
+
+   private:
+    [[nodiscard]] const Place& find(Node node) const;
+    std::vector<Place> places_;  ///< By node.
+    mutable std::optional<Digest> digest_;
   };
   /// Copies share it until one is changed: most operations only look.
   class SharedTree {
@@ -149,23 +225,22 @@ class History {
       if (tree_.use_count() > 1) tree_ = std::make_shared<Tree>(*tree_);
       return *tree_;
     }
-    std::strong_ordering operator<=>(const SharedTree& other) const {
-      if (tree_ == other.tree_) return std::strong_ordering::equal;
-      return *tree_ <=> *other.tree_;
-    }
-    bool operator==(const SharedTree& other) const {
-      return tree_ == other.tree_ || *tree_ == *other.tree_;
-    }
 
    private:
     std::shared_ptr<Tree> tree_;
   };
   struct Config {
     SharedTree tree;
-    std::map<Id, Expect> done;            ///< Changes made, and not answered yet.
-    std::map<Id, std::set<Expect>> seen;  ///< What pending looks could have seen.
-    auto operator<=>(const Config&) const = default;
+    std::map<Id, SharedExpect> done;  ///< Changes made, and not answered yet.
+    std::map<Id, Seen> seen;          ///< By pending looks.
   };
+  struct Key {
+    Digest tree, done, seen;
+    auto operator<=>(const Key&) const = default;
+  };
+  static Key key_of(const Config& config);
+  using Configs = std::map<Key, Config>;
+  static void put(Configs& into, Config config);
   struct Pending {
     Op op;
     bool abandoned = false;
@@ -176,7 +251,7 @@ class History {
   Expect change(Config& config, Id id, const Op& op) const;
   Expect changed(Config& config, Id id, const Op& op) const;
   void do_early(Config& config, Id id, const Pending& pending) const;
-  void keep(std::set<Config> configs);
+  void keep(Configs configs);
   void give_up();
   void note_size(const Config& config, Node node, std::uint64_t& least, std::uint64_t& most) const;
   void see(Config& config) const;
@@ -185,10 +260,10 @@ class History {
   /// No outcome: anything may have been the answer.
   /// False: gave up.
   bool explore(const Config& from, Id id, const Op& op, const Outcome* outcome,
-               std::set<Config>& into, std::set<Config>& visited) const;
+               Configs& into, std::set<Key>& visited) const;
   static std::string describe(const Expect& expect);
 
-  std::set<Config> configs_;
+  Configs configs_;
   std::map<Id, Pending> pending_;
   Id next_ = 2;  ///< 1 is the root's node.
   std::string why_;
