@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "csvfs/base/check.h"
 #include "csvfs/base/log.h"
@@ -199,10 +200,14 @@ std::vector<std::byte> LogContent::record(Stamp stamp, std::size_t length) {
 void LogContent::begin(Stamp stamp, Duration now) { records_[stamp].began = now; }
 void LogContent::end(Stamp stamp, Duration now) { records_[stamp].ended = now; }
 
-std::optional<std::string> LogContent::judge(std::span<const std::byte> all, Duration since) const {
-  std::vector<Stamp> order;
-  std::set<Stamp> there;
-  for (std::size_t at = 0; at < all.size();) {
+std::optional<std::string> LogContent::judge(std::span<const std::byte> all, Duration since) {
+  ++looks_;
+  if (all.size() < known_.size() || std::memcmp(all.data(), known_.data(), known_.size()) != 0) {
+    known_.clear();
+    order_.clear();
+  }
+  for (auto& [stamp, record] : order_) record->found_in = looks_;
+  for (auto at = known_.size(); at < all.size();) {
     std::uint64_t head[3] = {};
     if (all.size() - at < sizeof head) return fmt::format("a record is cut off at {}", at);
     std::memcpy(head, all.data() + at, sizeof head);
@@ -210,28 +215,30 @@ std::optional<std::string> LogContent::judge(std::span<const std::byte> all, Dur
     if (magic != kRecordMagic || length < kLeast || length > all.size() - at) {
       return fmt::format("no record begins at {} of {}", at, all.size());
     }
-    if (!records_.contains(stamp)) return fmt::format("record {} was never written", stamp);
+    auto written = records_.find(stamp);
+    if (written == records_.end()) return fmt::format("record {} was never written", stamp);
     auto whole = record(stamp, length);
     if (std::memcmp(whole.data(), all.data() + at, length) != 0) {
       return fmt::format("record {} at {} is not what was written", stamp, at);
     }
-    if (!there.insert(stamp).second) return fmt::format("record {} stands twice", stamp);
-    order.push_back(stamp);
+    if (std::exchange(written->second.found_in, looks_) == looks_)
+      return fmt::format("record {} stands twice", stamp);
+    order_.emplace_back(stamp, &written->second);
+    known_.insert(known_.end(), whole.begin(), whole.end());
     at += length;
   }
   for (const auto& [stamp, record] : records_) {
-    if (record.ended < since && !there.contains(stamp)) {
+    if (record.ended < since && record.found_in != looks_) {
       return fmt::format("record {} was answered and is not there", stamp);
     }
   }
   // Each must not come after one that began only when it had been answered.
   Duration latest_begin = Duration::min();
-  for (auto stamp : order) {
-    const auto& record = records_.at(stamp);
-    if (record.ended < latest_begin) {
+  for (const auto& [stamp, record] : order_) {
+    if (record->ended < latest_begin) {
       return fmt::format("record {} stands after one that was begun later", stamp);
     }
-    latest_begin = std::max(latest_begin, record.began);
+    latest_begin = std::max(latest_begin, record->began);
   }
   return {};
 }

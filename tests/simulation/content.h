@@ -90,13 +90,18 @@ class LogContent {
   void end(Stamp stamp, Duration now);
   /// Every record that was answered before `since` is there, whole, once, and in an order that
   /// could be; none that was not begun.
-  std::optional<std::string> judge(std::span<const std::byte> all, Duration since) const;
+  std::optional<std::string> judge(std::span<const std::byte> all, Duration since);
 
  private:
   struct Record {
     Duration began{}, ended = Duration::max();
+    std::uint64_t found_in = 0;  ///< The last look that found it.
   };
   std::map<Stamp, Record> records_;
+  // What the last look found to be whole records: most begin with the same bytes.
+  std::vector<std::byte> known_;
+  std::vector<std::pair<Stamp, Record*>> order_;
+  std::uint64_t looks_ = 0;
 };
 
 }  // namespace csv::sim

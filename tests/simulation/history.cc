@@ -178,7 +178,8 @@ void History::Tree::make(Node node, Inode inode) {
   auto place = std::lower_bound(places_.begin(), places_.end(), node,
                                 [](const Place& at, Node wanted) { return at.node < wanted; });
   CSV_CHECK(place == places_.end() || place->node != node);
-  places_.insert(place, {node, 0, std::make_shared<Place::Held>(Place::Held{std::move(inode), {}})});
+  places_.insert(place,
+                 {node, 0, std::make_shared<Place::Held>(Place::Held{std::move(inode), {}})});
   digest_.reset();
 }
 
@@ -235,8 +236,7 @@ void History::note_size(const Config& config, Node node, std::uint64_t& least,
   if (number == 0) return;
   for (const auto& [id, pending] : pending_) {
     const auto& op = pending.op;
-    if (op.inode != number || op.kind != Op::Kind::write || config.done.contains(id))
-      continue;
+    if (op.inode != number || op.kind != Op::Kind::write || config.done.contains(id)) continue;
     most = std::max(most, op.offset + op.length);
   }
 }
@@ -468,8 +468,7 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
       auto from_node = *node_of(config, op.parent), to_node = *node_of(config, op.new_parent);
       auto& inode = tree.at(moved);
       if (inode.type == 'd' && within(to_node, moved)) bad.insert(EINVAL);
-      if (exchange && tree.at(target->second).type == 'd' &&
-          within(from_node, target->second)) {
+      if (exchange && tree.at(target->second).type == 'd' && within(from_node, target->second)) {
         bad.insert(EINVAL);
       }
       if (has_target && !exchange) {
@@ -631,9 +630,8 @@ void History::keep(Configs configs) {
             if (group[b].seen.at(id).digest() != seen.digest()) differing.push_back(id);
           }
           auto covers = [&](const Config& more, const Config& less) {
-            return std::all_of(differing.begin(), differing.end(), [&](Id id) {
-              return more.seen.at(id).includes(less.seen.at(id));
-            });
+            return std::all_of(differing.begin(), differing.end(),
+                               [&](Id id) { return more.seen.at(id).includes(less.seen.at(id)); });
           };
           bool one = differing.size() <= 1 || covers(group[a], group[b]);
           if (!one && !covers(group[b], group[a])) {
@@ -833,7 +831,8 @@ void History::forget_orphans(const std::set<Number>& open) {
 std::string History::describe(const Expect& expect) {
   if (expect.any) return "anything";
   std::string text;
-  for (auto error : expect.errors.all()) text += error == 0 ? "ok " : fmt::format("errno {} ", error);
+  for (auto error : expect.errors.all())
+    text += error == 0 ? "ok " : fmt::format("errno {} ", error);
   text += fmt::format("node={} type={} mode={:o} nlink={} size={}..{}", expect.node,
                       expect.type == 0 ? '-' : expect.type, expect.mode, expect.links, expect.least,
                       expect.most);

@@ -259,8 +259,8 @@ class History {
   bool bind(Config& config, Node node, Number number) const;
   /// No outcome: anything may have been the answer.
   /// False: gave up.
-  bool explore(const Config& from, Id id, const Op& op, const Outcome* outcome,
-               Configs& into, std::set<Key>& visited) const;
+  bool explore(const Config& from, Id id, const Op& op, const Outcome* outcome, Configs& into,
+               std::set<Key>& visited) const;
   static std::string describe(const Expect& expect);
 
   Configs configs_;

@@ -506,6 +506,15 @@ class Run {
 
 }  // namespace
 
+Plan Plan::mixed(std::uint64_t seed) const {
+  Random dice{seed + 0x6d69786564ull};
+  auto plan = *this;
+  plan.voting = seed % 3 == 1;
+  plan.mappings = seed % 3 == 2;
+  plan.length = dice.chance(1, 4) ? 20s : std::chrono::seconds{3 + dice.below(9)};
+  return plan;
+}
+
 Result simulate(std::uint64_t seed, const Plan& plan) {
   // SQLite's own random numbers must follow from the seed too (it has one generator a process).
   sqlite3_initialize();

@@ -29,6 +29,8 @@ struct Plan {
     plan.lose_power = plan.fill = false;
     return plan;
   }
+  /// What `seed` draws of all kinds of lives: plain, with votes, with mappings; one in four long.
+  [[nodiscard]] Plan mixed(std::uint64_t seed) const;
 };
 
 struct Result {
