@@ -3,7 +3,24 @@
 #include <algorithm>
 #include <utility>
 
+#include "coordinator/cluster/configuration.h"
+#include "coordinator/protocol/group.pb.h"
+
 namespace csv::sim {
+namespace {
+
+/// The same message; of a proposal that binds two sets of votes, one that binds the new one alone.
+std::string without_former_votes(const std::string& text) {
+  wire::GroupMessage message;
+  if (!message.ParseFromString(text) || !message.has_proposal()) return text;
+  auto proposed = cluster::decode(message.proposal().configuration());
+  if (!proposed || !proposed->ballot.before) return text;
+  proposed->ballot.before.reset();
+  message.mutable_proposal()->set_configuration(cluster::encode(*proposed));
+  return message.SerializeAsString();
+}
+
+}  // namespace
 
 /// What a member is told waits in a line: views and messages in one order.
 class Group::Engine final : public cluster::Engine {
@@ -180,12 +197,23 @@ void Group::regroup() {
   }
 }
 
+/// As lives that no real one has.
+std::vector<cluster::Member> Group::absent_from(const Ring& ring) const {
+  std::vector<cluster::Member> out;
+  if (!forgery.speak_for_absent) return out;
+  for (auto node : known_)
+    if (std::find(ring.nodes.begin(), ring.nodes.end(), node) == ring.nodes.end())
+      out.push_back({node, ~0ull});
+  return out;
+}
+
 /// Everything said before is told before the view, to everybody.
 void Group::members_changed(Ring& ring) {
   cluster::View view;
   view.ring = ring.number;
   view.nodes = ring.nodes;
   for (const auto& [life, each] : ring.members) view.members.push_back(each->self_);
+  for (const auto& absent : absent_from(ring)) view.members.push_back(absent);
   std::sort(view.members.begin(), view.members.end());
   for (const auto& [life, each] : ring.members) {
     for (; each->seen_ < ring.log.size(); ++each->seen_)
@@ -200,6 +228,8 @@ void Group::order(Engine* from, const std::shared_ptr<Ring>& ring, std::string m
   for (auto one : ring->nodes)
     for (auto other : ring->nodes)
       if (!reach(one, other)) return;
+  if (forgery.change_votes_alone) message = without_former_votes(message);
+  for (const auto& absent : absent_from(*ring)) ring->log.emplace_back(absent, message);
   ring->log.emplace_back(from->self_, std::move(message));
   for (const auto& [life, each] : ring->members) pump(each);
 }

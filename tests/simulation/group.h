@@ -27,6 +27,13 @@ class Group {
     Duration joining = 200ms;             ///< Until those who hear each other again are one group.
   };
   Weather weather;
+  /// What members are told that is not so, to see judges bite. It stands for code of theirs that
+  /// would be wrong in the same way.
+  struct Forgery {
+    bool speak_for_absent = false;    ///< Whoever is there is counted for those who are not, too.
+    bool change_votes_alone = false;  ///< New votes do not wait for a majority of the old ones.
+  };
+  Forgery forgery;
 
   /// The engine of one process, which is one life of it. Destroying it is its death.
   std::unique_ptr<cluster::Engine> engine(SimLoop& loop, NodeId node);
@@ -51,6 +58,7 @@ class Group {
   [[nodiscard]] bool reach(NodeId one, NodeId other) const;
   void changed(Duration after);
   void regroup();
+  [[nodiscard]] std::vector<cluster::Member> absent_from(const Ring& ring) const;
   void members_changed(Ring& ring);
   void order(Engine* from, const std::shared_ptr<Ring>& ring, std::string message);
   void pump(Engine* engine);
