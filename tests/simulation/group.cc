@@ -20,6 +20,19 @@ std::string without_former_votes(const std::string& text) {
   return message.SerializeAsString();
 }
 
+/// The same message; of a greeting, without the word that what it brings was forced.
+std::string without_force(const std::string& text) {
+  wire::GroupMessage message;
+  if (!message.ParseFromString(text) || !message.has_greeting()) return text;
+  auto& greeting = *message.mutable_greeting();
+  greeting.mutable_promised()->set_forced(0);
+  if (auto brought = cluster::decode(greeting.configuration())) {
+    brought->tag.forced = 0;
+    greeting.set_configuration(cluster::encode(*brought));
+  }
+  return message.SerializeAsString();
+}
+
 }  // namespace
 
 /// What a member is told waits in a line: views and messages in one order.
@@ -229,6 +242,7 @@ void Group::order(Engine* from, const std::shared_ptr<Ring>& ring, std::string m
     for (auto other : ring->nodes)
       if (!reach(one, other)) return;
   if (forgery.change_votes_alone) message = without_former_votes(message);
+  if (forgery.forget_force) message = without_force(message);
   for (const auto& absent : absent_from(*ring)) ring->log.emplace_back(absent, message);
   ring->log.emplace_back(from->self_, std::move(message));
   for (const auto& [life, each] : ring->members) pump(each);

@@ -32,6 +32,7 @@ class Group {
   struct Forgery {
     bool speak_for_absent = false;    ///< Whoever is there is counted for those who are not, too.
     bool change_votes_alone = false;  ///< New votes do not wait for a majority of the old ones.
+    bool forget_force = false;  ///< Nobody hears in a greeting that a configuration was forced.
   };
   Forgery forgery;
 

@@ -422,3 +422,40 @@ TEST_CASE("replica: votes that change without a majority of the former ones are 
     CHECK((made && gone) == alone);
   }
 }
+
+TEST_CASE("replica: members who do not heed that a configuration was forced are found out") {
+  for (bool heedless : {false, true}) {
+    CAPTURE(heedless);
+    Bed bed{8, 3};
+    bed.begin();
+    bed.group.part(id(0), id(1));
+    bed.group.part(id(0), id(2));
+    REQUIRE(bed.run_until([&] { return !bed.formed(0) && bed.settled(1); }));
+    bed.run_for(3s);
+    std::optional<Expected<void>> forced;
+    auto& life = *bed.lives[0];
+    life.loop.enter([&] {
+      life.tasks.spawn([](Replica& replica, std::optional<Expected<void>>& result) -> Task<void> {
+        auto task = replica.force(5s);
+        auto done = co_await task;
+        result = done;
+      }(*life.replica, forced));
+    });
+    REQUIRE(bed.run_until([&] { return forced.has_value(); }));
+    REQUIRE(*forced);
+    CHECK(bed.change(0, add_volume("forced")));
+    // The others form anew meanwhile, and have the higher epoch.
+    for (int again = 0; again < 3; ++again) {
+      bed.kill(2);
+      bed.run_for(3s);
+      bed.boot(2);
+      REQUIRE(bed.run_until([&] { return bed.settled(1) && bed.settled(2); }));
+    }
+    bed.group.forgery.forget_force = heedless;
+    bed.group.join_all();
+    bed.run_for(20s);
+    REQUIRE(bed.formed(1));
+    bool lost = bed.lives[1]->replica->configuration()->volumes.count("forced") == 0;
+    CHECK(lost == heedless);
+  }
+}
