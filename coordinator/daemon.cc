@@ -13,6 +13,7 @@
 #include "coordinator/admin/status.h"
 #include "coordinator/cluster/configuration_store.h"
 #include "coordinator/cluster/corosync_engine.h"
+#include "coordinator/cluster/icmp_pinger.h"
 #include "coordinator/cluster/standalone_membership.h"
 #include "coordinator/cluster/voting_membership.h"
 #include "coordinator/configured_witness.h"
@@ -35,6 +36,8 @@ using Json = nlohmann::json;
 
 /// How long a command waits for a quorum, and for a majority to store what it changes.
 constexpr Duration kCommandPatience = 10s;
+/// How long a machine has to answer a ping.
+constexpr Duration kPingPatience = 2s;
 
 /// How many of the volumes' writer threads live: each ends a moment after its volume was given up,
 /// while the loop still runs.
@@ -235,6 +238,11 @@ class Csvd final : public Daemon {
         return voting_ != nullptr ? voting_->tag() : ClusterTag{};
       });
     };
+    with.reached = [this] { return reached(); };
+    with.signs = [this] { return signs(); };
+    with.ping = [this](const std::string& address, Function<void(bool)> done) {
+      pinger_.ping(address.substr(0, address.rfind(':')), kPingPatience, std::move(done));
+    };
     with.changed = [this] { publish(); };
     auto voting = std::make_unique<cluster::VotingMembership>(std::move(with));
     voting_ = voting.get();
@@ -248,6 +256,29 @@ class Csvd final : public Daemon {
       auto mount = board_->mount(places_[i]);
       bool mounted = mount && mount->pid != 0;
       out.push_back({config_.volumes[i].name, mounted ? 1u : 0u});
+    }
+    return out;
+  }
+
+  /// By the coordinator's own commands, and by the slot of this node's mount.
+  std::vector<cluster::Reached> reached() {
+    std::vector<cluster::Reached> out;
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      TimePoint at{};
+      if (auto mount = board_->mount(places_[i]); mount && mount->pid != 0) at = mount->reached;
+      if (i < coordinations_.size() && coordinations_[i]->service() != nullptr)
+        at = std::max(at, coordinations_[i]->service()->reached());
+      if (at != TimePoint{}) out.push_back({config_.volumes[i].name, at});
+    }
+    return out;
+  }
+
+  std::vector<cluster::StorageSign> signs() {
+    std::vector<cluster::StorageSign> out;
+    for (const auto& each : coordinations_) {
+      if (each->service() == nullptr) continue;
+      auto seen = each->service()->signs();
+      out.insert(out.end(), seen.begin(), seen.end());
     }
     return out;
   }
@@ -280,6 +311,10 @@ class Csvd final : public Daemon {
     out.answers_until = [this](NodeId node) { return membership_->answers_until(node); };
     out.process_gone = [this](NodeId node) { return membership_->process_gone(node); };
     out.out_of_reach = [this](NodeId node) { return membership_->out_of_reach(node); };
+    if (voting_ != nullptr)
+      out.reached_by_others = [this, name = volume.name] {
+        return voting_->reached_by_peers(name);
+      };
     out.tag = membership_->tag();
     out.node = config_.node;
     out.cluster = config_.cluster;
@@ -550,6 +585,7 @@ class Csvd final : public Daemon {
   std::vector<std::size_t> places_;  ///< On the board, in the order of config_.volumes.
   std::vector<std::optional<cluster::Coordinator>> published_;
   std::set<std::size_t> growing_;  ///< Whose next takeover looks whether the LUN has grown.
+  cluster::IcmpPinger pinger_{loop_};
   std::unique_ptr<cluster::ConfigurationStore> store_;
   std::unique_ptr<cluster::Engine> engine_;
   std::unique_ptr<cluster::Membership> membership_;

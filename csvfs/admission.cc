@@ -201,10 +201,14 @@ Expected<void> Admission::check(iscsi::Lun& lun) const {
 
 Task<Expected<void>> Admission::write_slot(std::shared_ptr<LunPath> path) {
   if (!about_) co_return Errc::session_ended;
+  auto sent = setup_.loop->now();
   HeartbeatSlot slot{path->key(), ++counter_, 0, setup_.loop->wall_now()};
+  if (setup_.open_until) slot.quorate = sent < setup_.open_until();
   auto bytes = std::make_shared<Buffer>(Buffer::copy_of(encode(slot, volume_id_)));
   std::vector<LunPath::Write> pieces{{about_->slot_offset(), bytes->span()}};
-  co_return co_await path->write(std::move(pieces), {}, bytes);
+  auto written = co_await path->write(std::move(pieces), {}, bytes);
+  if (written) reached_ = sent;
+  co_return written;
 }
 
 /// A conflict on one's own slot is how a fence is noticed, within a second, also without I/O.

@@ -1,5 +1,6 @@
 #pragma once
 #include <array>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,6 +23,8 @@ class Admission {
     iscsi::LunOpener open_lun;
     std::string volume;
     NodeId node{};
+    std::function<TimePoint()> open_until =
+        {};  ///< The I/O gate, for what the slot says; may be empty.
   };
   Admission(Setup setup, CoordinatorClient& client);
   ~Admission();  ///< Nothing of ours is in flight afterwards.
@@ -49,6 +52,8 @@ class Admission {
   [[nodiscard]] const Error& trouble() const { return trouble_; }
   /// What was found is not the volume's LUN, or cannot be used: waiting will not mend it.
   [[nodiscard]] bool wrong_lun() const { return wrong_lun_; }
+  /// When the last of our slot's writes that was answered was sent; never: the clock's beginning.
+  [[nodiscard]] TimePoint reached() const { return reached_; }
   [[nodiscard]] std::uint64_t admissions() const { return admissions_; }
 
  private:
@@ -69,6 +74,7 @@ class Admission {
   std::shared_ptr<LunPath> candidate_;  // registered, not admitted yet
   Error trouble_;
   Error waiting_;
+  TimePoint reached_{};
   TimePoint waiting_until_{};  // said again before then, or taken to be over
   std::uint64_t admissions_ = 0, counter_ = 0;
   bool leaving_ = false, wrong_lun_ = false;

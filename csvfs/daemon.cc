@@ -203,6 +203,7 @@ class Daemon {
     out.mode = session_ ? state.mode : AccessMode::unavailable;
     out.reason = state.reason.substr(0, 127);
     out.since = state.since;
+    out.reached = state.reached;
     out.counters = mount_->counters();
     board_.publish(out);
   }

@@ -53,7 +53,8 @@ class VolumeMount final : public Mount, private Client::Owner {
         client_{{loop_, surroundings_.connect, surroundings_.elsewhere, surroundings_.newest_epoch,
                  surroundings_.volume, surroundings_.node, surroundings_.random->next()},
                 *this},
-        admission_{{loop_, surroundings_.open_lun, surroundings_.volume, surroundings_.node},
+        admission_{{loop_, surroundings_.open_lun, surroundings_.volume, surroundings_.node,
+                    [this] { return open_until(); }},
                    client_},
         io_{*loop_, client_, admission_, files_, [this] { return open_until(); }, counters_},
         pages_{*loop_, io_, [this] { return open_until(); }},
@@ -110,7 +111,11 @@ class VolumeMount final : public Mount, private Client::Owner {
     told_of_end_ = std::move(handler);
   }
   [[nodiscard]] MountCounters counters() const override;
-  [[nodiscard]] State state() const override { return state_; }
+  [[nodiscard]] State state() const override {
+    auto now = state_;
+    now.reached = admission_.reached();
+    return now;
+  }
 
  private:
   // CoordinatorClient::Owner

@@ -187,6 +187,7 @@ class Mount {
     TimePoint since{};
     SessionId session{};
     Key key{};
+    TimePoint reached{};  ///< A write of our heartbeat slot that was sent then has been answered.
   };
   [[nodiscard]] virtual State state() const = 0;
 };

@@ -172,6 +172,14 @@ const char* to_text(WitnessKind kind) {
   return "";
 }
 
+Json verdict_json(const cluster::NodeWatch::Opinion* opinion, TimePoint now) {
+  if (opinion == nullptr) return {};
+  return {{"finding", cluster::to_text(opinion->verdict.finding)},
+          {"why", opinion->verdict.why},
+          {"fence", opinion->verdict.fence},
+          {"since_s", (now - opinion->since) / std::chrono::seconds{1}}};
+}
+
 std::string tag_text(const ClusterTag& tag) {
   return fmt::format("{}.{}.{}", tag.forced, tag.epoch, tag.sequence);
 }
@@ -234,8 +242,10 @@ cluster::Standing standing_of(const cluster::Replica& replica, TimePoint now) {
   return out;
 }
 
-std::string cluster_json(const cluster::Replica& replica, NodeId node, const Clock& clock,
-                         TimePoint lease) {
+std::string cluster_json(const cluster::VotingMembership& membership, NodeId node,
+                         const Clock& clock) {
+  const auto& replica = membership.replica();
+  auto lease = membership.open_until();
   auto now = clock.now();
   auto ms = [now](TimePoint until) {
     return std::max<std::int64_t>(0, (until - now) / std::chrono::milliseconds{1});
@@ -274,7 +284,8 @@ std::string cluster_json(const cluster::Replica& replica, NodeId node, const Clo
                             {"counts", counts == ballot.now.nodes.end() ? 0 : counts->second},
                             {"why", vote_reason(configuration, standing, id)},
                             {"reached", reached},
-                            {"member", replica.member(id)}});
+                            {"member", replica.member(id)},
+                            {"verdict", verdict_json(membership.opinion(id), now)}});
   }
   out["witness"] = {
       {"kind", to_text(configuration.witness.kind)},

@@ -3,7 +3,7 @@
 
 #include "coordinator/admin/admin_request.h"
 #include "coordinator/cluster/advice.h"
-#include "coordinator/cluster/replica.h"
+#include "coordinator/cluster/voting_membership.h"
 #include "csvfs/base/config.h"
 
 namespace csv::admin {
@@ -45,8 +45,8 @@ cluster::Configuration first_configuration(const Config& config, const std::stri
 
 /// The cluster as `node` sees it, as JSON text; docs/csvctl.md has the fields, which are always all
 /// there.
-std::string cluster_json(const cluster::Replica& replica, NodeId node, const Clock& clock,
-                         TimePoint lease);
+std::string cluster_json(const cluster::VotingMembership& membership, NodeId node,
+                         const Clock& clock);
 
 /// How the votes stand, as the replica sees it.
 cluster::Standing standing_of(const cluster::Replica& replica, TimePoint now);

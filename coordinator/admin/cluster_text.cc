@@ -132,7 +132,7 @@ class Teller {
 
   void nodes() {
     bool cut_off = text_at(voting_, "state") == "lost";
-    TextTable table{{"NODE", "NAME", "ADDRESS", "STATE", "VOTE"}};
+    TextTable table{{"NODE", "NAME", "ADDRESS", "STATE", "VERDICT", "VOTE"}};
     for (const auto& node : voting_.at("nodes")) {
       bool own = node.at("id") == voting_.at("node");
       bool member = flag_at(node, "member"), reached = flag_at(node, "reached");
@@ -149,9 +149,22 @@ class Teller {
       bool counts = number_at(node, "counts") > 0;
       auto why = text_at(node, "why");
       table.row({node.at("id").dump(), text_at(node, "name"), text_at(node, "address"), state,
-                 counts ? "counts" : "none" + (why.empty() ? "" : ": " + why)});
+                 verdict(node), counts ? "counts" : "none" + (why.empty() ? "" : ": " + why)});
     }
     body_ += "\n" + table.text();
+  }
+
+  /// What is thought of another node, and for how long; what is bad about it needs attention.
+  std::string verdict(const Json& node) {
+    auto found = node.find("verdict");  // an older csvd says none
+    if (found == node.end() || found->is_null()) return "-";
+    auto finding = text_at(*found, "finding");
+    auto text = finding + ", for " + duration_text(number_at(*found, "since_s"));
+    if (finding == "healthy") return paint_.good(text);
+    // That a node or its csvd is not there is said already.
+    if (finding != "unknown" && finding != "service lost")
+      away_.emplace_back(text_at(node, "name"), finding + ": " + text_at(*found, "why"));
+    return finding == "unknown" ? paint_.warning(text) : paint_.bad(text);
   }
 
   void volumes() {

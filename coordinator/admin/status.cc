@@ -182,8 +182,7 @@ std::string status_json(const StatusSources& from) {
          {"trouble", peer.trouble}});
   out["voting"] = from.voting == nullptr
                       ? Json{}
-                      : Json::parse(cluster_json(from.voting->replica(), from.config.node,
-                                                 from.clock, from.membership.open_until()));
+                      : Json::parse(cluster_json(*from.voting, from.config.node, from.clock));
   out["tls"] = tls_json(from.clock, from.identity);
   out["volumes"] = Json::array();
   for (std::size_t i = 0; i < from.coordinations.size(); ++i)

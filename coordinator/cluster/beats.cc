@@ -4,6 +4,7 @@
 #include <tuple>
 #include <utility>
 
+#include "coordinator/protocol/limits.h"
 #include "csvfs/base/check.h"
 #include "csvfs/base/log.h"
 
@@ -17,6 +18,16 @@ TimePoint to_time(std::int64_t number) { return TimePoint{Duration{number}}; }
 constexpr std::size_t kMostQueued = 1u << 20;
 /// What a hold of the witness is worth at most, whatever a peer says.
 constexpr std::uint64_t kMostWitnessMs = 3000;
+/// Longer ago is as good as never, whatever a peer says.
+constexpr std::uint64_t kMostAgoMs = 3'600'000;
+
+std::chrono::milliseconds ago(std::uint64_t ms) {
+  return std::chrono::milliseconds{std::min(ms, kMostAgoMs)};
+}
+std::uint64_t ms_since(TimePoint moment, TimePoint now) {
+  auto ms = std::max<std::int64_t>(0, (now - moment) / std::chrono::milliseconds{1});
+  return std::min(static_cast<std::uint64_t>(ms), kMostAgoMs);
+}
 
 }  // namespace
 
@@ -141,11 +152,34 @@ void Beats::take_echo(Other& other, const protocol::Message& message) {
   other.claims.clear();
   for (const auto& one : echo.coordinates())
     other.claims[one.volume()] = {Epoch{one.epoch()}, Key{one.coordinator_key()}};
+  take_signs(other, echo);
   with_.echoed(other.peer.id,
                {.sent_at = sent_at,
                 .refused = echo.refuses(),
                 .witness = std::chrono::milliseconds{std::min(echo.witness_ms(), kMostWitnessMs)}});
   with_.changed();
+}
+
+/// The echo was made after the beat was sent that it answers: so what it tells of happened no
+/// earlier than that before our sending.
+void Beats::take_signs(Other& other, const wire::BeatEcho& echo) {
+  auto sent_at = to_time(echo.sent_at());
+  for (const auto& one : echo.reached()) {
+    auto& last = other.reached[one.volume()];
+    last = std::max(last, sent_at - ago(one.ago_ms()));
+    if (other.reached.size() > protocol::kMaxReached) other.reached.clear();
+  }
+  other.signs.clear();
+  for (const auto& one : echo.signs()) {
+    StorageSign sign;
+    sign.node = NodeId{static_cast<std::uint8_t>(one.node())};
+    sign.volume = one.volume();
+    sign.moved = sent_at - ago(one.moved_ago_ms());
+    sign.still = one.still();
+    sign.connected = one.connected();
+    if (one.quorate() == 1 || one.quorate() == 2) sign.quorate = one.quorate() == 1;
+    other.signs.push_back(std::move(sign));
+  }
 }
 
 void Beats::accept(std::unique_ptr<protocol::Connection> connection,
@@ -205,6 +239,24 @@ void Beats::echo(Other& other) {
     one->set_epoch(raw(claim.epoch));
     one->set_coordinator_key(raw(claim.key));
   }
+  auto now = with_.loop->now();
+  if (with_.reached)
+    for (const auto& each : with_.reached()) {
+      auto* one = echo->add_reached();
+      one->set_volume(each.volume);
+      one->set_ago_ms(ms_since(each.at, now));
+    }
+  if (with_.signs)
+    for (const auto& each : with_.signs()) {
+      if (echo->signs_size() == protocol::kMaxSigns) break;
+      auto* one = echo->add_signs();
+      one->set_node(raw(each.node));
+      one->set_volume(each.volume);
+      one->set_moved_ago_ms(ms_since(each.moved, now));
+      one->set_still(each.still);
+      one->set_connected(each.connected);
+      one->set_quorate(!each.quorate ? 0 : *each.quorate ? 1 : 2);
+    }
   other.in->send(std::move(reply));
 }
 
@@ -260,6 +312,21 @@ bool Beats::absent(NodeId peer) const {
 Beats::Claims Beats::claims_of(NodeId peer) const {
   auto found = others_.find(peer);
   return found == others_.end() ? Claims{} : found->second->claims;
+}
+
+TimePoint Beats::reached_by_peers(const std::string& volume) const {
+  TimePoint out{};
+  for (const auto& [id, other] : others_)
+    if (auto found = other->reached.find(volume); found != other->reached.end())
+      out = std::max(out, found->second);
+  return out;
+}
+
+std::vector<StorageSign> Beats::peers_signs() const {
+  std::vector<StorageSign> out;
+  for (const auto& [id, other] : others_)
+    if (present(*other)) out.insert(out.end(), other->signs.begin(), other->signs.end());
+  return out;
 }
 
 bool Beats::present(const Other& other) const {

@@ -9,6 +9,7 @@
 
 #include "coordinator/cluster/lease_timing.h"
 #include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/storage_sign.h"
 #include "coordinator/protocol/connection.h"
 
 namespace csv::cluster {
@@ -42,6 +43,10 @@ class Beats {
     std::uint64_t incarnation = 0;  ///< Random, not 0; one life of this process.
     LeaseTiming timing;
     std::function<Worth(NodeId)> worth;
+    /// What the peers are told of storage, with each echo: this node's ways to LUNs, and what it
+    /// sees as a coordinator. May be empty.
+    std::function<std::vector<Reached>()> reached = {};
+    std::function<std::vector<StorageSign>()> signs = {};
     /// From the loop. Neither may destroy this.
     std::function<void(NodeId, const Echo&)> echoed;
     /// After every round of beats, every echo, and when a peer is lost.
@@ -82,6 +87,11 @@ class Beats {
   [[nodiscard]] const Claims& own() const { return own_; }
   /// What the peer said that it coordinates; nothing of a node that is no peer.
   [[nodiscard]] Claims claims_of(NodeId peer) const;
+  /// The volume's LUN answers peers: at least one has sent a command no earlier than this, and had
+  /// its answer. The clock's beginning: none is known to.
+  [[nodiscard]] TimePoint reached_by_peers(const std::string& volume) const;
+  /// What present peers see as coordinators, times by this node's clock.
+  [[nodiscard]] std::vector<StorageSign> peers_signs() const;
 
  private:
   /// A peer as we beat to it, and as it beats to us.
@@ -97,6 +107,8 @@ class Beats {
     std::int64_t last_beat = 0;  ///< sent_at of its last one on `in`.
     TimePoint connected_at{}, last_echo{}, last_heard{};
     Claims claims;
+    std::map<std::string, TimePoint> reached;
+    std::vector<StorageSign> signs;
     std::shared_ptr<bool> alive = std::make_shared<bool>(true);  ///< For connects on their way.
   };
 
@@ -107,6 +119,7 @@ class Beats {
   void take_echo(Other& other, const protocol::Message& message);
   void take_beat(Other& other, const protocol::Message& message);
   void echo(Other& other);
+  void take_signs(Other& other, const wire::BeatEcho& echo);
   [[nodiscard]] bool present(const Other& other) const;
   Other* find(std::uint32_t node);
 

@@ -26,7 +26,7 @@ Verdict judge(const Signals& signals) {
   }
   if (!signals.storage)
     return {Finding::unknown, false,
-            "its network heartbeat is gone, and without storage its slots cannot be read"};
+            "its network heartbeat is gone, and no slot of it on a volume is to be seen"};
   bool answers = signals.ping == true;
   if (signals.storage == false)
     return {Finding::failed, signals.our_side_quorate,

@@ -6,9 +6,25 @@
 #include <utility>
 
 #include "coordinator/protocol/group.pb.h"
+#include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
 
 namespace csv::cluster {
+namespace {
+
+void tell_of_verdict(NodeId node, const std::string& name, const NodeWatch::Change& change,
+                     const Verdict& verdict) {
+  // Who is there, and well, at first is no news.
+  if (change.first && verdict.finding == Finding::healthy) return;
+  log::info("verdict node={} finding=\"{}\" fence={} why=\"{}\"", raw(node),
+            to_text(verdict.finding), verdict.fence, verdict.why);
+  events::report(
+      verdict.finding == Finding::healthy ? events::Severity::info : events::Severity::warning,
+      "verdict", "", fmt::format("node {} ({}): {}", raw(node), name, to_text(verdict.finding)),
+      verdict.why);
+}
+
+}  // namespace
 
 VotingMembership::VotingMembership(Surroundings surroundings)
     : with_{std::move(surroundings)},
@@ -21,6 +37,8 @@ VotingMembership::VotingMembership(Surroundings surroundings)
               .incarnation = with_.incarnation,
               .timing = with_.timing,
               .worth = [this](NodeId peer) { return worth(peer); },
+              .reached = with_.reached,
+              .signs = with_.signs,
               .echoed = [this](NodeId by, const Beats::Echo& echo) { take_echo(by, echo); },
               .changed = [this] { tick(); }}} {
   Replica::Surroundings around;
@@ -69,6 +87,7 @@ void VotingMembership::tick() {
   renew();
   note();
   place();
+  judge_others();
   with_.changed();
 }
 
@@ -83,6 +102,7 @@ void VotingMembership::replica_changed() {
   renew();
   note();
   place();
+  judge_others();
   with_.changed();
 }
 
@@ -227,6 +247,47 @@ void VotingMembership::note() {
     one->set_path(unable == unable_.end() || with_.loop->now() - unable->second > with_.able_again);
   }
   replica_->tell(out.SerializeAsString());
+}
+
+/// What is thought of the other nodes: for people. It moves nothing and fences nobody by itself.
+void VotingMembership::judge_others() {
+  const auto& view = replica_->view();
+  const auto* configuration = replica_->configuration();
+  std::set<NodeId> others;
+  bool seeing = view && configuration != nullptr && replica_->state() != Replica::State::lost;
+  if (seeing)
+    for (const auto& [node, record] : configuration->nodes)
+      if (node != with_.node) others.insert(node);
+  watch_.forget_all_but(others);
+  if (!seeing) return;
+  auto now = with_.loop->now();
+  auto signs = beats_.peers_signs();
+  if (with_.signs) {
+    auto own = with_.signs();
+    signs.insert(signs.end(), own.begin(), own.end());
+  }
+  for (auto node : others) {
+    NodeWatch::Seen seen;
+    seen.network = std::binary_search(view->nodes.begin(), view->nodes.end(), node);
+    seen.service = std::any_of(view->members.begin(), view->members.end(),
+                               [&](const Member& each) { return each.node == node; });
+    seen.our_side_quorate = replica_->state() == Replica::State::formed && now < lease_;
+    auto until = answers_until(node);
+    seen.lease_over = !seen.service && until && now >= *until;
+    for (const auto& sign : signs)
+      if (sign.node == node) seen.signs.push_back(sign);
+    auto change = watch_.see(node, seen, now);
+    const auto& record = configuration->nodes.at(node);
+    if (change) tell_of_verdict(node, record.name, *change, watch_.of(node)->verdict);
+    if (watch_.to_be_pinged(node, now)) ask(node, record.address);
+  }
+}
+
+void VotingMembership::ask(NodeId node, const std::string& address) {
+  if (!with_.ping) return;
+  with_.ping(address, [this, alive = std::weak_ptr{alive_}, node](bool answers) {
+    if (!alive.expired()) watch_.answered(node, answers);
+  });
 }
 
 /// Who does what one has to do decides which node coordinates what, from what each says of itself.

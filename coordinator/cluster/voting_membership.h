@@ -9,6 +9,7 @@
 #include "coordinator/cluster/beats.h"
 #include "coordinator/cluster/cluster_events.h"
 #include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/node_watch.h"
 #include "coordinator/cluster/placement.h"
 #include "coordinator/cluster/replica.h"
 
@@ -45,6 +46,12 @@ class VotingMembership final : public Membership {
     std::function<std::vector<LocalVolume>()> volumes;
     /// A witness for what the configuration says; null: none can be had, which is said in the log.
     std::function<std::unique_ptr<Witness>(const WitnessRecord&)> make_witness;
+    /// As in Beats; may be empty.
+    std::function<std::vector<Reached>()> reached;
+    std::function<std::vector<StorageSign>()> signs;
+    /// Whether a machine answers, asked by its address ("address:port"); answered from the loop,
+    /// within seconds, or never. Empty: nobody is asked.
+    std::function<void(const std::string& address, Function<void(bool)> done)> ping;
     std::function<void()> changed;
   };
 
@@ -71,6 +78,11 @@ class VotingMembership final : public Membership {
   /// For commands.
   [[nodiscard]] Replica& replica() { return *replica_; }
   [[nodiscard]] const Replica& replica() const { return *replica_; }
+  [[nodiscard]] TimePoint reached_by_peers(const std::string& volume) const {
+    return beats_.reached_by_peers(volume);
+  }
+  /// What is thought of another node; null: nothing yet, or this node sees nobody.
+  [[nodiscard]] const NodeWatch::Opinion* opinion(NodeId node) const { return watch_.of(node); }
   [[nodiscard]] const Witness* witness() const { return witness_.get(); }
 
  private:
@@ -80,6 +92,8 @@ class VotingMembership final : public Membership {
   void renew();
   void note();
   void place();
+  void judge_others();
+  void ask(NodeId node, const std::string& address);
   Task<void> settle(std::vector<std::string> fresh, std::vector<cluster::Assignment> moves);
   [[nodiscard]] Beats::Worth worth(NodeId peer) const;
   void take_echo(NodeId by, const Beats::Echo& echo);
@@ -103,8 +117,10 @@ class VotingMembership final : public Membership {
   std::map<std::string, std::uint64_t> turns_;
   std::map<NodeId, std::pair<TimePoint, bool>> present_;  ///< Since when; drained.
   bool placing_ = false;
+  NodeWatch watch_;
   ClusterEvents events_;
   std::set<NodeId> heard_;  ///< The peers that are present.
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   TaskScope tasks_;
 };
 

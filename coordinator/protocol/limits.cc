@@ -50,6 +50,14 @@ Expected<void> check(const wire::BeatEcho& echo) {
   CSV_TRY(list("beat_echo.coordinates", echo.coordinates_size(), kMaxCoordinates));
   for (const auto& one : echo.coordinates())
     CSV_TRY(length_between("coordinates.volume", one.volume(), 1, kMaxVolumeName));
+  CSV_TRY(list("beat_echo.reached", echo.reached_size(), kMaxReached));
+  for (const auto& one : echo.reached())
+    CSV_TRY(length_between("reached.volume", one.volume(), 1, kMaxVolumeName));
+  CSV_TRY(list("beat_echo.signs", echo.signs_size(), kMaxSigns));
+  for (const auto& one : echo.signs()) {
+    CSV_TRY(node("storage_sign.node", one.node()));
+    CSV_TRY(length_between("storage_sign.volume", one.volume(), 1, kMaxVolumeName));
+  }
   return {};
 }
 

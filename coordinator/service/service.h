@@ -11,6 +11,7 @@
 #include "coordinator/service/inode_locks.h"
 #include "coordinator/service/layouts.h"
 #include "coordinator/service/session.h"
+#include "coordinator/service/slot_watch.h"
 #include "coordinator/service/takeover.h"
 #include "coordinator/service/volume_service.h"
 #include "coordinator/service/watches.h"
@@ -55,6 +56,8 @@ class Service final : public VolumeService {
   Task<void> close() override;
   [[nodiscard]] Status status() const override;
   Task<Expected<CatalogCopied>> copy_catalog() override;
+  [[nodiscard]] std::vector<cluster::StorageSign> signs() const override;
+  [[nodiscard]] TimePoint reached() const override { return lun_reached_; }
   [[nodiscard]] Epoch epoch() const override { return epoch_; }
   [[nodiscard]] Key key() const override { return key_; }
 
@@ -282,6 +285,9 @@ class Service final : public VolumeService {
   Task<Expected<void>> sweep_once();
   Task<Expected<void>> reserve_again();
   Task<void> beat();
+  Task<void> watch_path();
+  Task<void> watch_slots();
+  Task<Expected<HeartbeatSlot>> read_slot(NodeId node);
   Task<void> maintain();
   /// One round of making freed blocks free. False: there was nothing to be done, and nothing has
   /// become free since times_freed_ was `freed_before`.
@@ -351,7 +357,11 @@ class Service final : public VolumeService {
   std::uint64_t recall_sequence_;
   std::uint64_t next_notice_ = 1;
   bool stopped_ = false, closing_ = false;
-  TimePoint proven_until_;        ///< Our key was in force a term before.
+  TimePoint proven_until_;              ///< Our key was in force a term before.
+  std::optional<TimePoint> slot_sent_;  ///< While the write of our slot is unanswered.
+  TimePoint lun_answered_;              ///< Any command of upkeep.
+  TimePoint lun_reached_;               ///< When the last one of them was sent.
+  SlotWatch slots_;
   TimePoint own_write_answered_;  ///< The last of our own writes: the LUN answers us.
   std::uint32_t key_generation_;  ///< When last looked at: it must not go back.
   Function<void(Error)> told_of_stop_;

@@ -15,6 +15,10 @@ constexpr std::size_t kReapersAtOnce = 128;
 constexpr std::size_t kDyingAtOnce = 256;
 constexpr std::uint64_t kDropAtOnce = 1u << 16;
 constexpr Duration kPrune = 5s;
+constexpr Duration kPathLook = 250ms;
+/// A command of another node that was sent so much later than ours: had it been stopped by what
+/// stopped ours, it would not have been answered.
+constexpr Duration kLater = 200ms;
 
 }  // namespace
 
@@ -34,7 +38,10 @@ Task<void> Service::sweep_keys() {
 /// Any key of our cluster without a row is a registration that came after its fence, or somebody
 /// who never asked (A1).
 Task<Expected<void>> Service::sweep_once() {
+  auto sent = loop_.now();
   CSV_CO_TRY(list, co_await fencing_->keys());
+  lun_answered_ = loop_.now();
+  lun_reached_ = std::max(lun_reached_, sent);
   // PRGENERATION counts up; only a power on sets it back. What the cache held is lost with it (A7):
   // the catalog in memory may believe what the LUN has forgotten.
   if (list.generation < key_generation_ && tenure_->lun->profile().write_cache)
@@ -94,10 +101,12 @@ Task<void> Service::beat() {
     slot.key = key_;
     slot.counter = ++counter;
     slot.written_at = loop_.wall_now();
+    slot.quorate = loop_.now() < around_.open_until();
     auto bytes = encode(slot, tenure_->info.id);
     auto buffer = std::make_shared<Buffer>(Buffer::copy_of(bytes));
     auto at = volume::slot_offset(tenure_->info, around_.node, KeyRole::coordinator);
     auto sent = loop_.now();
+    slot_sent_ = sent;
     auto written = co_await completion<Expected<void>>([this, &buffer, at](auto done) {
       tenure_->lun->write(at, buffer->span(), {},
                           [buffer, done = std::move(done)](Expected<void> result) mutable {
@@ -110,11 +119,90 @@ Task<void> Service::beat() {
       stop(written.error().within("writing the coordinator's heartbeat slot"));
       co_return;
     }
-    own_write_answered_ = loop_.now();
+    slot_sent_.reset();
+    own_write_answered_ = lun_answered_ = loop_.now();
+    lun_reached_ = std::max(lun_reached_, sent);
     proven_until_ = sent + around_.timing.lease_term;
     co_await sleep(loop_, around_.timing.key_sweep);
     if (!serving()) co_return;
   }
+}
+
+/// Our path is lost when nothing of ours is answered and others' commands are. Where nobody can
+/// show that, the whole LUN may stand still, and the command's deadline is waited for: waiting then
+/// is better than giving the volume to somebody who has no better path.
+Task<void> Service::watch_path() {
+  for (;;) {
+    co_await sleep(loop_, kPathLook);
+    if (!serving()) co_return;
+    if (!slot_sent_ || !around_.reached_by_others) continue;
+    auto silent_since = std::max(*slot_sent_, lun_answered_);
+    auto silent = loop_.now() - silent_since;
+    if (silent < around_.timing.path_patience) continue;
+    if (around_.reached_by_others() < silent_since + kLater) continue;
+    stop(Error{Errc::lun_lost,
+               fmt::format("the storage path is lost: the LUN has not answered this node for {} "
+                           "ms, and answers another one",
+                           silent / std::chrono::milliseconds{1})});
+    co_return;
+  }
+}
+
+/// The others' signs of life.
+Task<void> Service::watch_slots() {
+  for (;;) {
+    co_await sleep(loop_, around_.timing.key_sweep);
+    if (!serving()) co_return;
+    std::vector<SlotWatch::Writer> writers;
+    std::map<SessionId, NodeId> where;
+    for (const auto& [id, session] : sessions_) {
+      if (session->ending) continue;
+      writers.push_back({id, session->key});
+      where[id] = session->node;
+    }
+    slots_.begin(writers, loop_.now());
+    for (const auto& writer : writers) {
+      auto task = read_slot(where.at(writer.session));
+      auto slot = co_await task;
+      if (!serving()) co_return;
+      // Torn: the next read sees what the write has become.
+      if (!slot && slot.error() == Errc::corrupt) {
+        auto again = read_slot(where.at(writer.session));
+        slot = co_await again;
+        if (!serving()) co_return;
+      }
+      slots_.saw(writer.session, slot, loop_.now());
+    }
+  }
+}
+
+Task<Expected<HeartbeatSlot>> Service::read_slot(NodeId node) {
+  auto buffer = std::make_shared<Buffer>(kHeartbeatSlotSize);
+  auto at = volume::slot_offset(tenure_->info, node, KeyRole::mount);
+  auto read = co_await completion<Expected<void>>([this, &buffer, at](auto done) {
+    tenure_->lun->read(at, buffer->span(),
+                       [buffer, done = std::move(done)](Expected<void> result) mutable {
+                         done(std::move(result));
+                       });
+  });
+  auto judged = judge(std::move(read));
+  if (!judged) co_return judged.error();
+  co_return decode_slot(buffer->span(), tenure_->info.id);
+}
+
+std::vector<cluster::StorageSign> Service::signs() const {
+  std::vector<cluster::StorageSign> out;
+  for (const auto& [id, session] : sessions_) {
+    auto state = slots_.of(id);
+    if (!state || session->ending) continue;
+    out.push_back({.node = session->node,
+                   .volume = around_.volume,
+                   .moved = state->moved,
+                   .still = state->still,
+                   .connected = session->connected(),
+                   .quorate = state->quorate});
+  }
+  return out;
 }
 
 // ---------------------------------------------------------------------------- space

@@ -57,6 +57,8 @@ Service::Service(Surroundings around, Taken taken)
       // Above everything an earlier coordinator may have told a mount.
       recall_sequence_{raw(epoch_) << 32},
       proven_until_{taken.proven_at + around_.timing.lease_term},
+      lun_answered_{since_},
+      lun_reached_{taken.proven_at},
       own_write_answered_{since_},
       key_generation_{taken.key_generation} {
   for (const auto& row : taken.sessions) {
@@ -77,6 +79,8 @@ Service::Service(Surroundings around, Taken taken)
   });
   tasks_.spawn(sweep_keys());
   tasks_.spawn(beat());
+  tasks_.spawn(watch_path());
+  tasks_.spawn(watch_slots());
   tasks_.spawn(watch());
   tasks_.spawn(maintain());
   tasks_.spawn(keep_accesses());

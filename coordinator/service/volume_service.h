@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/cluster/storage_sign.h"
 #include "coordinator/protocol/connection.h"
 #include "coordinator/volume/volume.h"
 #include "csvfs/base/blocking.h"
@@ -42,6 +43,8 @@ struct Timing {
   /// fenced. Above a LUN command's deadline and a new admission, which the answer may have to wait
   /// for.
   Duration recall_patience = 30s;
+  /// Nothing answered for so long, while the LUN answers another node: our path is lost.
+  Duration path_patience = 2s;
   /// Between two copies of the catalog; zero: by command only.
   Duration catalog_copy = std::chrono::hours{24};
   /// After a takeover, before the first one that is due.
@@ -62,6 +65,9 @@ struct Surroundings {
   std::function<bool(NodeId)> process_gone;
   /// The cluster does not hear that node at all, not only its csvd.
   std::function<bool(NodeId)> out_of_reach;
+  /// The volume's LUN has answered a command that another node sent no earlier than this; none:
+  /// nothing is known of others.
+  std::function<TimePoint()> reached_by_others = {};
   NodeId node{};
   std::uint16_t cluster = 0;
   ClusterTag tag;
@@ -123,6 +129,10 @@ class VolumeService {
     std::vector<SessionStatus> sessions;
   };
   [[nodiscard]] virtual Status status() const = 0;
+  /// What the slots of the sessions' mounts show; of sessions that have not ended.
+  [[nodiscard]] virtual std::vector<cluster::StorageSign> signs() const { return {}; }
+  /// A command of the coordinator's own that was sent then has been answered by the LUN.
+  [[nodiscard]] virtual TimePoint reached() const { return {}; }
 
   struct CatalogCopied {
     std::uint64_t pages = 0;

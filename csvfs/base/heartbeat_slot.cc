@@ -23,7 +23,8 @@ namespace {
 ///       40     8  counter         grows with every rewrite: an old sign that is merely still there
 ///       48     8  mode            how the writer reaches the volume
 ///       56     8  written_at      writer's clock, ns since 1970, for people
-///       64  4032  reserved
+///       64     8  quorate         1: its node's membership lease runs, 2: it does not; 0: not said
+///       72  4024  reserved
 struct Block {
   std::array<char, 8> magic;
   Le32 crc;
@@ -33,15 +34,17 @@ struct Block {
   Le64 counter;
   Le64 mode;
   Le64 written_at;
-  std::array<std::byte, 4032> reserved;
+  Le64 quorate;
+  std::array<std::byte, 4024> reserved;
 };
 static_assert(sizeof(Block) == kHeartbeatSlotSize && alignof(Block) == 1);
 static_assert(offsetof(Block, volume_id) == 16 && offsetof(Block, key) == 32);
-static_assert(offsetof(Block, written_at) == 56);
+static_assert(offsetof(Block, written_at) == 56 && offsetof(Block, quorate) == 64);
 static_assert(std::is_trivially_copyable_v<Block>);
 
 constexpr std::array<char, 8> kMagic = {'C', 'S', 'V', 'B', 'E', 'A', 'T', '\x1a'};
 constexpr std::uint32_t kFormatVersion = 1;
+constexpr std::uint64_t kNotSaid = 0, kQuorate = 1, kNotQuorate = 2;
 
 }  // namespace
 
@@ -55,6 +58,7 @@ std::array<std::byte, kHeartbeatSlotSize> encode(const HeartbeatSlot& slot,
   block.counter = slot.counter;
   block.mode = slot.mode;
   block.written_at = static_cast<std::uint64_t>(slot.written_at);
+  block.quorate = !slot.quorate ? kNotSaid : *slot.quorate ? kQuorate : kNotQuorate;
   std::array<std::byte, kHeartbeatSlotSize> bytes;
   std::memcpy(bytes.data(), &block, sizeof block);
   block.crc = crc32c(std::span{bytes}.subspan(12));
@@ -78,8 +82,12 @@ Expected<HeartbeatSlot> decode_slot(std::span<const std::byte> bytes,
                                     ", this program knows 1"};
   if (block.volume_id != volume)
     return Error{Errc::refused, "the heartbeat slot is of another volume"};
+  std::optional<bool> quorate;
+  if (block.quorate == kQuorate || block.quorate == kNotQuorate)
+    quorate = block.quorate == kQuorate;
   return HeartbeatSlot{Key{std::uint64_t{block.key}}, block.counter, block.mode,
-                       WallTime{static_cast<std::int64_t>(std::uint64_t{block.written_at})}};
+                       WallTime{static_cast<std::int64_t>(std::uint64_t{block.written_at})},
+                       quorate};
 }
 
 }  // namespace csv

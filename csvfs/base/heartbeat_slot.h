@@ -2,6 +2,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "csvfs/base/error.h"
@@ -20,6 +21,8 @@ struct HeartbeatSlot {
   std::uint64_t counter = 0;
   std::uint64_t mode = 0;
   WallTime written_at{};
+  /// The membership lease of the writer's node runs; nullopt: the writer does not say.
+  std::optional<bool> quorate = std::nullopt;
 };
 std::array<std::byte, kHeartbeatSlotSize> encode(const HeartbeatSlot& slot,
                                                  const std::array<std::byte, 16>& volume);

@@ -126,6 +126,13 @@ TimePoint to_time(std::uint64_t word) {
   return TimePoint{Duration{static_cast<Duration::rep>(word)}};
 }
 
+/// The mode's word has the moment beside it, above these bits: mounts of an earlier version leave
+/// it zero, which is what they know.
+constexpr int kModeBits = 8;
+std::uint64_t to_milliseconds(TimePoint time) {
+  return static_cast<std::uint64_t>(time.time_since_epoch() / std::chrono::milliseconds{1});
+}
+
 class MappedBoard final : public StatusBoard {
  public:
   explicit MappedBoard(ipc::mapped_region region)
@@ -186,7 +193,8 @@ class MappedBoard final : public StatusBoard {
     std::array<std::uint64_t, 3 + kReasonWords + kCounters> words{};
     Packer out{words};
     out.number(mount.pid);
-    out.number(static_cast<std::uint64_t>(mount.mode));
+    out.number(static_cast<std::uint64_t>(mount.mode) | to_milliseconds(mount.reached)
+                                                            << kModeBits);
     out.number(to_word(mount.since));
     out.text(mount.reason, kReasonWords);
     for (auto value : counters(mount.counters)) out.number(value);
@@ -199,7 +207,9 @@ class MappedBoard final : public StatusBoard {
     Unpacker in{*words};
     BoardMount out;
     out.pid = static_cast<std::uint32_t>(in.number());
-    auto mode = in.number();
+    auto word = in.number();
+    auto mode = word & ((1u << kModeBits) - 1);
+    out.reached = TimePoint{std::chrono::milliseconds{word >> kModeBits}};
     out.mode = mode <= static_cast<std::uint64_t>(AccessMode::redirected)
                    ? static_cast<AccessMode>(mode)
                    : AccessMode::unavailable;

@@ -47,6 +47,9 @@ struct BoardMount {
   AccessMode mode{};
   std::string reason;  ///< Why it is not direct; at most 127 bytes.
   TimePoint since{};
+  /// When the last write of its heartbeat slot that the LUN has answered was sent; in milliseconds,
+  /// the clock's beginning: never, or it does not say.
+  TimePoint reached{};
   MountCounters counters;
 };
 

@@ -132,6 +132,7 @@ Surroundings World::surroundings(NodeId node) {
   around.tag = tag;
   around.volume = "volume1";
   around.timing = timing;
+  around.reached_by_others = reached_by_others;
   around.most_watched = most_watched;
   if (cluster_knows) cluster_knows(around);
   return around;

@@ -44,6 +44,7 @@ class World {
   std::size_t most_watched = 100'000;
   ClusterTag tag;
   std::function<void(Surroundings&)> cluster_knows;  ///< What a membership would say.
+  std::function<TimePoint()> reached_by_others;
   iscsi::RamPlan coordinator_plan;
   std::atomic<std::int64_t> open_for_ns{3'600'000'000'000};
   std::atomic<int> workers{0};  ///< Writer threads that have not ended yet.

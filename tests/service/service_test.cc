@@ -1248,6 +1248,62 @@ TEST_CASE("takeover: an error of the coordinator's own write stops it, and nobod
   CHECK(!a.answered(id));
 }
 
+TEST_CASE("path: nothing answered here while the LUN answers another node ends the tenure early") {
+  World world;
+  world.timing.path_patience = 500ms;
+  std::atomic<bool> silent{false};
+  std::atomic<bool> others{false};
+  world.coordinator_plan = [&](const iscsi::RamCommand&) {
+    iscsi::RamFate fate;
+    if (silent) fate.inside = 3s;
+    return fate;
+  };
+  world.reached_by_others = [&] { return others ? world.loop.now() : TimePoint{}; };
+  Coordinator coordinator{world, 1};
+  silent = true;
+  auto began = world.loop.now();
+  SUBCASE("another node is answered") {
+    others = true;
+    REQUIRE(world.eventually([&] { return coordinator.stopped(); }));
+    CHECK(world.loop.now() - began < 3s);
+    CHECK(coordinator.stop_reason().find("answers another one") != std::string::npos);
+  }
+  SUBCASE("nobody is: everybody waits") {
+    REQUIRE(world.eventually([&] { return world.loop.now() - began > 2500ms; }));
+    CHECK_FALSE(coordinator.stopped());
+    silent = false;
+    auto reached = [&] { return coordinator.service().reached() > began + 3s; };
+    CHECK(world.eventually(reached));
+    CHECK_FALSE(coordinator.stopped());
+  }
+}
+
+TEST_CASE("signs: a mount's slot moves, then stands still, as its coordinator reads it") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 2, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto sign = [&]() -> std::optional<cluster::StorageSign> {
+    auto all = coordinator.service().signs();
+    if (all.size() != 1) return std::nullopt;
+    return all.front();
+  };
+  HeartbeatSlot slot{a.key(), 1, 0, {}, false};
+  auto at = volume::slot_offset(world.info, NodeId{2}, KeyRole::mount);
+  REQUIRE(a.lun_write(at, encode(slot, world.info.id)));
+  REQUIRE(world.eventually([&] { return sign() && sign()->quorate == false; }));
+  REQUIRE(world.eventually([&] { return sign()->still; }));
+  ++slot.counter;
+  slot.quorate = true;
+  REQUIRE(a.lun_write(at, encode(slot, world.info.id)));
+  REQUIRE(world.eventually([&] { return sign()->quorate == true; }));
+  world.run([&] {
+    CHECK(sign()->node == NodeId{2});
+    CHECK(sign()->connected);
+  });
+}
+
 TEST_CASE("close: ends though the commit it waits for fails") {
   World world;
   std::atomic<bool> fail{false};

@@ -85,6 +85,18 @@ std::unique_ptr<cluster::Membership> Csvd::voting() {
   with.volumes = [this]() -> std::vector<cluster::VotingMembership::LocalVolume> {
     return {{Cluster::kVolume, cluster_.nodes_[node_].mount ? 1u : 0u}};
   };
+  with.reached = [this]() -> std::vector<cluster::Reached> {
+    TimePoint at{};
+    if (auto* mount = cluster_.mount(node_)) at = mount->mount().state().reached;
+    if (coordination_ && coordination_->service() != nullptr)
+      at = std::max(at, coordination_->service()->reached());
+    if (at == TimePoint{}) return {};
+    return {{Cluster::kVolume, at}};
+  };
+  with.signs = [this]() -> std::vector<cluster::StorageSign> {
+    if (!coordination_ || coordination_->service() == nullptr) return {};
+    return coordination_->service()->signs();
+  };
   with.changed = [this] { publish(); };
   auto made = std::make_unique<cluster::VotingMembership>(std::move(with));
   voting_ = made.get();
@@ -141,6 +153,8 @@ Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over() {
   with.answers_until = [this](NodeId node) { return membership_->answers_until(node); };
   with.process_gone = [this](NodeId node) { return membership_->process_gone(node); };
   with.out_of_reach = [this](NodeId node) { return membership_->out_of_reach(node); };
+  if (voting_ != nullptr)
+    with.reached_by_others = [this] { return voting_->reached_by_peers(Cluster::kVolume); };
   with.tag = membership_->tag();
   with.node = Cluster::id(node_);
   with.cluster = Cluster::kClusterId;

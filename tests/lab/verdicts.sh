@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# What nodes that vote think of each other, by network and storage; how soon a lost storage path moves a volume; and that a
+# storage which all lose is nobody's fault.
+source "$(dirname "$0")/cluster.sh"
+
+if obstacle=$(lab_obstacle corosync); then :; else
+  echo "skipped: the lab $obstacle"
+  exit 77
+fi
+export CSVFS_LAB_ENGINE=corosync
+program=$(dirname "$(realpath "${BASH_SOURCE[0]}")")/voting.py
+
+is_whole() { local each; for each in node1 node2 node3; do [[ $(on "$each" csvctl cluster status --json 2>/dev/null | grep -c '"counts": 1') == 3 ]] || return 1; done; }
+is_direct() { [[ $(on "$1" csvctl status --json 2>/dev/null | grep -c '"mode": "direct"') == 1 ]]; }
+coordinator() { on "$1" csvctl status --json 2>/dev/null | python3 -c 'import json, sys; print(json.load(sys.stdin)["volumes"][0]["coordinator_node"])'; }
+# finding WHO ABOUT: as WHO sees node number ABOUT.
+finding() { on "$1" csvctl cluster status --json 2>/dev/null | python3 -c 'import json, sys
+for node in json.load(sys.stdin)["nodes"]:
+    if node["id"] == int(sys.argv[1]): print((node["verdict"] or {"finding": "none"})["finding"])' "$2"; }
+finds() { [[ $(finding "$1" "$2") == "$3" ]]; }
+# fences WHO: how often the volume's coordinator has fenced, counted since its takeover.
+events_of() { on "$1" csvctl events --json 2>/dev/null | grep -c -- "$2" || true; }
+
+cluster_up 1G
+wait_for 30 "three votes" is_whole
+for node in node1 node2 node3; do wait_for 30 "the mount of $node" is_direct "$node"; done
+for about in 2 3; do wait_for 20 "node1 to think well of node $about" finds node1 "$about" healthy; done
+
+say "the coordinator loses its way to the storage"
+lab coordinator 1
+for node in node2 node3; do begin "path-$node" on "$node" python3 "$program" names "$volume/path-$node" 14; done
+for node in node2 node3; do wait_for_entries "$node" "path-$node" 10; done
+lab cut node1 storage
+for node in node2 node3; do
+  await "path-$node" 60
+  waited=$(<"$work/path-$node.log")
+  note "a name on $node waited $waited ms at most"
+  ((waited <= 8000)) || die "a name on $node waited $waited ms"
+done
+[[ $(coordinator node2) != 1 ]] || die "node1 still coordinates"
+wait_for 20 "node2 to see that node1 has lost its path" finds node2 1 "storage path lost"
+wait_for 20 "node3 to see that node1 has lost its path" finds node3 1 "storage path lost"
+on node2 csvctl cluster status
+lab heal
+wait_for 60 "node1's mount" is_direct node1
+wait_for 20 "node2 to think well of node1" finds node2 1 healthy
+[[ $(events_of node2 'node 1 (node1): storage path lost') == 1 ]] || die "node2 has not said once that node1 had lost its path"
+
+say "the storage stands still for all, for 20 s: everybody pauses, nobody is fenced, all goes on"
+before=$(coordinator node2)
+for node in node1 node2 node3; do on "$node" sh -c 'exec 3>"$1"; echo before >&3; sync -f "$1"; while [ ! -e "$2" ]; do sleep 0.2; done; echo after >&3' \
+  - "$volume/kept-$node" "$work/go" & background+=($!); done
+for node in node1 node2 node3; do wait_for_entries "$node" "kept-$node" 1; done
+begin frozen on node3 python3 "$program" names "$volume/frozen" 40
+wait_for_entries node3 frozen 10
+lab san freeze
+sleep 20
+for node in node1 node2 node3; do
+  for about in 1 2 3; do
+    case $(finding "$node" "$about") in healthy | none) ;; *) die "$node holds against node $about that nobody has storage: $(finding "$node" "$about")" ;; esac
+  done
+done
+lab san thaw
+await frozen 90
+note "a name waited $(<"$work/frozen.log") ms at most while the storage stood still"
+for node in node1 node2 node3; do wait_for 60 "the mount of $node" is_direct "$node"; done
+touch "$work/go"
+note "coordinated by node $before before, by node $(coordinator node2) after"
+# What was open before goes on: nobody's session has ended, so nobody was fenced as one that has failed.
+for node in node1 node2 node3; do wait_for 30 "the file that $node had open" on "$node" grep -q after "$volume/kept-$node"; done
+
+say "a node is cut off from the network and goes on writing its slot: isolated, and then well again"
+lab coordinator 1
+for cable in private public; do lab cut node3 "$cable"; done
+wait_for 30 "node1 to find node3 isolated" finds node1 3 isolated
+wait_for 30 "node2 to find node3 isolated" finds node2 3 isolated
+on node1 csvctl cluster status
+lab heal
+wait_for 60 "node1 to think well of node3" finds node1 3 healthy
+
+say "a node vanishes: failed"
+for cable in private public storage; do lab cut node3 "$cable"; done
+wait_for 30 "node1 to find that node3 has failed" finds node1 3 failed
+lab heal
+wait_for 60 "node1 to think well of node3" finds node1 3 healthy
+wait_for 60 "node3's mount" is_direct node3
+
+end_clean
