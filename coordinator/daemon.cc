@@ -1,6 +1,12 @@
 #include "coordinator/daemon.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -14,6 +20,7 @@
 #include "coordinator/cluster/configuration_store.h"
 #include "coordinator/cluster/corosync_engine.h"
 #include "coordinator/cluster/icmp_pinger.h"
+#include "coordinator/cluster/loss_response.h"
 #include "coordinator/cluster/standalone_membership.h"
 #include "coordinator/cluster/voting_membership.h"
 #include "coordinator/configured_witness.h"
@@ -124,6 +131,7 @@ class Csvd final : public Daemon {
     for (const auto& volume : config_.volumes) CSV_TRY(find_place(volume.name));
     CSV_TRY(make_membership());
     for (std::size_t i = 0; i < config_.volumes.size(); ++i) make_coordination(i);
+    if (voting_ != nullptr && places.restart) respond_to_losses(places);
     listener_ = CSV_TRY(network_.transport->listen(
         config_.listen, [this](std::unique_ptr<protocol::Connection> accepted) {
           first_messages_.add(std::move(accepted));
@@ -136,6 +144,7 @@ class Csvd final : public Daemon {
 
   void close(Duration patience, Function<void()> done) override {
     log::info("csvd_closing");
+    loss_.reset();
     listener_.reset();
     closed_ = std::move(done);
     // Its own timer: a volume whose LUN does not answer must not keep csvd from ending.
@@ -160,7 +169,9 @@ class Csvd final : public Daemon {
     Json added = Json::array(), needs_restart = Json::array();
     if (now.cluster != config_.cluster || now.node != config_.node ||
         now.node_name != config_.node_name || now.listen != config_.listen ||
-        now.initiator != config_.initiator)
+        now.initiator != config_.initiator ||
+        now.isolation_addresses != config_.isolation_addresses ||
+        now.reboot_when_isolated != config_.reboot_when_isolated)
       needs_restart.push_back("[cluster] or [node]");
     if (now.peers != config_.peers) needs_restart.push_back("[[peer]]");
     if (now.tls != config_.tls) needs_restart.push_back("[tls]");
@@ -248,6 +259,51 @@ class Csvd final : public Daemon {
     voting_ = voting.get();
     membership_ = std::move(voting);
     return {};
+  }
+
+  void respond_to_losses(const Places& places) {
+    cluster::LossResponse::Surroundings with;
+    with.loop = &loop_;
+    with.pinger = &pinger_;
+    with.quorate = [this] { return loop_.now() < membership_->open_until(); };
+    with.isolation_addresses = [this] { return isolation_addresses(); };
+    with.remember = [file = places.restarted](bool restarted) { remember(file, restarted); };
+    // Posted: a restart takes away what has called.
+    with.restart = [this, restart = places.restart] {
+      loop_.post([this, restart] {
+        if (!closed_) restart();
+      });
+    };
+    with.reboot = [this, reboot = places.reboot] {
+      loop_.post([reboot] {
+        if (reboot) reboot();
+      });
+    };
+    cluster::QuorumLoss::Rules rules;
+    rules.reboot = config_.reboot_when_isolated && places.reboot;
+    bool restarted = ::access(places.restarted.c_str(), F_OK) == 0;
+    loss_ = std::make_unique<cluster::LossResponse>(std::move(with), rules, restarted);
+  }
+
+  static void remember(const std::string& file, bool restarted) {
+    if (!restarted) {
+      (void)std::remove(file.c_str());
+      return;
+    }
+    // Without it there would be a restart after the other.
+    std::FILE* out = std::fopen(file.c_str(), "w");
+    if (out == nullptr || std::fclose(out) != 0)
+      log::warning("restart_not_remembered file={} errno={}", file, errno);
+  }
+
+  std::vector<std::string> isolation_addresses() {
+    if (!config_.isolation_addresses.empty()) return config_.isolation_addresses;
+    const auto* now = voting_->replica().configuration();
+    if (now != nullptr && !now->heartbeat.isolation_addresses.empty())
+      return now->heartbeat.isolation_addresses;
+    std::ifstream routes{"/proc/net/route"};
+    std::string text{std::istreambuf_iterator<char>{routes}, {}};
+    return cluster::default_gateways(text);
   }
 
   std::vector<cluster::VotingMembership::LocalVolume> local_volumes() {
@@ -343,6 +399,7 @@ class Csvd final : public Daemon {
       coordinations_[i]->news();
     }
     look_at_peers();
+    if (loss_) loss_->look();
   }
 
   void look_at_peers() {
@@ -539,7 +596,8 @@ class Csvd final : public Daemon {
                               .board = *board_,
                               .identity = network_.identity.get(),
                               .coordinations = {},
-                              .voting = voting_};
+                              .voting = voting_,
+                              .loss = loss_ ? &loss_->state() : nullptr};
     for (const auto& each : coordinations_) from.coordinations.push_back(each.get());
     return admin::status_json(from);
   }
@@ -591,6 +649,7 @@ class Csvd final : public Daemon {
   std::unique_ptr<cluster::Membership> membership_;
   cluster::VotingMembership* voting_ = nullptr;  ///< The membership, if the nodes vote.
   std::vector<std::unique_ptr<service::Coordination>> coordinations_;
+  std::unique_ptr<cluster::LossResponse> loss_;  ///< Where nodes vote.
   protocol::FirstMessages first_messages_;
   std::unique_ptr<protocol::Transport::Listener> listener_;
   std::map<NodeId, bool> present_;  ///< Of the peers, as was last said.

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -19,6 +20,13 @@ class Daemon {
     std::string board = kBoardName;
     std::string socket = kAdminSocket;
     std::string config = kConfigFile;  ///< Read again by the command reload.
+    /// There while this life of csvd is the restart for a loss of the quorum (QuorumLoss).
+    std::string restarted = "/run/csvfs/restarted";
+    /// Ends this life in good order and begins another one, for a loss of the quorum; from the
+    /// loop. None: nothing of it is done.
+    std::function<void()> restart;
+    /// Reboots the machine at once. Only where the configuration says so.
+    std::function<void()> reboot;
   };
   static Expected<std::unique_ptr<Daemon>> start(AsioLoop& loop, Config config, Places places);
   virtual ~Daemon() = default;

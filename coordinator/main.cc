@@ -1,8 +1,13 @@
 // csvd: see docs/configuration.md. Wiring only.
+#include <linux/close_range.h>
 #include <signal.h>
+#include <sys/reboot.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <cstdio>
+#include <memory>
 
 #include "coordinator/daemon.h"
 #include "csvfs/base/asio.h"
@@ -13,7 +18,15 @@
 
 namespace {
 
-int run(const std::string& config_file, bool debug) {
+/// This process, begun again: the same one for whoever watches it. All that is open is closed.
+int begin_again(char** arguments) {
+  ::close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+  ::execv("/proc/self/exe", arguments);
+  csv::log::error("restart_failed errno={}", errno);
+  return 1;
+}
+
+int run(const std::string& config_file, bool debug, char** arguments) {
   using namespace csv;
   log::set_up("csvd", debug ? log::Level::debug : log::Level::info);
   auto config = load_config(config_file);
@@ -25,11 +38,22 @@ int run(const std::string& config_file, bool debug) {
   AsioLoop loop;
   Daemon::Places places;
   places.config = config_file;
+  std::unique_ptr<Daemon> running;
+  bool again = false;
+  places.restart = [&] {
+    again = true;
+    running->close(5s, [&loop] { loop.stop(); });
+  };
+  places.reboot = [] {
+    // Nothing is waited for: what would be written may lie behind what has gone.
+    if (::reboot(RB_AUTOBOOT) != 0) log::error("reboot_failed errno={}", errno);
+  };
   auto daemon = Daemon::start(loop, *std::move(config), places);
   if (!daemon) {
     std::fprintf(stderr, "csvd: %s\n", daemon.error().message().c_str());
     return 1;
   }
+  running = *std::move(daemon);
   // Now that no other csvd can be here.
   if (auto opened = events::open("csvd"); !opened)
     log::warning("events_unavailable why=\"{}\"", opened.error().message());
@@ -42,12 +66,15 @@ int run(const std::string& config_file, bool debug) {
         notify_systemd("STOPPING=1");
         events::report(events::Severity::info, "csvd", "", "csvd is ending",
                        "signal " + std::to_string(number));
-        (*daemon)->close(20s, [&loop] { loop.stop(); });
+        again = false;
+        running->close(20s, [&loop] { loop.stop(); });
       };
   signals.async_wait(on_signal);
   notify_systemd("READY=1");
   loop.run();
-  return 0;
+  if (!again) return 0;
+  running.reset();
+  return begin_again(arguments);
 }
 
 }  // namespace
@@ -61,5 +88,5 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "csvd " CSV_VERSION, "The version");
   CLI11_PARSE(app, argc, argv);
   ::signal(SIGPIPE, SIG_IGN);
-  return run(config, debug);
+  return run(config, debug, argv);
 }

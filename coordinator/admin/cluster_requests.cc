@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coordinator/cluster/configuration_text.h"
+#include "coordinator/cluster/loss_response.h"
 
 namespace csv::admin {
 namespace {
@@ -243,7 +244,7 @@ cluster::Standing standing_of(const cluster::Replica& replica, TimePoint now) {
 }
 
 std::string cluster_json(const cluster::VotingMembership& membership, NodeId node,
-                         const Clock& clock) {
+                         const Clock& clock, const cluster::QuorumLoss* loss) {
   const auto& replica = membership.replica();
   auto lease = membership.open_until();
   auto now = clock.now();
@@ -262,6 +263,10 @@ std::string cluster_json(const cluster::VotingMembership& membership, NodeId nod
            {"since_s", (now - replica.since()) / std::chrono::seconds{1}},
            {"steward", replica.steward()},
            {"lease_ms", ms(lease)},
+           {"without_quorum", loss == nullptr ? Json{}
+                                              : Json{{"step", cluster::to_text(loss->step())},
+                                                     {"reason", loss->reason()},
+                                                     {"restarted", loss->restarted()}}},
            {"name", configuration.name},
            {"tag", replica.configuration() != nullptr ? tag_text(configuration.tag) : ""},
            {"attention", Json::array()},

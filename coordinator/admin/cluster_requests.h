@@ -46,7 +46,7 @@ cluster::Configuration first_configuration(const Config& config, const std::stri
 /// The cluster as `node` sees it, as JSON text; docs/csvctl.md has the fields, which are always all
 /// there.
 std::string cluster_json(const cluster::VotingMembership& membership, NodeId node,
-                         const Clock& clock);
+                         const Clock& clock, const cluster::QuorumLoss* loss);
 
 /// How the votes stand, as the replica sees it.
 cluster::Standing standing_of(const cluster::Replica& replica, TimePoint now);

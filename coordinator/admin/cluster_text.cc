@@ -113,6 +113,11 @@ class Teller {
                                           "time while a majority answers",
                                           static_cast<double>(lease) / 1000)
                             : paint_.bad("none: this node coordinates nothing"));
+    auto without = voting_.find("without_quorum");  // an older csvd says none
+    if (without == voting_.end() || without->is_null()) return;
+    auto step = text_at(*without, "step"), reason = text_at(*without, "reason");
+    if (step != "serving")
+      line("without quorum", paint_.warning(step) + (reason.empty() ? "" : ": " + reason));
   }
 
   void witness() {

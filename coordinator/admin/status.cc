@@ -180,9 +180,10 @@ std::string status_json(const StatusSources& from) {
          {"silent_s",
           peer.incarnation == 0 ? Json{} : Json(seconds_since(from.clock, peer.last_echo))},
          {"trouble", peer.trouble}});
-  out["voting"] = from.voting == nullptr
-                      ? Json{}
-                      : Json::parse(cluster_json(*from.voting, from.config.node, from.clock));
+  out["voting"] =
+      from.voting == nullptr
+          ? Json{}
+          : Json::parse(cluster_json(*from.voting, from.config.node, from.clock, from.loss));
   out["tls"] = tls_json(from.clock, from.identity);
   out["volumes"] = Json::array();
   for (std::size_t i = 0; i < from.coordinations.size(); ++i)

@@ -23,6 +23,7 @@ struct StatusSources {
   const protocol::TlsIdentity* identity = nullptr;          ///< Null: nodes speak plain text.
   std::vector<const service::Coordination*> coordinations;  ///< In the order of config.volumes.
   const cluster::VotingMembership* voting = nullptr;        ///< Null: nobody votes.
+  const cluster::QuorumLoss* loss = nullptr;  ///< What is done without a quorum; null: nothing.
 };
 
 /// As JSON; docs/csvctl.md has its fields. They are only ever added to.

@@ -83,6 +83,9 @@ class QuorumLoss {
   /// and is not the restart for a loss, waits for its first quorum without doing anything.
   Action next(const Seen& seen, TimePoint now);
 
+  /// For what is pinged from now on.
+  void has_isolation_addresses(bool yes) { rules_.has_isolation_addresses = yes; }
+
   [[nodiscard]] Step step() const { return step_; }
   [[nodiscard]] bool restarted() const { return restarted_; }
   /// Why it does not serve; empty while it does.

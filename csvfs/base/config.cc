@@ -27,6 +27,8 @@ bool is_cache_mode(const std::string& text) { return text == "ask" || text == "s
 
 bool is_engine(const std::string& text) { return text == "standalone" || text == "corosync"; }
 
+bool is_response(const std::string& text) { return text == "stop" || text == "reboot"; }
+
 bool is_tls_mode(const std::string& text) { return text == "required" || text == "off"; }
 
 bool is_iscsi_name(const std::string& text) {
@@ -107,6 +109,10 @@ Expected<Config> read(const toml::table& root, const std::string& file) {
   out.cluster = static_cast<std::uint16_t>(CSV_TRY(cluster.integer("id", 1, 65535)));
   out.corosync = CSV_TRY(cluster.text("engine", "\"standalone\" or \"corosync\"", is_engine,
                                       "standalone")) == "corosync";
+  out.isolation_addresses =
+      CSV_TRY(cluster.texts("isolation_addresses", kAddressText, is_numeric_address));
+  out.reboot_when_isolated = CSV_TRY(cluster.text("on_isolation", "\"stop\" or \"reboot\"",
+                                                  is_response, "stop")) == "reboot";
   CSV_TRY(cluster.nothing_else());
 
   TomlSection node{*CSV_TRY(toml_table(root, "node", file)), "[node]", file};

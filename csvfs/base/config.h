@@ -48,6 +48,11 @@ struct Config {
   std::uint16_t cluster = 0;  ///< 1..65535
   /// Corosync says who is here, and the nodes vote; else nothing fails over by itself.
   bool corosync = false;
+  /// Numeric; pinged when this node has lost its quorum. Empty: those of the cluster's
+  /// configuration, or else the default gateways.
+  std::vector<std::string> isolation_addresses;
+  /// A node that has lost its quorum, and did not find it again after a restart of csvd, reboots.
+  bool reboot_when_isolated = false;
   NodeId node{};
   std::string node_name;
   std::string listen;  ///< "address:port", numeric; where mounts and peers reach this csvd.

@@ -73,6 +73,16 @@ TEST_CASE("config: what the file says arrives, and what it leaves out has its de
   CHECK(linked->corosync);
   CHECK(linked->links == std::vector<std::string>{"10.0.0.1", "fd00::1"});
   CHECK(linked->peers[0].links == std::vector<std::string>{"10.0.0.2", "fd00::2"});
+  CHECK(config->isolation_addresses.empty());
+  CHECK_FALSE(config->reboot_when_isolated);
+  auto isolated =
+      parse_config(replaced(kGood, "id = 4711\n",
+                            "id = 4711\nisolation_addresses = [\"10.0.0.254\", \"fd00::1\"]\n"
+                            "on_isolation = \"reboot\"\n"),
+                   "csvd.toml");
+  REQUIRE_MESSAGE(isolated, isolated.error().message());
+  CHECK(isolated->isolation_addresses == std::vector<std::string>{"10.0.0.254", "fd00::1"});
+  CHECK(isolated->reboot_when_isolated);
   auto alone = parse_config(R"([cluster]
 id = 1
 [node]
@@ -98,6 +108,10 @@ TEST_CASE("config: what is wrong is named with its file, line and column, and wh
       {replaced(kGood, "id = 1\n", "id = 64\n"), "csvd.toml:4:6: ", "from 1 to 63"},
       {replaced(kGood, "10.77.1.11:7400", "node1:7400"), "csvd.toml:6:10: ", "numeric address"},
       {replaced(kGood, "10.77.1.12:7400", "10.77.1.12"), "csvd.toml:10:11: ", "numeric address"},
+      {replaced(kGood, "id = 4711\n", "id = 4711\non_isolation = \"panic\"\n"),
+       "csvd.toml:3:16: ", "\"stop\" or \"reboot\""},
+      {replaced(kGood, "id = 4711\n", "id = 4711\nisolation_addresses = [\"gateway\"]\n"),
+       "csvd.toml:3:24: ", "numeric address"},
       {replaced(kGood, "sessions", "session"), "csvd.toml:14:1: ", "unknown key 'session'"},
       {replaced(kGood, "[node]", "[nodes]"), "csvd.toml:3:2: ", "unknown key 'nodes'"},
       {replaced(kGood, "sessions = 2", "sessions = 0"), "csvd.toml:14:12: ", "from 1 to 8"},

@@ -35,6 +35,9 @@ std::vector<Seed> seeds() {
            volume +
            "sessions = 2\ncoordinate = true\nchap_user = \"u\"\nchap_secret_file = \"/s\"\n"
            "header_digest = true\ndata_digest = false\nwrite_cache = \"safe\"\n"},
+      {"isolation",
+       "[cluster]\nid = 7\nisolation_addresses = [\"192.0.2.254\"]\non_isolation = \"stop\"\n" +
+           node.substr(node.find("[node]"))},
       {"unknown-key", node + "colour = 1\n"},
       {"unknown-table", node + "[colours]\n"},
       {"twice", node + "[[peer]]\nid = 1\nname = \"n2\"\naddress = \"192.0.2.2:7400\"\n"},
