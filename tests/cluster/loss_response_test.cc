@@ -45,14 +45,12 @@ struct Bed {
   }
   [[nodiscard]] Step step() const { return response->state().step(); }
 
-  ManualLoop loop;
+  csv::fakes::ManualLoop loop;
   FakePinger pinger{loop};
   std::vector<std::string> addresses{"192.0.2.1", "192.0.2.2"};
   bool quorate = true, remembered = false, reboot = false;
   int restarts = 0, reboots = 0;
   std::optional<LossResponse> response;
-
-  using ManualLoop = csv::fakes::ManualLoop;
 };
 
 }  // namespace
