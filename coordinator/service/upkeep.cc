@@ -132,18 +132,26 @@ Task<void> Service::beat() {
 /// show that, the whole LUN may stand still, and the command's deadline is waited for: waiting then
 /// is better than giving the volume to somebody who has no better path.
 Task<void> Service::watch_path() {
+  TimePoint silent_since{};
+  // Counted, and not read off the clock: this process may have stood still itself, with answers
+  // waiting for it.
+  int looks = 0;
   for (;;) {
     co_await sleep(loop_, kPathLook);
     if (!serving()) co_return;
-    if (!slot_sent_ || !around_.reached_by_others) continue;
-    auto silent_since = std::max(*slot_sent_, lun_answered_);
-    auto silent = loop_.now() - silent_since;
-    if (silent < around_.timing.path_patience) continue;
+    if (!slot_sent_ || !around_.reached_by_others) {
+      looks = 0;
+      continue;
+    }
+    auto since = std::max(*slot_sent_, lun_answered_);
+    looks = since == silent_since ? looks + 1 : 1;
+    silent_since = since;
+    if (looks * kPathLook < around_.timing.path_patience) continue;
     if (around_.reached_by_others() < silent_since + kLater) continue;
     stop(Error{Errc::lun_lost,
                fmt::format("the storage path is lost: the LUN has not answered this node for {} "
                            "ms, and answers another one",
-                           silent / std::chrono::milliseconds{1})});
+                           (loop_.now() - silent_since) / std::chrono::milliseconds{1})});
     co_return;
   }
 }
