@@ -101,8 +101,11 @@ void LossResponse::look() {
 }
 
 void LossResponse::told(QuorumLoss::Step before) {
-  log::warning("quorum_loss step={} before={} why=\"{}\"", to_text(loss_.step()), to_text(before),
-               loss_.reason());
+  if (loss_.step() == QuorumLoss::Step::serving)
+    log::info("quorum_loss step=serving before={}", to_text(before));
+  else
+    log::warning("quorum_loss step={} before={} why=\"{}\"", to_text(loss_.step()), to_text(before),
+                 loss_.reason());
   auto tell = [this](std::string what) {
     events::report(events::Severity::warning, "quorum", "", std::move(what), loss_.reason());
   };
