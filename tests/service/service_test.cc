@@ -6,6 +6,7 @@
 
 #include "coordinator/protocol/failure.h"
 #include "coordinator/service/takeover.h"
+#include "csvfs/base/heartbeat_slot.h"
 #include "tests/service/harness.h"
 
 using namespace csv;
