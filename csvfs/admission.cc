@@ -158,6 +158,10 @@ Task<Expected<std::shared_ptr<LunPath>>> Admission::admit() {
     if (strong && !alive.expired()) lost(strong, why);
   });
   auto registered = co_await path->register_key(key);
+  if (registered) {
+    registered = check(path->lun());  // now that it has to say its size
+    wrong_lun_ = !registered && registered.error() == Errc::refused;
+  }
   if (registered) registered = co_await write_slot(path);
   if (!registered) {
     path->close();
@@ -176,6 +180,7 @@ Task<Expected<std::shared_ptr<LunPath>>> Admission::admit() {
 Task<Expected<std::unique_ptr<iscsi::Lun>>> Admission::open() {
   iscsi::LunOptions options;
   options.isid_seed = isid_seed(setup_.volume, setup_.node);
+  options.role = "mount";
   co_return co_await completion<Expected<std::unique_ptr<iscsi::Lun>>>(
       [&](auto done) { setup_.open_lun(options, std::move(done)); });
 }
@@ -189,7 +194,7 @@ Expected<void> Admission::check(iscsi::Lun& lun) const {
                  fmt::format("this is not the LUN of volume {}: it is {}, the volume was formatted "
                              "on {}",
                              setup_.volume, identity, about_->lun_identity())};
-  if (geometry.size_bytes() < about_->lun_size())
+  if (geometry.known() && geometry.size_bytes() < about_->lun_size())
     return Error{Errc::refused,
                  fmt::format("the LUN of volume {} has {} bytes, fewer than the volume's {}",
                              setup_.volume, geometry.size_bytes(), about_->lun_size())};

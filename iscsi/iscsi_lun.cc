@@ -19,6 +19,10 @@ namespace {
 
 /// Larger requests are cut here at the latest, so that sessions share them.
 constexpr std::uint64_t kMostTransfer = 1 << 20;
+/// To a target that pings its initiators no write is larger, so that where the target takes as much
+/// with a command (docs/targets.md) nothing follows it: libiscsi loses the connection when it has
+/// to answer a ping while it has more of an accepted write to send.
+constexpr std::uint64_t kMostWithCommand = 256 << 10;
 /// Reads and writes of up to this many bytes go to the home loop's own session while it has less
 /// than this many commands.
 constexpr std::uint64_t kSmall = 64 << 10;
@@ -69,10 +73,21 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
 
   void open(Opened done) {
     opened = std::move(done);
-    auto seed = options.isid_seed ? options.isid_seed : Random::from_system().next();
+    seed = options.isid_seed ? options.isid_seed : Random::from_system().next();
+    connect();
+  }
+
+  /// What a session calls itself.
+  std::string initiator(int session) const {
+    if (!name_is_nexus || (options.role.empty() && options.sessions == 1)) return options.initiator;
+    return fmt::format("{}:{}.{}", options.initiator,
+                       options.role.empty() ? "session" : options.role, session);
+  }
+
+  void connect() {
     for (int i = 0; i < std::max(1, options.sessions); ++i) {
       IscsiSession::Options one;
-      one.initiator = options.initiator;
+      one.initiator = initiator(i);
       one.target = address.target;
       one.portal = address.portals[static_cast<std::size_t>(i) % address.portals.size()];
       one.lun = address.lun;
@@ -133,8 +148,25 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
       co_return;
     }
     lun = std::move(*found);
+    if (lun.profile.name_is_nexus && !name_is_nexus) {
+      home.post([self = shared_from_this()] { self->connect_by_own_names(); });
+      co_return;
+    }
     settle_limits();
     home.post([self = shared_from_this()] { self->opening_succeeded(); });
+  }
+
+  /// Again, now that we know that each session needs a name of its own.
+  void connect_by_own_names() {
+    if (destroyed || !opened) return;
+    name_is_nexus = true;
+    if (initiator(0) == options.initiator) {
+      settle_limits();
+      return opening_succeeded();
+    }
+    drop_sessions();
+    connected = 0;
+    connect();
   }
 
   void settle_limits() {
@@ -143,7 +175,8 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
       auto bytes = named == 0 ? most : std::min(named, most);
       return std::max<std::uint64_t>(bytes / lun.geometry.block_size, 1) * lun.geometry.block_size;
     };
-    profile.max_transfer = limit(profile.max_transfer, kMostTransfer);
+    bool pings = profile.name_is_nexus;  // LIO
+    profile.max_transfer = limit(profile.max_transfer, pings ? kMostWithCommand : kMostTransfer);
     profile.max_write_same = limit(profile.max_write_same, kMostWriteSame);
     profile.max_unmap = limit(profile.max_unmap, kMostUnmap);
     write_same_works = profile.write_same;
@@ -157,9 +190,11 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
   void opening_succeeded() {
     if (destroyed || !opened) return;
     log::info(
-        "lun open target={} lun={} identity={} size={} block={} sessions={} write_cache={} fua={}",
+        "lun open target={} lun={} identity={} size={} block={} sessions={} write_cache={} fua={} "
+        "initiator={}",
         address.target, address.lun, lun.profile.identity, lun.geometry.size_bytes(),
-        lun.geometry.block_size, sessions.size(), lun.profile.write_cache, lun.profile.fua);
+        lun.geometry.block_size, sessions.size(), lun.profile.write_cache, lun.profile.fua,
+        initiator(0));
     auto done = std::exchange(opened, nullptr);
     done(std::unique_ptr<Lun>{new IscsiLun{shared_from_this()}});
   }
@@ -169,15 +204,21 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     auto done = std::exchange(opened, nullptr);
     auto self = shared_from_this();
     destroy();
-    done(why.within(fmt::format("opening LUN {} of {}", address.lun, address.target)));
+    auto where = fmt::format("opening LUN {} of {}", address.lun, address.target);
+    if (initiator(0) != options.initiator) where += " as " + initiator(0);
+    done(why.within(where));
   }
 
-  void destroy() {
-    destroyed = true;
+  void drop_sessions() {
     tasks.reset();
     for (auto& each : threads) each->join();
     sessions.clear();
     threads.clear();
+  }
+
+  void destroy() {
+    destroyed = true;
+    drop_sessions();
     unanswered.clear();
     controls.clear();
   }
@@ -387,7 +428,8 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     question.out = parameters;
     question.purpose = action == ReserveOut::preempt || action == ReserveOut::preempt_and_abort
                            ? ScsiPurpose::preempt
-                           : ScsiPurpose::reservation;
+                       : registers ? ScsiPurpose::registration
+                                   : ScsiPurpose::reservation;
     co_return co_await completion<Expected<std::size_t>>(
         [&](auto done) { ask_session(session, question, std::move(done)); });
   }
@@ -404,14 +446,18 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
       }
       session->set_registered(raw(key) != 0);
     }
-    if (raw(key) != 0 && !lun.cache_known) {
-      auto asked = co_await ask_cache(*this, lun);
-      if (!asked) {
-        answer_later(std::move(done), asked.error());
-        co_return;
-      }
-    }
-    answer_later(std::move(done), {});
+    Expected<void> known;
+    if (raw(key) != 0) known = co_await complete_description();
+    answer_later(std::move(done), std::move(known));
+  }
+
+  /// What a reservation kept us from asking for, now that it may not any more.
+  Task<Expected<void>> complete_description() {
+    if (lun.complete()) co_return Expected<void>{};
+    bool sized = lun.geometry.known();
+    CSV_CO_CHECK(co_await ask_again(*this, lun));
+    if (!sized) settle_limits();
+    co_return Expected<void>{};
   }
 
   Task<void> register_exactly(Key existing, Key key, Done done) {
@@ -435,6 +481,7 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     auto result = co_await reserve_out(*sessions.front(), action, mine, other, type);
     if (!result && action == ReserveOut::clear)
       for (std::size_t i = 0; i < sessions.size(); ++i) sessions[i]->set_registered(before[i]);
+    if (result && !lun.geometry.known()) (void)co_await complete_description();
     answer_later(std::move(done), result ? Expected<void>{} : Expected<void>{result.error()});
   }
 
@@ -576,7 +623,8 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     if (fate) answer_if_all_dropped();
   }
 
-  // Any thread: nothing here changes once the Lun is open, but for the atomics.
+  // Any thread: nothing here changes once the Lun is open, but for the atomics, and what `lun`
+  // lacks until a key has been registered.
   AsioLoop& home;
   const IscsiAddress address;
   const LunOptions options;
@@ -592,6 +640,8 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
   // Home loop.
   bool destroyed = false;
   Opened opened;
+  std::uint64_t seed = 0;  // of the ISIDs
+  bool name_is_nexus = false;
   int connected = 0;
   std::optional<Error> fate;
   int dropped = 0;

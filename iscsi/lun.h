@@ -59,11 +59,15 @@ struct Geometry {
   std::uint64_t block_count = 0;
   std::uint32_t physical_block_size = 4096;
   [[nodiscard]] std::uint64_t size_bytes() const { return block_size * block_count; }
+  /// See TargetProfile: a target need not say its size to whom a reservation keeps out.
+  [[nodiscard]] bool known() const { return block_count != 0; }
 };
 
 /// What this target can do, found by asking it when the Lun was made, or known of its make
-/// (docs/targets.md). A target may refuse to be asked about its cache by a nexus that a reservation
-/// keeps out: then write_cache is true and fua false until register_key() has answered.
+/// (docs/targets.md). A target may refuse to be asked about its cache, or even its size, by a nexus
+/// that a reservation keeps out: then write_cache is true and fua false, or the geometry is not
+/// known(), until register_key() has answered (or, under a reservation that admits its holder only,
+/// what has ended that).
 struct TargetProfile {
   std::string vendor, product, revision;
   std::string identity;  ///< VPD page 83h designator of the LUN, "naa.…", "eui.…", "t10.…".
@@ -72,13 +76,19 @@ struct TargetProfile {
   bool fua = false;          ///< DPOFUA: the FUA bit is honoured.
   bool write_same = false;
   bool unmap = false;
-  bool unmap_zeroes = false;       ///< LBPRZ: an unmapped block reads as zeros.
-  bool preempt_and_abort = false;  ///< Else a fence is PREEMPT and then reset().
+  bool unmap_zeroes = false;  ///< LBPRZ: an unmapped block reads as zeros.
+  /// It is there, and ends all that the fenced nexus had sent. Else a fence is PREEMPT and then
+  /// reset().
+  bool preempt_and_abort = false;
   bool read_full_status = false;
   bool aptpl = false;
   /// Reservation types 7 and 8 do what they should. Else report_capabilities() leaves them out, and
   /// registrants only is the type to fence with.
   bool all_registrants = true;
+  /// Access goes by the initiator's name, whatever its ISID: nexuses of one name have one another's
+  /// access, and lose it with one another. The Lun gives each a name of its own
+  /// (LunOptions::role).
+  bool name_is_nexus = false;
   std::uint64_t max_transfer = 0;    ///< Bytes a command may carry; larger requests are split.
   std::uint64_t max_write_same = 0;  ///< Bytes.
   std::uint64_t max_unmap = 0;       ///< Bytes.
@@ -171,6 +181,10 @@ class Lun {
 ///       one process at a time.
 struct LunOptions {
   std::string initiator = "iqn.2026-01.org.csvfs:node";  ///< One name a node.
+  /// What tells this opener from others with the same name: "coordinator", "mount". Where the
+  /// target takes a name for a nexus its sessions are INITIATOR:ROLE.0, .1 and so on; without a
+  /// role a single session stays INITIATOR.
+  std::string role = {};
   /// With the session's index it gives its fixed ISID: (node, process, path). A good target ends
   /// the older session when somebody logs in under an ISID in use. 0: random, for tools.
   std::uint64_t isid_seed = 0;

@@ -8,6 +8,9 @@ Expected<void> check_range(const Geometry& geometry, std::string_view what, std:
                            std::uint64_t length) {
   auto block = geometry.block_size;
   auto size = geometry.size_bytes();
+  if (!geometry.known())
+    return Error{Errc::reservation_conflict,
+                 "a reservation keeps us out, so that not even the LUN's size is known"};
   if (offset % block || length % block)
     return Error{Errc::refused,
                  fmt::format("{} of {} bytes at {}: not a multiple of the block size {}", what,

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <set>
@@ -210,6 +211,7 @@ struct Session {
   std::vector<Nexus> paths;
   std::vector<std::string> ports;
   std::size_t next_path = 0;
+  std::atomic<bool> sized{true};  ///< The target has told the size.
   bool registered = false;  ///< We asked for it; that it is so no longer is how a fence shows.
   bool ended = false, by_itself = false;
   bool gone = false;  ///< The Lun was destroyed: nobody is told anything. Home loop only.
@@ -268,6 +270,7 @@ class Target {
   void expire(std::uint64_t id, const std::shared_ptr<Session>& session);
   void end(const std::shared_ptr<Session>& session, Error why, bool by_itself);
   void lose_sessions_of(const std::string& initiator);
+  [[nodiscard]] bool tells_size(const Session& session) const;
   void power_loss(Random& random);
   Expected<void> apply(const ReservationTable::Result& result, bool abort);
   void abort_all(std::uint64_t except);
@@ -388,7 +391,13 @@ Expected<std::shared_ptr<Session>> Target::login(Loop& home, LunOptions options,
     session->paths.push_back(ports_[port]);
   }
   sessions_[session->id] = session;
+  session->sized = tells_size(*session);
   return session;
+}
+
+bool Target::tells_size(const Session& session) const {
+  return options_->size_for_all ||
+         reservations.may(session.paths.front(), ReservationTable::Access::read);
 }
 
 void Target::submit(std::shared_ptr<Command> command) {
@@ -689,7 +698,10 @@ class RamLun final : public Lun {
     RamLun::close();
   }
 
-  const Geometry& geometry() const override { return disk_->options().geometry; }
+  const Geometry& geometry() const override {
+    static const Geometry kUnknown{};
+    return session_->sized ? disk_->options().geometry : kUnknown;
+  }
   const TargetProfile& profile() const override { return profile_; }
   LunCounters counters() const override {
     auto target = disk_->lock();
@@ -848,9 +860,14 @@ class RamLun final : public Lun {
     command->kind = kind;
     return command;
   }
-  static std::shared_ptr<Command> reservation(Function<Expected<void>(Target&, Nexus)> act) {
+  /// Whatever it does, the size is asked for afterwards if it is not known.
+  std::shared_ptr<Command> reservation(Function<Expected<void>(Target&, Nexus)> act) {
     auto command = make(RamCommand::Kind::reservation);
-    command->act = std::move(act);
+    command->act = [session = session_, act = std::move(act)](Target& target, Nexus nexus) mutable {
+      auto result = act(target, nexus);
+      if (!session->sized) session->sized = target.tells_size(*session);
+      return result;
+    };
     return command;
   }
   void say(Done done, Expected<void> what) { tell(session_, std::move(done), std::move(what)); }
@@ -859,6 +876,10 @@ class RamLun final : public Lun {
                std::uint64_t LunCounters::*bytes, Done& done) {
     auto block = geometry().block_size;
     auto size = geometry().size_bytes();
+    if (!session_->sized) {
+      say(std::move(done), Error{Errc::reservation_conflict, "the size is not known"});
+      return false;
+    }
     if (offset % block != 0 || length % block != 0 || length > size || offset > size - length) {
       say(std::move(done),
           Error{Errc::refused, fmt::format("bytes [{}, +{}) are not blocks of a LUN of {} bytes",
@@ -941,6 +962,13 @@ Expected<std::unique_ptr<Lun>> Disk::connect(Loop& home, LunOptions options, Ram
 }
 
 }  // namespace
+
+RamDiskOptions RamDiskOptions::like_lio() {
+  RamDiskOptions options;
+  options.preempt_and_abort = false;
+  options.size_for_all = false;
+  return options;
+}
 
 RamDiskOptions RamDiskOptions::like_tgt() {
   RamDiskOptions options;

@@ -60,6 +60,7 @@ struct RamDiskOptions {
   /// A registration belongs to the session instance: a new login is a new nexus, and the entry of a
   /// dead session stays listed.
   bool zombies = false;
+  bool size_for_all = true;  ///< Else whom a reservation keeps out is not even told the size.
   std::uint64_t max_transfer = 1 << 20;
   std::uint64_t max_write_same = 32 << 20;
   std::uint64_t max_unmap = 64 << 20;
@@ -68,6 +69,9 @@ struct RamDiskOptions {
   /// As tgt 1.0.85 is used (docs/targets.md): no PREEMPT AND ABORT, no full status, no APTPL, no
   /// all-registrants types, no WRITE SAME, no UNMAP, zombies.
   static RamDiskOptions like_tgt();
+  /// As LIO is used: no PREEMPT AND ABORT, and no size for who is kept out. Its nexuses have names
+  /// of their own, so that they are told apart as they should be.
+  static RamDiskOptions like_lio();
 };
 
 /// A logical unit in memory, or over a mapped image file, with the semantics of a real target:

@@ -31,6 +31,7 @@ std::string_view name_of_code(std::uint16_t code) {
     case 0x0401: return "becoming ready";
     case 0x040a: return "asymmetric access state transition";
     case 0x0414: return "space allocation in progress";
+    case 0x0800: return "logical unit communication failure";
     case 0x1a00: return "parameter list length error";
     case 0x2000: return "invalid command operation code";
     case 0x2100: return "logical block address out of range";
@@ -89,6 +90,18 @@ Verdict illegal_request(const Sense& sense, ScsiPurpose purpose) {
   }
 }
 
+/// LIO's ways to say that it did not do what a PERSISTENT RESERVE OUT asks for.
+Verdict not_ready(const Sense& sense, ScsiPurpose purpose) {
+  if (sense.code == 0x0401 || sense.code == 0x040a || sense.code == 0x0414) return repeat_later();
+  if (sense.code == 0x0800 && purpose == ScsiPurpose::reservation)
+    return fail({Errc::reservation_conflict, "this nexus is not registered: " + describe(sense)});
+  if (sense.code == 0x0800 && purpose == ScsiPurpose::registration)
+    return fail({std::errc::io_error,
+                 "the target cannot keep registrations (LIO needs the folder /var/target/pr): " +
+                     describe(sense)});
+  return fail({std::errc::io_error, describe(sense)});
+}
+
 Verdict check_condition(const Sense& sense, ScsiPurpose purpose, bool registered) {
   if (sense.key == sense_key::recovered_error || sense.key == sense_key::no_sense) return {};
   if (sense.deferred && sense.key != sense_key::unit_attention)
@@ -97,10 +110,7 @@ Verdict check_condition(const Sense& sense, ScsiPurpose purpose, bool registered
   switch (sense.key) {
     case sense_key::unit_attention: return unit_attention(sense, registered);
     case sense_key::illegal_request: return illegal_request(sense, purpose);
-    case sense_key::not_ready:
-      if (sense.code == 0x0401 || sense.code == 0x040a || sense.code == 0x0414)
-        return repeat_later();
-      return fail({std::errc::io_error, describe(sense)});
+    case sense_key::not_ready: return not_ready(sense, purpose);
     case sense_key::data_protect:
       // Some say with the code of the soft threshold that the hard one has been met.
       if (sense.code == 0x2707 || sense.code == 0x3807)

@@ -48,10 +48,11 @@ std::string describe(ScsiStatus status);
 
 /// What a command was, as far as the meaning of its failure depends on it.
 enum class ScsiPurpose : std::uint8_t {
-  data,         ///< Reads, writes and the like: obeys reservations, may be repeated.
-  reservation,  ///< PERSISTENT RESERVE OUT: a conflict says something about its own parameters.
-  preempt,      ///< As reservation, and never repeated once the target may have begun it.
-  question,     ///< Changes nothing.
+  data,          ///< Reads, writes and the like: obeys reservations, may be repeated.
+  reservation,   ///< PERSISTENT RESERVE OUT: a conflict says something about its own parameters.
+  registration,  ///< As reservation, of those that need no registration: REGISTER.
+  preempt,       ///< As reservation, and never repeated once the target may have begun it.
+  question,      ///< Changes nothing.
 };
 
 /// What to do with an answer. The one place that knows the meaning of statuses and sense.

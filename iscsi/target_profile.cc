@@ -61,25 +61,35 @@ Task<Expected<bool>> probe_preempt_and_abort(ScsiAsker& asker) {
   co_return got.error() == Errc::reservation_conflict;
 }
 
+/// Whether a reservation keeps this nexus from a command.
+Task<Expected<bool>> conflicts(ScsiAsker& asker, Cdb cdb, std::span<std::byte> in,
+                               std::span<const std::byte> out) {
+  auto said = co_await try_command(asker, cdb, in, out, ScsiPurpose::question);
+  if (said) co_return false;
+  if (said.error() == Errc::lun_lost) co_return said.error();
+  co_return said.error() == Errc::reservation_conflict;
+}
+
 /// Whether a reservation is applied to WRITE SAME and UNMAP, where one is in force that keeps this
 /// nexus from reading. Neither probe can change anything: one lies beyond the end of the LUN, the
 /// other names no blocks.
 Task<Expected<void>> check_guarded(ScsiAsker& asker, LunDescription& lun) {
   std::vector<std::byte> block(lun.geometry.block_size);
-  auto kept_out = co_await try_command(asker, read_cdb(0, 1), block, {}, ScsiPurpose::question);
-  if (!kept_out && kept_out.error() == Errc::lun_lost) co_return kept_out.error();
-  if (kept_out || kept_out.error() != Errc::reservation_conflict) co_return Expected<void>{};
+  CSV_CO_TRY(kept_out, co_await conflicts(asker, read_cdb(0, 1), block, {}));
+  if (!kept_out) co_return Expected<void>{};
 
-  std::vector<std::byte> zeroes(lun.geometry.block_size);
-  auto beyond = write_same_cdb(lun.geometry.block_count, 1);
-  auto same = co_await try_command(asker, beyond, {}, zeroes, ScsiPurpose::question);
-  if (!same && same.error() == Errc::lun_lost) co_return same.error();
-  if (same || same.error() != Errc::reservation_conflict) lun.profile.write_same = false;
+  // A target that looks at the place of a command before it looks at reservations says nothing with
+  // its answer.
+  auto beyond = lun.geometry.known() ? lun.geometry.block_count : ~std::uint64_t{0} - 1;
+  CSV_CO_TRY(telling, co_await conflicts(asker, read_cdb(beyond, 1), block, {}));
+  if (telling) {
+    std::vector<std::byte> zeroes(lun.geometry.block_size);
+    CSV_CO_TRY(guarded, co_await conflicts(asker, write_same_cdb(beyond, 1), {}, zeroes));
+    if (!guarded) lun.profile.write_same = false;
+  }
 
-  auto nothing = unmap_cdb(0);
-  auto unmap = co_await try_command(asker, nothing, {}, {}, ScsiPurpose::question);
-  if (!unmap && unmap.error() == Errc::lun_lost) co_return unmap.error();
-  if (unmap || unmap.error() != Errc::reservation_conflict) lun.profile.unmap = false;
+  CSV_CO_TRY(guarded, co_await conflicts(asker, unmap_cdb(0), {}, {}));
+  if (!guarded) lun.profile.unmap = false;
   co_return Expected<void>{};
 }
 
@@ -94,6 +104,13 @@ void apply_quirks(TargetProfile& profile) {
     profile.unmap = false;
     profile.all_registrants = false;
   }
+  // LIO keeps for each initiator's name and LUN whether "it" is registered, and lets commands pass
+  // by that; and its PREEMPT AND ABORT looks for commands by the key of whoever held the
+  // reservation when they came, so that it ends those of the holder only.
+  if (profile.vendor == "LIO-ORG" || profile.identity.starts_with("naa.6001405")) {
+    profile.name_is_nexus = true;
+    profile.preempt_and_abort = false;
+  }
 }
 
 Task<Expected<void>> ask_identity(ScsiAsker& asker, LunDescription& lun) {
@@ -107,6 +124,20 @@ Task<Expected<void>> ask_identity(ScsiAsker& asker, LunDescription& lun) {
   lun.profile.vendor = inquiry.vendor;
   lun.profile.product = inquiry.product;
   lun.profile.revision = inquiry.revision;
+  co_return Expected<void>{};
+}
+
+/// LIO keeps its size from whom a reservation keeps out.
+Task<Expected<void>> ask_capacity(ScsiAsker& asker, LunDescription& lun) {
+  auto answer = co_await ask(asker, read_capacity_cdb(32), 32);
+  if (!answer && answer.error() == Errc::reservation_conflict) {
+    log::info("lun cannot be asked about its size before a key is registered");
+    co_return Expected<void>{};
+  }
+  if (!answer) co_return answer.error();
+  CSV_CO_TRY(capacity, parse_capacity(*answer));
+  lun.geometry = capacity.geometry;
+  lun.profile.unmap_zeroes = capacity.thin && capacity.reads_zeroes;
   co_return Expected<void>{};
 }
 
@@ -167,6 +198,8 @@ void leave_out_broken_types(const TargetProfile& profile, ReservationCapabilitie
   mask = mask == 0 ? kOthers : mask & kOthers;
 }
 
+namespace {
+
 Task<Expected<void>> ask_cache(ScsiAsker& asker, LunDescription& lun) {
   lun.profile.write_cache = true;
   lun.profile.fua = false;
@@ -185,13 +218,26 @@ Task<Expected<void>> ask_cache(ScsiAsker& asker, LunDescription& lun) {
   co_return Expected<void>{};
 }
 
+}  // namespace
+
+Task<Expected<void>> ask_again(ScsiAsker& asker, LunDescription& lun) {
+  if (!lun.geometry.known()) {
+    CSV_CO_CHECK(co_await ask_capacity(asker, lun));
+    if (!lun.geometry.known()) co_return Expected<void>{};  // a type that admits its holder only
+    // What was named in blocks; but what has been found out about UNMAP stands.
+    bool unmap = lun.profile.unmap;
+    CSV_CO_CHECK(co_await ask_limits(asker, lun));
+    lun.profile.unmap = unmap;
+    lun.profile.unmap_zeroes = lun.profile.unmap_zeroes && unmap;
+  }
+  if (!lun.cache_known) CSV_CO_CHECK(co_await ask_cache(asker, lun));
+  co_return Expected<void>{};
+}
+
 Task<Expected<LunDescription>> describe_lun(ScsiAsker& asker) {
   LunDescription lun;
   CSV_CO_CHECK(co_await ask_identity(asker, lun));
-  CSV_CO_TRY(answer, co_await ask(asker, read_capacity_cdb(32), 32));
-  CSV_CO_TRY(capacity, parse_capacity(answer));
-  lun.geometry = capacity.geometry;
-  lun.profile.unmap_zeroes = capacity.thin && capacity.reads_zeroes;
+  CSV_CO_CHECK(co_await ask_capacity(asker, lun));
   CSV_CO_CHECK(co_await ask_limits(asker, lun));
   CSV_CO_CHECK(co_await ask_cache(asker, lun));
   CSV_CO_CHECK(co_await ask_commands(asker, lun));

@@ -31,7 +31,9 @@ class ScsiAsker {
 struct LunDescription {
   Geometry geometry;
   TargetProfile profile;
-  bool cache_known = false;  ///< Else ask_cache() has to be asked again, by a registered nexus.
+  /// Where these are not known, ask_again() has to be asked by a registered nexus.
+  bool cache_known = false;
+  [[nodiscard]] bool complete() const { return cache_known && geometry.known(); }
 };
 
 /// Finds out by asking, without changing anything: INQUIRY and its pages, READ CAPACITY(16), MODE
@@ -41,14 +43,16 @@ struct LunDescription {
 ///
 /// What a make is known to do wrong (docs/targets.md) is taken out of the profile. Where a
 /// reservation keeps this nexus out, that is used to see whether the target applies it to WRITE
-/// SAME and UNMAP too: a command that a fence does not stop is one we must not use.
+/// SAME and UNMAP too: a command that a fence does not stop is one we must not use. It may also
+/// keep us from asking for the size.
 Task<Expected<LunDescription>> describe_lun(ScsiAsker& asker);
 
 /// Takes the reservation types out that this target is known to do wrong.
 void leave_out_broken_types(const TargetProfile& profile, ReservationCapabilities& capabilities);
 
-/// MODE SENSE: write cache, FUA, write protection. Where the target refuses to say, the careful
-/// thing: a volatile cache without FUA.
-Task<Expected<void>> ask_cache(ScsiAsker& asker, LunDescription& lun);
+/// What describe_lun() could not find out because a reservation kept its nexus out: the size, and
+/// what MODE SENSE says of write cache, FUA and write protection. Where the target still refuses to
+/// say, the careful thing: no known size; a volatile cache without FUA.
+Task<Expected<void>> ask_again(ScsiAsker& asker, LunDescription& lun);
 
 }  // namespace csv::iscsi

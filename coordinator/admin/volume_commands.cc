@@ -75,9 +75,12 @@ Expected<std::string> in_the_way(iscsi::BlockingLun& lun) {
 
 std::string lun_line(const std::string& url, const iscsi::Lun& lun) {
   const auto& profile = lun.profile();
-  return fmt::format("{} ({} {} {}, {}, blocks of {} bytes)", url, profile.vendor, profile.product,
-                     profile.identity, bytes_text(lun.geometry().size_bytes()),
-                     lun.geometry().block_size);
+  auto size = lun.geometry().known()
+                  ? fmt::format("{}, blocks of {} bytes", bytes_text(lun.geometry().size_bytes()),
+                                lun.geometry().block_size)
+                  : std::string{"reserved: it does not say its size"};
+  return fmt::format("{} ({} {} {}, {})", url, profile.vendor, profile.product, profile.identity,
+                     size);
 }
 
 ExitCode ask_simply(const std::string& socket, const char* command, const std::string& volume,

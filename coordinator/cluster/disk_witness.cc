@@ -364,6 +364,7 @@ Task<Expected<DiskWitness::ConnectionRef>> DiskWitness::connection() {
   auto name = crc32c(std::as_bytes(std::span{std::string_view{"witness"}}));
   options.isid_seed = (std::uint64_t{name} << 16) | (std::uint64_t{raw(around_.node)} << 2) |
                       raw(KeyRole::heartbeat);
+  options.role = "witness";
   auto opened = co_await completion<Expected<std::unique_ptr<iscsi::Lun>>>(
       [this, &options](auto done) { around_.open_lun(options, std::move(done)); });
   if (!opened) co_return opened.error().within("opening the LUN of the witness");

@@ -33,6 +33,7 @@ Task<Expected<std::unique_ptr<iscsi::Lun>>> open_lun(const Surroundings& around)
   auto name = crc32c(std::as_bytes(std::span{around.volume}));
   options.isid_seed = (std::uint64_t{name} << 16) | (std::uint64_t{raw(around.node)} << 2) |
                       raw(KeyRole::coordinator);
+  options.role = "coordinator";
   auto opened = co_await completion<Expected<std::unique_ptr<iscsi::Lun>>>(
       [&around, &options](auto done) { around.open_lun(options, std::move(done)); });
   if (opened && (*opened)->profile().write_protected)

@@ -234,7 +234,7 @@ TEST_CASE("disk witness: a LUN that is not ours is refused, with nothing changed
 
 TEST_CASE(
     "disk witness: the first takes it at once, goes on holding it, and the second is refused") {
-  for (auto options : {RamDiskOptions{}, RamDiskOptions::like_tgt()}) {
+  for (auto options : {RamDiskOptions{}, RamDiskOptions::like_tgt(), RamDiskOptions::like_lio()}) {
     auto world = World::with_witness(options);
     Node one{*world, 1}, two{*world, 2};
     auto began = world->loop.now();
@@ -259,7 +259,7 @@ TEST_CASE(
 }
 
 TEST_CASE("disk witness: a silent holder loses it after a hold's worth, and notices") {
-  for (auto options : {RamDiskOptions{}, RamDiskOptions::like_tgt()}) {
+  for (auto options : {RamDiskOptions{}, RamDiskOptions::like_tgt(), RamDiskOptions::like_lio()}) {
     auto world = World::with_witness(options);
     Node one{*world, 1}, two{*world, 2};
     REQUIRE(one.challenge());
@@ -327,7 +327,7 @@ TEST_CASE("disk witness: a confirm executed just before the PREEMPT is waited fo
 
 TEST_CASE(
     "disk witness: a confirm that is slow inside the target proves nothing after the PREEMPT") {
-  for (auto options : {RamDiskOptions{}, RamDiskOptions::like_tgt()}) {
+  for (auto options : {RamDiskOptions{}, RamDiskOptions::like_tgt(), RamDiskOptions::like_lio()}) {
     auto world = World::with_witness(options);
     Node one{*world, 1}, two{*world, 2};
     REQUIRE(one.challenge());
@@ -380,7 +380,7 @@ TEST_CASE("disk witness: after a target restart that forgot all, the last holder
 }
 
 TEST_CASE("disk witness: a lost connection is made anew, and what was held is held") {
-  for (auto options : {RamDiskOptions{}, RamDiskOptions::like_tgt()}) {
+  for (auto options : {RamDiskOptions{}, RamDiskOptions::like_tgt(), RamDiskOptions::like_lio()}) {
     auto world = World::with_witness(options);
     Node one{*world, 1}, two{*world, 2};
     REQUIRE(one.challenge());
@@ -506,7 +506,7 @@ TEST_CASE("disk witness: a store torn anywhere leaves the old or the new configu
 }
 
 TEST_CASE("disk witness: what a former holder stores late does not touch what is stored since") {
-  for (auto options : {RamDiskOptions{}, RamDiskOptions::like_tgt()}) {
+  for (auto options : {RamDiskOptions{}, RamDiskOptions::like_tgt(), RamDiskOptions::like_lio()}) {
     auto world = World::with_witness(options);
     Node one{*world, 1}, two{*world, 2};
     REQUIRE(one.challenge());

@@ -228,6 +228,7 @@ TEST_CASE("mount: a write that lands late from a lost path never replaces what c
   World::Options options;
   SUBCASE("with PREEMPT AND ABORT") {}
   SUBCASE("like tgt") { options.like_tgt = true; }
+  SUBCASE("like LIO") { options.like_lio = true; }
   World world{options};
   auto& mount = world.mount(2);
   auto file = written_file(world, mount, "file", kMiB);

@@ -72,7 +72,9 @@ class World::Cuttable final : public protocol::Connection {
 };
 
 World::World(Options options) : options_{options} {
-  auto disk = options_.like_tgt ? iscsi::RamDiskOptions::like_tgt() : iscsi::RamDiskOptions{};
+  auto disk = options_.like_tgt   ? iscsi::RamDiskOptions::like_tgt()
+              : options_.like_lio ? iscsi::RamDiskOptions::like_lio()
+                                  : iscsi::RamDiskOptions{};
   disk.geometry.block_size = options_.block_size;
   disk.geometry.block_count = options_.size / options_.block_size;
   disk.write_cache = options_.write_cache;

@@ -28,6 +28,7 @@ class World {
     std::uint32_t block_size = 512;
     bool write_cache = true;
     bool like_tgt = false;  ///< No PREEMPT AND ABORT, registrations that outlive their session.
+    bool like_lio = false;  ///< No PREEMPT AND ABORT that helps, and no size for who is kept out.
     std::uint64_t size = 512ull << 20;
     service::Timing timing;
     std::string identity = "naa.6001405c5f000001";

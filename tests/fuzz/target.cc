@@ -45,9 +45,8 @@ Task<void> open(Target& target, bool& ended) {
   auto found = co_await task;
   if (found) {
     const auto& profile = found->profile;
-    CSV_CHECK(found->geometry.block_count > 0);
     CSV_CHECK(profile.max_write_same % found->geometry.block_size == 0);
-    CSV_CHECK(!profile.all_registrants || profile.preempt_and_abort);
+    CSV_CHECK(!profile.all_registrants || profile.preempt_and_abort || profile.name_is_nexus);
   }
   ended = true;
 }

@@ -1,6 +1,7 @@
 // An iSCSI LUN against a target that answers what no good target answers.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <thread>
@@ -511,6 +512,69 @@ TEST_CASE("who is kept out tries whether WRITE SAME is, too, and does not use it
     }};
     CHECK(bench.lun->profile().write_same == guarded);
   }
+}
+
+TEST_CASE("a probe of WRITE SAME says nothing where a place beyond the end is refused first") {
+  Bench bench{[&](const Target::Command& command) {
+    bool beyond = command.cdb[8] == 0x80 || command.cdb[4] == 0x80;
+    if (command.opcode() == kRead && !beyond) return Target::status(0x18);
+    if (beyond) return Target::sense(5, 0x2100);
+    return command.opcode() == 0x42 ? Target::status(0x18) : Target::good();
+  }};
+  CHECK(bench.lun->profile().write_same);
+}
+
+TEST_CASE("a size that only registrants are told is asked for when we are one") {
+  std::atomic<bool> registered{false};
+  Bench bench{[&](const Target::Command& command) {
+    if (command.opcode() == kReserveOut && command.cdb[1] == 6) {
+      registered = true;
+      return Target::status(0);
+    }
+    bool asks = command.opcode() == kCapacity || command.opcode() == kModeSense;
+    if ((asks || command.opcode() == kRead) && !registered) return Target::status(0x18);
+    // Without a size there is no place beyond the end but the last there can be.
+    if (command.opcode() == kWriteSame && !registered) CHECK(command.cdb[2] == 0xff);
+    return Target::good();
+  }};
+  CHECK(!bench.lun->geometry().known());
+  CHECK(bench.read_one().error() == Errc::reservation_conflict);
+  REQUIRE(bench.calls().register_key(Key{1}));
+  CHECK(bench.lun->geometry().block_count == 32768);
+  CHECK(bench.read_one());
+  CHECK(bench.calls().register_key(Key{2}));
+  CHECK(bench.target.count(kCapacity) == 2);
+}
+
+TEST_CASE("of LIO each session takes a name of its own, and it is fenced with PREEMPT and reset") {
+  auto script = [](const Target::Command& command) {
+    if (command.opcode() != kInquiry || (command.cdb[1] & 1) != 0) return Target::good();
+    std::string text{"\0\0\x05\x02\x1f\0\0\x02LIO-ORG disk1           4.0 ", 36};
+    std::vector<std::byte> answer(36);
+    std::memcpy(answer.data(), text.data(), text.size());
+    return Target::with(std::move(answer));
+  };
+  LunOptions options;
+  options.initiator = "iqn.2026-01.org.csvfs.test:node1";
+  {
+    // A tool: alone under its name.
+    Bench bench{script, {}, options};
+    CHECK(bench.target.initiators() == std::vector{options.initiator});
+  }
+  options.role = "mount";
+  options.sessions = 2;
+  Bench bench{script, {}, options};
+  auto names = bench.target.initiators();
+  REQUIRE(names.size() == 4);
+  std::sort(names.begin() + 2, names.end());
+  CHECK(names[1] == options.initiator);
+  CHECK(names[2] == options.initiator + ":mount.0");
+  CHECK(names[3] == options.initiator + ":mount.1");
+  CHECK(bench.lun->profile().name_is_nexus);
+  CHECK(!bench.lun->profile().preempt_and_abort);
+  CHECK(bench.lun->profile().all_registrants);
+  std::vector<std::byte> block(512);
+  CHECK(bench.calls().write(0, block));
 }
 
 TEST_CASE("PREEMPT AND ABORT is there if a key of nobody's is answered with a conflict") {

@@ -43,6 +43,10 @@ TEST_CASE("ram lun, full profile, 4096: it does what lun.h says") { conform({}, 
 TEST_CASE("ram lun, like tgt, 512: it does what lun.h says") {
   conform(RamDiskOptions::like_tgt(), 512);
 }
+
+TEST_CASE("ram lun, like LIO, 512: it does what lun.h says") {
+  conform(RamDiskOptions::like_lio(), 512);
+}
 TEST_CASE("ram lun, like tgt, 4096, volatile cache: it does what lun.h says") {
   auto options = RamDiskOptions::like_tgt();
   options.write_cache = true;

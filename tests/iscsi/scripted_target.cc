@@ -114,6 +114,12 @@ struct ScriptedTarget::Connection {
       std::vector<std::byte> keys;
       if (!read_all(request.data(), request.size()) || !read_data(request, keys)) return false;
       exp_cmd_sn = get<std::uint32_t>(&request[24]);
+      std::string said{reinterpret_cast<const char*>(keys.data()), keys.size()};
+      constexpr std::string_view kName = "InitiatorName=";
+      if (auto at = said.find(kName); at != std::string::npos) {
+        std::lock_guard lock{target.mutex_};
+        target.initiators_.emplace_back(said.c_str() + at + kName.size());
+      }
       Header response{};
       response[0] = 0x23;
       response[1] = request[1];
@@ -365,6 +371,11 @@ void ScriptedTarget::accept_loop() {
     std::lock_guard lock{mutex_};
     all_.push_back(std::make_unique<Connection>(*this, fd));
   }
+}
+
+std::vector<std::string> ScriptedTarget::initiators() const {
+  std::lock_guard lock{mutex_};
+  return initiators_;
 }
 
 std::string ScriptedTarget::portal() const { return "127.0.0.1:" + std::to_string(port_); }

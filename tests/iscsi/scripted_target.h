@@ -90,6 +90,8 @@ class ScriptedTarget {
   [[nodiscard]] std::uint64_t resets() const { return resets_; }
   [[nodiscard]] int connections() const { return open_; }
   [[nodiscard]] int logins() const { return logins_; }
+  /// The initiators' names, in the order of their logins.
+  [[nodiscard]] std::vector<std::string> initiators() const;
   /// Answers what was held back with Kind::nothing.
   void release();
 
@@ -106,6 +108,7 @@ class ScriptedTarget {
   mutable std::mutex mutex_;  // guards all below, and the script
   std::vector<std::byte> disk_;
   std::map<std::uint8_t, std::uint64_t> counts_;
+  std::vector<std::string> initiators_;
   std::list<std::unique_ptr<Connection>> all_;
   std::thread acceptor_;
 };

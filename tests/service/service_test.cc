@@ -258,9 +258,11 @@ TEST_CASE("admission: a REGISTER that comes after its fence is preempted by the 
 }
 
 TEST_CASE("admission: a new key of a session fences the one before") {
-  for (bool tgt : {false, true}) {
+  auto tgt_like = iscsi::RamDiskOptions::like_tgt();
+  for (const auto& disk : {iscsi::RamDiskOptions{}, tgt_like, iscsi::RamDiskOptions::like_lio()}) {
+    bool tgt = disk.zombies;
     CAPTURE(tgt);
-    World world{tgt ? iscsi::RamDiskOptions::like_tgt() : iscsi::RamDiskOptions{}};
+    World world{disk};
     Coordinator coordinator{world, 1};
     Client a{world, 1, 11};
     REQUIRE(!a.connect(coordinator).code());

@@ -68,7 +68,9 @@ void lose_superblocks(World& world) {
                      Buffer::zeroed(volume::disk::kSuperblockSize).span());
 }
 
-std::vector<iscsi::RamDiskOptions> targets() { return {{}, iscsi::RamDiskOptions::like_tgt()}; }
+std::vector<iscsi::RamDiskOptions> targets() {
+  return {{}, iscsi::RamDiskOptions::like_tgt(), iscsi::RamDiskOptions::like_lio()};
+}
 
 }  // namespace
 

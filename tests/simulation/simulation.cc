@@ -278,7 +278,9 @@ ClusterOptions options_for(Random& random, const Plan& plan, std::string& settin
   options.voting = plan.voting;
   bool like_tgt = random.chance(1, 2), large_blocks = random.chance(1, 2);
   auto& disk = options.disk;
+  bool like_lio = !like_tgt && large_blocks;
   if (like_tgt) disk = iscsi::RamDiskOptions::like_tgt();
+  if (like_lio) disk = iscsi::RamDiskOptions::like_lio();
   std::uint32_t block = large_blocks ? 4096 : 512;
   disk.geometry = {
       .block_size = block, .block_count = (640ull << 20) / block, .physical_block_size = 4096};
@@ -293,8 +295,10 @@ ClusterOptions options_for(Random& random, const Plan& plan, std::string& settin
     options.weather.lost_answer_in = random.chance(1, 2) ? 5000 : 0;
   }
   setting = fmt::format("{} nodes, {} target, blocks of {}, {}{}", options.nodes,
-                        like_tgt ? "plain" : "full", block,
-                        disk.write_cache ? "volatile cache" : "no cache",
+                        like_tgt   ? "plain"
+                        : like_lio ? "LIO's"
+                                   : "full",
+                        block, disk.write_cache ? "volatile cache" : "no cache",
                         disk.write_cache && disk.fua ? " with FUA" : "");
   return options;
 }
