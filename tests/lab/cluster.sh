@@ -1,6 +1,7 @@
 # What the tests in the lab share. Sourced first by each: it makes a lab of the test's own, or says why there can be none.
 # shellcheck shell=bash
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib/common.sh"
+source "$csvfs_root/scripts/lib/lio.sh"
 
 lib=$csvfs_root/scripts/lib
 volume=/clusterstorage/volume1
@@ -29,7 +30,9 @@ finish() {
 }
 trap finish EXIT
 
-if obstacle=$(lab_obstacle); then :; else
+# With CSVFS_LAB_TARGET=lio each of them runs against LIO.
+obstacle() { lab_obstacle && { [[ ${CSVFS_LAB_TARGET:-tgt} == tgt ]] || lio_obstacle; }; }
+if obstacle=$(obstacle); then :; else
   echo "skipped: the lab $obstacle"
   exit 77
 fi
