@@ -394,12 +394,19 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
                        "The node is drained: its volumes leave.");
   auto* resume = change(*node, "resume", "The end of maintenance", "node_resume",
                         "The node takes volumes again.");
+  auto* fence = add(*node, given, "fence", "Shut a node out of all volumes, and prove it",
+                    [](Arguments& a, Terminal& terminal) {
+                      return fence_node(a.socket, a.cluster.node, a.yes, terminal);
+                    });
+  fence->add_flag("--yes", given.yes, "Do not ask");
+  auto* unfence = change(*node, "unfence", "Let a fenced node come back", "node_unfence",
+                         "The node may come back; its mounts do so by themselves.");
   auto* evict = add(*node, given, "evict", "Take a node out of the cluster",
                     [](Arguments& a, Terminal& terminal) {
                       return evict_node(a.socket, a.cluster.node, a.yes, terminal);
                     });
   evict->add_flag("--yes", given.yes, "Although it takes part");
-  for (auto* each : {vote, drain, resume, evict})
+  for (auto* each : {vote, drain, resume, fence, unfence, evict})
     each->add_option("NODE", given.cluster.node, "Its name or number")->required();
   vote->add_option("VOTE", given.cluster.value, "0 or 1")->required();
 

@@ -254,7 +254,10 @@ class Csvd final : public Daemon {
     with.ping = [this](const std::string& address, Function<void(bool)> done) {
       pinger_.ping(address.substr(0, address.rfind(':')), kPingPatience, std::move(done));
     };
-    with.changed = [this] { publish(); };
+    with.changed = [this] {
+      publish();
+      membership_changed_.notify();
+    };
     auto voting = std::make_unique<cluster::VotingMembership>(std::move(with));
     voting_ = voting.get();
     membership_ = std::move(voting);
@@ -312,6 +315,8 @@ class Csvd final : public Daemon {
       auto mount = board_->mount(places_[i]);
       bool mounted = mount && mount->pid != 0;
       out.push_back({config_.volumes[i].name, mounted ? 1u : 0u});
+      if (i < coordinations_.size() && coordinations_[i]->service() != nullptr)
+        out.back().off = coordinations_[i]->service()->off();
     }
     return out;
   }
@@ -366,6 +371,7 @@ class Csvd final : public Daemon {
     out.open_until = [this] { return membership_->open_until(); };
     out.answers_until = [this](NodeId node) { return membership_->answers_until(node); };
     out.process_gone = [this](NodeId node) { return membership_->process_gone(node); };
+    out.fenced = [this] { return membership_->fenced(); };
     out.out_of_reach = [this](NodeId node) { return membership_->out_of_reach(node); };
     if (voting_ != nullptr)
       out.reached_by_others = [this, name = volume.name] {
@@ -519,7 +525,27 @@ class Csvd final : public Daemon {
     if (!change) return answer(answer_of(change.error()));
     if (auto record = admin::witness_named(request); record)
       return tasks_.spawn(set_witness(*record, *std::move(change), std::move(answer)));
+    if (request.command == "node_fence")
+      return tasks_.spawn(fence(*std::move(change), request.node, std::move(answer)));
     tasks_.spawn(change_cluster(*std::move(change), std::move(answer)));
+  }
+
+  /// Answers once the node is proven to be off.
+  Task<void> fence(cluster::Replica::Change change, std::string node,
+                   admin::AdminServer::Answer answer) {
+    auto task = voting_->replica().propose(std::move(change), kCommandPatience);
+    auto made = co_await task;
+    auto id = made ? admin::find_node(*voting_->replica().configuration(), node)
+                   : Expected<NodeId>{made.error()};
+    if (!id) co_return answer(answer_of(id.error()));
+    auto give_up = loop_.now() + admin::kProofPatience;
+    auto timer = loop_.after(admin::kProofPatience, [this] { membership_changed_.notify(); });
+    while (!voting_->proven_off(*id) && loop_.now() < give_up) co_await membership_changed_.wait();
+    loop_.cancel(timer);
+    if (voting_->proven_off(*id)) co_return answer(answer_of(Expected<void>{}));
+    answer(answer_of(Error{
+        Errc::retry, node + " is shut out, but that nothing of it is left is not proven for every "
+                            "volume: csvctl cluster status says which has no coordinator"}));
   }
 
   Task<void> set_witness(cluster::WitnessRecord record, cluster::Replica::Change change,
@@ -654,6 +680,7 @@ class Csvd final : public Daemon {
   std::unique_ptr<protocol::Transport::Listener> listener_;
   std::map<NodeId, bool> present_;  ///< Of the peers, as was last said.
   Function<void()> closed_;
+  Signal membership_changed_{loop_};
   TaskScope tasks_;
 };
 

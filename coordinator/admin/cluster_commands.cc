@@ -23,8 +23,8 @@ ExitCode failed(Terminal& terminal, const Error& why) {
   return why == Errc::closed ? ExitCode::no_csvd : ExitCode::failed;
 }
 
-Expected<Json> ask(const std::string& socket, const Json& request) {
-  auto answer = CSV_TRY(ask_csvd(socket, request.dump(), kPatience));
+Expected<Json> ask(const std::string& socket, const Json& request, Duration patience = kPatience) {
+  auto answer = CSV_TRY(ask_csvd(socket, request.dump(), patience));
   auto parsed = Json::parse(answer, nullptr, false);
   if (!parsed.is_object()) return Error{Errc::corrupt, "csvd's answer is not JSON"};
   if (parsed.contains("ok") && !parsed["ok"].get<bool>())
@@ -114,6 +114,42 @@ ExitCode evict_node(const std::string& socket, const std::string& node, bool yes
                             " belongs to the cluster no more. Take it out of csvd.toml and "
                             "corosync.conf of the others, too: csvctl cluster prepare",
                         terminal);
+}
+
+namespace {
+/// What csvd says of a node; null: the cluster does not know it.
+Expected<Json> node_status(const std::string& socket, const std::string& node) {
+  auto status = CSV_TRY(ask(socket, {{"command", "status"}}));
+  auto voting = status.find("voting");
+  if (voting == status.end() || !voting->is_object())
+    return Error{Errc::refused, "the nodes of this cluster do not vote, so none can be fenced"};
+  for (const auto& each : voting->value("nodes", Json::array()))
+    if (each.value("name", "") == node || std::to_string(each.value("id", 0)) == node) return each;
+  return Error{Errc::refused, "the cluster has no node '" + node + "'"};
+}
+}  // namespace
+
+ExitCode fence_node(const std::string& socket, const std::string& node, bool yes,
+                    Terminal& terminal) {
+  auto known = node_status(socket, node);
+  if (!known) return failed(terminal, known.error());
+  auto name = known->value("name", node);
+  if (!yes) {
+    terminal.note("Programs on " + name +
+                  " that use a volume get I/O errors until they open their files anew, after "
+                  "csvctl node unfence.");
+    if (!terminal.confirm("Fence " + name + "?")) {
+      terminal.note(terminal.may_ask() ? "Nothing was changed."
+                                       : "csvctl: nothing was changed; --yes fences it");
+      return ExitCode::not_confirmed;
+    }
+  }
+  auto fenced =
+      ask(socket, {{"command", "node_fence"}, {"volume", ""}, {"node", name}, {"value", ""}},
+          kPatience + kProofPatience);
+  if (!fenced) return failed(terminal, fenced.error());
+  terminal.out(name + " is fenced: nothing of it is left on any volume.\n");
+  return ExitCode::done;
 }
 
 ExitCode export_configuration(const std::string& socket, const std::string& file, bool yes,

@@ -27,6 +27,11 @@ ExitCode force_quorum(const std::string& socket, bool yes, Terminal& terminal);
 ExitCode evict_node(const std::string& socket, const std::string& node, bool yes,
                     Terminal& terminal);
 
+/// `node fence`: asks, unless `yes`; done once nothing of the node is left on any volume's LUN,
+/// which is an error if it takes longer than a minute (the node stays fenced).
+ExitCode fence_node(const std::string& socket, const std::string& node, bool yes,
+                    Terminal& terminal);
+
 /// `cluster config export`: to the standard output without `file`. An existing file is replaced
 /// only with `yes`, or after asking.
 ExitCode export_configuration(const std::string& socket, const std::string& file, bool yes,

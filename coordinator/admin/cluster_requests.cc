@@ -28,14 +28,6 @@ std::optional<std::uint32_t> number_of(std::string_view text) {
   return out;
 }
 
-Expected<NodeId> find_node(const Configuration& in, const std::string& text) {
-  for (const auto& [id, node] : in.nodes)
-    if (node.name == text || std::to_string(raw(id)) == text) return id;
-  std::string known;
-  for (const auto& [id, node] : in.nodes) known += (known.empty() ? "" : ", ") + node.name;
-  return refused("the cluster has no node '" + text + "'; its nodes: " + known);
-}
-
 Error no_volume(const Configuration& in, const std::string& text) {
   std::string known;
   for (const auto& [name, volume] : in.volumes) known += (known.empty() ? "" : ", ") + name;
@@ -69,6 +61,20 @@ Expected<Replica::Change> drain(const AdminRequest& request) {
   });
 }
 
+Expected<Replica::Change> fence(const AdminRequest& request) {
+  return on_node(
+      request.node,
+      [fenced = request.command == "node_fence"](Configuration& next, NodeId id) -> Expected<void> {
+        bool any_left = std::any_of(next.nodes.begin(), next.nodes.end(), [&](const auto& each) {
+          return each.first != id && !each.second.fenced;
+        });
+        if (fenced && !any_left)
+          return refused("every other node is fenced already: nobody would be left to do anything");
+        next.nodes[id].fenced = fenced;
+        return {};
+      });
+}
+
 Expected<Replica::Change> evict(const AdminRequest& request) {
   return on_node(request.node, [](Configuration& next, NodeId id) -> Expected<void> {
     if (next.nodes.size() == 1) return refused("a cluster cannot do without its last node");
@@ -90,6 +96,9 @@ Expected<Replica::Change> move(const AdminRequest& request) {
         if (next.nodes[id].state == NodeState::drained)
           return refused("node " + next.nodes[id].name +
                          " is drained, and is given no volume: csvctl node resume");
+        if (next.nodes[id].fenced)
+          return refused("node " + next.nodes[id].name +
+                         " is fenced, and is given no volume: csvctl node unfence");
         found->second.preferred = id;
         if (found->second.coordinator == id) return {};
         found->second.coordinator = id;
@@ -157,9 +166,10 @@ struct Command {
   Expected<Replica::Change> (*make)(const AdminRequest&);
 };
 constexpr Command kCommands[] = {
-    {"node_vote", vote},   {"node_drain", drain}, {"node_resume", drain},
-    {"node_evict", evict}, {"volume_move", move}, {"volume_forget", forget},
-    {"witness", witness},  {"policy", policy},    {"config_import", import},
+    {"node_vote", vote},   {"node_drain", drain},     {"node_resume", drain},
+    {"node_fence", fence}, {"node_unfence", fence},   {"node_evict", evict},
+    {"volume_move", move}, {"volume_forget", forget}, {"witness", witness},
+    {"policy", policy},    {"config_import", import},
 };
 
 using Json = nlohmann::ordered_json;
@@ -186,6 +196,14 @@ std::string tag_text(const ClusterTag& tag) {
 }
 
 }  // namespace
+
+Expected<NodeId> find_node(const Configuration& in, const std::string& text) {
+  for (const auto& [id, node] : in.nodes)
+    if (node.name == text || std::to_string(raw(id)) == text) return id;
+  std::string known;
+  for (const auto& [id, node] : in.nodes) known += (known.empty() ? "" : ", ") + node.name;
+  return refused("the cluster has no node '" + text + "'; its nodes: " + known);
+}
 
 std::optional<cluster::WitnessRecord> witness_named(const AdminRequest& request) {
   auto record = witness_record(request.value);
@@ -285,6 +303,8 @@ std::string cluster_json(const cluster::VotingMembership& membership, NodeId nod
                             {"name", record.name},
                             {"address", record.address},
                             {"drained", record.state == NodeState::drained},
+                            {"fenced", record.fenced},
+                            {"off", membership.proven_off(id)},
                             {"vote", record.votes ? 1 : 0},
                             {"counts", counts == ballot.now.nodes.end() ? 0 : counts->second},
                             {"why", vote_reason(configuration, standing, id)},

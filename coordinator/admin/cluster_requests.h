@@ -8,6 +8,13 @@
 
 namespace csv::admin {
 
+/// A fence is proven within this, or it is said that it is not: takeovers of what the node
+/// coordinated, and a look at each LUN's keys.
+constexpr Duration kProofPatience = 60s;
+
+/// By its name or number; the error names the nodes that there are.
+Expected<NodeId> find_node(const cluster::Configuration& in, const std::string& text);
+
 /// Whether a command changes the cluster's configuration: change_for() knows it.
 bool changes_cluster(const std::string& command);
 
@@ -15,6 +22,7 @@ bool changes_cluster(const std::string& command);
 ///
 ///   node_vote      node, value: 0 or 1
 ///   node_drain, node_resume, node_evict    node
+///   node_fence, node_unfence               node
 ///   volume_move    volume, node: where it goes, and where it goes back to; "": anywhere
 ///   volume_forget  volume: it belongs to the cluster no more
 ///   witness        value: "none", "disk:LUN", "share:FOLDER"

@@ -145,6 +145,8 @@ class Teller {
                    : cut_off ? paint_.warning(own ? "cut off, this node" : "not known")
                    : reached ? paint_.bad("its csvd is away")
                              : paint_.bad("not reached");
+      if (flag_at(node, "fenced"))
+        state += ", " + paint_.warning(flag_at(node, "off") ? "fenced" : "being fenced");
       if (flag_at(node, "drained")) state += ", " + paint_.warning("drained");
       if (!member && !own && !cut_off)
         away_.emplace_back(text_at(node, "name"),

@@ -115,6 +115,10 @@ class Adviser {
 
   void maintenance() {
     for (const auto& [id, node] : of_.nodes)
+      if (node.fenced)
+        say(node.name,
+            "is fenced by command: its mounts are shut out until csvctl node unfence " + node.name);
+    for (const auto& [id, node] : of_.nodes)
       if (node.state == NodeState::drained)
         say(node.name, "is drained, so no volume comes to it; after the work: csvctl node resume " +
                            node.name);

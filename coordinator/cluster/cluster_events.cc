@@ -35,6 +35,7 @@ std::string likely_cause(const Sight& now, NodeId from) {
   auto name = name_of(*now.configuration, from);
   if (record == now.configuration->nodes.end()) return name + " was taken out";
   if (!among(now.members, from)) return name + " is away";
+  if (record->second.fenced) return name + " is fenced";
   if (record->second.state == NodeState::drained) return name + " is drained";
   return "moved from " + name + ", where it was";
 }

@@ -21,6 +21,8 @@ struct NodeRecord {
   std::string address;  ///< "address:port", numeric: where its csvd listens.
   NodeState state = NodeState::member;
   bool votes = true;  ///< As the administrator said; what counts now is in the ballot.
+  /// By command: it coordinates nothing, and no mount of it is let onto a volume.
+  bool fenced = false;
   bool operator==(const NodeRecord&) const = default;
 };
 

@@ -188,6 +188,9 @@ void compare_nodes(const Configuration& now, const Configuration& then, Comparis
     to.changed(what + ": vote", before->second.votes ? "1" : "0", node.votes ? "1" : "0");
     if (before->second.state != node.state)
       to.add(what + (node.state == NodeState::drained ? " is drained" : " takes volumes again"));
+    if (before->second.fenced != node.fenced)
+      to.add(what +
+             (node.fenced ? " is fenced by command" : " may come back: it is fenced no more"));
   }
 }
 
@@ -285,6 +288,10 @@ Expected<Configuration> replaced(const Configuration& now, const Configuration& 
     if (wanted.nodes.count(id) == 0) take_out(next, id);
   next.name = wanted.name;
   next.nodes = wanted.nodes;
+  // Nobody writes that down: only a command lets a node come back.
+  for (auto& [id, node] : next.nodes)
+    if (auto known = now.nodes.find(id); known != now.nodes.end())
+      node.fenced = known->second.fenced;
   next.heartbeat = wanted.heartbeat;
   next.policies = wanted.policies;
   std::map<std::string, VolumeRecord> volumes;

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -89,6 +90,8 @@ class Membership {
   [[nodiscard]] virtual bool process_gone(NodeId) const { return false; }
   /// The engine's own heartbeats, on whatever networks it has, do not reach that node.
   [[nodiscard]] virtual bool out_of_reach(NodeId) const { return false; }
+  /// Nodes that an administrator, or who acts for one, has fenced: no mount of theirs is let in.
+  [[nodiscard]] virtual std::set<NodeId> fenced() const { return {}; }
   /// Taking the volume over has failed here, or has gone well: whether this node can do it.
   virtual void able(const std::string&, bool) {}
 };

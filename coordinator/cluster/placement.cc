@@ -44,7 +44,7 @@ class Placing {
   }
   [[nodiscard]] Fitness fitness(std::size_t volume, NodeId node) const {
     const auto* way = reach(volume, node);
-    if (way == nullptr || !way->path) return Fitness::none;
+    if (way == nullptr || !way->path || nodes_.at(node)->fenced) return Fitness::none;
     return nodes_.at(node)->drained ? Fitness::drained : Fitness::fit;
   }
   [[nodiscard]] unsigned sessions(std::size_t volume, NodeId node) const {
@@ -78,6 +78,8 @@ class Placing {
     std::string why = "it had no coordinator";
     if (now && !nodes_.contains(*now))
       why = fmt::format("node {} is gone", raw(*now));
+    else if (now && nodes_.at(*now)->fenced)
+      why = fmt::format("node {} is fenced", raw(*now));
     else if (now && fit == Fitness::drained)
       why = fmt::format("node {} is drained", raw(*now));
     else if (now)

@@ -30,6 +30,7 @@ struct Reach {
 struct PlacedNode {
   NodeId node{};
   bool drained = false;  ///< Maintenance: what it coordinates leaves, nothing new comes.
+  bool fenced = false;   ///< By command: it coordinates nothing at all.
   TimePoint since{};     ///< When it became present, or was resumed.
   std::map<std::string, Reach> volumes = {};  ///< By name; no entry: no path.
 };
@@ -46,10 +47,10 @@ struct Assignment {
 /// named. A pure function, for the one node that decides: all times are of that node's clock, and
 /// what it did not see happen itself counts from when it learned of it.
 ///
-/// A volume moves at once if its coordinator is gone, drained or without a path, and somebody
-/// better is there: the preferred node if that can, else who coordinates the fewest volumes, among
-/// those who uses it most, then the lowest number. Drained nodes are the last resort, better than a
-/// volume that nobody serves; without any path a volume stays where it is.
+/// A volume moves at once if its coordinator is gone, fenced, drained or without a path, and
+/// somebody better is there: the preferred node if that can, else who coordinates the fewest
+/// volumes, among those who uses it most, then the lowest number. Drained nodes are the last
+/// resort, better than a volume that nobody serves; without any path a volume stays where it is.
 ///
 /// It moves for the sake of balance, or back to its preferred node, only once neither it nor what
 /// it goes to has changed for `hold`, and only if that evens out the numbers (from one that

@@ -227,6 +227,31 @@ std::optional<TimePoint> VotingMembership::answers_until(NodeId node) const {
   return *last + with_.timing.over_after;
 }
 
+std::set<NodeId> VotingMembership::fenced() const {
+  std::set<NodeId> out;
+  if (const auto* configuration = replica_->configuration())
+    for (const auto& [node, record] : configuration->nodes)
+      if (record.fenced) out.insert(node);
+  return out;
+}
+
+bool VotingMembership::proven_off(NodeId node) const {
+  if (replica_->state() != Replica::State::formed || fenced().count(node) == 0) return false;
+  const auto& volumes = replica_->configuration()->volumes;
+  return std::all_of(volumes.begin(), volumes.end(), [&](const auto& volume) {
+    // Only whom the cluster has given it to: a former coordinator may have said so long ago.
+    auto note = replica_->notes().find(volume.second.coordinator);
+    wire::NodeNote said;
+    if (note == replica_->notes().end() || !replica_->member(note->first) ||
+        !said.ParseFromString(note->second))
+      return false;
+    return std::any_of(said.volumes().begin(), said.volumes().end(), [&](const auto& one) {
+      return one.name() == volume.first && one.serving() &&
+             std::find(one.off().begin(), one.off().end(), raw(node)) != one.off().end();
+    });
+  });
+}
+
 void VotingMembership::able(const std::string& volume, bool yes) {
   if (yes)
     unable_.erase(volume);
@@ -243,6 +268,7 @@ void VotingMembership::note() {
     one->set_name(volume.name);
     one->set_mounted(volume.mounted);
     one->set_serving(beats_.own().count(volume.name) > 0);
+    for (auto node : volume.off) one->add_off(raw(node));
     auto unable = unable_.find(volume.name);
     one->set_path(unable == unable_.end() || with_.loop->now() - unable->second > with_.able_again);
   }
@@ -315,8 +341,10 @@ void VotingMembership::place() {
     PlacedNode one;
     one.node = node;
     one.drained = record->second.state == NodeState::drained;
-    auto [since, is_new] = present_.try_emplace(node, now, one.drained);
-    if (!is_new && since->second.second != one.drained) since->second = {now, one.drained};
+    one.fenced = record->second.fenced;
+    bool away = one.drained || one.fenced;
+    auto [since, is_new] = present_.try_emplace(node, now, away);
+    if (!is_new && since->second.second != away) since->second = {now, away};
     one.since = since->second.first;
     for (const auto& volume : said.volumes()) {
       one.volumes[volume.name()] = {volume.path(), volume.mounted()};

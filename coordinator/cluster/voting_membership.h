@@ -29,6 +29,8 @@ class VotingMembership final : public Membership {
   struct LocalVolume {
     std::string name;
     std::uint32_t mounted = 0;  ///< Uses of it on this node: a coordinator is best where these are.
+    /// If this node coordinates it: fenced nodes of which nothing is left on the LUN.
+    std::set<NodeId> off = {};
   };
   struct Surroundings {
     Loop* loop = nullptr;
@@ -73,7 +75,12 @@ class VotingMembership final : public Membership {
   [[nodiscard]] std::optional<TimePoint> answers_until(NodeId node) const override;
   [[nodiscard]] bool process_gone(NodeId node) const override;
   [[nodiscard]] bool out_of_reach(NodeId node) const override;
+  [[nodiscard]] std::set<NodeId> fenced() const override;
   void able(const std::string& volume, bool yes) override;
+
+  /// It is fenced, and whoever coordinates a volume has found nothing of it on its LUN since; of
+  /// every volume that the cluster knows.
+  [[nodiscard]] bool proven_off(NodeId node) const;
 
   /// For commands.
   [[nodiscard]] Replica& replica() { return *replica_; }
@@ -115,7 +122,8 @@ class VotingMembership final : public Membership {
   std::map<std::string, TimePoint> unable_;  ///< Since when.
   std::map<std::string, TimePoint> moved_;   ///< When its coordinator changed last, as seen here.
   std::map<std::string, std::uint64_t> turns_;
-  std::map<NodeId, std::pair<TimePoint, bool>> present_;  ///< Since when; drained.
+  /// Since when; whether it is given no volumes.
+  std::map<NodeId, std::pair<TimePoint, bool>> present_;
   bool placing_ = false;
   NodeWatch watch_;
   ClusterEvents events_;

@@ -55,6 +55,7 @@ class Service final : public VolumeService {
   void on_stopped(Function<void(Error)> handler) override;
   Task<void> close() override;
   [[nodiscard]] Status status() const override;
+  [[nodiscard]] std::set<NodeId> off() const override { return off_; }
   Task<Expected<CatalogCopied>> copy_catalog() override;
   [[nodiscard]] std::vector<cluster::StorageSign> signs() const override;
   [[nodiscard]] TimePoint reached() const override { return lun_reached_; }
@@ -124,6 +125,7 @@ class Service final : public VolumeService {
   void send_notice(const SessionRef& session, const Asked& asked);
   void nudge_all();  ///< Whoever waits for a session looks around.
   Task<void> watch();
+  [[nodiscard]] bool is_fenced(NodeId node) const;
   [[nodiscard]] bool lease_is_over(const Session& session) const;
   bool is_overdue(Session& session) const;
 
@@ -283,6 +285,7 @@ class Service final : public VolumeService {
   // upkeep.cc
   Task<void> sweep_keys();
   Task<Expected<void>> sweep_once();
+  void look_who_is_off(const iscsi::KeyList& list);
   Task<Expected<void>> reserve_again();
   Task<void> beat();
   Task<void> watch_path();
@@ -353,6 +356,8 @@ class Service final : public VolumeService {
   bool freeing_ = false;  ///< One round of unmapping at a time.
   std::uint64_t times_freed_ = 0, times_reaped_ = 0;
   std::set<Key> foreign_seen_;  ///< Of other clusters; logged once.
+  std::set<NodeId> asked_off_,
+      off_;  ///< Fenced when the keys were last looked at; found to be off.
 
   std::uint64_t recall_sequence_;
   std::uint64_t next_notice_ = 1;

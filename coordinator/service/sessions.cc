@@ -75,8 +75,15 @@ Task<void> Service::greet(LinkRef link, wire::Hello hello) {
   attach(*session, link, hello);
 }
 
+bool Service::is_fenced(NodeId node) const {
+  return around_.fenced && around_.fenced().count(node) > 0;
+}
+
 Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
   NodeId node{static_cast<std::uint8_t>(hello.node())};
+  Error fenced{Errc::refused, fmt::format("node {0} is fenced by command; csvctl node unfence {0} "
+                                          "lets it come back",
+                                          hello.node())};
   if (hello.session() != 0) {
     auto found = sessions_.find(SessionId{hello.session()});
     if (found == sessions_.end() || found->second->ending || found->second->node != node ||
@@ -84,10 +91,12 @@ Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
       co_return Error{Errc::session_ended, fmt::format("session {} of node {} has ended",
                                                        hello.session(), hello.node())};
     auto session = found->second;
+    if (is_fenced(node)) co_return fenced;  // and it will have ended the next time
     CSV_CO_CHECK(co_await load_slots(session));
     if (session->ending) co_return Error{Errc::session_ended, "the session has ended"};
     co_return session;
   }
+  if (is_fenced(node)) co_return fenced;
   // A node has one mount of a volume, so another session of it is of a mount that is no more. Its
   // key is fenced before the new one is let in.
   for (auto at = sessions_.begin(); at != sessions_.end();) {
@@ -106,6 +115,8 @@ Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
     return catalog.new_session(node, incarnation);
   };
   CSV_CO_TRY(row, co_await writer_.change(std::move(make_row)));
+  // Since: it may have been found to be off already.
+  if (is_fenced(node)) co_return fenced;
   auto session = std::make_shared<Session>(loop_, row.id, node, hello.incarnation());
   session->slots_known = true;
   session->declared = session->settled = true;  // it holds nothing
@@ -506,6 +517,10 @@ Task<void> Service::watch() {
     auto all = sessions_;
     for (auto& [id, session] : all) {
       if (session->ending) continue;
+      if (is_fenced(session->node)) {
+        tasks_.spawn(end_in_background(session, "its node is fenced by command"));
+        continue;
+      }
       if (session->connected()) {
         if (storage_answers && is_overdue(*session))
           tasks_.spawn(end_in_background(session, "it does not answer a recall"));

@@ -86,7 +86,25 @@ Task<Expected<void>> Service::sweep_once() {
                    "the reservation was gone, and is made again");
     CSV_CO_CHECK(co_await reserve_again());
   }
+  look_who_is_off(list);
   co_return Expected<void>{};
+}
+
+/// Nothing of a fenced node is let in any more, so what was not on the LUN when the keys were read,
+/// and is nowhere here now, does not come.
+void Service::look_who_is_off(const iscsi::KeyList& list) {
+  auto asked = std::exchange(asked_off_, around_.fenced ? around_.fenced() : std::set<NodeId>{});
+  off_.clear();
+  for (auto node : asked_off_) {
+    if (asked.count(node) == 0) continue;  // perhaps only since the keys were read
+    bool left = std::any_of(list.keys.begin(), list.keys.end(), [&](Key key) {
+      auto parts = parts_of(key);
+      return parts.cluster == around_.cluster && parts.node == node;
+    });
+    for (const auto& [id, session] : sessions_) left = left || session->node == node;
+    for (const auto& [key, row] : admissions_) left = left || parts_of(key).node == node;
+    if (!left) off_.insert(node);
+  }
 }
 
 Task<Expected<void>> Service::reserve_again() {

@@ -63,6 +63,8 @@ struct Surroundings {
   std::function<std::optional<TimePoint>(NodeId)> answers_until;
   /// The csvd that coordinated on that node has ended for certain.
   std::function<bool(NodeId)> process_gone;
+  /// Nodes whose mounts are not let in, and are thrown out.
+  std::function<std::set<NodeId>()> fenced;
   /// The cluster does not hear that node at all, not only its csvd.
   std::function<bool(NodeId)> out_of_reach;
   /// The volume's LUN has answered a command that another node sent no earlier than this; none:
@@ -147,6 +149,9 @@ class VolumeService {
   /// Copies the catalog as it is at the call, while it goes on being changed, to the LUN and to a
   /// file. One at a time: Errc::retry while another is under way.
   virtual Task<Expected<CatalogCopied>> copy_catalog();
+  /// Of the nodes that are fenced now, those of which the last look at the LUN's keys has found
+  /// nothing: no session, no admission and no key. None comes before they are fenced no more.
+  [[nodiscard]] virtual std::set<NodeId> off() const { return {}; }
   [[nodiscard]] virtual Epoch epoch() const = 0;
   [[nodiscard]] virtual Key key() const = 0;
 };

@@ -107,6 +107,22 @@ TEST_CASE("cluster requests: maintenance") {
   CHECK(has(refusal(request("node_resume")), "no node ''"));
 }
 
+TEST_CASE("cluster requests: a node is fenced, and let back in") {
+  auto fenced = made(request("node_fence", "n1"));
+  CHECK(fenced.nodes[id(1)].fenced);
+  CHECK(has(refusal(request("volume_move", "n1"), fenced), "no volume ''"));
+  auto move = request("volume_move", "n1");
+  move.volume = "v";
+  CHECK(has(refusal(move, fenced), "csvctl node unfence"));
+  CHECK(made(request("node_unfence", "n1"), fenced) == three());
+  CHECK(has(refusal(request("node_fence", "x")), "no node 'x'"));
+  fenced.nodes[id(2)].fenced = true;
+  CHECK(has(refusal(request("node_fence", "3"), fenced), "nobody would be left"));
+  // A file that was written before says nothing of it.
+  auto imported = made(request("config_import", "", cluster::to_toml(three())), fenced);
+  CHECK(imported.nodes[id(1)].fenced);
+}
+
 TEST_CASE("cluster requests: a node that is taken out leaves its volumes to nobody") {
   auto change = change_for(request("node_evict", "n1"));
   REQUIRE(change);
@@ -201,8 +217,9 @@ TEST_CASE("cluster requests: a configuration as text is shown, previewed and imp
 }
 
 TEST_CASE("cluster requests: what csvd does not know") {
-  for (const auto* known : {"node_vote", "node_drain", "node_resume", "node_evict", "volume_move",
-                            "volume_forget", "witness", "policy", "config_import"})
+  for (const auto* known :
+       {"node_vote", "node_drain", "node_resume", "node_fence", "node_unfence", "node_evict",
+        "volume_move", "volume_forget", "witness", "policy", "config_import"})
     CHECK(changes_cluster(known));
   for (const auto* unknown : {"", "status", "node", "config_export", "cluster_create"})
     CHECK(!changes_cluster(unknown));

@@ -18,11 +18,11 @@ Json healthy() {
     "lease_ms":2700,"name":"demo","tag":"0.130.14","attention":[],"votes":3,"votes_needed":2,
     "votes_present":3,"votes_change":false,
     "nodes":[
-      {"id":1,"name":"n1","address":"a:1","drained":false,"vote":1,"counts":1,"why":"",
+      {"id":1,"name":"n1","address":"a:1","drained":false,"fenced":false,"off":false,"vote":1,"counts":1,"why":"",
        "reached":true,"member":true},
-      {"id":2,"name":"n2","address":"a:2","drained":false,"vote":1,"counts":1,"why":"",
+      {"id":2,"name":"n2","address":"a:2","drained":false,"fenced":false,"off":false,"vote":1,"counts":1,"why":"",
        "reached":true,"member":true},
-      {"id":3,"name":"n3","address":"a:3","drained":false,"vote":1,"counts":1,"why":"",
+      {"id":3,"name":"n3","address":"a:3","drained":false,"fenced":false,"off":false,"vote":1,"counts":1,"why":"",
        "reached":true,"member":true}],
     "witness":{"kind":"none","place":"","only":false,"counts":0,"answers":false,"held_ms":0},
     "dynamic_quorum":true,"hold_s":60,
@@ -85,6 +85,11 @@ TEST_CASE("cluster text: why a vote does not count, who is away, and what a tag 
   CHECK(has(text, "n3: is not reached: neither corosync nor csvd"));
   CHECK(has(text, "n2: its csvd does not take part"));
   CHECK(has(text, "none: it gave way so that there is no tie"));
+  CHECK(!has(text, "fenced"));
+  voting["nodes"][1]["fenced"] = true;
+  CHECK(has(told(voting), "being fenced"));
+  voting["nodes"][1]["off"] = true;
+  CHECK(!has(told(voting), "being fenced"));
   CHECK(has(text, "formed by n1, 0 changes since; a quorum was forced once"));
 }
 

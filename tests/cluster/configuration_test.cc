@@ -24,6 +24,7 @@ Configuration full() {
   }
   out.nodes[id(2)].state = NodeState::drained;
   out.nodes[id(3)].votes = false;
+  out.nodes[id(3)].fenced = true;
   out.volumes["v1"] = {id(1), id(2), 9};
   out.volumes["v2"] = {NodeId{}, {}, 3};
   out.witness = {WitnessKind::disk, "/dev/disk/by-id/w \"quoted\" \\", true};

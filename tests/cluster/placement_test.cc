@@ -118,6 +118,19 @@ TEST_CASE("placement: what a node can no longer coordinate moves at once, and no
   }
 }
 
+TEST_CASE("placement: a fenced node is given nothing, were it the last one") {
+  Scene scene{2, 2};
+  CHECK(scene.placed() == "12");
+  scene.at(1).fenced = true;
+  CHECK(scene.placed() == "22");
+  CHECK(scene.last.front().why == "node 1 is fenced");
+  scene.volumes[0].preferred = node(1);
+  CHECK(scene.placed() == "22");
+  scene.at(2).fenced = true;
+  scene.volumes[1].coordinator.reset();
+  CHECK(scene.placed() == "2-");
+}
+
 TEST_CASE("placement: a volume without any path stays; a drained node is better than none") {
   Scene scene{2, 2};
   REQUIRE(scene.placed() == "12");

@@ -950,6 +950,53 @@ TEST_CASE("absent: one whose node vanished is passed over once the cluster knows
   CHECK(!world.listed(b.key()));
 }
 
+TEST_CASE("fenced by command: thrown out, kept out, and off once nothing is left") {
+  World world;
+  std::atomic<bool> fenced = false;
+  world.cluster_knows = [&](csv::service::Surroundings& around) {
+    around.fenced = [&] { return fenced ? std::set{NodeId{2}} : std::set<NodeId>{}; };
+  };
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  REQUIRE(b.write(file, 0, std::string(8192, 'x')).failure().code() == 0);
+  auto is_off = [&] { return coordinator.service().off().count(NodeId{2}) > 0; };
+  CHECK(!is_off());
+  fenced = true;
+  REQUIRE(world.eventually(is_off));
+  CHECK(!world.listed(b.key()));
+  CHECK(world.listed(a.key()));
+  b.disconnect();
+  CHECK(b.connect(coordinator) == Errc::session_ended);  // it is not who it was any more
+  Client reborn{world, 2, 23};
+  CHECK(reborn.connect(coordinator) == Errc::refused);
+  CHECK(a.read(file, 0, 4) == "xxxx");
+
+  SUBCASE("a registration that comes late is removed") {
+    Key late = make_key({world.info.cluster, NodeId{2}, KeyRole::mount, 77});
+    auto lun = world.disk->connect(world.loop, world.lun_options(9));
+    REQUIRE(lun);
+    ThreadBlocking blocking;
+    iscsi::BlockingLun io{**lun, blocking};
+    REQUIRE(io.register_key(late));
+    for (int i = 0; i < 1000 && world.listed(late); ++i) pause(std::chrono::milliseconds{5});
+    CHECK(!world.listed(late));
+    CHECK(world.eventually(is_off));
+  }
+  SUBCASE("it comes back when it is let") {
+    fenced = false;
+    REQUIRE(world.eventually([&] { return !is_off(); }));
+    Client again{world, 2, 24};
+    REQUIRE(!again.connect(coordinator).code());
+    again.admit();
+    CHECK(again.read(file, 0, 4) == "xxxx");
+  }
+}
+
 TEST_CASE("absent: after a takeover a session is taken to hold everything until it has said what") {
   World world;
   world.timing.lease_term = 60s;

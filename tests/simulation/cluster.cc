@@ -152,6 +152,7 @@ Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over() {
   };
   with.answers_until = [this](NodeId node) { return membership_->answers_until(node); };
   with.process_gone = [this](NodeId node) { return membership_->process_gone(node); };
+  with.fenced = [this] { return membership_->fenced(); };
   with.out_of_reach = [this](NodeId node) { return membership_->out_of_reach(node); };
   if (voting_ != nullptr)
     with.reached_by_others = [this] { return voting_->reached_by_peers(Cluster::kVolume); };
