@@ -285,6 +285,7 @@ class Service final : public VolumeService {
   // upkeep.cc
   Task<void> sweep_keys();
   Task<Expected<void>> sweep_once();
+  [[nodiscard]] Expected<void> look_for_memory_loss(const iscsi::KeyList& list) const;
   void look_who_is_off(const iscsi::KeyList& list);
   Task<Expected<void>> reserve_again();
   Task<void> beat();

@@ -334,6 +334,10 @@ Task<Service::Outcome> Service::admit_done(CallRef call) {
     stop(keys.error());
     co_return keys.error();
   }
+  if (auto kept = look_for_memory_loss(*keys); !kept) {
+    stop(kept.error());
+    co_return kept.error();
+  }
   if (std::find(keys->keys.begin(), keys->keys.end(), key) == keys->keys.end())
     co_return Error{Errc::fenced,
                     fmt::format("key {:016x} is not registered with the LUN", raw(key))};
@@ -350,7 +354,15 @@ Task<Service::Outcome> Service::admit_done(CallRef call) {
     co_return Error{Errc::session_ended, "the session or its admission ended meanwhile"};
   auto row = admissions_[key];
   row.state = AdmissionState::admitted;
-  auto admit = [row](volume::Catalog& catalog) { return catalog.put_admission(row); };
+  // With the generation that the target had counted to by then: should it lose power before the
+  // next sweep, what it counts after that is less, whoever registers with it meanwhile.
+  auto admit = [row, generation = keys->generation](volume::Catalog& catalog) -> Expected<void> {
+    CSV_TRY(catalog.put_admission(row));
+    auto memory = catalog.target_memory();
+    if (generation <= memory.key_generation) return {};
+    memory.key_generation = generation;
+    return catalog.set_target_memory(memory);
+  };
   CSV_CO_CHECK(co_await writer_.change(std::move(admit)));
   // Its end may have been decided meanwhile; that transaction comes after ours.
   if (!is_ours(AdmissionState::registering))

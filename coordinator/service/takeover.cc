@@ -311,14 +311,24 @@ Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
 bool target_lost_memory(const iscsi::KeyList& before, std::uint32_t generation_then,
                         std::span<const volume::AdmissionRow> live) {
   if (before.generation < generation_then) return true;
-  // One alone that is missing may have been given back, or replaced on its nexus, just before.
-  bool any_admitted = false;
+  auto listed = [&](const volume::AdmissionRow& row) {
+    return std::find(before.keys.begin(), before.keys.end(), row.key) != before.keys.end();
+  };
+  // One that is missing may have been replaced on its nexus just before, by one that its session
+  // is registering. That one itself proves nothing: it may have come after the loss.
+  auto replaced = [&](const volume::AdmissionRow& row) {
+    return std::any_of(live.begin(), live.end(), [&](const auto& other) {
+      return other.session == row.session && other.state == volume::AdmissionState::registering &&
+             listed(other);
+    });
+  };
+  bool any_missing = false;
   for (const auto& row : live) {
-    if (std::find(before.keys.begin(), before.keys.end(), row.key) != before.keys.end())
-      return false;
-    any_admitted = any_admitted || row.state == volume::AdmissionState::admitted;
+    if (row.state != volume::AdmissionState::admitted) continue;
+    if (listed(row)) return false;
+    any_missing = any_missing || !replaced(row);
   }
-  return any_admitted;
+  return any_missing;
 }
 
 Task<Expected<Taken>> take_over_volume(Surroundings around) {

@@ -35,6 +35,13 @@ Task<void> Service::sweep_keys() {
   }
 }
 
+/// PRGENERATION counts up; only a power on sets it back. What the cache held is lost with it (A7):
+/// the catalog in memory may believe what the LUN has forgotten.
+Expected<void> Service::look_for_memory_loss(const iscsi::KeyList& list) const {
+  if (list.generation >= key_generation_ || !tenure_->lun->profile().write_cache) return {};
+  return Error{Errc::not_durable, "the target lost power, and what its write cache held"};
+}
+
 /// Any key of our cluster without a row is a registration that came after its fence, or somebody
 /// who never asked (A1).
 Task<Expected<void>> Service::sweep_once() {
@@ -42,16 +49,15 @@ Task<Expected<void>> Service::sweep_once() {
   CSV_CO_TRY(list, co_await fencing_->keys());
   lun_answered_ = loop_.now();
   lun_reached_ = std::max(lun_reached_, sent);
-  // PRGENERATION counts up; only a power on sets it back. What the cache held is lost with it (A7):
-  // the catalog in memory may believe what the LUN has forgotten.
-  if (list.generation < key_generation_ && tenure_->lun->profile().write_cache)
-    co_return Error{Errc::not_durable, "the target lost power, and what its write cache held"};
+  CSV_CO_CHECK(look_for_memory_loss(list));
   if (list.generation != key_generation_) {
     key_generation_ = list.generation;
     // For the next one who takes over.
-    auto note = [generation = list.generation](volume::Catalog& catalog) {
+    auto note = [generation = list.generation,
+                 forgets = tenure_->lun->profile().write_cache](volume::Catalog& catalog) {
       auto memory = catalog.target_memory();
-      memory.key_generation = generation;
+      // An admission may have noted a later one meanwhile.
+      memory.key_generation = forgets ? std::max(memory.key_generation, generation) : generation;
       return catalog.set_target_memory(memory);
     };
     CSV_CO_CHECK(co_await writer_.change(std::move(note)));

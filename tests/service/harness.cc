@@ -552,6 +552,12 @@ std::size_t Client::recalls() {
   return count;
 }
 
+std::uint64_t Client::verifier() {
+  std::uint64_t out = 0;
+  world_->run([&] { out = state_->hello ? state_->hello->verifier() : 0; });
+  return out;
+}
+
 bool Client::fenced() {
   return world_->eventually([&] { return state_->fenced; });
 }

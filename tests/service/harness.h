@@ -130,6 +130,8 @@ class Client {
   SessionId session() const { return session_; }
   Key key() const { return key_; }
   bool fenced();
+  /// As it was told when it connected last.
+  std::uint64_t verifier();
 
  private:
   struct Sent {

@@ -1146,8 +1146,45 @@ TEST_CASE("takeover: a target that forgot its keys, or began to count anew, has 
   CHECK(lost({.generation = 6, .keys = {Key{11}}}, 7, {one}));
   CHECK(lost({.generation = 7, .keys = {Key{5}}}, 7, {one}));
   CHECK(lost({.generation = 7, .keys = {}}, 7, {one, two}));
+  // The only mount may have replaced its key; another one's says nothing of it.
   CHECK(!lost({.generation = 7, .keys = {Key{22}}}, 7, {one, two}));
+  two.session = SessionId{2};
+  CHECK(lost({.generation = 7, .keys = {Key{22}}}, 7, {one, two}));
   CHECK(!lost({.generation = 7, .keys = {}}, 7, {two}));
+}
+
+TEST_CASE("takeover: one that fails does not hide that the target has lost its cache") {
+  World world{iscsi::RamDiskOptions{.write_cache = true, .aptpl = false}};
+  world.timing.key_sweep = 600s;
+  std::atomic<bool> fail{false};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (fail && command.kind == iscsi::RamCommand::Kind::write)
+      fate.failure = Error{std::errc::io_error, "medium error"};
+    return fate;
+  };
+  Client a{world, 1, 11}, b{world, 2, 22};
+  {
+    Coordinator former{world, 3};
+    REQUIRE(!a.connect(former).code());
+    a.admit();
+    REQUIRE(!b.connect(former).code());
+    b.admit();
+    // The mounts end, so that no forgotten key of theirs tells.
+    for (auto* each : {&a, &b}) {
+      wire::Request request;
+      request.mutable_goodbye();
+      (void)each->call(request);
+    }
+  }
+  world.run([&] { world.disk->power_loss(world.random); });
+  fail = true;
+  CHECK(!try_take_over(world, 2));
+  fail = false;
+  Coordinator next{world, 1};
+  Client c{world, 1, 33};
+  REQUIRE(!c.connect(next).code());
+  CHECK(c.verifier() == 1);
 }
 
 TEST_CASE("commit: what was written before the target lost its cache is written again") {
