@@ -1,6 +1,7 @@
 // csvd: see docs/configuration.md. Wiring only.
 #include <linux/close_range.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/reboot.h>
 #include <unistd.h>
 
@@ -88,5 +89,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "csvd " CSV_VERSION, "The version");
   CLI11_PARSE(app, argc, argv);
   ::signal(SIGPIPE, SIG_IGN);
+  // Begun again through /proc/self/exe it would be called "exe" by whoever looks for it.
+  ::prctl(PR_SET_NAME, "csvd");
   return run(config, debug, argv);
 }
