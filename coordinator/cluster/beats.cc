@@ -35,10 +35,7 @@ Beats::Beats(Surroundings surroundings) : with_{std::move(surroundings)} {
   CSV_CHECK(with_.timing.safe() && with_.timing.steady() && with_.incarnation != 0);
 }
 
-void Beats::start(const std::vector<Peer>& peers) {
-  set_peers(peers);
-  tick();
-}
+void Beats::start() { tick(); }
 
 void Beats::set_peers(const std::vector<Peer>& peers) {
   std::map<NodeId, std::unique_ptr<Other>> before;
@@ -68,7 +65,7 @@ void Beats::tick() {
     }
     if (other->out) {
       beat(*other);
-    } else if (!other->connecting) {
+    } else if (!other->connecting && now >= other->not_before) {
       reach(*other);
     }
   }
@@ -104,16 +101,39 @@ void Beats::reach(Other& other) {
         other.out = *std::move(connected);
         other.connected_at = with_.loop->now();
         other.out->start([this, &other](protocol::Message message) { take_echo(other, message); },
-                         [this, &other](Error why) {
-                           log::info("peer_lost node={} name={} why=\"{}\"", raw(other.peer.id),
-                                     other.peer.name, why.message());
-                           other.out.reset();
-                           // At once: if its machine says that nothing listens there, it is gone.
-                           if (!other.connecting) reach(other);
-                           with_.changed();
-                         });
+                         [this, &other](Error why) { lost(other, why); });
         beat(other);
       });
+}
+
+/// Reached for again at once, if it had been there: when its machine says that nothing listens
+/// there any more, it is gone. Whoever ends every connection, as one does that does not know this
+/// node, is asked less and less often: it would have nothing else to do.
+void Beats::lost(Other& other, const Error& why) {
+  auto now = with_.loop->now();
+  bool lasted = now - other.connected_at >= with_.timing.beat_interval;
+  other.brief = lasted ? 0 : other.brief + 1;
+  if (other.brief <= 1)
+    log::info("peer_lost node={} name={} why=\"{}\"", raw(other.peer.id), other.peer.name,
+              why.message());
+  other.out.reset();
+  auto pause = pause_after(other.brief);
+  other.not_before = now + pause;
+  if (pause > Duration{}) {
+    with_.loop->after(pause, [this, known = std::weak_ptr{other.alive}, &other] {
+      if (known.lock() && !other.out && !other.connecting) reach(other);
+    });
+  } else if (!other.connecting) {
+    reach(other);
+  }
+  with_.changed();
+}
+
+/// Twice as long each time, up to the time between two beats.
+Duration Beats::pause_after(unsigned brief) const {
+  constexpr unsigned kDoublings = 4;
+  if (brief == 0) return {};
+  return with_.timing.beat_interval / (1 << (kDoublings - std::min(brief - 1, kDoublings)));
 }
 
 void Beats::beat(Other& other) {

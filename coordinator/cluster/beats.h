@@ -56,7 +56,8 @@ class Beats {
   explicit Beats(Surroundings surroundings);
   ~Beats();
 
-  void start(const std::vector<Peer>& peers);
+  /// Beats from now on, to the peers that were set, and are.
+  void start();
   /// Those that stay keep their connections. This node among them is passed over.
   void set_peers(const std::vector<Peer>& peers);
   /// A peer's connection whose first message was this beat.
@@ -105,6 +106,8 @@ class Beats {
     std::string trouble;        ///< Why it could not be reached last; said when it changes.
     std::uint64_t incarnation = 0;
     std::int64_t last_beat = 0;  ///< sent_at of its last one on `in`.
+    unsigned brief = 0;          ///< Connections in a row that did not last.
+    TimePoint not_before;        ///< The next attempt.
     TimePoint connected_at{}, last_echo{}, last_heard{};
     Claims claims;
     std::map<std::string, TimePoint> reached;
@@ -114,6 +117,8 @@ class Beats {
 
   void tick();
   void reach(Other& other);
+  void lost(Other& other, const Error& why);
+  [[nodiscard]] Duration pause_after(unsigned brief) const;
   void beat(Other& other);
   void refuse_echoes(Other& other, std::uint32_t as_node);
   void take_echo(Other& other, const protocol::Message& message);

@@ -12,7 +12,8 @@ StandaloneMembership::StandaloneMembership(Surroundings with)
       changed_{std::move(with.changed)},
       beats_{around(with)} {
   renew_own();
-  beats_.start(with.peers);
+  beats_.set_peers(with.peers);
+  beats_.start();
 }
 
 Beats::Surroundings StandaloneMembership::around(Surroundings with) {

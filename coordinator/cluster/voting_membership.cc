@@ -54,10 +54,11 @@ VotingMembership::VotingMembership(Surroundings surroundings)
   };
   around.changed = [this] { replica_changed(); };
   replica_ = std::make_unique<Replica>(std::move(around));
+  // Only until there is a configuration: the one that this node has kept takes their place.
+  beats_.set_peers(with_.peers);
   replica_->start(std::move(with_.kept));
   use_configuration();
-  beats_.start(with_.peers);
-  use_configuration();
+  beats_.start();
 }
 
 /// Of a node about which this process knows nothing a former one may have, until we began.

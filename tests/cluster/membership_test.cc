@@ -389,3 +389,44 @@ TEST_CASE("membership: whoever answers at a peer's address without being it rene
   CHECK(beats == 0);
   CHECK_FALSE(membership.all_present());
 }
+
+TEST_CASE("membership: a peer that ends every connection at once is left alone for a while") {
+  ManualLoop loop;
+  protocol::MemoryTransport network{loop};
+  std::vector<TimePoint> accepted;
+  std::vector<std::unique_ptr<protocol::Connection>> kept;
+  auto listener = network.listen("node2", [&](auto connection) {
+    accepted.push_back(loop.now());
+    if (accepted.size() > 1000) kept.push_back(std::move(connection));  // else this never ends
+  });
+  REQUIRE(listener);
+  StandaloneMembership membership{{.loop = &loop,
+                                   .transport = &network,
+                                   .node = NodeId{1},
+                                   .endpoint = "node1",
+                                   .incarnation = 1,
+                                   .peers = {{NodeId{2}, "node2", "node2"}},
+                                   .timing = {},
+                                   .changed = {}}};
+  auto began = loop.now();
+  auto interval = LeaseTiming{}.beat_interval;
+  loop.run_for(30s);
+  // Soon at first, then no more often than it would beat, and never given up.
+  auto most = static_cast<std::size_t>(30s / interval) + 8;
+  REQUIRE(accepted.size() > most / 2);
+  CHECK(accepted.size() < most);
+  CHECK(accepted[1] > began);
+  CHECK(accepted[1] < began + interval / 2);
+  CHECK(accepted.back() > loop.now() - 2 * interval);
+}
+
+TEST_CASE("membership: a csvd that ends after a while is known to be gone at once") {
+  Cluster cluster{2};
+  cluster.loop.run_for(10s);
+  REQUIRE(cluster[1].all_present());
+  cluster.stop(2);
+  cluster.loop.settle();  // no beat has passed
+  auto peers = cluster[1].peers();
+  REQUIRE(peers.size() == 1);
+  CHECK_FALSE(peers[0].trouble.empty());
+}
