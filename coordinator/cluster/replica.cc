@@ -335,9 +335,16 @@ void Replica::look() {
   for (const auto& [node, said] : greetings_)
     if (said.configuration) knowing.push_back(node);
   const auto* newest = newest_known();
-  if (newest == nullptr)
+  if (newest == nullptr) {
+    // This node's own greeting would have brought what it has: it is still on its way.
+    if (stored_)
+      return enter(State::minority,
+                   saving_ ? "this node is still writing its configuration to its disk"
+                           : "the cluster's engine has not delivered this node's greeting: it "
+                             "waits for a node it does not hear, or hangs");
     return enter(State::minority,
                  "no node here belongs to a cluster yet: csvctl cluster create makes one");
+  }
   if (majority(newest->ballot, knowing, holding())) {
     enter(State::forming, "");
     watch_forming();

@@ -111,10 +111,12 @@ void Group::part(NodeId one, NodeId other) {
 }
 void Group::join(NodeId one, NodeId other) {
   parted_.erase({std::min(one, other), std::max(one, other)});
+  go_on_everywhere();
   changed(weather.joining);
 }
 void Group::join_all() {
   parted_.clear();
+  go_on_everywhere();
   changed(weather.joining);
 }
 void Group::power(NodeId node, bool on) {
@@ -122,6 +124,7 @@ void Group::power(NodeId node, bool on) {
     off_.erase(node);
   else
     off_.insert(node);
+  go_on_everywhere();
   changed(on ? weather.joining : weather.token);
 }
 
@@ -237,15 +240,32 @@ void Group::members_changed(Ring& ring) {
 
 void Group::order(Engine* from, const std::shared_ptr<Ring>& ring, std::string message) {
   if (from->ring_ != ring) return;
-  // Nothing is ordered while one is missing: the token does not come round.
-  for (auto one : ring->nodes)
-    for (auto other : ring->nodes)
-      if (!reach(one, other)) return;
-  if (forgery.change_votes_alone) message = without_former_votes(message);
-  if (forgery.forget_force) message = without_force(message);
-  for (const auto& absent : absent_from(*ring)) ring->log.emplace_back(absent, message);
-  ring->log.emplace_back(from->self_, std::move(message));
-  for (const auto& [life, each] : ring->members) pump(each);
+  ring->waiting.emplace_back(from->self_, std::move(message));
+  go_on(*ring);
+}
+
+bool Group::whole(const Ring& ring) const {
+  for (auto one : ring.nodes)
+    for (auto other : ring.nodes)
+      if (!reach(one, other)) return false;
+  return true;
+}
+
+/// Nothing is ordered while one is missing: the token does not come round.
+void Group::go_on(Ring& ring) {
+  if (ring.waiting.empty() || !whole(ring)) return;
+  for (auto& [from, message] : std::exchange(ring.waiting, {})) {
+    if (!ring.members.contains(from.life)) continue;
+    if (forgery.change_votes_alone) message = without_former_votes(message);
+    if (forgery.forget_force) message = without_force(message);
+    for (const auto& absent : absent_from(ring)) ring.log.emplace_back(absent, message);
+    ring.log.emplace_back(from, std::move(message));
+  }
+  for (const auto& [life, each] : ring.members) pump(each);
+}
+
+void Group::go_on_everywhere() {
+  for (const auto& [node, ring] : rings_) go_on(*ring);
 }
 
 void Group::pump(Engine* engine) {

@@ -12,9 +12,10 @@
 namespace csv::sim {
 
 /// The cluster's engine as the simulation has it: groups of nodes that reach each other, views,
-/// messages in one order for all of a group. As with the real one a message that was delivered to
-/// some of a group when it falls apart may never reach the others, and those that go on together
-/// have seen the same ones before they see the new view.
+/// messages in one order for all of a group. Nothing is lost within a view: while a node is not
+/// heard, what is said waits until it is, or the view ends. As with the real one a message that was
+/// delivered to some of a group when it falls apart may never reach the others, and those that go
+/// on together have seen the same ones before they see the new view.
 class Group {
  public:
   explicit Group(World& world) : world_{world} {}
@@ -53,6 +54,8 @@ class Group {
     std::uint64_t number = 0;
     std::vector<NodeId> nodes;
     std::vector<std::pair<cluster::Member, std::string>> log;
+    /// Said while a node is not heard: until it is again, or the ring ends.
+    std::vector<std::pair<cluster::Member, std::string>> waiting;
     std::map<std::uint64_t, Engine*> members;  ///< By life: in an order that a replay repeats.
     std::uint64_t views = 0;                   ///< Changes of members.
   };
@@ -62,6 +65,9 @@ class Group {
   [[nodiscard]] std::vector<cluster::Member> absent_from(const Ring& ring) const;
   void members_changed(Ring& ring);
   void order(Engine* from, const std::shared_ptr<Ring>& ring, std::string message);
+  [[nodiscard]] bool whole(const Ring& ring) const;
+  void go_on(Ring& ring);
+  void go_on_everywhere();
   void pump(Engine* engine);
   void died(Engine* engine);
   std::shared_ptr<Ring> ring_of(NodeId node);

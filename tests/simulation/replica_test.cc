@@ -64,6 +64,10 @@ struct Bed {
   }
   void boot(std::size_t node) {
     group.power(id(node), true);
+    restart(node);
+  }
+  /// Its csvd alone: the engine's group is as it was.
+  void restart(std::size_t node) {
     lives[node] = std::make_unique<Life>(world, group, node, disks[node]);
     lives[node]->on_change = [this, node] { judge(node); };
   }
@@ -250,6 +254,28 @@ TEST_CASE("replica: a member that hangs stops nobody, and takes part when it wak
   bed.boot(2);
   REQUIRE(bed.run_until([&] { return bed.settled(1) && bed.settled(2); }, 7s));
   REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+}
+
+TEST_CASE("replica: what is said while a node is not heard for a moment is not lost") {
+  Bed bed{26, 3};
+  bed.begin();
+  bed.kill(2);
+  REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+  bed.run_for(1s);
+  // Shorter than it takes the engine to notice: nobody sees another view.
+  bed.group.weather.token = 10s;
+  bed.group.part(id(0), id(2));
+  bed.restart(2);
+  bed.run_for(4s);
+  for (std::size_t i = 0; i < 3; ++i) {
+    CAPTURE(i);
+    CHECK(bed.lives[i]->replica->state() == Replica::State::minority);
+    // It has not forgotten where it belongs.
+    CHECK(bed.lives[i]->replica->reason().find("belongs to a cluster") == std::string::npos);
+  }
+  bed.group.join(id(0), id(2));
+  CHECK(bed.run_until([&] { return bed.all_formed(); }, 5s));
+  CHECK(bed.broken.empty());
 }
 
 TEST_CASE("replica: a node that lost its disk does not count until it has stored again") {
