@@ -107,7 +107,7 @@ class Beats {
     std::uint64_t incarnation = 0;
     std::int64_t last_beat = 0;  ///< sent_at of its last one on `in`.
     unsigned brief = 0;          ///< Connections in a row that did not last.
-    TimePoint not_before;        ///< The next attempt.
+    TimePoint not_before{};      ///< The next attempt.
     TimePoint connected_at{}, last_echo{}, last_heard{};
     Claims claims;
     std::map<std::string, TimePoint> reached;
