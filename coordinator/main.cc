@@ -68,6 +68,8 @@ int run(const std::string& config_file, bool debug, char** arguments) {
         events::report(events::Severity::info, "csvd", "", "csvd is ending",
                        "signal " + std::to_string(number));
         again = false;
+        // The next life begins like one after a boot, not as the restart for a loss.
+        (void)std::remove(places.restarted.c_str());
         running->close(20s, [&loop] { loop.stop(); });
       };
   signals.async_wait(on_signal);

@@ -75,6 +75,8 @@ QuorumLoss::Action QuorumLoss::next(const Seen& seen, TimePoint now) {
     case Step::pinging: {
       bool known = seen.answered.has_value() || !rules_.has_isolation_addresses;
       if (!known && now - since_ < rules_.ping_for) return Action::none;
+      // What has been restarted already is given the time of a restart again.
+      if (now - since_ < (restarted_ ? rules_.restart_for : rules_.settle)) return Action::none;
       if (!rules_.has_isolation_addresses)
         reason_ = "it lost its quorum; no isolation addresses are configured";
       else if (seen.answered == true)

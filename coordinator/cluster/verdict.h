@@ -53,7 +53,10 @@ Verdict judge(const Signals& signals);
 class QuorumLoss {
  public:
   struct Rules {
-    Duration ping_for = 3s;         ///< How long the addresses have to answer.
+    Duration ping_for = 3s;  ///< How long the addresses have to answer.
+    /// A quorum that comes back within this was being decided (a witness that changes hands, nodes
+    /// that form anew), and nothing but waiting is done meanwhile.
+    Duration settle = 10s;
     Duration restart_for = 60s;     ///< How long a restarted service has to find a quorum.
     Duration forget_after = 10min;  ///< So long quorate, and the next loss begins with a restart.
     bool reboot = false;

@@ -67,6 +67,8 @@ TEST_CASE("loss of quorum: pinged, restarted once, then stopped; with a quorum i
   CHECK(bed.pinger.asked == 2);
   CHECK(bed.restarts == 0);
   bed.loop.run_for(4s);
+  CHECK(bed.restarts == 0);  // a quorum may be being decided
+  bed.loop.run_for(5s);
   CHECK(bed.restarts == 1);
   CHECK(bed.remembered);
   bed.live();
@@ -85,7 +87,7 @@ TEST_CASE("loss of quorum: pinged, restarted once, then stopped; with a quorum i
   CHECK(bed.remembered);
   // Again at once: no second restart. After a while of health there may be one.
   bed.quorate = false;
-  bed.loop.run_for(10s);
+  bed.loop.run_for(62s);
   CHECK(bed.step() == Step::stopped);
   CHECK(bed.restarts == 1);
   bed.quorate = true;
@@ -93,12 +95,12 @@ TEST_CASE("loss of quorum: pinged, restarted once, then stopped; with a quorum i
   CHECK_FALSE(bed.remembered);
 }
 
-TEST_CASE("loss of quorum: one address that answers is enough, and ends the wait for the others") {
+TEST_CASE("loss of quorum: one address that answers is enough") {
   Bed bed;
   bed.live();
   bed.pinger.answers["192.0.2.2"] = true;
   bed.quorate = false;
-  bed.loop.run_for(1100ms);
+  bed.loop.run_for(11100ms);
   CHECK(bed.restarts == 1);
   CHECK(bed.response->state().reason().find("isolation addresses answer") != std::string::npos);
 }
@@ -108,14 +110,14 @@ TEST_CASE("loss of quorum: none answers: it is isolated; none configured: nobody
   SUBCASE("none answers") {
     bed.live();
     bed.quorate = false;
-    bed.loop.run_for(5s);
+    bed.loop.run_for(12s);
     CHECK(bed.response->state().reason().find("is isolated") != std::string::npos);
   }
   SUBCASE("none configured") {
     bed.addresses.clear();
     bed.live();
     bed.quorate = false;
-    bed.loop.run_for(5s);
+    bed.loop.run_for(12s);
     CHECK(bed.pinger.asked == 0);
     CHECK(bed.response->state().reason().find("no isolation addresses") != std::string::npos);
   }
@@ -145,7 +147,7 @@ TEST_CASE("loss of quorum: reboots only where that is configured, once, after th
     bed.reboot = reboot;
     bed.live();
     bed.quorate = false;
-    bed.loop.run_for(5s);
+    bed.loop.run_for(12s);
     CHECK(bed.restarts == 1);
     CHECK(bed.reboots == 0);
     bed.live();

@@ -44,7 +44,7 @@ on node3 sh -c 'echo back >"$1"' - "$volume/back"
 say "cut off again: no second restart so soon"
 again=$(life node3)
 for cable in private public; do lab cut node3 "$cable"; done
-wait_for 30 "node3 to stop" steps_to node3 stopped
+wait_for 100 "node3 to stop" steps_to node3 stopped
 [[ $(life node3) == "$again" ]] || die "csvd of node3 began anew once more"
 lab heal
 wait_for 60 "three votes" is_whole
