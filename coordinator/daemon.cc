@@ -371,6 +371,10 @@ class Csvd final : public Daemon {
     out.open_until = [this] { return membership_->open_until(); };
     out.answers_until = [this](NodeId node) { return membership_->answers_until(node); };
     out.process_gone = [this](NodeId node) { return membership_->process_gone(node); };
+    out.wanted = [this, name = volume.name] {
+      auto to = membership_->assigned(name);
+      return !to || !to->decided || to->node == config_.node;
+    };
     out.fenced = [this] { return membership_->fenced(); };
     out.out_of_reach = [this](NodeId node) { return membership_->out_of_reach(node); };
     if (voting_ != nullptr)

@@ -123,8 +123,11 @@ Expected<Json> node_status(const std::string& socket, const std::string& node) {
   auto voting = status.find("voting");
   if (voting == status.end() || !voting->is_object())
     return Error{Errc::refused, "the nodes of this cluster do not vote, so none can be fenced"};
-  for (const auto& each : voting->value("nodes", Json::array()))
-    if (each.value("name", "") == node || std::to_string(each.value("id", 0)) == node) return each;
+  auto nodes = voting->value("nodes", Json::array());
+  for (const auto& each : nodes)
+    if (each.value("name", "") == node) return each;
+  for (const auto& each : nodes)
+    if (std::to_string(each.value("id", 0)) == node) return each;
   return Error{Errc::refused, "the cluster has no node '" + node + "'"};
 }
 }  // namespace

@@ -70,7 +70,9 @@ Expected<Replica::Change> fence(const AdminRequest& request) {
         });
         if (fenced && !any_left)
           return refused("every other node is fenced already: nobody would be left to do anything");
-        next.nodes[id].fenced = fenced;
+        auto& node = next.nodes[id];
+        if (fenced && !node.fenced) ++node.fences;
+        node.fenced = fenced;
         return {};
       });
 }
@@ -198,8 +200,11 @@ std::string tag_text(const ClusterTag& tag) {
 }  // namespace
 
 Expected<NodeId> find_node(const Configuration& in, const std::string& text) {
+  // A name may be what another node's number is.
   for (const auto& [id, node] : in.nodes)
-    if (node.name == text || std::to_string(raw(id)) == text) return id;
+    if (node.name == text) return id;
+  for (const auto& [id, node] : in.nodes)
+    if (std::to_string(raw(id)) == text) return id;
   std::string known;
   for (const auto& [id, node] : in.nodes) known += (known.empty() ? "" : ", ") + node.name;
   return refused("the cluster has no node '" + text + "'; its nodes: " + known);

@@ -68,6 +68,7 @@ std::string encode(const Configuration& configuration) {
     one->set_drained(node.state == NodeState::drained);
     one->set_votes(node.votes);
     one->set_fenced(node.fenced);
+    one->set_fences(node.fences);
   }
   for (const auto& [name, volume] : configuration.volumes) {
     auto* one = out.add_volumes();
@@ -108,9 +109,9 @@ Expected<Configuration> decode(std::string_view bytes) {
   out.name = from.name();
   for (const auto& one : from.nodes()) {
     if (one.id() == 0 || one.id() > protocol::kMaxNode) return damaged("a node's number");
-    NodeRecord record{one.name(), one.address(),
-                      one.drained() ? NodeState::drained : NodeState::member, one.votes(),
-                      one.fenced()};
+    NodeRecord record{
+        one.name(),  one.address(), one.drained() ? NodeState::drained : NodeState::member,
+        one.votes(), one.fenced(),  one.fences()};
     if (!out.nodes.emplace(NodeId{static_cast<std::uint8_t>(one.id())}, std::move(record)).second)
       return damaged("one node twice");
   }

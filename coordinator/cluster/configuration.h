@@ -23,6 +23,7 @@ struct NodeRecord {
   bool votes = true;  ///< As the administrator said; what counts now is in the ballot.
   /// By command: it coordinates nothing, and no mount of it is let onto a volume.
   bool fenced = false;
+  std::uint64_t fences = 0;  ///< How often; what was proven of one fence says nothing of another.
   bool operator==(const NodeRecord&) const = default;
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 
 #include "coordinator/protocol/limits.h"
 #include "csvfs/base/toml_section.h"
@@ -291,7 +292,7 @@ Expected<Configuration> replaced(const Configuration& now, const Configuration& 
   // Nobody writes that down: only a command lets a node come back.
   for (auto& [id, node] : next.nodes)
     if (auto known = now.nodes.find(id); known != now.nodes.end())
-      node.fenced = known->second.fenced;
+      std::tie(node.fenced, node.fences) = std::pair{known->second.fenced, known->second.fences};
   next.heartbeat = wanted.heartbeat;
   next.policies = wanted.policies;
   std::map<std::string, VolumeRecord> volumes;

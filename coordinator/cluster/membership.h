@@ -1,8 +1,8 @@
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -91,7 +91,8 @@ class Membership {
   /// The engine's own heartbeats, on whatever networks it has, do not reach that node.
   [[nodiscard]] virtual bool out_of_reach(NodeId) const { return false; }
   /// Nodes that an administrator, or who acts for one, has fenced: no mount of theirs is let in.
-  [[nodiscard]] virtual std::set<NodeId> fenced() const { return {}; }
+  /// With the number of that fence of the node.
+  [[nodiscard]] virtual std::map<NodeId, std::uint64_t> fenced() const { return {}; }
   /// Taking the volume over has failed here, or has gone well: whether this node can do it.
   virtual void able(const std::string&, bool) {}
 };

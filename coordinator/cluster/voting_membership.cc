@@ -228,16 +228,18 @@ std::optional<TimePoint> VotingMembership::answers_until(NodeId node) const {
   return *last + with_.timing.over_after;
 }
 
-std::set<NodeId> VotingMembership::fenced() const {
-  std::set<NodeId> out;
+std::map<NodeId, std::uint64_t> VotingMembership::fenced() const {
+  std::map<NodeId, std::uint64_t> out;
   if (const auto* configuration = replica_->configuration())
     for (const auto& [node, record] : configuration->nodes)
-      if (record.fenced) out.insert(node);
+      if (record.fenced) out[node] = record.fences;
   return out;
 }
 
 bool VotingMembership::proven_off(NodeId node) const {
-  if (replica_->state() != Replica::State::formed || fenced().count(node) == 0) return false;
+  auto all = fenced();
+  auto fence = all.find(node);
+  if (replica_->state() != Replica::State::formed || fence == all.end()) return false;
   const auto& volumes = replica_->configuration()->volumes;
   return std::all_of(volumes.begin(), volumes.end(), [&](const auto& volume) {
     // Only whom the cluster has given it to: a former coordinator may have said so long ago.
@@ -248,7 +250,9 @@ bool VotingMembership::proven_off(NodeId node) const {
       return false;
     return std::any_of(said.volumes().begin(), said.volumes().end(), [&](const auto& one) {
       return one.name() == volume.first && one.serving() &&
-             std::find(one.off().begin(), one.off().end(), raw(node)) != one.off().end();
+             std::any_of(one.off().begin(), one.off().end(), [&](const auto& off) {
+               return off.node() == raw(node) && off.fence() == fence->second;
+             });
     });
   });
 }
@@ -269,7 +273,11 @@ void VotingMembership::note() {
     one->set_name(volume.name);
     one->set_mounted(volume.mounted);
     one->set_serving(beats_.own().count(volume.name) > 0);
-    for (auto node : volume.off) one->add_off(raw(node));
+    for (auto [node, fence] : volume.off) {
+      auto* off = one->add_off();
+      off->set_node(raw(node));
+      off->set_fence(fence);
+    }
     auto unable = unable_.find(volume.name);
     one->set_path(unable == unable_.end() || with_.loop->now() - unable->second > with_.able_again);
   }

@@ -30,7 +30,7 @@ class VotingMembership final : public Membership {
     std::string name;
     std::uint32_t mounted = 0;  ///< Uses of it on this node: a coordinator is best where these are.
     /// If this node coordinates it: fenced nodes of which nothing is left on the LUN.
-    std::set<NodeId> off = {};
+    std::map<NodeId, std::uint64_t> off = {};
   };
   struct Surroundings {
     Loop* loop = nullptr;
@@ -75,7 +75,7 @@ class VotingMembership final : public Membership {
   [[nodiscard]] std::optional<TimePoint> answers_until(NodeId node) const override;
   [[nodiscard]] bool process_gone(NodeId node) const override;
   [[nodiscard]] bool out_of_reach(NodeId node) const override;
-  [[nodiscard]] std::set<NodeId> fenced() const override;
+  [[nodiscard]] std::map<NodeId, std::uint64_t> fenced() const override;
   void able(const std::string& volume, bool yes) override;
 
   /// It is fenced, and whoever coordinates a volume has found nothing of it on its LUN since; of

@@ -209,8 +209,11 @@ Task<Service::Outcome> Service::layout(CallRef call) {
   auto session = call->session;
   InodeId inode{asked.inode()};
   auto kind = asked.write() ? Layouts::Kind::write : Layouts::Kind::read;
-  if (session->key == Key{})
-    co_return Error{Errc::refused, "the session has no admitted key to do I/O with"};
+  // It was asked for before the mount's way to the LUN was lost, and is repeated to a successor.
+  if (session->key == Key{}) {
+    if (asked.pages() == 0) co_return shipped_answer();
+    co_return Error{Errc::retry, "the session has no admitted key to do I/O with"};
+  }
   if (asked.offset() >= kMaxSize) co_return errno_error(EFBIG, "layout");
   auto range = blocks_of(asked.offset(),
                          std::clamp<std::uint64_t>(asked.length(), 1, kMaxSize - asked.offset()));
@@ -373,7 +376,7 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
     CSV_CO_CHECK(co_await drop_unknown_grants(inode));
     co_return true;
   }
-  if (missing) CSV_CO_CHECK(co_await make_stable(inode, std::move(pieces)));
+  if (missing) CSV_CO_CHECK(co_await make_stable(session, inode, std::move(pieces)));
   if (asked.end <= inside || !beyond) co_return true;
 
   auto from = std::max(asked.first, inside);
@@ -395,8 +398,9 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
 
 /// Pieces below the end that are holes or unwritten become written zeros: from then on their
 /// mapping cannot change under a write (A8).
-Task<Expected<void>> Service::make_stable(InodeId inode, std::vector<Mapping> pieces) {
-  CSV_CO_TRY(runs, co_await reserve(inode, holes_of(pieces)));
+Task<Expected<void>> Service::make_stable(SessionRef on_behalf, InodeId inode,
+                                          std::vector<Mapping> pieces) {
+  CSV_CO_TRY(runs, co_await reserve(on_behalf, inode, holes_of(pieces)));
   Gain gain;
   std::vector<Content::Extent> zeros;
   Handout handout{runs};
@@ -425,9 +429,9 @@ Task<Expected<void>> Service::make_stable(InodeId inode, std::vector<Mapping> pi
 Task<Expected<void>> Service::give_grant(SessionRef session, InodeId inode, Blocks hole,
                                          std::uint64_t least) {
   least = std::min(least, hole.count());
-  auto reserved = co_await reserve(inode, hole.count());
+  auto reserved = co_await reserve(session, inode, hole.count());
   if (!reserved && is_space_short(reserved.error()) && least < hole.count())
-    reserved = co_await reserve(inode, least);
+    reserved = co_await reserve(session, inode, least);
   if (!reserved) co_return reserved.error();
   auto runs = std::move(*reserved);
   std::uint64_t count = 0;
@@ -499,7 +503,8 @@ Task<Service::Outcome> Service::commit(CallRef call) {
 // ---------------------------------------------------------------------------- space
 
 /// Space in memory, or what there is after freeing what is about to become free.
-Task<Expected<std::vector<Run>>> Service::reserve(InodeId inode, std::uint64_t count) {
+Task<Expected<std::vector<Run>>> Service::reserve(SessionRef on_behalf, InodeId inode,
+                                                  std::uint64_t count) {
   if (count == 0) co_return std::vector<Run>{};
   for (int round = 0;; ++round) {
     auto body = [inode, count](Catalog& catalog) {
@@ -508,7 +513,7 @@ Task<Expected<std::vector<Run>>> Service::reserve(InodeId inode, std::uint64_t c
     auto freed_before = times_freed_;
     auto runs = co_await writer_.read(std::move(body));
     if (runs || !is_space_short(runs.error()) || round >= kFreeingRounds) co_return std::move(runs);
-    CSV_CO_TRY(freed, co_await free_space(freed_before));
+    CSV_CO_TRY(freed, co_await free_space(on_behalf, freed_before));
     if (!freed) co_return std::move(runs);
   }
 }
@@ -657,7 +662,7 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
   }
   auto image = *std::move(composed);
   if (runs.empty()) {
-    auto freed = co_await reserve(inode, holes_of(seen.map));
+    auto freed = co_await reserve(call->session, inode, holes_of(seen.map));
     if (!freed) co_return freed.error();
     runs = *std::move(freed);
   }
@@ -826,7 +831,7 @@ Task<Expected<void>> Service::fill_holes(SessionRef on_behalf, InodeId inode, Bl
       continue;
     }
     if (!is_space_short(progress.error()) || rounds++ >= kFreeingRounds) co_return progress.error();
-    CSV_CO_TRY(freed, co_await free_space(freed_before));
+    CSV_CO_TRY(freed, co_await free_space(on_behalf, freed_before));
     if (!freed) co_return progress.error();
   }
   co_return Expected<void>{};

@@ -37,6 +37,8 @@ class Fencing {
   /// The keys on the LUN. Errc::fenced if ours is not among them.
   Task<Expected<iscsi::KeyList>> keys();
 
+  /// One is under way: a LUN RESET may keep all commands waiting.
+  [[nodiscard]] bool busy() const { return busy_; }
   [[nodiscard]] std::uint64_t count() const { return count_; }
 
  private:

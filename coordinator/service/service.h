@@ -55,7 +55,7 @@ class Service final : public VolumeService {
   void on_stopped(Function<void(Error)> handler) override;
   Task<void> close() override;
   [[nodiscard]] Status status() const override;
-  [[nodiscard]] std::set<NodeId> off() const override { return off_; }
+  [[nodiscard]] std::map<NodeId, std::uint64_t> off() const override { return off_; }
   Task<Expected<CatalogCopied>> copy_catalog() override;
   [[nodiscard]] std::vector<cluster::StorageSign> signs() const override;
   [[nodiscard]] TimePoint reached() const override { return lun_reached_; }
@@ -260,10 +260,12 @@ class Service final : public VolumeService {
   Task<Outcome> claim_pages(CallRef call, InodeId inode, Blocks range);
   Task<Expected<bool>> prepare_write(SessionRef session, InodeId inode, Blocks asked,
                                      std::uint64_t size_seen);
-  Task<Expected<void>> make_stable(InodeId inode, std::vector<volume::Mapping> pieces);
+  Task<Expected<void>> make_stable(SessionRef on_behalf, InodeId inode,
+                                   std::vector<volume::Mapping> pieces);
   Task<Expected<void>> give_grant(SessionRef session, InodeId inode, Blocks hole,
                                   std::uint64_t least);
-  Task<Expected<std::vector<volume::Run>>> reserve(InodeId inode, std::uint64_t count);
+  Task<Expected<std::vector<volume::Run>>> reserve(SessionRef on_behalf, InodeId inode,
+                                                   std::uint64_t count);
   void cancel_reservation(std::vector<volume::Run> runs);
   Task<void> cancel_reservation_now(std::vector<volume::Run> runs);
   Task<Expected<void>> zero_bytes(InodeId inode, std::uint64_t from, std::uint64_t to);
@@ -295,7 +297,7 @@ class Service final : public VolumeService {
   Task<void> maintain();
   /// One round of making freed blocks free. False: there was nothing to be done, and nothing has
   /// become free since times_freed_ was `freed_before`.
-  Task<Expected<bool>> free_space(std::uint64_t freed_before);
+  Task<Expected<bool>> free_space(SessionRef on_behalf, std::uint64_t freed_before);
   Task<Expected<bool>> free_dying();
   Task<void> find_orphans();
   [[nodiscard]] bool openers_known() const;
@@ -357,7 +359,7 @@ class Service final : public VolumeService {
   bool freeing_ = false;  ///< One round of unmapping at a time.
   std::uint64_t times_freed_ = 0, times_reaped_ = 0;
   std::set<Key> foreign_seen_;  ///< Of other clusters; logged once.
-  std::set<NodeId> asked_off_,
+  std::map<NodeId, std::uint64_t> asked_off_,
       off_;  ///< Fenced when the keys were last looked at; found to be off.
 
   std::uint64_t recall_sequence_;
@@ -365,7 +367,7 @@ class Service final : public VolumeService {
   bool stopped_ = false, closing_ = false;
   TimePoint proven_until_;              ///< Our key was in force a term before.
   std::optional<TimePoint> slot_sent_;  ///< While the write of our slot is unanswered.
-  TimePoint lun_answered_;              ///< Any command of upkeep.
+  TimePoint lun_answered_;              ///< Any command of upkeep, or content.
   TimePoint lun_reached_;               ///< When the last one of them was sent.
   SlotWatch slots_;
   TimePoint own_write_answered_;  ///< The last of our own writes: the LUN answers us.

@@ -116,7 +116,11 @@ Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
   };
   CSV_CO_TRY(row, co_await writer_.change(std::move(make_row)));
   // Since: it may have been found to be off already.
-  if (is_fenced(node)) co_return fenced;
+  if (is_fenced(node)) {
+    auto end = [id = row.id](volume::Catalog& catalog) { return catalog.end_session(id); };
+    CSV_CO_CHECK(co_await writer_.change(std::move(end)));
+    co_return fenced;
+  }
   auto session = std::make_shared<Session>(loop_, row.id, node, hello.incarnation());
   session->slots_known = true;
   session->declared = session->settled = true;  // it holds nothing
@@ -413,6 +417,7 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
   // Its requests end: those that wait for somebody give up, the others come to their end. Only then
   // nothing of it can take effect any more.
   nudge_all();
+  reap_due_.notify();
   settled_.notify();
   file_locks_.end_waits(session->id);
   tell_lock_waiters();

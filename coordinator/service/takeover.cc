@@ -273,8 +273,11 @@ Task<Expected<void>> fence_the_dead(const Surroundings& around, Taken& taken) {
   co_return co_await on_writer<Expected<void>>(taken.tenure, std::move(forget));
 }
 
-/// A node that was left behind meanwhile must not fence those who go on.
+/// A node that was left behind meanwhile must not fence those who go on, nor one that waited for
+/// its way to the LUN whom the cluster has given the volume to since.
 Expected<void> may_go_on(const Surroundings& around) {
+  if (around.wanted && !around.wanted())
+    return Error{Errc::retry, "the cluster has given the volume to another node"};
   if (around.loop->now() < around.open_until()) return {};
   return Error{Errc::retry, "this node has no membership lease any more"};
 }

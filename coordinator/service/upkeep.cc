@@ -99,17 +99,19 @@ Task<Expected<void>> Service::sweep_once() {
 /// Nothing of a fenced node is let in any more, so what was not on the LUN when the keys were read,
 /// and is nowhere here now, does not come.
 void Service::look_who_is_off(const iscsi::KeyList& list) {
-  auto asked = std::exchange(asked_off_, around_.fenced ? around_.fenced() : std::set<NodeId>{});
+  auto asked =
+      std::exchange(asked_off_, around_.fenced ? around_.fenced() : decltype(asked_off_){});
   off_.clear();
-  for (auto node : asked_off_) {
-    if (asked.count(node) == 0) continue;  // perhaps only since the keys were read
-    bool left = std::any_of(list.keys.begin(), list.keys.end(), [&](Key key) {
-      auto parts = parts_of(key);
-      return parts.cluster == around_.cluster && parts.node == node;
-    });
+  for (auto [node, fence] : asked_off_) {
+    auto before = asked.find(node);
+    // Perhaps only since the keys were read, or again.
+    if (before == asked.end() || before->second != fence) continue;
+    bool left = false;
+    for (auto key : list.keys)
+      left = left || (parts_of(key).cluster == around_.cluster && parts_of(key).node == node);
     for (const auto& [id, session] : sessions_) left = left || session->node == node;
     for (const auto& [key, row] : admissions_) left = left || parts_of(key).node == node;
-    if (!left) off_.insert(node);
+    if (!left) off_[node] = fence;
   }
 }
 
@@ -163,7 +165,7 @@ Task<void> Service::watch_path() {
   for (;;) {
     co_await sleep(loop_, kPathLook);
     if (!serving()) co_return;
-    if (!slot_sent_ || !around_.reached_by_others) {
+    if (!slot_sent_ || !around_.reached_by_others || fencing_->busy()) {
       looks = 0;
       continue;
     }
@@ -245,7 +247,7 @@ Task<void> Service::maintain() {
     co_await writer_.maintain();
     // As long as there is something to free: whoever deletes much wants the space back.
     for (bool more = true; more && serving();) {
-      auto freed = co_await free_space(times_freed_);
+      auto freed = co_await free_space(nullptr, times_freed_);
       if (!freed) log::warning("freeing space: {}", freed.error().message());
       more = freed && *freed;
     }
@@ -258,7 +260,7 @@ Task<void> Service::maintain() {
   }
 }
 
-Task<Expected<bool>> Service::free_space(std::uint64_t freed_before) {
+Task<Expected<bool>> Service::free_space(SessionRef on_behalf, std::uint64_t freed_before) {
   // A file whose last name went a moment ago is not even being freed yet. Asked before the space is
   // looked at: a reaping that ends meanwhile would be seen by neither.
   bool reaping = reaping_goes_on();
@@ -269,7 +271,11 @@ Task<Expected<bool>> Service::free_space(std::uint64_t freed_before) {
   if (space.dying == 0 && !space.freeing) {
     // Nothing is left to free; but what was may have become free after the space was found short.
     if (!reaping) co_return times_freed_ != freed_before;
-    while (reaping_goes_on() && times_reaped_ == reaped_before) co_await reap_due_.wait();
+    // The reaping may wait for an answer of this very session, whose end waits for us.
+    auto ending = [&] { return on_behalf != nullptr && on_behalf->ending; };
+    while (reaping_goes_on() && times_reaped_ == reaped_before && !ending())
+      co_await reap_due_.wait();
+    if (ending()) co_return Error{Errc::session_ended, "the session has ended"};
     co_return true;
   }
   if (space.freeing) co_await writer_.maintain();

@@ -120,7 +120,10 @@ void Service::stop(Error why) {
 }
 
 Expected<void> Service::judge(Expected<void> io) {
-  if (io) return io;
+  if (io) {
+    lun_answered_ = loop_.now();
+    return io;
+  }
   auto why = io.error();
   // The thin LUN's space, not the volume's: no error of whoever asked. It asks again, and meanwhile
   // somebody may have deleted something, or given the LUN more (docs/mount.md).

@@ -63,8 +63,10 @@ struct Surroundings {
   std::function<std::optional<TimePoint>(NodeId)> answers_until;
   /// The csvd that coordinated on that node has ended for certain.
   std::function<bool(NodeId)> process_gone;
-  /// Nodes whose mounts are not let in, and are thrown out.
-  std::function<std::set<NodeId>()> fenced;
+  /// Whether this node shall still coordinate the volume, as far as it knows; none: it shall.
+  std::function<bool()> wanted;
+  /// Nodes whose mounts are not let in, and are thrown out; with the number of that fence.
+  std::function<std::map<NodeId, std::uint64_t>()> fenced;
   /// The cluster does not hear that node at all, not only its csvd.
   std::function<bool(NodeId)> out_of_reach;
   /// The volume's LUN has answered a command that another node sent no earlier than this; none:
@@ -151,7 +153,7 @@ class VolumeService {
   virtual Task<Expected<CatalogCopied>> copy_catalog();
   /// Of the nodes that are fenced now, those of which the last look at the LUN's keys has found
   /// nothing: no session, no admission and no key. None comes before they are fenced no more.
-  [[nodiscard]] virtual std::set<NodeId> off() const { return {}; }
+  [[nodiscard]] virtual std::map<NodeId, std::uint64_t> off() const { return {}; }
   [[nodiscard]] virtual Epoch epoch() const = 0;
   [[nodiscard]] virtual Key key() const = 0;
 };

@@ -114,7 +114,11 @@ TEST_CASE("cluster requests: a node is fenced, and let back in") {
   auto move = request("volume_move", "n1");
   move.volume = "v";
   CHECK(has(refusal(move, fenced), "csvctl node unfence"));
-  CHECK(made(request("node_unfence", "n1"), fenced) == three());
+  CHECK(fenced.nodes[id(1)].fences == 1);
+  auto back = made(request("node_unfence", "n1"), fenced);
+  CHECK(!back.nodes[id(1)].fenced);
+  CHECK(made(request("node_fence", "n1"), back).nodes[id(1)].fences == 2);
+  CHECK(made(request("node_fence", "n1"), fenced) == fenced);
   CHECK(has(refusal(request("node_fence", "x")), "no node 'x'"));
   fenced.nodes[id(2)].fenced = true;
   CHECK(has(refusal(request("node_fence", "3"), fenced), "nobody would be left"));

@@ -152,6 +152,10 @@ Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over() {
   };
   with.answers_until = [this](NodeId node) { return membership_->answers_until(node); };
   with.process_gone = [this](NodeId node) { return membership_->process_gone(node); };
+  with.wanted = [this] {
+    auto to = membership_->assigned(Cluster::kVolume);
+    return !to || !to->decided || to->node == Cluster::id(node_);
+  };
   with.fenced = [this] { return membership_->fenced(); };
   with.out_of_reach = [this](NodeId node) { return membership_->out_of_reach(node); };
   if (voting_ != nullptr)
