@@ -273,9 +273,8 @@ class Csvd final : public Daemon {
     with.remember = [file = places.restarted](bool restarted) { remember(file, restarted); };
     // Posted: a restart takes away what has called.
     with.restart = [this, restart = places.restart] {
-      loop_.post([this, restart] {
-        if (!closed_) restart();
-      });
+      restart_ = restart;
+      loop_.post([this] { restart_if_due(); });
     };
     with.reboot = [this, reboot = places.reboot] {
       loop_.post([reboot] {
@@ -287,6 +286,23 @@ class Csvd final : public Daemon {
     bool restarted = ::access(places.restarted.c_str(), F_OK) == 0;
     loss_ = std::make_unique<cluster::LossResponse>(std::move(with), rules, restarted);
   }
+
+  /// Whoever waits for the answer to a command gets it first. A quorum may be back by then.
+  void restart_if_due() {
+    if (!restart_ || commands_ > 0 || closed_) return;
+    auto restart = std::exchange(restart_, nullptr);
+    if (loss_ && loss_->state().step() == cluster::QuorumLoss::Step::restarting) restart();
+  }
+  struct Command {
+    explicit Command(Csvd* csvd) : of{csvd} { ++of->commands_; }
+    Command(const Command&) = delete;
+    Command& operator=(const Command&) = delete;
+    ~Command() {
+      --of->commands_;
+      if (!of->closed_) of->loop_.post([csvd = of] { csvd->restart_if_due(); });
+    }
+    Csvd* of;
+  };
 
   static void remember(const std::string& file, bool restarted) {
     if (!restarted) {
@@ -537,6 +553,7 @@ class Csvd final : public Daemon {
   /// Answers once the node is proven to be off.
   Task<void> fence(cluster::Replica::Change change, std::string node,
                    admin::AdminServer::Answer answer) {
+    Command under_way{this};
     auto task = voting_->replica().propose(std::move(change), kCommandPatience);
     auto made = co_await task;
     auto id = made ? admin::find_node(*voting_->replica().configuration(), node)
@@ -554,6 +571,7 @@ class Csvd final : public Daemon {
 
   Task<void> set_witness(cluster::WitnessRecord record, cluster::Replica::Change change,
                          admin::AdminServer::Answer answer) {
+    Command under_way{this};
     // Before anything is written there: whether the cluster would have it.
     if (const auto* now = voting_->replica().configuration()) {
       auto tried = *now;
@@ -567,6 +585,7 @@ class Csvd final : public Daemon {
   }
 
   Task<void> change_cluster(cluster::Replica::Change change, admin::AdminServer::Answer answer) {
+    Command under_way{this};
     auto task = voting_->replica().propose(std::move(change), kCommandPatience);
     auto result = co_await task;
     if (!result && voting_->replica().state() != cluster::Replica::State::formed)
@@ -577,6 +596,7 @@ class Csvd final : public Daemon {
   }
 
   Task<void> force(admin::AdminServer::Answer answer) {
+    Command under_way{this};
     auto task = voting_->replica().force(kCommandPatience);
     auto result = co_await task;
     answer(answer_of(result));
@@ -684,6 +704,8 @@ class Csvd final : public Daemon {
   std::unique_ptr<protocol::Transport::Listener> listener_;
   std::map<NodeId, bool> present_;  ///< Of the peers, as was last said.
   Function<void()> closed_;
+  std::function<void()> restart_;  ///< Wanted, and not done yet.
+  int commands_ = 0;               ///< Of administrators, under way.
   Signal membership_changed_{loop_};
   TaskScope tasks_;
 };
