@@ -269,6 +269,9 @@ struct ScriptedTarget::Connection {
   void respond(std::uint32_t itt, const Options& options, const Command& command) {
     const auto* cdb = command.cdb.data();
     auto illegal = [&](std::uint16_t code) { respond_status(itt, sense(5, code)); };
+    auto beyond = [&](std::uint64_t offset, std::uint64_t length) {
+      return length > target.disk_.size() || offset > target.disk_.size() - length;
+    };
     auto data_of = [&](std::vector<std::byte> answer, std::size_t allocation) {
       auto missing = allocation > answer.size() ? allocation - answer.size() : 0;
       answer.resize(std::min(answer.size(), allocation));
@@ -311,6 +314,7 @@ struct ScriptedTarget::Connection {
       case 0x88: {
         auto [offset, length] = range(options, command);
         std::lock_guard lock{target.mutex_};
+        if (beyond(offset, length)) return illegal(0x2100);
         return respond_data(itt,
                             {target.disk_.begin() + static_cast<std::ptrdiff_t>(offset),
                              target.disk_.begin() + static_cast<std::ptrdiff_t>(offset + length)});
@@ -319,6 +323,7 @@ struct ScriptedTarget::Connection {
       case 0x8a: {
         auto [offset, length] = range(options, command);
         std::lock_guard lock{target.mutex_};
+        if (beyond(offset, length)) return illegal(0x2100);
         std::copy_n(command.out.begin(), std::min<std::size_t>(length, command.out.size()),
                     target.disk_.begin() + static_cast<std::ptrdiff_t>(offset));
         return respond_status(itt, status(0));

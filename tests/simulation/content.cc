@@ -202,7 +202,7 @@ void LogContent::end(Stamp stamp, Duration now) { records_[stamp].ended = now; }
 
 std::optional<std::string> LogContent::judge(std::span<const std::byte> all, Duration since) {
   ++looks_;
-  if (all.size() < known_.size() || std::memcmp(all.data(), known_.data(), known_.size()) != 0) {
+  if (all.size() < known_.size() || !std::equal(known_.begin(), known_.end(), all.begin())) {
     known_.clear();
     order_.clear();
   }
