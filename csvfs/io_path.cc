@@ -516,7 +516,6 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     how.session = file->session;
     how.bulk = part;
     how.interrupt = done == 0 ? interrupt : nullptr;
-    auto verifier = verifier_;
     CSV_CO_TRY(answer, co_await client_->call(std::move(request), how));
     const auto& written = answer.reply.written();
     if (written.length() == 0 || written.length() > part.size())
@@ -525,8 +524,8 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     if (written.has_attr()) file->size = written.attr().size();
     if (!written.durable()) {
       written_volatile(file);
-      // Answered perhaps before the loss that we have heard of meanwhile.
-      if (verifier != verifier_) lost_.insert(file->inode);
+      // Executed before a loss that we have heard of since, and answered only now.
+      if (written.verifier() != verifier_.value_or(0)) lost_.insert(file->inode);
     }
     done += written.length();
     ++counters_->redirected_writes;

@@ -694,7 +694,7 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
     cancel_reservation(std::move(runs));
     co_return done.error();
   }
-  auto body = [call, inode, offset, length, end, gain, joins,
+  auto body = [call, inode, offset, length, end, gain, joins, verifier = verifier_,
                now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
     CSV_TRY(gain.apply(catalog, inode));
     auto attr = CSV_TRY(catalog.attr(inode));
@@ -706,6 +706,7 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
     written.set_offset(offset);
     written.set_length(static_cast<std::uint32_t>(length));
     written.set_durable(joins);
+    written.set_verifier(verifier);
     fill(*written.mutable_attr(), attr);
     return reply;
   };

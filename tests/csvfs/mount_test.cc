@@ -486,6 +486,26 @@ TEST_CASE(
     CHECK(told.error().message().find("lost power") != std::string::npos);
     CHECK(world.wait(mount.sync(lost.handle)));
   }
+  SUBCASE("what waited for the next coordinator was written after the loss") {
+    // Two nodes that write into the same block do it through the coordinator.
+    auto& other = world.mount(1);
+    auto theirs = open(world, other, "kept");
+    for (int round = 0; round < 4; ++round) {
+      write(world, other, theirs.handle, 10, pattern(20, 8));
+      write(world, mount, kept.handle, 100, pattern(50, 9));
+    }
+    REQUIRE(world.wait(mount.sync(kept.handle)));
+    auto before = mount.counters().redirected_writes;
+    world.crash_coordinator();
+    auto data = pattern(50, 7);
+    auto waiting = world.begin(mount.write(kept.handle, 100, data, {}));
+    world.post([&] { world.disk().power_loss(chance); });
+    world.take_over();
+    REQUIRE(waiting->get());
+    REQUIRE(mount.counters().redirected_writes > before);
+    CHECK(world.wait(mount.sync(kept.handle)));
+    CHECK(read(world, mount, kept.handle, 100, 50) == data);
+  }
   SUBCASE("a second loss takes what was written after the first") {
     for (int round = 0; round < 2; ++round) {
       world.crash_coordinator();

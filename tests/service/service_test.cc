@@ -1206,6 +1206,40 @@ TEST_CASE("takeover: one that fails does not hide that the target has lost its c
   CHECK(c.verifier() == 1);
 }
 
+TEST_CASE("write: an answer that is repeated after a loss of power is known for what it is") {
+  World world{iscsi::RamDiskOptions{.write_cache = true, .aptpl = false}};
+  Client a{world, 1, 11};
+  std::uint64_t file = 0, id = 0;
+  auto over_written = [&] {
+    wire::Request request;
+    request.mutable_write()->set_inode(file);
+    return a.send(a.prepared(request, 0), bytes_of("over"));
+  };
+  {
+    Coordinator former{world, 1};
+    REQUIRE(!a.connect(former).code());
+    a.admit();
+    file = a.create("f");
+    REQUIRE(a.write(file, 0, std::string(8192, 'x')).failure().code() == 0);
+    id = over_written();
+    auto answer = a.wait(id).written();
+    CHECK(!answer.durable());
+    CHECK(answer.verifier() == 0);
+    world.run([&] { world.disk->power_loss(world.random); });
+    for (int i = 0; i < 500 && !former.stopped(); ++i) pause(std::chrono::milliseconds{10});
+    REQUIRE(former.stopped());
+  }
+  Coordinator next{world, 1};
+  REQUIRE(!a.connect(next).code());
+  REQUIRE(a.verifier() == 1);
+  a.send_again(id);
+  for (int i = 0; i < 500 && a.answers(id) < 2; ++i) pause(std::chrono::milliseconds{10});
+  REQUIRE(a.answers(id) == 2);
+  CHECK(a.wait(id).written().verifier() == 0);
+  a.resume_done();
+  CHECK(a.wait(over_written()).written().verifier() == 1);
+}
+
 TEST_CASE("commit: what was written before the target lost its cache is written again") {
   World world{iscsi::RamDiskOptions{.write_cache = true, .aptpl = false}};
   Client a{world, 1, 11};
