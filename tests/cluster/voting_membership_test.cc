@@ -23,25 +23,31 @@ struct NoStore final : ConfigurationStore {
   void save(const Kept&, Function<void(Expected<void>)>) override {}
 };
 
-}  // namespace
-
-TEST_CASE("voting membership: a csvd that starts again knows the peers it had before it forms") {
+struct Bed {
+  Bed() {
+    with.loop = &loop;
+    with.transport = &network;
+    with.engine = &engine;
+    with.store = &store;
+    with.node = NodeId{1};
+    with.endpoint = "node1";
+    with.incarnation = 1;
+    with.volumes = [] { return std::vector<VotingMembership::LocalVolume>{}; };
+    with.changed = [] {};
+  }
   ManualLoop loop;
   protocol::MemoryTransport network{loop};
   SilentEngine engine;
   NoStore store;
   VotingMembership::Surroundings with;
-  with.loop = &loop;
-  with.transport = &network;
-  with.engine = &engine;
-  with.store = &store;
-  with.node = NodeId{1};
-  with.endpoint = "node1";
-  with.incarnation = 1;
-  with.volumes = [] { return std::vector<VotingMembership::LocalVolume>{}; };
-  with.changed = [] {};
+};
+
+}  // namespace
+
+TEST_CASE("voting membership: a csvd that starts again knows the peers it had before it forms") {
+  Bed bed;
   SUBCASE("and none are written down for it") {}
-  SUBCASE("and others are written down for it") { with.peers = {{NodeId{7}, "old", "old"}}; }
+  SUBCASE("and others are written down for it") { bed.with.peers = {{NodeId{7}, "old", "old"}}; }
   Configuration first;
   first.cluster = 4711;
   first.tag = {0, 65, 1};
@@ -50,9 +56,9 @@ TEST_CASE("voting membership: a csvd that starts again knows the peers it had be
     first.nodes[NodeId{static_cast<std::uint8_t>(i)}] = {name, name};
     first.ballot.now.nodes[NodeId{static_cast<std::uint8_t>(i)}] = 1;
   }
-  with.kept.configuration = first;
-  VotingMembership membership{std::move(with)};
-  loop.run_for(1s);
+  bed.with.kept.configuration = first;
+  VotingMembership membership{std::move(bed.with)};
+  bed.loop.run_for(1s);
   auto peers = membership.peers();
   REQUIRE(peers.size() == 2);
   CHECK(peers[0].id == NodeId{2});
@@ -60,23 +66,10 @@ TEST_CASE("voting membership: a csvd that starts again knows the peers it had be
 }
 
 TEST_CASE("voting membership: a node without a configuration reaches for whom it is told of") {
-  ManualLoop loop;
-  protocol::MemoryTransport network{loop};
-  SilentEngine engine;
-  NoStore store;
-  VotingMembership::Surroundings with;
-  with.loop = &loop;
-  with.transport = &network;
-  with.engine = &engine;
-  with.store = &store;
-  with.node = NodeId{1};
-  with.endpoint = "node1";
-  with.incarnation = 1;
-  with.volumes = [] { return std::vector<VotingMembership::LocalVolume>{}; };
-  with.changed = [] {};
-  with.peers = {{NodeId{7}, "node7", "node7"}};
-  VotingMembership membership{std::move(with)};
-  loop.run_for(1s);
+  Bed bed;
+  bed.with.peers = {{NodeId{7}, "node7", "node7"}};
+  VotingMembership membership{std::move(bed.with)};
+  bed.loop.run_for(1s);
   REQUIRE(membership.peers().size() == 1);
   CHECK(membership.peers()[0].id == NodeId{7});
 }

@@ -37,6 +37,21 @@ if obstacle=$(obstacle); then :; else
   exit 77
 fi
 
+# Of tests with nodes that vote, first of all: a corosync on every node, or a word on why not.
+with_corosync() {
+  local obstacle
+  if ! obstacle=$(lab_obstacle corosync); then
+    echo "skipped: the lab $obstacle"
+    exit 77
+  fi
+  export CSVFS_LAB_ENGINE=corosync
+}
+# All three are here, and know it.
+is_whole() { local each; for each in node1 node2 node3; do [[ $(on "$each" csvctl cluster status --json 2>/dev/null | grep -c '"counts": 1') == 3 ]] || return 1; done; }
+# is_direct NODE: its mount; coordinated_by NODE COORDINATOR: as NODE sees it.
+is_direct() { [[ $(on "$1" csvctl status --json 2>/dev/null | grep -c '"mode": "direct"') == 1 ]]; }
+coordinated_by() { on "$1" csvctl status --json 2>/dev/null | grep -q "\"coordinator_node\": *${2#node}\b"; }
+
 # cluster_up [SIZE]: three nodes that have mounted a new volume.
 cluster_up() {
   lab up --nodes 3 --size "${1:-2G}"

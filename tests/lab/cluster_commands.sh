@@ -2,11 +2,7 @@
 # The cluster's commands as an administrator gives them, right and wrong: what they do, what they say, and what they end with.
 source "$(dirname "$0")/cluster.sh"
 
-if obstacle=$(lab_obstacle corosync); then :; else
-  echo "skipped: the lab $obstacle"
-  exit 77
-fi
-export CSVFS_LAB_ENGINE=corosync
+with_corosync
 
 # ends CODE WORDS NODE COMMAND...: csvctl ends with CODE and says WORDS.
 ends() {

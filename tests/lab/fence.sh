@@ -2,11 +2,7 @@
 # A node is fenced by command, as Pacemaker does it: what it still sends is refused by the target, and it comes back without a reboot.
 source "$(dirname "$0")/cluster.sh"
 
-if obstacle=$(lab_obstacle corosync); then :; else
-  echo "skipped: the lab $obstacle"
-  exit 77
-fi
-export CSVFS_LAB_ENGINE=corosync
+with_corosync
 agent=$csvfs_root/packaging/fence_csv
 program=$(dirname "$(realpath "${BASH_SOURCE[0]}")")/voting.py
 
@@ -14,9 +10,7 @@ program=$(dirname "$(realpath "${BASH_SOURCE[0]}")")/voting.py
 fences() { local code=0; printf 'action=%s\nplug=%s\n' "$1" "$2" | on node1 python3 "$agent" >"$work/said" 2>&1 || code=$?; echo "$code"; }
 is() { [[ $(fences "$2" "$3") == "$1" ]] || die "fence_csv $2 of $3 did not end with $1: $(<"$work/said")"; }
 keys_of() { on node1 csvctl reservation show iscsi://10.77.0.1:3260/iqn.2026-01.org.csvfs.lab:san/1 --json | grep -c "\"node\": *${1#node}\b"; }
-is_direct() { [[ $(on "$1" csvctl status --json 2>/dev/null | grep -c '"mode": "direct"') == 1 ]]; }
 says() { on "$1" csvctl status 2>/dev/null | grep -qF -- "$2"; }
-coordinated_by() { on "$1" csvctl status --json 2>/dev/null | grep -q "\"coordinator_node\": *${2#node}\b"; }
 writes() { # node3 writes directly, until it cannot
   touch -d @0 "$work/last"
   begin "$1" on node3 python3 "$program" touch "$volume/image" "$work/last"
@@ -77,7 +71,6 @@ is 1 monitor node3
 is 1 off node3
 lab heal
 wait_for 60 "the mount of node1" is_direct node1
-is_whole() { on node1 csvctl cluster status | grep -qF 'here: 3 of 3'; }
 wait_for 60 "three votes" is_whole
 is 0 on node3
 wait_for 60 "the mount of node3" is_direct node3

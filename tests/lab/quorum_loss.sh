@@ -3,14 +3,8 @@
 # its reason, answers csvctl, and serves again when there is a quorum. Nothing is rebooted: that is not configured here.
 source "$(dirname "$0")/cluster.sh"
 
-if obstacle=$(lab_obstacle corosync); then :; else
-  echo "skipped: the lab $obstacle"
-  exit 77
-fi
-export CSVFS_LAB_ENGINE=corosync
+with_corosync
 
-is_whole() { local each; for each in node1 node2 node3; do [[ $(on "$each" csvctl cluster status --json 2>/dev/null | grep -c '"counts": 1') == 3 ]] || return 1; done; }
-is_direct() { [[ $(on "$1" csvctl status --json 2>/dev/null | grep -c '"mode": "direct"') == 1 ]]; }
 without() { on "$1" csvctl cluster status --json 2>/dev/null | python3 -c 'import json, sys; print(json.load(sys.stdin)["without_quorum"][sys.argv[1]])' "$2"; }
 steps_to() { [[ $(without "$1" step) == "$2" ]]; }
 life() { on "$1" csvctl status --json 2>/dev/null | python3 -c 'import json, sys; print(json.load(sys.stdin)["incarnation"])'; }

@@ -5,11 +5,7 @@
 # Usage: survival.sh [NODES...]     each a number of nodes, with a w behind it if there is a witness; all without
 source "$(dirname "$0")/cluster.sh"
 
-if obstacle=$(lab_obstacle corosync); then :; else
-  echo "skipped: the lab $obstacle"
-  exit 77
-fi
-export CSVFS_LAB_ENGINE=corosync
+with_corosync
 
 status() { on "$1" csvctl cluster status --json 2>/dev/null; }
 # ask NODE EXPRESSION: of what the node says of its cluster, s.

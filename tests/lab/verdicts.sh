@@ -3,22 +3,15 @@
 # storage which all lose is nobody's fault.
 source "$(dirname "$0")/cluster.sh"
 
-if obstacle=$(lab_obstacle corosync); then :; else
-  echo "skipped: the lab $obstacle"
-  exit 77
-fi
-export CSVFS_LAB_ENGINE=corosync
+with_corosync
 program=$(dirname "$(realpath "${BASH_SOURCE[0]}")")/voting.py
 
-is_whole() { local each; for each in node1 node2 node3; do [[ $(on "$each" csvctl cluster status --json 2>/dev/null | grep -c '"counts": 1') == 3 ]] || return 1; done; }
-is_direct() { [[ $(on "$1" csvctl status --json 2>/dev/null | grep -c '"mode": "direct"') == 1 ]]; }
 coordinator() { on "$1" csvctl status --json 2>/dev/null | python3 -c 'import json, sys; print(json.load(sys.stdin)["volumes"][0]["coordinator_node"])'; }
 # finding WHO ABOUT: as WHO sees node number ABOUT.
 finding() { on "$1" csvctl cluster status --json 2>/dev/null | python3 -c 'import json, sys
 for node in json.load(sys.stdin)["nodes"]:
     if node["id"] == int(sys.argv[1]): print((node["verdict"] or {"finding": "none"})["finding"])' "$2"; }
 finds() { [[ $(finding "$1" "$2") == "$3" ]]; }
-# fences WHO: how often the volume's coordinator has fenced, counted since its takeover.
 events_of() { on "$1" csvctl events --json 2>/dev/null | grep -c -- "$2" || true; }
 
 cluster_up 1G

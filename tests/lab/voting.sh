@@ -2,17 +2,10 @@
 # Nodes that vote: whatever one of them does, the others go on by themselves, and whoever was left behind stops.
 source "$(dirname "$0")/cluster.sh"
 
-if obstacle=$(lab_obstacle corosync); then :; else
-  echo "skipped: the lab $obstacle"
-  exit 77
-fi
-export CSVFS_LAB_ENGINE=corosync
+with_corosync
 program=$(dirname "$(realpath "${BASH_SOURCE[0]}")")/voting.py
 
-coordinated_by() { on "$1" csvctl status --json 2>/dev/null | grep -q "\"coordinator_node\": *${2#node}\b"; }
 says() { on "$1" csvctl cluster status 2>/dev/null | grep -qF -- "$2"; }
-is_whole() { local each; for each in node1 node2 node3; do [[ $(on "$each" csvctl cluster status --json 2>/dev/null | grep -c '"counts": 1') == 3 ]] || return 1; done; }
-is_direct() { [[ $(on "$1" csvctl status --json 2>/dev/null | grep -c '"mode": "direct"') == 1 ]]; }
 
 # fails NAME NAMES_MS DIRECT_MS NODES DURATION COMMAND...: with programs at work on NODES the COMMAND is done; none of them waits longer.
 fails() {

@@ -2,11 +2,7 @@
 # Two nodes and a disk witness: of two halves exactly one goes on, and one node goes on alone.
 source "$(dirname "$0")/cluster.sh"
 
-if obstacle=$(lab_obstacle corosync); then :; else
-  echo "skipped: the lab $obstacle"
-  exit 77
-fi
-export CSVFS_LAB_ENGINE=corosync
+with_corosync
 witness=disk:iscsi://10.77.0.1:3260/iqn.2026-01.org.csvfs.lab:san/2
 
 status() { on "$1" csvctl cluster status --json 2>/dev/null; }

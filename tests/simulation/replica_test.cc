@@ -136,6 +136,20 @@ struct Bed {
     result = done;
   }
 
+  /// An administrator's word on one node.
+  Expected<void> force(std::size_t node) {
+    std::optional<Expected<void>> result;
+    auto& life = *lives[node];
+    life.loop.enter([&] { life.tasks.spawn(ask_to_force(*life.replica, result)); });
+    REQUIRE(run_until([&] { return result.has_value(); }));
+    return *result;
+  }
+  static Task<void> ask_to_force(Replica& replica, std::optional<Expected<void>>& result) {
+    auto task = replica.force(5s);
+    auto done = co_await task;
+    result = done;
+  }
+
   World world;
   Group group;
   std::vector<Kept> disks;
@@ -306,17 +320,7 @@ TEST_CASE("replica: a minority goes on by force, and the others join it, not the
   REQUIRE(bed.run_until([&] { return !bed.formed(0) && bed.settled(1); }));
   bed.run_for(3s);
   CHECK(bed.change(1, add_volume("of_the_majority")));
-  std::optional<Expected<void>> forced;
-  auto& life = *bed.lives[0];
-  life.loop.enter([&] {
-    life.tasks.spawn([](Replica& replica, std::optional<Expected<void>>& result) -> Task<void> {
-      auto task = replica.force(5s);
-      auto done = co_await task;
-      result = done;
-    }(*life.replica, forced));
-  });
-  REQUIRE(bed.run_until([&] { return forced.has_value(); }));
-  CHECK(*forced);
+  REQUIRE(bed.force(0));
   CHECK(bed.change(0, add_volume("forced")));
   bed.group.join_all();
   REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
@@ -458,17 +462,7 @@ TEST_CASE("replica: members who do not heed that a configuration was forced are 
     bed.group.part(id(0), id(2));
     REQUIRE(bed.run_until([&] { return !bed.formed(0) && bed.settled(1); }));
     bed.run_for(3s);
-    std::optional<Expected<void>> forced;
-    auto& life = *bed.lives[0];
-    life.loop.enter([&] {
-      life.tasks.spawn([](Replica& replica, std::optional<Expected<void>>& result) -> Task<void> {
-        auto task = replica.force(5s);
-        auto done = co_await task;
-        result = done;
-      }(*life.replica, forced));
-    });
-    REQUIRE(bed.run_until([&] { return forced.has_value(); }));
-    REQUIRE(*forced);
+    REQUIRE(bed.force(0));
     CHECK(bed.change(0, add_volume("forced")));
     // The others form anew meanwhile, and have the higher epoch.
     for (int again = 0; again < 3; ++again) {
