@@ -163,6 +163,13 @@ Expected<LunDescription> BlockDevice::describe() {
   }
   if (!*asked) return asked->error().within(path_);
   auto found = *std::move(*asked);
+  // All processes of this machine have one initiator's name there, or one port's: a fence of one of
+  // them would not keep out what its device still has queued (docs/targets.md).
+  if (found.profile.name_is_nexus)
+    return Error{Errc::refused,
+                 path_ +
+                     " is a LUN of LIO, which tells apart initiators by name only, and not the "
+                     "processes of one machine: use it by iscsi://HOST:PORT/TARGET/LUN"};
   // What the kernel made of it is what we get: its limits, its size, its view of the cache.
   found.geometry = lun.geometry;
   found.profile.write_protected = found.profile.write_protected || read_only_;

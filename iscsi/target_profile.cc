@@ -70,6 +70,10 @@ Task<Expected<bool>> conflicts(ScsiAsker& asker, Cdb cdb, std::span<std::byte> i
   co_return said.error() == Errc::reservation_conflict;
 }
 
+bool is_lio(const TargetProfile& profile) {
+  return profile.vendor == "LIO-ORG" || profile.identity.starts_with("naa.6001405");
+}
+
 /// Whether a reservation is applied to WRITE SAME and UNMAP, where one is in force that keeps this
 /// nexus from reading. Neither probe can change anything: one lies beyond the end of the LUN, the
 /// other names no blocks.
@@ -86,6 +90,8 @@ Task<Expected<void>> check_guarded(ScsiAsker& asker, LunDescription& lun) {
     std::vector<std::byte> zeroes(lun.geometry.block_size);
     CSV_CO_TRY(guarded, co_await conflicts(asker, write_same_cdb(beyond, 1), {}, zeroes));
     if (!guarded) lun.profile.write_same = false;
+  } else if (!is_lio(lun.profile)) {  // of which it is known
+    lun.profile.write_same = false;
   }
 
   CSV_CO_TRY(guarded, co_await conflicts(asker, unmap_cdb(0), {}, {}));
@@ -107,7 +113,7 @@ void apply_quirks(TargetProfile& profile) {
   // LIO keeps for each initiator's name and LUN whether "it" is registered, and lets commands pass
   // by that; and its PREEMPT AND ABORT looks for commands by the key of whoever held the
   // reservation when they came, so that it ends those of the holder only.
-  if (profile.vendor == "LIO-ORG" || profile.identity.starts_with("naa.6001405")) {
+  if (is_lio(profile)) {
     profile.name_is_nexus = true;
     profile.preempt_and_abort = false;
   }

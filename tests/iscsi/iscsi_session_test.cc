@@ -514,14 +514,25 @@ TEST_CASE("who is kept out tries whether WRITE SAME is, too, and does not use it
   }
 }
 
+static Target::Answer lio_inquiry() {
+  std::string text{"\0\0\x05\x02\x1f\0\0\x02LIO-ORG disk1           4.0 ", 36};
+  std::vector<std::byte> answer(36);
+  std::memcpy(answer.data(), text.data(), text.size());
+  return Target::with(std::move(answer));
+}
+
 TEST_CASE("a probe of WRITE SAME says nothing where a place beyond the end is refused first") {
+  bool lio = false;
+  SUBCASE("so it is not used") {}
+  SUBCASE("but with LIO, of which it is known") { lio = true; }
   Bench bench{[&](const Target::Command& command) {
+    if (lio && command.opcode() == kInquiry && (command.cdb[1] & 1) == 0) return lio_inquiry();
     bool beyond = command.cdb[8] == 0x80 || command.cdb[4] == 0x80;
     if (command.opcode() == kRead && !beyond) return Target::status(0x18);
     if (beyond) return Target::sense(5, 0x2100);
     return command.opcode() == 0x42 ? Target::status(0x18) : Target::good();
   }};
-  CHECK(bench.lun->profile().write_same);
+  CHECK(bench.lun->profile().write_same == lio);
 }
 
 TEST_CASE("a size that only registrants are told is asked for when we are one") {
@@ -549,10 +560,7 @@ TEST_CASE("a size that only registrants are told is asked for when we are one") 
 TEST_CASE("of LIO each session takes a name of its own, and it is fenced with PREEMPT and reset") {
   auto script = [](const Target::Command& command) {
     if (command.opcode() != kInquiry || (command.cdb[1] & 1) != 0) return Target::good();
-    std::string text{"\0\0\x05\x02\x1f\0\0\x02LIO-ORG disk1           4.0 ", 36};
-    std::vector<std::byte> answer(36);
-    std::memcpy(answer.data(), text.data(), text.size());
-    return Target::with(std::move(answer));
+    return lio_inquiry();
   };
   LunOptions options;
   options.initiator = "iqn.2026-01.org.csvfs.test:node1";
