@@ -696,6 +696,7 @@ class Csvd final : public Daemon {
   cluster::IcmpPinger pinger_{loop_};
   std::unique_ptr<cluster::ConfigurationStore> store_;
   std::unique_ptr<cluster::Engine> engine_;
+  Signal membership_changed_{loop_};
   std::unique_ptr<cluster::Membership> membership_;
   cluster::VotingMembership* voting_ = nullptr;  ///< The membership, if the nodes vote.
   std::vector<std::unique_ptr<service::Coordination>> coordinations_;
@@ -706,7 +707,6 @@ class Csvd final : public Daemon {
   Function<void()> closed_;
   std::function<void()> restart_;  ///< Wanted, and not done yet.
   int commands_ = 0;               ///< Of administrators, under way.
-  Signal membership_changed_{loop_};
   TaskScope tasks_;
 };
 

@@ -146,6 +146,11 @@ class Placing {
 
 }  // namespace
 
+void Setback::note(Duration first, Duration longest, TimePoint now) {
+  pause_ = std::clamp(pause_ * 2, first, longest);
+  until_ = now + pause_;
+}
+
 std::vector<Assignment> place(std::span<const PlacedVolume> volumes,
                               std::span<const PlacedNode> nodes, Duration hold, TimePoint now) {
   return Placing{volumes, nodes, hold, now}.run();

@@ -35,6 +35,18 @@ struct PlacedNode {
   std::map<std::string, Reach> volumes = {};  ///< By name; no entry: no path.
 };
 
+/// A node that could not do what it was given is tried again, each time after twice as long: its
+/// path may be gone for good, and each try costs a standstill.
+class Setback {
+ public:
+  void note(Duration first, Duration longest, TimePoint now);
+  [[nodiscard]] bool over(TimePoint now) const { return now >= until_; }
+
+ private:
+  Duration pause_{};
+  TimePoint until_{};
+};
+
 /// "Volume `name` is coordinated by `to` from now on."
 struct Assignment {
   std::string volume;

@@ -261,7 +261,7 @@ void VotingMembership::able(const std::string& volume, bool yes) {
   if (yes)
     unable_.erase(volume);
   else
-    unable_[volume] = with_.loop->now();
+    unable_[volume].note(with_.able_again, with_.able_again_longest, with_.loop->now());
   note();
 }
 
@@ -279,7 +279,7 @@ void VotingMembership::note() {
       off->set_fence(fence);
     }
     auto unable = unable_.find(volume.name);
-    one->set_path(unable == unable_.end() || with_.loop->now() - unable->second > with_.able_again);
+    one->set_path(unable == unable_.end() || unable->second.over(with_.loop->now()));
   }
   replica_->tell(out.SerializeAsString());
 }

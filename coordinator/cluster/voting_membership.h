@@ -44,7 +44,9 @@ class VotingMembership final : public Membership {
     std::vector<Beats::Peer> peers;  ///< Known before there is a configuration.
     LeaseTiming timing;
     Replica::Timing replica;
-    Duration able_again = 30s;  ///< After a failed takeover this node is tried again.
+    /// After a failed takeover this node is tried again; after each further one only after twice
+    /// as long, up to the longest.
+    Duration able_again = 30s, able_again_longest = std::chrono::hours{1};
     std::function<std::vector<LocalVolume>()> volumes;
     /// A witness for what the configuration says; null: none can be had, which is said in the log.
     std::function<std::unique_ptr<Witness>(const WitnessRecord&)> make_witness;
@@ -118,9 +120,9 @@ class VotingMembership final : public Membership {
   ClusterTag used_;  ///< Of the configuration that peers and witness were taken from.
   bool used_any_ = false;
   TimePoint lease_{};
-  std::map<NodeId, TimePoint> echoed_;  ///< When a beat of ours was sent that was worth a lease.
-  std::map<std::string, TimePoint> unable_;  ///< Since when.
-  std::map<std::string, TimePoint> moved_;   ///< When its coordinator changed last, as seen here.
+  std::map<NodeId, TimePoint> echoed_;     ///< When a beat of ours was sent that was worth a lease.
+  std::map<std::string, Setback> unable_;  ///< Since the last takeover that went well.
+  std::map<std::string, TimePoint> moved_;  ///< When its coordinator changed last, as seen here.
   std::map<std::string, std::uint64_t> turns_;
   /// Since when; whether it is given no volumes.
   std::map<NodeId, std::pair<TimePoint, bool>> present_;

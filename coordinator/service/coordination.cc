@@ -174,7 +174,8 @@ Task<void> Coordination::attempt() {
     auto why = taken.error();
     pause_before_next(false);
     enter(State::waiting, fmt::format("taking it over failed: {}", why.message()));
-    setup_.membership->able(setup_.volume, false);
+    // Not if it was given to another one meanwhile: that says nothing of this node.
+    if (!taken_away()) setup_.membership->able(setup_.volume, false);
     answer(why);
     co_return;
   }

@@ -118,6 +118,18 @@ TEST_CASE("placement: what a node can no longer coordinate moves at once, and no
   }
 }
 
+TEST_CASE("placement: who fails again and again is tried less and less often") {
+  Setback setback;
+  TimePoint now{1h};
+  CHECK(setback.over(now));
+  for (auto pause : {30s, 60s, 120s, 200s, 200s}) {
+    setback.note(30s, 200s, now);
+    CHECK_FALSE(setback.over(now + pause - 1s));
+    CHECK(setback.over(now + pause));
+    now += pause;
+  }
+}
+
 TEST_CASE("placement: a fenced node is given nothing, were it the last one") {
   Scene scene{2, 2};
   CHECK(scene.placed() == "12");
