@@ -45,6 +45,7 @@ using Json = nlohmann::json;
 constexpr Duration kCommandPatience = 10s;
 /// How long a machine has to answer a ping.
 constexpr Duration kPingPatience = 2s;
+constexpr Duration kCommandsHaveForARestart = 20s;
 
 /// How many of the volumes' writer threads live: each ends a moment after its volume was given up,
 /// while the loop still runs.
@@ -144,6 +145,7 @@ class Csvd final : public Daemon {
 
   void close(Duration patience, Function<void()> done) override {
     log::info("csvd_closing");
+    loop_.cancel(restart_anyway_);
     loss_.reset();
     listener_.reset();
     closed_ = std::move(done);
@@ -275,6 +277,9 @@ class Csvd final : public Daemon {
     with.restart = [this, restart = places.restart] {
       restart_ = restart;
       loop_.post([this] { restart_if_due(); });
+      // A command may wait for what only comes with a quorum.
+      loop_.cancel(restart_anyway_);
+      restart_anyway_ = loop_.after(kCommandsHaveForARestart, [this] { restart_if_due(true); });
     };
     with.reboot = [this, reboot = places.reboot] {
       loop_.post([reboot] {
@@ -288,10 +293,13 @@ class Csvd final : public Daemon {
   }
 
   /// Whoever waits for the answer to a command gets it first. A quorum may be back by then.
-  void restart_if_due() {
-    if (!restart_ || commands_ > 0 || closed_) return;
+  void restart_if_due(bool commands_had_their_time = false) {
+    if (!restart_ || (commands_ > 0 && !commands_had_their_time) || closed_) return;
     auto restart = std::exchange(restart_, nullptr);
-    if (loss_ && loss_->state().step() == cluster::QuorumLoss::Step::restarting) restart();
+    if (loss_->state().step() == cluster::QuorumLoss::Step::restarting)
+      restart();
+    else
+      loss_->not_restarted();
   }
   struct Command {
     explicit Command(Csvd* csvd) : of{csvd} { ++of->commands_; }
@@ -392,6 +400,7 @@ class Csvd final : public Daemon {
       return !to || !to->decided || to->node == config_.node;
     };
     out.fenced = [this] { return membership_->fenced(); };
+    out.belongs = [this](NodeId node) { return membership_->belongs(node); };
     out.out_of_reach = [this](NodeId node) { return membership_->out_of_reach(node); };
     if (voting_ != nullptr)
       out.reached_by_others = [this, name = volume.name] {
@@ -706,7 +715,8 @@ class Csvd final : public Daemon {
   std::map<NodeId, bool> present_;  ///< Of the peers, as was last said.
   Function<void()> closed_;
   std::function<void()> restart_;  ///< Wanted, and not done yet.
-  int commands_ = 0;               ///< Of administrators, under way.
+  Loop::TimerId restart_anyway_{};
+  int commands_ = 0;  ///< Of administrators, under way.
   TaskScope tasks_;
 };
 

@@ -91,19 +91,29 @@ ExitCode force_quorum(const std::string& socket, bool yes, Terminal& terminal) {
                         "This side goes on; the others join it when they are reached.", terminal);
 }
 
+namespace {
+/// What csvd says of a node of this name or, where none has it, of this number.
+Expected<Json> node_status(const std::string& socket, const std::string& node) {
+  auto status = CSV_TRY(ask(socket, {{"command", "status"}}));
+  auto voting = status.find("voting");
+  if (voting == status.end() || !voting->is_object())
+    return Error{Errc::refused,
+                 "the nodes of this cluster do not vote, so the cluster keeps no list of them"};
+  auto nodes = voting->value("nodes", Json::array());
+  for (const auto& each : nodes)
+    if (each.value("name", "") == node) return each;
+  for (const auto& each : nodes)
+    if (std::to_string(each.value("id", 0)) == node) return each;
+  return Error{Errc::refused, "the cluster has no node '" + node + "'"};
+}
+}  // namespace
+
 ExitCode evict_node(const std::string& socket, const std::string& node, bool yes,
                     Terminal& terminal) {
-  auto status = ask(socket, {{"command", "status"}});
-  if (!status) return failed(terminal, status.error());
-  std::string name = node;
-  bool member = false;
-  if (auto voting = status->find("voting"); voting != status->end() && voting->is_object())
-    for (const auto& each : voting->value("nodes", Json::array()))
-      if (each.value("name", "") == node || std::to_string(each.value("id", 0)) == node) {
-        name = each.value("name", "");
-        member = each.value("member", false);
-      }
-  if (member && !yes) {
+  auto known = node_status(socket, node);
+  if (!known) return failed(terminal, known.error());
+  auto name = known->value("name", node);
+  if (known->value("member", false) && !yes) {
     terminal.note("csvctl: " + name +
                   " takes part in the cluster. Stop its mounts and its csvd first; --yes takes it "
                   "out as it is");
@@ -115,22 +125,6 @@ ExitCode evict_node(const std::string& socket, const std::string& node, bool yes
                             "corosync.conf of the others, too: csvctl cluster prepare",
                         terminal);
 }
-
-namespace {
-/// What csvd says of a node; null: the cluster does not know it.
-Expected<Json> node_status(const std::string& socket, const std::string& node) {
-  auto status = CSV_TRY(ask(socket, {{"command", "status"}}));
-  auto voting = status.find("voting");
-  if (voting == status.end() || !voting->is_object())
-    return Error{Errc::refused, "the nodes of this cluster do not vote, so none can be fenced"};
-  auto nodes = voting->value("nodes", Json::array());
-  for (const auto& each : nodes)
-    if (each.value("name", "") == node) return each;
-  for (const auto& each : nodes)
-    if (std::to_string(each.value("id", 0)) == node) return each;
-  return Error{Errc::refused, "the cluster has no node '" + node + "'"};
-}
-}  // namespace
 
 ExitCode fence_node(const std::string& socket, const std::string& node, bool yes,
                     Terminal& terminal) {

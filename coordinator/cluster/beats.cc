@@ -98,6 +98,7 @@ void Beats::reach(Other& other) {
         if (!(*connected)->speaks_for(other.peer.id))
           return refuse_echoes(other, raw(other.peer.id));
         other.trouble.clear();
+        other.absent = false;
         other.out = *std::move(connected);
         other.connected_at = with_.loop->now();
         other.out->start([this, &other](protocol::Message message) { take_echo(other, message); },

@@ -85,11 +85,20 @@ void LossResponse::tick() {
   look();
 }
 
+void LossResponse::not_restarted() {
+  loss_.not_restarted();
+  remember();
+}
+
+void LossResponse::remember() {
+  if (loss_.restarted() != remembered_) with_.remember(remembered_ = loss_.restarted());
+}
+
 void LossResponse::look() {
   auto before = loss_.step();
   auto action = loss_.next({with_.quorate(), answered_}, with_.loop->now());
   if (loss_.step() != before) told(before);
-  if (loss_.restarted() != remembered_) with_.remember(remembered_ = loss_.restarted());
+  remember();
   switch (action) {
     case QuorumLoss::Action::none:
     case QuorumLoss::Action::serve:

@@ -35,10 +35,13 @@ class LossResponse {
   /// Something may have changed. It looks each second by itself, too.
   void look();
 
+  /// Surroundings::restart was given up, because the quorum is back.
+  void not_restarted();
   [[nodiscard]] const QuorumLoss& state() const { return loss_; }
 
  private:
   void tick();
+  void remember();
   void ping();
   void told(QuorumLoss::Step before);
 

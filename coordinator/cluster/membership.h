@@ -93,6 +93,8 @@ class Membership {
   /// Nodes that an administrator, or who acts for one, has fenced: no mount of theirs is let in.
   /// With the number of that fence of the node.
   [[nodiscard]] virtual std::map<NodeId, std::uint64_t> fenced() const { return {}; }
+  /// False: the cluster has no such node, or no longer. No mount of it is let in either.
+  [[nodiscard]] virtual bool belongs(NodeId) const { return true; }
   /// Taking the volume over has failed here, or has gone well: whether this node can do it.
   virtual void able(const std::string&, bool) {}
 };

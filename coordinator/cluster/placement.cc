@@ -8,8 +8,9 @@
 namespace csv::cluster {
 namespace {
 
-/// How well a node can coordinate a volume.
-enum class Fitness { none, drained, fit };
+/// How well a node can coordinate a volume. One that failed a while ago is better than nobody: the
+/// path may be back, and while nothing else is to be had a try costs nothing.
+enum class Fitness { none, doubtful, drained, fit };
 
 class Placing {
  public:
@@ -44,7 +45,8 @@ class Placing {
   }
   [[nodiscard]] Fitness fitness(std::size_t volume, NodeId node) const {
     const auto* way = reach(volume, node);
-    if (way == nullptr || !way->path || nodes_.at(node)->fenced) return Fitness::none;
+    if (way == nullptr || nodes_.at(node)->fenced) return Fitness::none;
+    if (!way->path) return Fitness::doubtful;
     return nodes_.at(node)->drained ? Fitness::drained : Fitness::fit;
   }
   [[nodiscard]] unsigned sessions(std::size_t volume, NodeId node) const {
@@ -147,6 +149,7 @@ class Placing {
 }  // namespace
 
 void Setback::note(Duration first, Duration longest, TimePoint now) {
+  if (!over(now)) return;
   pause_ = std::clamp(pause_ * 2, first, longest);
   until_ = now + pause_;
 }

@@ -36,7 +36,8 @@ struct PlacedNode {
 };
 
 /// A node that could not do what it was given is tried again, each time after twice as long: its
-/// path may be gone for good, and each try costs a standstill.
+/// path may be gone for good, and each try costs a standstill. Failures during a pause are of the
+/// same trouble.
 class Setback {
  public:
   void note(Duration first, Duration longest, TimePoint now);

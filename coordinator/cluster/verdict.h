@@ -86,6 +86,8 @@ class QuorumLoss {
   /// and is not the restart for a loss, waits for its first quorum without doing anything.
   Action next(const Seen& seen, TimePoint now);
 
+  /// restart_service was not done: the quorum was back before it could be. It counts for nothing.
+  void not_restarted() { restarted_ = false; }
   /// For what is pinged from now on.
   void has_isolation_addresses(bool yes) { rules_.has_isolation_addresses = yes; }
 

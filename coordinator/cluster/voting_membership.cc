@@ -236,10 +236,17 @@ std::map<NodeId, std::uint64_t> VotingMembership::fenced() const {
   return out;
 }
 
+bool VotingMembership::belongs(NodeId node) const {
+  const auto* configuration = replica_->configuration();
+  return configuration == nullptr || configuration->nodes.contains(node);
+}
+
 bool VotingMembership::proven_off(NodeId node) const {
   auto all = fenced();
   auto fence = all.find(node);
-  if (replica_->state() != Replica::State::formed || fence == all.end()) return false;
+  if (replica_->state() != Replica::State::formed || fence == all.end() ||
+      with_.loop->now() >= lease_)
+    return false;
   const auto& volumes = replica_->configuration()->volumes;
   return std::all_of(volumes.begin(), volumes.end(), [&](const auto& volume) {
     // Only whom the cluster has given it to: a former coordinator may have said so long ago.

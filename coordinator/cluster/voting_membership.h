@@ -78,10 +78,11 @@ class VotingMembership final : public Membership {
   [[nodiscard]] bool process_gone(NodeId node) const override;
   [[nodiscard]] bool out_of_reach(NodeId node) const override;
   [[nodiscard]] std::map<NodeId, std::uint64_t> fenced() const override;
+  [[nodiscard]] bool belongs(NodeId node) const override;
   void able(const std::string& volume, bool yes) override;
 
   /// It is fenced, and whoever coordinates a volume has found nothing of it on its LUN since; of
-  /// every volume that the cluster knows.
+  /// every volume that the cluster knows. Never without a lease: what this node knows may be old.
   [[nodiscard]] bool proven_off(NodeId node) const;
 
   /// For commands.

@@ -49,9 +49,10 @@ bool Service::older_than_takeover(InodeId inode) const {
   return first_made_ == InodeId{} || inode < first_made_;
 }
 
-/// It may hold layouts of this file that nobody has told us of.
+/// It may hold layouts of this file that nobody has told us of. Also with no key that is admitted:
+/// a new one may have been about to replace that under which it got them.
 bool Service::unknown_holder(const Session& session, InodeId inode) const {
-  return !session.declared && session.key != Key{} && older_than_takeover(inode);
+  return !session.declared && older_than_takeover(inode);
 }
 
 bool Service::unlisted_holder(const Session& session, InodeId inode) const {

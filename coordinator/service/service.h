@@ -125,7 +125,8 @@ class Service final : public VolumeService {
   void send_notice(const SessionRef& session, const Asked& asked);
   void nudge_all();  ///< Whoever waits for a session looks around.
   Task<void> watch();
-  [[nodiscard]] bool is_fenced(NodeId node) const;
+  /// Why no mount of that node is let in, nor stays; none: it may be.
+  [[nodiscard]] std::optional<Error> kept_out(NodeId node) const;
   [[nodiscard]] bool lease_is_over(const Session& session) const;
   bool is_overdue(Session& session) const;
 

@@ -75,15 +75,20 @@ Task<void> Service::greet(LinkRef link, wire::Hello hello) {
   attach(*session, link, hello);
 }
 
-bool Service::is_fenced(NodeId node) const {
-  return around_.fenced && around_.fenced().count(node) > 0;
+std::optional<Error> Service::kept_out(NodeId node) const {
+  if (around_.fenced && around_.fenced().contains(node))
+    return Error{Errc::refused, fmt::format("node {0} is fenced by command; csvctl node unfence "
+                                            "{0} lets it come back",
+                                            raw(node))};
+  if (around_.belongs && !around_.belongs(node))
+    return Error{Errc::refused, fmt::format("node {0} does not belong to the cluster; csvctl "
+                                            "cluster join on it lets it in",
+                                            raw(node))};
+  return std::nullopt;
 }
 
 Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
   NodeId node{static_cast<std::uint8_t>(hello.node())};
-  Error fenced{Errc::refused, fmt::format("node {0} is fenced by command; csvctl node unfence {0} "
-                                          "lets it come back",
-                                          hello.node())};
   if (hello.session() != 0) {
     auto found = sessions_.find(SessionId{hello.session()});
     if (found == sessions_.end() || found->second->ending || found->second->node != node ||
@@ -91,12 +96,12 @@ Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
       co_return Error{Errc::session_ended, fmt::format("session {} of node {} has ended",
                                                        hello.session(), hello.node())};
     auto session = found->second;
-    if (is_fenced(node)) co_return fenced;  // and it will have ended the next time
+    if (auto why = kept_out(node)) co_return *why;  // and it will have ended the next time
     CSV_CO_CHECK(co_await load_slots(session));
     if (session->ending) co_return Error{Errc::session_ended, "the session has ended"};
     co_return session;
   }
-  if (is_fenced(node)) co_return fenced;
+  if (auto why = kept_out(node)) co_return *why;
   // A node has one mount of a volume, so another session of it is of a mount that is no more. Its
   // key is fenced before the new one is let in.
   for (auto at = sessions_.begin(); at != sessions_.end();) {
@@ -116,10 +121,10 @@ Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
   };
   CSV_CO_TRY(row, co_await writer_.change(std::move(make_row)));
   // Since: it may have been found to be off already.
-  if (is_fenced(node)) {
+  if (auto why = kept_out(node)) {
     auto end = [id = row.id](volume::Catalog& catalog) { return catalog.end_session(id); };
     CSV_CO_CHECK(co_await writer_.change(std::move(end)));
-    co_return fenced;
+    co_return *why;
   }
   auto session = std::make_shared<Session>(loop_, row.id, node, hello.incarnation());
   session->slots_known = true;
@@ -534,8 +539,8 @@ Task<void> Service::watch() {
     auto all = sessions_;
     for (auto& [id, session] : all) {
       if (session->ending) continue;
-      if (is_fenced(session->node)) {
-        tasks_.spawn(end_in_background(session, "its node is fenced by command"));
+      if (auto why = kept_out(session->node)) {
+        tasks_.spawn(end_in_background(session, why->message()));
         continue;
       }
       if (session->connected()) {

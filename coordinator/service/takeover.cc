@@ -113,6 +113,15 @@ Task<Expected<void>> look(const Surroundings& around, TenureRef tenure, Key mine
   co_return Expected<void>{};
 }
 
+/// A node that was left behind meanwhile must not fence those who go on, nor one that waited for
+/// its way to the LUN whom the cluster has given the volume to since.
+Expected<void> may_go_on(const Surroundings& around) {
+  if (around.wanted && !around.wanted())
+    return Error{Errc::retry, "the cluster has given the volume to another node"};
+  if (around.loop->now() < around.open_until()) return {};
+  return Error{Errc::retry, "this node has no membership lease any more"};
+}
+
 /// From its end on no former coordinator can write, whatever it had queued (A2, A13).
 Task<Expected<void>> fence_coordinators(const Surroundings& around, Taken& taken) {
   CSV_CO_TRY(list, co_await taken.fencing->keys());
@@ -125,6 +134,7 @@ Task<Expected<void>> fence_coordinators(const Surroundings& around, Taken& taken
   // Also where none is listed: a takeover that died between PREEMPT and RESET would leave just
   // that.
   std::vector<Key> victims{former.begin(), former.end()};
+  CSV_CO_CHECK(may_go_on(around));  // the answer may have been long in coming
   co_return co_await taken.fencing->remove(std::move(victims), Fencing::Left::maybe);
 }
 
@@ -271,15 +281,6 @@ Task<Expected<void>> fence_the_dead(const Surroundings& around, Taken& taken) {
     return forget_admissions(on, dead_rows);
   };
   co_return co_await on_writer<Expected<void>>(taken.tenure, std::move(forget));
-}
-
-/// A node that was left behind meanwhile must not fence those who go on, nor one that waited for
-/// its way to the LUN whom the cluster has given the volume to since.
-Expected<void> may_go_on(const Surroundings& around) {
-  if (around.wanted && !around.wanted())
-    return Error{Errc::retry, "the cluster has given the volume to another node"};
-  if (around.loop->now() < around.open_until()) return {};
-  return Error{Errc::retry, "this node has no membership lease any more"};
 }
 
 Task<Expected<void>> take(const Surroundings& around, Taken& taken) {

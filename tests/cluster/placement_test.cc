@@ -111,6 +111,21 @@ TEST_CASE("placement: what a node can no longer coordinate moves at once, and no
     CHECK(scene.placed() == "123223");
     CHECK(scene.last.front().why == "node 1 has no path to it");
   }
+  SUBCASE("a volume that has nobody, but for one that failed a while ago") {
+    Scene scene{2, 1};
+    scene.at(2).volumes["v0"].path = false;
+    REQUIRE(scene.placed() == "1");
+    SUBCASE("its node is fenced") { scene.at(1).fenced = true; }
+    SUBCASE("its node is gone") { scene.remove(1); }
+    CHECK(scene.placed() == "2");
+  }
+  SUBCASE("but not to one that failed, while it is served") {
+    Scene scene{2, 1};
+    REQUIRE(scene.placed() == "1");
+    scene.at(1).drained = true;
+    scene.at(2).volumes["v0"].path = false;
+    CHECK(scene.placed() == "1");
+  }
   SUBCASE("a volume it does not know") {
     Scene scene{2, 1};
     scene.nodes[0].volumes.clear();
@@ -124,6 +139,7 @@ TEST_CASE("placement: who fails again and again is tried less and less often") {
   CHECK(setback.over(now));
   for (auto pause : {30s, 60s, 120s, 200s, 200s}) {
     setback.note(30s, 200s, now);
+    setback.note(30s, 200s, now + pause / 2);
     CHECK_FALSE(setback.over(now + pause - 1s));
     CHECK(setback.over(now + pause));
     now += pause;

@@ -157,6 +157,7 @@ Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over() {
     return !to || !to->decided || to->node == Cluster::id(node_);
   };
   with.fenced = [this] { return membership_->fenced(); };
+  with.belongs = [this](NodeId node) { return membership_->belongs(node); };
   with.out_of_reach = [this](NodeId node) { return membership_->out_of_reach(node); };
   if (voting_ != nullptr)
     with.reached_by_others = [this] { return voting_->reached_by_peers(Cluster::kVolume); };
