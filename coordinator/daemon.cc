@@ -662,13 +662,10 @@ class Csvd final : public Daemon {
   }
 
   Task<void> give_everything_up() {
-    for (auto& each : coordinations_) {
-      auto task = each->stop();
-      auto stopped = co_await task;
-      // Refused: it was not served here.
-      if (!stopped && !(stopped.error() == Errc::refused))
-        log::warning("stop_failed volume={} why=\"{}\"", each->volume(), stopped.error().message());
-    }
+    std::vector<service::Coordination*> all;
+    for (auto& each : coordinations_) all.push_back(each.get());
+    auto stopping = service::stop_all(loop_, std::move(all));
+    co_await stopping;
     wait_for_workers();
   }
 

@@ -109,7 +109,12 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
 
   // ------------------------------------------------------------------ login
 
-  std::string library_error() { return context ? iscsi_get_error(context) : "out of memory"; }
+  std::string library_error() {
+    std::string text = context ? iscsi_get_error(context) : "out of memory";
+    while (!text.empty() && (text.back() == '\n' || text.back() == ' ' || text.back() == '.'))
+      text.pop_back();
+    return text;
+  }
 
   void lose(std::string what) {
     if (!fate) fate = Error{Errc::lun_lost, fmt::format("{}: {}", options.portal, what)};

@@ -333,6 +333,7 @@ std::string cluster_json(const cluster::VotingMembership& membership, NodeId nod
   for (const auto& [name, volume] : configuration.volumes)
     out["volumes"].push_back({{"name", name},
                               {"coordinator", raw(volume.coordinator)},
+                              {"served", membership.served(name)},
                               {"preferred", volume.preferred ? raw(*volume.preferred) : 0}});
   return out.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

@@ -137,7 +137,7 @@ class Teller {
 
   void nodes() {
     bool cut_off = text_at(voting_, "state") == "lost";
-    TextTable table{{"NODE", "NAME", "ADDRESS", "STATE", "VERDICT", "VOTE"}};
+    TextTable table{{"NODE", "NAME", "ADDRESS", "STATE", "VERDICT", "VOLUMES", "VOTE"}};
     for (const auto& node : voting_.at("nodes")) {
       bool own = node.at("id") == voting_.at("node");
       bool member = flag_at(node, "member"), reached = flag_at(node, "reached");
@@ -156,9 +156,18 @@ class Teller {
       bool counts = number_at(node, "counts") > 0;
       auto why = text_at(node, "why");
       table.row({node.at("id").dump(), text_at(node, "name"), text_at(node, "address"), state,
-                 verdict(node), counts ? "counts" : "none" + (why.empty() ? "" : ": " + why)});
+                 verdict(node), std::to_string(coordinated(number_at(node, "id"))),
+                 counts ? "counts" : "none" + (why.empty() ? "" : ": " + why)});
     }
     body_ += "\n" + table.text();
+  }
+
+  /// How many volumes the cluster has given to a node.
+  std::ptrdiff_t coordinated(std::int64_t node) const {
+    const auto& volumes = voting_.at("volumes");
+    return std::count_if(volumes.begin(), volumes.end(), [&](const Json& volume) {
+      return number_at(volume, "coordinator") == node;
+    });
   }
 
   /// What is thought of another node, and for how long; what is bad about it needs attention.
@@ -179,8 +188,15 @@ class Teller {
     for (const auto& volume : voting_.at("volumes")) {
       auto coordinator = number_at(volume, "coordinator"),
            preferred = number_at(volume, "preferred");
+      bool served = volume.value("served", true);  // an older csvd says nothing
+      if (coordinator != 0 && !served && formed(voting_))
+        away_.emplace_back(text_at(volume, "name"),
+                           name(coordinator) + " is to coordinate it, and does not serve it yet: " +
+                               "csvctl status there says why");
       table.row({text_at(volume, "name"),
-                 coordinator == 0 ? paint_.bad("nobody can") : name(coordinator),
+                 coordinator == 0 ? paint_.bad("nobody can")
+                 : served         ? name(coordinator)
+                                  : paint_.warning(name(coordinator) + ", not yet"),
                  preferred == 0 ? "any" : name(preferred)});
     }
     if (!table.empty()) body_ += "\n" + table.text();

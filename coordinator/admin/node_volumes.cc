@@ -116,6 +116,27 @@ std::string mountpoint_of(const std::vector<MountEntry>& table, const std::strin
   return mounts.empty() ? "" : mounts.back().mountpoint;
 }
 
+std::string node_name(const Config& config, int id) {
+  if (static_cast<int>(raw(config.node)) == id) return config.node_name;
+  for (const auto& peer : config.peers)
+    if (static_cast<int>(raw(peer.id)) == id) return peer.name;
+  return fmt::format("node {}", id);
+}
+
+/// What is still to be done for a volume that was added.
+std::string next_text(const std::string& volume, bool voting) {
+  auto mounting = fmt::format(
+      "on each node\nsystemctl enable --now csvfs@{0}, or mount -t csvfs {0} /clusterstorage/{0}\n",
+      volume);
+  if (voting)
+    return fmt::format(
+        "Next, where it is not done yet: csvctl volume add {} on each node, and "
+        "then {}The cluster decides who coordinates it: csvctl cluster status.\n",
+        volume, mounting);
+  return fmt::format("Next: csvctl volume start {} on the node that shall coordinate it, and {}",
+                     volume, mounting);
+}
+
 Json find_volume(const Json& status, const std::string& name) {
   if (status.contains("volumes"))
     for (const auto& each : status["volumes"])
@@ -156,7 +177,7 @@ ExitCode list_volumes(const ListRequest& request, Terminal& terminal) {
               !status                             ? "?"
               : !one["known_to_csvd"].get<bool>() ? "csvctl reload"
               : node == 0                         ? "none"
-                                                  : "node " + std::to_string(node),
+                                                  : node_name(*config, node),
               one["mode"].get<std::string>().empty() ? "-" : one["mode"].get<std::string>(),
               one["mountpoint"].get<std::string>().empty() ? "-"
                                                            : one["mountpoint"].get<std::string>()});
@@ -199,11 +220,7 @@ ExitCode add_volume(const AddRequest& request, Terminal& terminal) {
     terminal.note("csvctl: it counts once csvd has read it: " + answer.error().message());
     return answer.error() == Errc::closed ? ExitCode::done : ExitCode::failed;
   }
-  terminal.out(
-      reload_text(*answer) + "Next: csvctl volume start " + request.name +
-      " on the node that shall coordinate it, and on each node\nsystemctl enable --now csvfs@" +
-      request.name + ", or mount -t csvfs " + request.name + " /clusterstorage/" + request.name +
-      "\n");
+  terminal.out(reload_text(*answer) + next_text(request.name, config->corosync));
   return ExitCode::done;
 }
 

@@ -20,7 +20,9 @@ class Placing {
     for (const auto& node : nodes) nodes_[node.node] = &node;
     for (std::size_t i = 0; i < volumes.size(); ++i) {
       at_[i] = volumes[i].coordinator;
-      if (at_[i]) ++load_[*at_[i]];
+      if (!at_[i]) continue;
+      ++load_[*at_[i]];
+      if (volumes[i].served) ++served_[*at_[i]];
     }
   }
 
@@ -53,12 +55,18 @@ class Placing {
     const auto* way = reach(volume, node);
     return way == nullptr ? 0 : way->sessions;
   }
-  [[nodiscard]] unsigned load(NodeId node) const {
-    auto found = load_.find(node);
-    return found == load_.end() ? 0 : found->second;
+  /// Of what it has been given.
+  [[nodiscard]] unsigned load(NodeId node) const { return count(load_, node); }
+  /// Of what it serves, and is to go on serving.
+  [[nodiscard]] unsigned served(NodeId node) const { return count(served_, node); }
+  static unsigned count(const std::map<NodeId, unsigned>& in, NodeId node) {
+    auto found = in.find(node);
+    return found == in.end() ? 0 : found->second;
   }
   void move(std::size_t volume, NodeId to, std::string why) {
     if (at_[volume]) --load_[*at_[volume]];
+    if (at_[volume] && at_[volume] == volumes_[volume].coordinator && volumes_[volume].served)
+      --served_[*at_[volume]];
     at_[volume] = to;
     ++load_[to];
     why_[volume] = std::move(why);
@@ -104,8 +112,8 @@ class Placing {
     move(volume, *preferred, fmt::format("node {} is preferred for it", raw(*preferred)));
   }
 
-  /// One move from a node that coordinates at least two more than another; false if there is none.
-  /// Each lowers the sum of the squares of what nodes coordinate, so this ends.
+  /// One move from a node that serves at least two more than another is to coordinate; false if
+  /// there is none. No volume moves twice, so this ends.
   bool even_out() {
     struct Move {
       std::size_t volume;
@@ -115,15 +123,15 @@ class Placing {
     auto rank = [&](const Move& move) {
       auto from = *at_[move.volume];
       return std::tuple{
-          static_cast<int>(load(from)) - static_cast<int>(load(move.to)),
+          static_cast<int>(served(from)) - static_cast<int>(load(move.to)),
           static_cast<int>(sessions(move.volume, move.to)) -
               static_cast<int>(sessions(move.volume, from)),
       };
     };
     for (std::size_t i = 0; i < volumes_.size(); ++i) {
-      if (!at_[i] || volumes_[i].preferred == at_[i]) continue;
+      if (!at_[i] || !volumes_[i].served || volumes_[i].preferred == at_[i]) continue;
       for (auto [node, about] : nodes_) {
-        if (load(*at_[i]) < load(node) + 2) continue;
+        if (served(*at_[i]) < load(node) + 2) continue;
         if (fitness(i, node) != Fitness::fit || !settled(i, node)) continue;
         Move move{i, node};
         if (!best || rank(move) > rank(*best)) best = move;
@@ -132,7 +140,7 @@ class Placing {
     if (!best) return false;
     auto from = *at_[best->volume];
     move(best->volume, best->to,
-         fmt::format("node {} coordinates {} volumes and node {} only {}", raw(from), load(from),
+         fmt::format("node {} coordinates {} volumes and node {} only {}", raw(from), served(from),
                      raw(best->to), load(best->to)));
     return true;
   }
@@ -143,7 +151,7 @@ class Placing {
   TimePoint now_;
   std::vector<std::optional<NodeId>> at_;
   std::vector<std::string> why_;
-  std::map<NodeId, unsigned> load_;
+  std::map<NodeId, unsigned> load_, served_;
 };
 
 }  // namespace

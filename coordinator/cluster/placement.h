@@ -14,6 +14,7 @@ namespace csv::cluster {
 struct PlacedVolume {
   std::string name;
   std::optional<NodeId> coordinator;  ///< Who does; none: nobody yet.
+  bool served = true;  ///< The coordinator says so; not while it takes over, or cannot.
   /// Where an administrator wants it. It goes there while that node can, and comes back.
   std::optional<NodeId> preferred;
   /// When it was last given to somebody; none: so long ago that it does not matter.
@@ -68,7 +69,8 @@ struct Assignment {
 /// It moves for the sake of balance, or back to its preferred node, only once neither it nor what
 /// it goes to has changed for `hold`, and only if that evens out the numbers (from one that
 /// coordinates at least two more): so a path or a node that comes and goes moves it at most twice a
-/// `hold`, and what is even stays as it is.
+/// `hold`, and what is even stays as it is. A volume that its coordinator does not serve is no
+/// reason for another one to leave that node: it may be one that nobody can serve.
 std::vector<Assignment> place(std::span<const PlacedVolume> volumes,
                               std::span<const PlacedNode> nodes, Duration hold, TimePoint now);
 

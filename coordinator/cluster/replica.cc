@@ -346,7 +346,7 @@ void Replica::look() {
                  "no node here belongs to a cluster yet: csvctl cluster create makes one");
   }
   if (majority(newest->ballot, knowing, holding())) {
-    enter(State::forming, "");
+    enter(State::forming, "the members are agreeing on the newest configuration");
     watch_forming();
     if (steward()) form(*newest);
     return;
@@ -456,7 +456,7 @@ void Replica::take_proposal(Member from, const wire::GroupMessage& message) {
       if (!outstanding_) greet_again();
       return;
     }
-    enter(State::forming, "");
+    enter(State::forming, "the members are agreeing on the newest configuration");
     watch_forming();
   } else {
     // Whoever has promised more than what is in force here is about to leave it.

@@ -24,6 +24,23 @@ void tell_of_verdict(NodeId node, const std::string& name, const NodeWatch::Chan
       verdict.why);
 }
 
+/// By whom the cluster has given it to, only: a former coordinator may have said so long ago.
+std::optional<wire::NodeNote::Volume> said_of(const Replica& replica, const std::string& volume) {
+  const auto* configuration = replica.configuration();
+  if (configuration == nullptr) return std::nullopt;
+  auto record = configuration->volumes.find(volume);
+  if (record == configuration->volumes.end()) return std::nullopt;
+  auto note = replica.notes().find(record->second.coordinator);
+  wire::NodeNote said;
+  if (note == replica.notes().end() || !replica.member(note->first) ||
+      !said.ParseFromString(note->second))
+    return std::nullopt;
+  auto found = std::find_if(said.volumes().begin(), said.volumes().end(),
+                            [&](const auto& one) { return one.name() == volume; });
+  if (found == said.volumes().end()) return std::nullopt;
+  return *found;
+}
+
 }  // namespace
 
 VotingMembership::VotingMembership(Surroundings surroundings)
@@ -249,19 +266,17 @@ bool VotingMembership::proven_off(NodeId node) const {
     return false;
   const auto& volumes = replica_->configuration()->volumes;
   return std::all_of(volumes.begin(), volumes.end(), [&](const auto& volume) {
-    // Only whom the cluster has given it to: a former coordinator may have said so long ago.
-    auto note = replica_->notes().find(volume.second.coordinator);
-    wire::NodeNote said;
-    if (note == replica_->notes().end() || !replica_->member(note->first) ||
-        !said.ParseFromString(note->second))
-      return false;
-    return std::any_of(said.volumes().begin(), said.volumes().end(), [&](const auto& one) {
-      return one.name() == volume.first && one.serving() &&
-             std::any_of(one.off().begin(), one.off().end(), [&](const auto& off) {
-               return off.node() == raw(node) && off.fence() == fence->second;
-             });
-    });
+    auto said = said_of(*replica_, volume.first);
+    return said && said->serving() &&
+           std::any_of(said->off().begin(), said->off().end(), [&](const auto& off) {
+             return off.node() == raw(node) && off.fence() == fence->second;
+           });
   });
+}
+
+bool VotingMembership::served(const std::string& volume) const {
+  auto said = said_of(*replica_, volume);
+  return said && said->serving();
 }
 
 void VotingMembership::able(const std::string& volume, bool yes) {
@@ -343,6 +358,7 @@ void VotingMembership::place() {
   auto now = with_.loop->now();
   std::vector<PlacedNode> nodes;
   std::vector<std::string> fresh;
+  std::set<std::pair<std::string, NodeId>> serving;
   for (const auto& [node, text] : replica_->notes()) {
     auto record = configuration.nodes.find(node);
     if (record == configuration.nodes.end() || !replica_->member(node)) continue;
@@ -364,6 +380,7 @@ void VotingMembership::place() {
     one.since = since->second.first;
     for (const auto& volume : said.volumes()) {
       one.volumes[volume.name()] = {volume.path(), volume.mounted()};
+      if (volume.serving()) serving.emplace(volume.name(), node);
       if (configuration.volumes.count(volume.name()) == 0 &&
           std::find(fresh.begin(), fresh.end(), volume.name()) == fresh.end())
         fresh.push_back(volume.name());
@@ -376,6 +393,7 @@ void VotingMembership::place() {
     PlacedVolume one;
     one.name = name;
     if (record.coordinator != NodeId{}) one.coordinator = record.coordinator;
+    one.served = serving.contains({name, record.coordinator});
     one.preferred = record.preferred;
     if (auto moved = moved_.find(name); moved != moved_.end()) one.moved = moved->second;
     volumes.push_back(std::move(one));

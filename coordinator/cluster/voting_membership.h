@@ -84,6 +84,8 @@ class VotingMembership final : public Membership {
   /// It is fenced, and whoever coordinates a volume has found nothing of it on its LUN since; of
   /// every volume that the cluster knows. Never without a lease: what this node knows may be old.
   [[nodiscard]] bool proven_off(NodeId node) const;
+  /// Whom the cluster has given the volume to says that it coordinates it.
+  [[nodiscard]] bool served(const std::string& volume) const;
 
   /// For commands.
   [[nodiscard]] Replica& replica() { return *replica_; }

@@ -110,6 +110,10 @@ Task<void> Coordination::follow(const cluster::Membership::Assignment& given) {
     co_await wait_at_most(handed_over - now);
   } else if (now < not_before_) {
     co_await wait_at_most(not_before_ - now);
+  } else if (now >= setup_.membership->open_until()) {
+    // The others' answers bring it, a moment after the cluster has formed.
+    enter(State::waiting, "this node has no membership lease");
+    co_await changed_.wait();
   } else {
     co_await attempt();
   }
@@ -174,8 +178,10 @@ Task<void> Coordination::attempt() {
     auto why = taken.error();
     pause_before_next(false);
     enter(State::waiting, fmt::format("taking it over failed: {}", why.message()));
-    // Not if it was given to another one meanwhile: that says nothing of this node.
-    if (!taken_away()) setup_.membership->able(setup_.volume, false);
+    // Not if it was given to another one meanwhile, or for want of a lease: that says nothing of
+    // this node's way to the LUN.
+    if (!taken_away() && setup_.loop->now() < setup_.membership->open_until())
+      setup_.membership->able(setup_.volume, false);
     answer(why);
     co_return;
   }
@@ -245,6 +251,28 @@ Task<Expected<void>> Coordination::stop() {
   changed_.notify();
   while (state_ != State::idle && !wanted_) co_await changed_.wait();
   co_return Expected<void>{};
+}
+
+namespace {
+
+Task<void> stop_one(Coordination& one, std::size_t& left, Signal& ended) {
+  auto task = one.stop();
+  auto stopped = co_await task;
+  // Refused: it was not served here.
+  if (!stopped && !(stopped.error() == Errc::refused))
+    log::warning("stop_failed volume={} why=\"{}\"", one.volume(), stopped.error().message());
+  --left;
+  ended.notify();
+}
+
+}  // namespace
+
+Task<void> stop_all(Loop& loop, std::vector<Coordination*> all) {
+  auto left = all.size();
+  Signal ended{loop};
+  TaskScope tasks;
+  for (auto* one : all) tasks.spawn(stop_one(*one, left, ended));
+  while (left > 0) co_await ended.wait();
 }
 
 protocol::Message not_coordinated(const protocol::Message& hello, NodeId here,

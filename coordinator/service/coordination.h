@@ -97,6 +97,10 @@ class Coordination {
   TaskScope tasks_;
 };
 
+/// stop() of all of them at once, so that a volume whose LUN does not answer keeps no other one
+/// from being given up. Ends when all have ended. They outlive the task, or are destroyed after it.
+Task<void> stop_all(Loop& loop, std::vector<Coordination*> all);
+
 std::string_view to_text(Coordination::State state);
 
 /// The answer to a mount that has come to the wrong node: who coordinates the volume, if that is

@@ -1,6 +1,7 @@
 """Answers questions about the output of `csvctl status --json`.
 
 usage: status.py coordinator VOLUME      < status    the number of the node that coordinates it; exit code 1 if none does
+       status.py coordinators            < status    the same of every volume, a line each: VOLUME NUMBER, 0 if none does
        status.py mount VOLUME            < status    the counters of this node's mount, as JSON
        status.py compare BEFORE AFTER --bulk BYTES   two answers of `mount`, with BYTES written and as many read between:
                                                      exit code 1 if content went through the coordinator
@@ -23,6 +24,12 @@ def coordinator(name):
     if not node:
         return 1
     print(node)
+    return 0
+
+
+def coordinators():
+    for each in json.load(sys.stdin).get("volumes", []):
+        print(each["name"], each.get("coordinator_node") or 0)
     return 0
 
 
@@ -52,6 +59,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("coordinator", "mount"):
         commands.add_parser(name).add_argument("volume")
+    commands.add_parser("coordinators")
     both = commands.add_parser("compare")
     both.add_argument("before", type=json.loads)
     both.add_argument("after", type=json.loads)
@@ -60,6 +68,8 @@ def main():
     if given.command == "compare":
         return compare(given.before, given.after, given.bulk)
     try:
+        if given.command == "coordinators":
+            return coordinators()
         return {"coordinator": coordinator, "mount": mount}[given.command](given.volume)
     except json.JSONDecodeError:
         return 1

@@ -27,7 +27,7 @@ Json healthy() {
     "witness":{"kind":"none","place":"","only":false,"counts":0,"answers":false,"held_ms":0},
     "dynamic_quorum":true,"hold_s":60,
     "heartbeat":{"delay_ms":300,"threshold":5,"isolation_addresses":[]},
-    "volumes":[{"name":"v","coordinator":2,"preferred":0}]})");
+    "volumes":[{"name":"v","coordinator":2,"served":true,"preferred":0}]})");
 }
 
 std::string told(const Json& voting, bool colours = false) {
@@ -65,6 +65,8 @@ TEST_CASE("cluster text: in health, at one look") {
   CHECK(has(text, "0.130.14  formed by n2, 13 changes since"));
   CHECK(has(text, "member, this node"));
   CHECK(has(text, "v       n2           any"));
+  CHECK(has(text, "      0  counts\n   2  n2 "));
+  CHECK(has(text, "      1  counts\n   3  n3 "));
   CHECK(!has(text, "\033"));
   CHECK(has(told(healthy(), true), "\033[32mquorate\033[0m"));
 }
@@ -187,4 +189,14 @@ TEST_CASE("prepare: the version grows when something else does, and only then") 
   CHECK(*render_after(conf, *second) == *second);
   CHECK(has(*render_after(conf, "totem {\n  config_version: 41\n}\n"), "config_version: 42\n"));
   CHECK(has(*render_after(conf, "somebody's, without one"), "config_version: 1\n"));
+}
+
+TEST_CASE("cluster text: a volume that its coordinator does not serve needs attention") {
+  auto voting = healthy();
+  voting["volumes"][0]["served"] = false;
+  auto text = told(voting);
+  CHECK(has(text, "! v: n2 is to coordinate it, and does not serve it yet"));
+  CHECK(has(text, "v       n2, not yet"));
+  voting["volumes"][0].erase("served");  // an older csvd
+  CHECK(has(told(voting), "All is well."));
 }

@@ -27,33 +27,44 @@ class ScriptedMembership final : public cluster::Membership {
     if (own && (!peer || own->epoch > peer->epoch)) return own;
     return peer;
   }
-  [[nodiscard]] TimePoint open_until(const std::string&) const override { return {}; }
-  [[nodiscard]] TimePoint open_until() const override { return {}; }
+  [[nodiscard]] TimePoint open_until(const std::string&) const override { return lease; }
+  [[nodiscard]] TimePoint open_until() const override { return lease; }
   [[nodiscard]] std::vector<cluster::PeerStatus> peers() const override { return others; }
   [[nodiscard]] bool settled() const override { return is_settled; }
   [[nodiscard]] bool all_present() const override { return are_all_present; }
   [[nodiscard]] bool claimed_by_peer(const std::string&) const override { return peer.has_value(); }
 
+  [[nodiscard]] std::optional<Assignment> assigned(const std::string&) const override {
+    return given;
+  }
+  void able(const std::string&, bool yes) override { ++(yes ? ables : unables); }
+
   std::optional<cluster::Coordinator> own, peer;
+  std::optional<Assignment> given;  ///< None: nobody votes.
+  TimePoint lease{};
+  int ables = 0, unables = 0;
   std::vector<cluster::PeerStatus> others;
   bool is_settled = true, are_all_present = true;
 };
 
 class ScriptedService final : public VolumeService {
  public:
-  ScriptedService(Epoch epoch, int& closes) : epoch_{epoch}, closes_{&closes} {}
+  ScriptedService(Loop& loop, Epoch epoch, int& closes)
+      : loop_{&loop}, epoch_{epoch}, closes_{&closes} {}
   void accept(std::unique_ptr<protocol::Connection>, protocol::Message) override {}
   void on_stopped(Function<void(Error)> handler) override { stopped = std::move(handler); }
   Task<void> close() override {
+    if (lun_hangs) co_await sleep(*loop_, 1h);
     ++*closes_;
-    co_return;
   }
   [[nodiscard]] Status status() const override { return {}; }
   [[nodiscard]] Epoch epoch() const override { return epoch_; }
   [[nodiscard]] Key key() const override { return Key{raw(epoch_) + 100}; }
   Function<void(Error)> stopped;
+  bool lun_hangs = false;
 
  private:
+  Loop* loop_;
   Epoch epoch_;
   int* closes_;
 };
@@ -88,7 +99,7 @@ struct Fixture {
       co_return why;
     }
     if (f.membership.peer) f.epoch = std::max(f.epoch, raw(f.membership.peer->epoch));
-    auto service = std::make_unique<ScriptedService>(Epoch{++f.epoch}, f.closes);
+    auto service = std::make_unique<ScriptedService>(f.loop, Epoch{++f.epoch}, f.closes);
     f.serving = service.get();
     co_return std::unique_ptr<VolumeService>{std::move(service)};
   }
@@ -303,4 +314,57 @@ TEST_CASE("coordination: destroyed at any moment, it leaves nothing behind") {
     f.coordination.reset();
     f.loop.run_for(10s);
   }
+}
+
+TEST_CASE("coordination: a volume whose LUN hangs keeps no other one from being given up") {
+  Fixture hanging, well;
+  Fixture* all[] = {&hanging, &well};
+  for (auto* one : all) {
+    one->begin(true);
+    one->run(100ms);
+    REQUIRE(one->state() == State::serving);
+  }
+  hanging.serving->lun_hangs = true;
+  TaskScope tasks;
+  tasks.spawn(stop_all(well.loop, {hanging.coordination.get(), well.coordination.get()}));
+  for (auto* one : all) one->run(10s);
+  CHECK(well.closes == 1);
+  CHECK(well.state() == State::idle);
+  CHECK(tasks.running() == 1);
+  hanging.loop.run_for(1h);
+  well.loop.run_for(1s);
+  CHECK(hanging.closes == 1);
+  CHECK(tasks.running() == 0);
+}
+
+TEST_CASE(
+    "coordination: what the cluster gives to a node waits there for its lease, and is no failure") {
+  Fixture f;
+  f.membership.given = cluster::Membership::Assignment{.decided = true, .node = NodeId{2}};
+  f.begin(false);
+  f.run(1s);
+  CHECK(f.attempts == 0);
+  CHECK(f.state() == State::waiting);
+  f.membership.lease = f.loop.now() + 1h;
+  f.run(200ms);
+  CHECK(f.state() == State::serving);
+  CHECK(f.membership.unables == 0);
+}
+
+TEST_CASE(
+    "coordination: a takeover that fails says something of its node, unless it had no lease any "
+    "more") {
+  Fixture f;
+  f.membership.given = cluster::Membership::Assignment{.decided = true, .node = NodeId{2}};
+  f.failures = {Error{Errc::retry, "no lease"}, Error{Errc::retry, "no path"}};
+  f.takes = 1s;
+  f.membership.lease = f.loop.now() + 500ms;  // it ends while it takes over
+  f.begin(false);
+  f.run(3s);
+  CHECK(f.attempts == 1);
+  CHECK(f.membership.unables == 0);
+  f.membership.lease = f.loop.now() + 1h;
+  f.run(1500ms);
+  CHECK(f.attempts == 2);
+  CHECK(f.membership.unables == 1);
 }

@@ -302,3 +302,37 @@ TEST_CASE(
   CHECK(needed > 1000);
   CHECK(unneeded > 100);
 }
+
+TEST_CASE(
+    "placement: a volume that nobody can serve moves from node to node, and no other one does") {
+  Scene scene{3, 6};
+  REQUIRE(scene.placed() == "123123");
+  scene.volumes[2].served = false;
+  for (int i = 0; i < 30; ++i) {
+    // Each has failed, but who failed longest ago: it is tried again.
+    for (unsigned j = 1; j <= 3; ++j) scene.at(j).volumes["v2"].path = j == i % 3u + 1;
+    scene.placed();
+    for (const auto& one : scene.last) CHECK(one.volume == "v2");
+    scene.pass(kHold);
+    scene.placed();
+    REQUIRE(scene.last.empty());
+  }
+  // A node that has little to do is given something all the same.
+  scene.add(4);
+  scene.pass(kHold);
+  CHECK(scene.placed() == "423123");
+}
+
+TEST_CASE("placement: what is still being taken over is not moved on") {
+  Scene scene{2, 4};
+  REQUIRE(scene.placed() == "1212");
+  scene.pass(1h);
+  scene.remove(2);
+  REQUIRE(scene.placed() == "1111");
+  scene.add(2);
+  for (auto& one : scene.volumes) one.served = false;
+  scene.pass(kHold);
+  CHECK(scene.placed() == "1111");
+  for (auto& one : scene.volumes) one.served = true;
+  CHECK(scene.placed() == "2211");
+}

@@ -11,11 +11,16 @@ import sys
 import time
 
 
-def names(folder, until):
+def until(moment):
+    return lambda: time.monotonic() < moment
+
+
+def names(folder, goes_on, pause=0):
     worst = number = 0
     os.makedirs(folder, exist_ok=True)
     kept = {}
-    while time.monotonic() < until:
+    while goes_on():
+        time.sleep(pause)
         began = time.monotonic()
         name = f"{folder}/f{number % 40}"
         content = b"%d " % number * 100
@@ -37,12 +42,11 @@ def names(folder, until):
 def written(path):
     """A file whose first MiB is written, so that nobody need be asked to write there again; and a block."""
     file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_DIRECT, 0o644)
-    block = mmap.mmap(-1, 4096)
-    block.write(b"x" * 4096)
-    for at in range(256):
-        os.pwrite(file, block, at * 4096)
+    content = mmap.mmap(-1, 1 << 20)
+    content.write(b"x" * (1 << 20))
+    os.pwrite(file, content, 0)
     os.fsync(file)
-    return file, block
+    return file, memoryview(content)[:4096]
 
 
 def touch(path, other):
@@ -52,10 +56,11 @@ def touch(path, other):
         os.utime(other)
 
 
-def direct(path, until):
+def direct(path, goes_on, pause=0):
     file, block = written(path)
     worst = number = 0
-    while time.monotonic() < until:
+    while goes_on():
+        time.sleep(pause)
         began = time.monotonic()
         os.pwrite(file, block, number % 256 * 4096)
         worst = max(worst, time.monotonic() - began)
@@ -63,9 +68,14 @@ def direct(path, until):
     return worst, number
 
 
-if sys.argv[1] == "touch":
-    touch(sys.argv[2], sys.argv[3])
-longest, count = {"names": names, "direct": direct}[sys.argv[1]](sys.argv[2], time.monotonic() + float(sys.argv[3]))
-if count < 20:
-    sys.exit(f"only {count} rounds")
-print(int(longest * 1000))
+def main():
+    if sys.argv[1] == "touch":
+        touch(sys.argv[2], sys.argv[3])
+    longest, count = {"names": names, "direct": direct}[sys.argv[1]](sys.argv[2], until(time.monotonic() + float(sys.argv[3])))
+    if count < 20:
+        sys.exit(f"only {count} rounds")
+    print(int(longest * 1000))
+
+
+if __name__ == "__main__":
+    main()
