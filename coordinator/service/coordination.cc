@@ -214,9 +214,9 @@ Task<void> Coordination::serve() {
     // A path that is lost takes a while to come back; whoever has another one is better.
     if (!beaten_) setup_.membership->able(setup_.volume, false);
   } else {
-    enter(State::closing, !in_good_order ? "a newer coordinator has taken over"
-                          : by_cluster   ? "the cluster gives it to another node"
-                                         : "by command");
+    enter(State::closing, !in_good_order             ? "a newer coordinator has taken over"
+                          : by_cluster && !given_up_ ? "the cluster gives it to another node"
+                                                     : "by command");
     beaten_ = !in_good_order;
     if (in_good_order) co_await service_->close();
   }

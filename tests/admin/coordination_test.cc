@@ -340,7 +340,8 @@ TEST_CASE("coordination: a volume whose LUN hangs keeps no other one from being 
 TEST_CASE(
     "coordination: what the cluster gives to a node waits there for its lease, and is no failure") {
   Fixture f;
-  f.membership.given = cluster::Membership::Assignment{.decided = true, .node = NodeId{2}};
+  f.membership.given =
+      cluster::Membership::Assignment{.decided = true, .node = NodeId{2}, .reason = {}};
   f.begin(false);
   f.run(1s);
   CHECK(f.attempts == 0);
@@ -355,7 +356,8 @@ TEST_CASE(
     "coordination: a takeover that fails says something of its node, unless it had no lease any "
     "more") {
   Fixture f;
-  f.membership.given = cluster::Membership::Assignment{.decided = true, .node = NodeId{2}};
+  f.membership.given =
+      cluster::Membership::Assignment{.decided = true, .node = NodeId{2}, .reason = {}};
   f.failures = {Error{Errc::retry, "no lease"}, Error{Errc::retry, "no path"}};
   f.takes = 1s;
   f.membership.lease = f.loop.now() + 500ms;  // it ends while it takes over
