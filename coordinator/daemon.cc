@@ -411,6 +411,7 @@ class Csvd final : public Daemon {
     out.cluster = config_.cluster;
     out.volume = volume.name;
     out.timing.catalog_copy = std::chrono::hours{volume.catalog_copy_hours};
+    out.memory = static_cast<std::uint64_t>(volume.coordinator_memory_mib) << 20;
     out.open_catalog_file = [this, folder = config_.state_dir + "/" + volume.name] {
       return service::make_catalog_file(folder, loop_.wall_now());
     };

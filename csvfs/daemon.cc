@@ -107,6 +107,7 @@ class Daemon {
     surroundings.open_until = [this] { return board_.open_until(); };
     surroundings.volume = options_.volume;
     surroundings.node = config.node;
+    surroundings.memory = static_cast<std::uint64_t>(volume.mount_memory_mib) << 20;
     mount_ = Mount::start(std::move(surroundings));
   }
   Daemon(const Daemon&) = delete;

@@ -29,7 +29,8 @@ FilePtr FileTable::get(InodeId inode, SessionId session) {
 }
 
 void FileTable::forget_unused(const FilePtr& file) {
-  if (file->handles > 0 || file->asking > 0 || file->returning || find(file->inode) != file) return;
+  bool used = file->handles > 0 || file->asking > 0 || file->returning || !file->extents.empty();
+  if (used || find(file->inode) != file) return;
   files_.erase(file->inode);
 }
 
@@ -57,9 +58,13 @@ std::vector<FilePtr> FileTable::unused_first() const {
   return all;
 }
 
-std::size_t FileTable::extents() const {
+std::size_t FileTable::bytes(const File& file) {
+  return kFileBytes + file.extents.size() * kExtentBytes;
+}
+
+std::size_t FileTable::bytes() const {
   std::size_t sum = 0;
-  for (const auto& [inode, file] : files_) sum += file->extents.size();
+  for (const auto& [inode, file] : files_) sum += bytes(*file);
   return sum;
 }
 

@@ -110,13 +110,18 @@ class FileTable {
   explicit FileTable(Loop& loop) : loop_{&loop} {}
   FilePtr find(InodeId inode) const;
   FilePtr get(InodeId inode, SessionId session);  ///< Made if need be.
-  void forget_unused(const FilePtr& file);        ///< No effect if it is not.
+  /// No effect if it is used: open, or there are layouts of it.
+  void forget_unused(const FilePtr& file);
   void end_session();
   void begin_epoch();  ///< The coordinator's recalls are counted anew.
   void touch(File& file) { file.used = ++count_; }
   /// The files whose layouts may be dropped now, the longest unused first.
   [[nodiscard]] std::vector<FilePtr> unused_first() const;
-  [[nodiscard]] std::size_t extents() const;
+  /// With what the map and an unused Signal take beside it.
+  static constexpr std::size_t kFileBytes = sizeof(File) + 704;
+  static constexpr std::size_t kExtentBytes = 112;
+  [[nodiscard]] static std::size_t bytes(const File& file);  ///< That it takes, about.
+  [[nodiscard]] std::size_t bytes() const;                   ///< All of them.
   [[nodiscard]] const std::map<InodeId, FilePtr>& all() const { return files_; }
 
  private:

@@ -19,7 +19,8 @@ constexpr Duration kShippedFor = 1s;    ///< How long an answer `shipped` saves 
 constexpr Duration kGatePoll = 20ms;    ///< The gate is a number in shared memory: nobody calls.
 constexpr Duration kSpacePoll = 250ms;  ///< Nor does a target say when it has space again.
 constexpr std::size_t kMostVolatile = 4096;
-constexpr std::size_t kMostExtents = 128 * 1024;
+/// Of what may be kept of files: so much is given back at once, and between two counts comes in.
+constexpr std::size_t kPart = 16;
 
 constexpr std::uint64_t down(std::uint64_t value, std::uint64_t unit) {
   return value - value % unit;
@@ -55,11 +56,12 @@ class Asking {
 }  // namespace
 
 IoPath::IoPath(Loop& loop, CoordinatorClient& client, Admission& admission, FileTable& files,
-               std::function<TimePoint()> open_until, MountCounters& counters)
+               std::uint64_t memory, std::function<TimePoint()> open_until, MountCounters& counters)
     : loop_{&loop},
       client_{&client},
       admission_{&admission},
       files_{&files},
+      memory_{memory},
       open_until_{std::move(open_until)},
       counters_{&counters},
       flushed_{loop} {}
@@ -174,13 +176,13 @@ Task<Expected<std::optional<std::uint64_t>>> IoPath::claim(FilePtr file, Range p
 }
 
 void IoPath::keep_bounded() {
-  if (inserted_ < kMostExtents / 8) return;
+  if (inserted_ * (FileTable::kFileBytes + FileTable::kExtentBytes) < memory_ / kPart) return;
   inserted_ = 0;
-  auto held = files_->extents();
-  if (held <= kMostExtents) return;
+  auto held = files_->bytes();
+  if (held <= memory_) return;
   for (const auto& file : files_->unused_first()) {
-    if (held <= kMostExtents / 8 * 7) return;
-    held -= file->extents.size();
+    if (held <= memory_ / kPart * (kPart - 1)) return;
+    held -= FileTable::bytes(*file);
     file->extents.clear();
     file->returning = true;
     tasks_.spawn(give_back(file));

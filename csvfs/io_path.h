@@ -21,10 +21,13 @@ namespace csv {
 /// or through the coordinator where there can be none. Nothing is sent to the LUN past the
 /// membership lease, and nothing that was read under a layout is answered past it. I/O of unknown
 /// outcome is repeated after the next admission, whose fence ended it. One loop.
+///
+/// Layouts, and the files they are of, take about `memory` bytes at most; the least recently used
+/// are given back. (What is in use is not.)
 class IoPath {
  public:
   IoPath(Loop& loop, CoordinatorClient& client, Admission& admission, FileTable& files,
-         std::function<TimePoint()> open_until, MountCounters& counters);
+         std::uint64_t memory, std::function<TimePoint()> open_until, MountCounters& counters);
 
   Task<Expected<Mount::Content>> read(FilePtr file, std::uint64_t offset, std::uint32_t length);
   /// `data` as in Mount::write.
@@ -100,6 +103,7 @@ class IoPath {
   CoordinatorClient* client_;
   Admission* admission_;
   FileTable* files_;
+  std::uint64_t memory_;
   std::function<TimePoint()> open_until_;
   MountCounters* counters_;
   std::size_t inserted_ = 0;  // extents since they were last counted

@@ -48,7 +48,7 @@ class VolumeMount final : public Mount, private Client::Owner {
       : surroundings_{std::move(surroundings)},
         loop_{surroundings_.loop},
         files_{*loop_},
-        watched_{*loop_},
+        watched_{*loop_, static_cast<std::size_t>(surroundings_.memory / 4 / Watched::kKnownBytes)},
         changed_{*loop_},
         client_{{loop_, surroundings_.connect, surroundings_.elsewhere, surroundings_.newest_epoch,
                  surroundings_.volume, surroundings_.node, surroundings_.random->next()},
@@ -56,7 +56,13 @@ class VolumeMount final : public Mount, private Client::Owner {
         admission_{{loop_, surroundings_.open_lun, surroundings_.volume, surroundings_.node,
                     [this] { return open_until(); }},
                    client_},
-        io_{*loop_, client_, admission_, files_, [this] { return open_until(); }, counters_},
+        io_{*loop_,
+            client_,
+            admission_,
+            files_,
+            surroundings_.memory / 2,
+            [this] { return open_until(); },
+            counters_},
         pages_{*loop_, io_, [this] { return open_until(); }},
         locks_{client_} {
     state_.since = loop_->now();

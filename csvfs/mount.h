@@ -38,6 +38,9 @@ struct MountSurroundings {
   std::function<TimePoint()> open_until;
   std::string volume;
   NodeId node{};
+  /// Bytes for what grows with the number of files that are touched: a quarter for names and
+  /// attributes that are watched, half for layouts. What programs have open comes on top.
+  std::uint64_t memory = 96ull << 20;
 };
 
 struct Caller {

@@ -23,7 +23,9 @@ namespace csv {
 /// doubts by itself: answers to what it asked before it sent that do not count any more. One loop.
 class Watched {
  public:
-  explicit Watched(const Clock& clock) : clock_{&clock} {}
+  /// `bound`: of inodes, names and extended attributes together; one takes about kKnownBytes.
+  Watched(const Clock& clock, std::size_t bound) : clock_{&clock}, known_{bound} {}
+  static constexpr std::size_t kKnownBytes = 200;
 
   /// Before a request is sent: what it changes is given up, in its name.
   void sending(wire::Request& request, std::uint64_t id);
@@ -46,7 +48,7 @@ class Watched {
   [[nodiscard]] bool doubted(InodeId inode, std::uint64_t id) const;
 
   const Clock* clock_;
-  NameCache<wire::Attr> known_{100'000};
+  NameCache<wire::Attr> known_;
   TimePoint vouched_until_{};
   bool stopped_ = false;
   std::map<InodeId, std::uint64_t> doubts_;

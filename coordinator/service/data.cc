@@ -265,13 +265,13 @@ Task<Service::Outcome> Service::layout(CallRef call) {
     layout.set_write(asked.write());
     if (!asked.write()) {
       lay_out_for_reading(layout, seen->map, range, seen->attr.size);
-      tasks_.spawn(shed_layouts(session));
+      keep_layouts_bounded(session);
       co_return std::move(answer);
     }
     auto ready = lay_out_for_writing(layout, seen->map, range, seen->attr.size,
                                      layouts_.grant(inode, session->id));
     if (ready == range.count() || (ready > 0 && round > 0)) {
-      tasks_.spawn(shed_layouts(session));
+      keep_layouts_bounded(session);
       co_return std::move(answer);
     }
     lock.release();

@@ -29,7 +29,7 @@ const Layouts::File* Layouts::find(InodeId inode) const {
 }
 
 Layouts::Holder& Layouts::holder(InodeId inode, SessionId session) {
-  by_session_[session].insert(inode);
+  if (by_session_[session].insert(inode).second) ++total_;
   return file(inode).holders[session];
 }
 
@@ -54,7 +54,7 @@ void Layouts::tidy(InodeId inode, SessionId session) {
   if (held == all.end() || !held->second.nothing()) return;
   all.erase(held);
   auto of = by_session_.find(session);
-  of->second.erase(inode);
+  total_ -= of->second.erase(inode);
   if (of->second.empty()) by_session_.erase(of);
   if (idle(*at->second)) files_.erase(at);
 }
@@ -199,6 +199,17 @@ void Layouts::drop(SessionId session) {
 std::size_t Layouts::count(SessionId session) const {
   auto found = by_session_.find(session);
   return found == by_session_.end() ? 0 : found->second.size();
+}
+
+SessionId Layouts::largest() const {
+  SessionId who{};
+  std::size_t most = 0;
+  for (const auto& [session, inodes] : by_session_)
+    if (inodes.size() > most) {
+      who = session;
+      most = inodes.size();
+    }
+  return who;
 }
 
 InodeId Layouts::next_of(SessionId session, InodeId after) const {

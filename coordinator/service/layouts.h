@@ -91,6 +91,9 @@ class Layouts {
   void drop(SessionId session);
 
   [[nodiscard]] std::size_t count(SessionId session) const;
+  [[nodiscard]] std::size_t total() const { return total_; }  ///< The same of all sessions.
+  /// Who holds something of the most files; SessionId{}: nobody does.
+  [[nodiscard]] SessionId largest() const;
   /// The session's inode with the lowest number above `after`; InodeId{}: none.
   [[nodiscard]] InodeId next_of(SessionId session, InodeId after) const;
 
@@ -173,6 +176,7 @@ class Layouts {
   std::map<InodeId, FileRef> files_;
   std::map<SessionId, std::set<InodeId>> by_session_;
   std::uint64_t next_hold_ = 1, claims_ = 0;
+  std::size_t total_ = 0;  // of all in by_session_
 };
 
 }  // namespace csv::service

@@ -13,6 +13,7 @@ constexpr std::uint64_t kDropAtOnce = 1u << 16;
 /// A session with more layouts is asked for its first ones back: neither side's memory is endless.
 constexpr std::size_t kMaxLayouts = 60'000;
 constexpr int kShedAtOnce = 512;
+constexpr int kShedTogether = 32;
 
 Error session_ended() { return Error{Errc::session_ended, "the session has ended"}; }
 
@@ -244,29 +245,57 @@ Task<void> Service::take_back_grant(SessionRef session, InodeId inode) {
                  trimmed.error().message());
 }
 
-Task<void> Service::shed_layouts(SessionRef session) {
-  if (layouts_.count(session->id) <= kMaxLayouts) co_return;
-  if (!shedding_.insert(session->id).second) co_return;
-  struct Turn {
-    explicit Turn(std::set<SessionId>& of, SessionId who) : all{&of}, id{who} {}
-    Turn(const Turn&) = delete;
-    Turn& operator=(const Turn&) = delete;
-    ~Turn() { all->erase(id); }
-    std::set<SessionId>* all;
-    SessionId id;
-  } turn{shedding_, session->id};
-  InodeId inode{};
-  for (int i = 0; i < kShedAtOnce && !session->ending; ++i) {
-    inode = layouts_.next_of(session->id, inode);
-    if (inode == InodeId{}) break;
-    // What is mapped is in use.
-    if (layouts_.pages_in_the_way(inode, kWholeFile, true, SessionId{})) continue;
-    auto hold = layouts_.hold(inode, kWholeFile, true);
-    auto back = ask_back(session, inode, {.range = kWholeFile, .reads_too = true});
-    while (!back.asked->answered) co_await back.asked->changed.wait();
-    auto dropped = co_await came_back(session, inode, back.what);
-    if (!dropped) co_return;
+/// Who has too many, or the most of too many, is asked for some. Nothing is forgotten before that
+/// is answered.
+void Service::keep_layouts_bounded(const SessionRef& asker) {
+  auto from = asker;
+  if (layouts_.count(asker->id) <= kMaxLayouts) {
+    if (layouts_.total() <= shares_.layouts) return;
+    auto found = sessions_.find(layouts_.largest());
+    if (found == sessions_.end()) return;  // it has ended, and what it holds is about to go
+    from = found->second;
   }
+  if (!from->ending && !shedding_.contains(from->id)) tasks_.spawn(shed_layouts(from));
+}
+
+struct Service::Shedding {
+  explicit Shedding(Loop& loop) : changed{loop} {}
+  int under_way = 0;
+  Signal changed;
+};
+
+/// In turn, so that it is not always the same files; what is open last of all.
+Task<void> Service::shed_layouts(SessionRef session) {
+  shedding_.insert(session->id);
+  auto round = std::make_shared<Shedding>(loop_);
+  auto held = layouts_.count(session->id);
+  bool spare_open = session->open.size() < held / 2;
+  auto at = shed_[session->id];
+  int asked = 0;
+  for (std::size_t looked = 0; looked < held && asked < kShedAtOnce && !session->ending; ++looked) {
+    at = layouts_.next_of(session->id, at);
+    if (at == InodeId{}) at = layouts_.next_of(session->id, at);
+    if (at == InodeId{}) break;
+    shed_[session->id] = at;
+    if (spare_open && session->open.contains(at)) continue;
+    // What is mapped is in use.
+    if (layouts_.pages_in_the_way(at, kWholeFile, true, SessionId{})) continue;
+    ++asked;
+    ++round->under_way;
+    tasks_.spawn(shed(session, at, round));
+    while (round->under_way >= kShedTogether) co_await round->changed.wait();
+  }
+  while (round->under_way > 0) co_await round->changed.wait();
+  shedding_.erase(session->id);
+}
+
+Task<void> Service::shed(SessionRef session, InodeId inode, std::shared_ptr<Shedding> round) {
+  auto hold = layouts_.hold(inode, kWholeFile, true);
+  auto back = ask_back(session, inode, {.range = kWholeFile, .reads_too = true});
+  while (!back.asked->answered) co_await back.asked->changed.wait();
+  (void)co_await came_back(session, inode, back.what);  // a failure has stopped the service
+  --round->under_way;
+  round->changed.notify();
 }
 
 /// For the times of a file that others write directly.

@@ -10,6 +10,7 @@
 #include "coordinator/service/file_locks.h"
 #include "coordinator/service/inode_locks.h"
 #include "coordinator/service/layouts.h"
+#include "coordinator/service/memory.h"
 #include "coordinator/service/session.h"
 #include "coordinator/service/slot_watch.h"
 #include "coordinator/service/takeover.h"
@@ -32,9 +33,6 @@ struct Call {
   std::vector<InodeId> changed;       ///< By its group, and watched by somebody.
 };
 using CallRef = std::shared_ptr<Call>;
-
-/// Inodes and names whose attributes are kept in memory: some 40 MiB.
-inline constexpr std::size_t kNamesKept = 200'000;
 
 struct Answer {
   wire::Reply reply;
@@ -168,7 +166,10 @@ class Service final : public VolumeService {
   /// The same for whoever may have some, for blocks that turn out to be granted to nobody we know.
   Task<Expected<void>> drop_unknown_grants(InodeId inode);
   Task<void> take_back_grant(SessionRef session, InodeId inode);
+  void keep_layouts_bounded(const SessionRef& asker);
   Task<void> shed_layouts(SessionRef session);
+  struct Shedding;
+  Task<void> shed(SessionRef session, InodeId inode, std::shared_ptr<Shedding> round);
   Task<void> ask_who_wrote(SessionRef asker, InodeId inode);
   Task<Expected<void>> touch(InodeId inode);
 
@@ -309,6 +310,7 @@ class Service final : public VolumeService {
   Task<Expected<void>> clean_up(SessionId session);
 
   Surroundings around_;
+  const MemoryShares shares_;
   Loop& loop_;
   TenureRef tenure_;
   std::unique_ptr<Fencing> fencing_;
@@ -325,7 +327,7 @@ class Service final : public VolumeService {
   ///    waited for it goes on (changed()).
   /// Groups finish in the order they ran. So what is known is the state after the last group that
   /// was told of, which is durable; a change that is still running has been answered to nobody.
-  NameCache<volume::Attr> names_{kNamesKept};
+  NameCache<volume::Attr> names_;
   Watches watches_{loop_};
   std::vector<InodeId> group_unsettled_;  ///< By the last group, for this turn of the loop.
   std::set<SessionId> former_watchers_;   ///< Of a former coordinator, and not heard of yet.
@@ -349,6 +351,7 @@ class Service final : public VolumeService {
   std::set<InodeId> orphans_;                 ///< Without a name; to be reaped.
   std::set<InodeId> reaping_;                 ///< Nobody may open them any more.
   std::set<SessionId> shedding_;              ///< Being asked for some of their layouts.
+  std::map<SessionId, InodeId> shed_;         ///< Up to where they have been asked, in turn.
   std::set<SessionId> ended_;                 ///< Whose grants are still to be freed.
   std::map<SessionId, SessionRef> lapsing_;   ///< Of them, those whose watches are not over yet.
   std::map<InodeId, std::int64_t> accesses_;  ///< Not in the catalog yet, and when they were.

@@ -443,6 +443,7 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
     close_soon(std::move(link));
   }
   layouts_.drop(session->id);
+  shed_.erase(session->id);
   file_locks_.drop(session->id);
   tell_lock_waiters();
   auto open = session->open;

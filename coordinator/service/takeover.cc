@@ -4,6 +4,8 @@
 #include <map>
 #include <set>
 
+#include "coordinator/service/memory.h"
+#include "coordinator/volume/catalog_memory.h"
 #include "coordinator/volume/grow.h"
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
@@ -226,9 +228,9 @@ struct Rows {
   std::vector<volume::AdmissionRow> admissions;
 };
 
-Expected<Rows> open_catalog(Tenure& on) {
+Expected<Rows> open_catalog(Tenure& on, std::uint64_t page_cache) {
   on.store = CSV_TRY(volume::open_catalog_store(on.blocking, on.info, on.random));
-  on.catalog = CSV_TRY(volume::Catalog::open(*on.store));
+  on.catalog = CSV_TRY(volume::open_catalog(*on.store, page_cache));
   Rows rows;
   std::array<volume::Catalog::Change, 1> look;
   look[0].read_only = true;
@@ -255,7 +257,10 @@ Expected<void> forget_admissions(Tenure& on, const std::vector<Key>& keys) {
 /// Fences every key without a live row: of mounts that ended or were being fenced while the former
 /// coordinator died, of a cold start. What they hold is still theirs, so it is freed only later.
 Task<Expected<void>> fence_the_dead(const Surroundings& around, Taken& taken) {
-  Function<Expected<Rows>(Tenure&)> open = [](Tenure& on) { return open_catalog(on); };
+  auto page_cache = MemoryShares::of(around.memory).catalog_pages;
+  Function<Expected<Rows>(Tenure&)> open = [page_cache](Tenure& on) {
+    return open_catalog(on, page_cache);
+  };
   CSV_CO_TRY(rows, co_await on_writer<Expected<Rows>>(taken.tenure, std::move(open)));
   std::set<SessionId> live_sessions;
   for (const auto& row : rows.sessions)

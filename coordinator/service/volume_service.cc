@@ -37,6 +37,7 @@ Task<Expected<std::unique_ptr<VolumeService>>> VolumeService::take_over(Surround
 
 Service::Service(Surroundings around, Taken taken)
     : around_{std::move(around)},
+      shares_{MemoryShares::of(around_.memory)},
       loop_{*around_.loop},
       tenure_{std::move(taken.tenure)},
       fencing_{std::move(taken.fencing)},
@@ -44,6 +45,7 @@ Service::Service(Surroundings around, Taken taken)
       epoch_{taken.epoch},
       verifier_{taken.verifier},
       since_{loop_.now()},
+      names_{shares_.names},
       writer_{tenure_, [this](const auto& what) { changed(what); },
               [this](Error why) { stop(why.within("writing the catalog")); }},
       content_{loop_, *tenure_->lun},

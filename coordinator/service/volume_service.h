@@ -81,6 +81,8 @@ struct Surroundings {
   Timing timing;
   /// Inodes that one session may know by heart; a mount keeps about as much.
   std::size_t most_watched = 100'000;
+  /// Bytes for what grows with the number of files that are touched (memory.h).
+  std::uint64_t memory = 320ull << 20;
   /// If the LUN has grown, the takeover lets the volume grow with it.
   bool grow = false;
   /// Makes the file that a copy of the catalog goes to; none: copies go to the LUN only.

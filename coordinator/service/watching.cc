@@ -13,7 +13,6 @@
 namespace csv::service {
 namespace {
 
-constexpr std::size_t kMostOfAll = 500'000;
 constexpr std::size_t kShedAtOnce = 1024;
 
 bool same(const wire::Attr& said, const volume::Attr& known) {
@@ -195,7 +194,7 @@ void Service::vouch(const Call& call, const Outcome& outcome, wire::Reply& reply
   // Rates of clocks are trusted to 1 %.
   auto ours = until - loop_.now();
   session.vouched_until = std::max(session.vouched_until, loop_.now() + ours + ours / 100);
-  if (watches_.count(session.id) >= around_.most_watched || watches_.total() >= kMostOfAll) {
+  if (watches_.count(session.id) >= around_.most_watched || watches_.total() >= shares_.watches) {
     // Told like a change: until it has heard, a change of these would not be told it any more.
     tell(session.id, watches_.take_some(session.id, kShedAtOnce), {});
   }

@@ -1,6 +1,7 @@
 // Making and opening a catalog.
 #include <sys/stat.h>
 
+#include "coordinator/volume/catalog_memory.h"
 #include "coordinator/volume/catalog_sql.h"
 
 namespace csv::volume {
@@ -88,11 +89,23 @@ Expected<void> Catalog::create(CatalogStore& store, std::int64_t now) {
   return store.health();
 }
 
-Expected<std::unique_ptr<Catalog>> Catalog::open(CatalogStore& store) {
-  auto database = CSV_TRY(Database::open(store.path(), store.vfs(), {}));
+namespace {
+Expected<std::unique_ptr<Catalog>> load_from(CatalogStore& store,
+                                             std::unique_ptr<Database> database) {
   auto catalog = std::make_unique<SqlCatalog>(store, std::move(database));
   CSV_TRY(catalog->load());
   return std::unique_ptr<Catalog>{std::move(catalog)};
+}
+}  // namespace
+
+Expected<std::unique_ptr<Catalog>> Catalog::open(CatalogStore& store) {
+  return load_from(store, CSV_TRY(Database::open(store.path(), store.vfs(), {})));
+}
+
+Expected<std::unique_ptr<Catalog>> open_catalog(CatalogStore& store, std::uint64_t page_cache) {
+  auto database = CSV_TRY(Database::open(store.path(), store.vfs(), {}));
+  CSV_TRY(database->execute("PRAGMA cache_size=-" + std::to_string(page_cache / 1024)));
+  return load_from(store, std::move(database));
 }
 
 }  // namespace csv::volume

@@ -52,6 +52,9 @@ Expected<VolumeConfig> read_volume(const toml::table& table, const std::string& 
   out.write_cache_safe =
       CSV_TRY(in.text("write_cache", "\"ask\" or \"safe\"", is_cache_mode, "ask")) == "safe";
   out.catalog_copy_hours = static_cast<int>(CSV_TRY(in.integer("catalog_copy_hours", 0, 8760, 24)));
+  out.coordinator_memory_mib =
+      static_cast<int>(CSV_TRY(in.integer("coordinator_memory_mib", 32, 1 << 20, 320)));
+  out.mount_memory_mib = static_cast<int>(CSV_TRY(in.integer("mount_memory_mib", 8, 1 << 20, 96)));
   CSV_TRY(in.nothing_else());
   if (out.chap_user.empty() != out.chap_secret_file.empty())
     return in.clash(out.chap_user.empty() ? "chap_secret_file" : "chap_user",

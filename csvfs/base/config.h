@@ -22,6 +22,9 @@ struct VolumeConfig {
   bool write_cache_safe = false;
   /// Hours between two copies of the catalog that the coordinator takes; 0: by command only.
   int catalog_copy_hours = 24;
+  /// What csvd keeps of the volume while this node coordinates it (coordinator/service/memory.h).
+  int coordinator_memory_mib = 320;
+  int mount_memory_mib = 96;  ///< What the mount keeps of files (csvfs/mount.h).
   bool operator==(const VolumeConfig&) const = default;
 };
 

@@ -60,6 +60,12 @@ TEST_CASE("config: what the file says arrives, and what it leaves out has its de
   CHECK(volume.sessions == 2);
   CHECK(volume.coordinate);
   CHECK_FALSE(volume.write_cache_safe);
+  CHECK(volume.coordinator_memory_mib == 320);
+  CHECK(volume.mount_memory_mib == 96);
+  auto small = parse_config(kGood + "coordinator_memory_mib = 32\nmount_memory_mib = 8\n", "x");
+  REQUIRE_MESSAGE(small, small.error().message());
+  CHECK(small->volumes[0].coordinator_memory_mib == 32);
+  CHECK(small->volumes[0].mount_memory_mib == 8);
   CHECK(config->links.empty());
   CHECK_FALSE(config->corosync);
   auto linked = parse_config(
@@ -124,6 +130,8 @@ TEST_CASE("config: what is wrong is named with its file, line and column, and wh
       {kGood + "[[volume]]\nname = \"volume1\"\nlun = \"file:/x\"\n",
        "csvd.toml:17:8: ", "already configured"},
       {kGood + "chap_user = \"me\"\n", "csvd.toml:16:13: ", "belong together"},
+      {kGood + "coordinator_memory_mib = 31\n", "csvd.toml:16:26: ", "from 32 to 1048576"},
+      {kGood + "mount_memory_mib = 7\n", "csvd.toml:16:20: ", "from 8 to 1048576"},
       {kGood + "write_cache = \"maybe\"\n", "csvd.toml:16:15: ", "\"ask\" or \"safe\""},
       {replaced(kGood, "[[peer]]", "[peer]"), "csvd.toml:7:1: ", "[[peer]] tables"},
       {replaced(kGood, "id = 4711", "id = "), "csvd.toml:2:", ""},

@@ -46,7 +46,7 @@ wire::Request make_in(std::uint64_t directory) {
 
 struct Known {
   HandClock clock;
-  Watched watched{clock};
+  Watched watched{clock, 1000};
   bool has(const std::string& name) { return watched.find(InodeId{kDirectory}, name).known; }
   bool has(std::uint64_t inode) { return watched.attr(InodeId{inode}) != nullptr; }
 };

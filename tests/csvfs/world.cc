@@ -164,6 +164,7 @@ void World::take_over() {
   around.cluster = kCluster;
   around.volume = kVolume;
   around.timing = options_.timing;
+  around.memory = options_.coordinator_memory;
   auto taken = wait(service::VolumeService::take_over(std::move(around)));
   REQUIRE_MESSAGE(taken, taken.error().message());
   post([&] { service_ = *std::move(taken); });
@@ -203,6 +204,7 @@ MountSurroundings World::surroundings(int number, std::shared_ptr<iscsi::RamDisk
   around.open_until = [this] { return std::min(open_until, mounts_open_until); };
   around.volume = kVolume;
   around.node = NodeId{static_cast<std::uint8_t>(number)};
+  around.memory = options_.mount_memory;
   return around;
 }
 

@@ -31,6 +31,7 @@ class World {
     bool like_lio = false;  ///< No PREEMPT AND ABORT that helps, and no size for who is kept out.
     std::uint64_t size = 512ull << 20;
     service::Timing timing;
+    std::uint64_t coordinator_memory = 320ull << 20, mount_memory = 96ull << 20;
     std::string identity = "naa.6001405c5f000001";
   };
   explicit World(Options options);

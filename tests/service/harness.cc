@@ -134,6 +134,7 @@ Surroundings World::surroundings(NodeId node) {
   around.timing = timing;
   around.reached_by_others = reached_by_others;
   around.most_watched = most_watched;
+  around.memory = memory;
   if (cluster_knows) cluster_knows(around);
   return around;
 }

@@ -42,6 +42,7 @@ class World {
   volume::VolumeInfo info;
   Timing timing;
   std::size_t most_watched = 100'000;
+  std::uint64_t memory = 320ull << 20;
   ClusterTag tag;
   std::function<void(Surroundings&)> cluster_knows;  ///< What a membership would say.
   std::function<TimePoint()> reached_by_others;
