@@ -38,6 +38,9 @@ struct Arguments {
   std::vector<std::string> files;
   CreateRequest create;
   AdminRequest cluster;
+  struct {
+    std::string delay, threshold, preset;
+  } heartbeat;
   PrepareRequest prepare;
   ImportRequest import;
   std::string file;
@@ -354,6 +357,28 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
       change(cluster, "policy", "How the cluster behaves", "policy", "The policy is set.");
   policy->add_option("POLICY", given.cluster.value, "dynamic_quorum=on|off, hold=SECONDS")
       ->required();
+
+  auto* heartbeat = add(
+      cluster, given, "heartbeat", "How soon the loss of a node is noticed",
+      [](Arguments& a, Terminal& terminal) {
+        auto request = a.cluster;
+        request.command = "heartbeat";
+        auto word = [&request](const std::string& key, const std::string& value) {
+          if (!value.empty())
+            request.value += (request.value.empty() ? "" : " ") + key + "=" + value;
+        };
+        word("delay", a.heartbeat.delay);
+        word("threshold", a.heartbeat.threshold);
+        word("preset", a.heartbeat.preset);
+        return change_cluster(a.socket, request, "The heartbeats are set, on all nodes.", terminal);
+      });
+  auto* delay =
+      heartbeat->add_option("--delay", given.heartbeat.delay, "Milliseconds between two of them");
+  auto* threshold = heartbeat->add_option("--threshold", given.heartbeat.threshold,
+                                          "So many missed, and a node is gone");
+  heartbeat->add_option("--preset", given.heartbeat.preset, "lan (100 ms, 10) or wan (125 ms, 10)")
+      ->excludes(delay)
+      ->excludes(threshold);
 
   auto* ready = add(cluster, given, "prepare", "Write corosync.conf from this node's configuration",
                     [](Arguments& a, Terminal& terminal) {

@@ -19,6 +19,7 @@
 #include "coordinator/admin/status.h"
 #include "coordinator/cluster/configuration_store.h"
 #include "coordinator/cluster/corosync_engine.h"
+#include "coordinator/cluster/corosync_tuning.h"
 #include "coordinator/cluster/icmp_pinger.h"
 #include "coordinator/cluster/loss_response.h"
 #include "coordinator/cluster/standalone_membership.h"
@@ -46,6 +47,8 @@ constexpr Duration kCommandPatience = 10s;
 /// How long a machine has to answer a ping.
 constexpr Duration kPingPatience = 2s;
 constexpr Duration kCommandsHaveForARestart = 20s;
+/// Between two attempts to give Corosync its heartbeats.
+constexpr Duration kTuneAgain = 10s;
 
 /// How many of the volumes' writer threads live: each ends a moment after its volume was given up,
 /// while the loop still runs.
@@ -436,6 +439,31 @@ class Csvd final : public Daemon {
     }
     look_at_peers();
     if (loss_) loss_->look();
+    if (voting_ != nullptr) keep_heartbeats();
+  }
+
+  /// The cluster's, in this node's Corosync and its file.
+  void keep_heartbeats() {
+    const auto& replica = voting_->replica();
+    if (replica.state() != cluster::Replica::State::formed || closed_) {
+      // Another Corosync may run by the time there is a quorum again.
+      heartbeat_.reset();
+      return;
+    }
+    auto wanted = cluster::heartbeat_of(replica.configuration()->heartbeat);
+    if (wanted == heartbeat_ || tuning_.busy() || loop_.now() < tune_again_) return;
+    tune_again_ = loop_.now() + kTuneAgain;
+    tuning_.apply(wanted, [this, wanted](Expected<void> result) {
+      if (result) {
+        heartbeat_ = wanted;
+        tuning_trouble_.clear();
+        log::info("heartbeats delay_ms={} threshold={}", wanted.delay / 1ms, wanted.threshold);
+      } else if (std::exchange(tuning_trouble_, result.error().message()) != tuning_trouble_) {
+        log::warning("heartbeats_not_set why=\"{}\"", tuning_trouble_);
+        events::report(events::Severity::warning, "cluster", "",
+                       "the heartbeats could not be set as the cluster has them", tuning_trouble_);
+      }
+    });
   }
 
   void look_at_peers() {
@@ -701,6 +729,10 @@ class Csvd final : public Daemon {
   std::vector<std::optional<cluster::Coordinator>> published_;
   std::set<std::size_t> growing_;  ///< Whose next takeover looks whether the LUN has grown.
   cluster::IcmpPinger pinger_{loop_};
+  cluster::CorosyncTuning tuning_{loop_};
+  std::optional<cluster::Heartbeat> heartbeat_;  ///< What Corosync has, as far as is known.
+  TimePoint tune_again_{};
+  std::string tuning_trouble_;  ///< As was last said.
   std::unique_ptr<cluster::ConfigurationStore> store_;
   std::unique_ptr<cluster::Engine> engine_;
   Signal membership_changed_{loop_};

@@ -163,6 +163,39 @@ Expected<Replica::Change> policy(const AdminRequest& request) {
   return refused("a policy is dynamic_quorum=on|off or hold=SECONDS, not '" + request.value + "'");
 }
 
+Expected<Replica::Change> heartbeat(const AdminRequest& request) {
+  std::optional<std::uint32_t> delay, threshold;
+  auto take = [&](std::string_view word) {
+    if (word == "preset=lan" || word == "preset=wan") {
+      auto preset = word == "preset=lan" ? cluster::kLan : cluster::kWan;
+      delay = static_cast<std::uint32_t>(preset.delay / 1ms);
+      threshold = preset.threshold;
+      return true;
+    }
+    auto& which = word.starts_with("delay=") ? delay : threshold;
+    if (!word.starts_with("delay=") && !word.starts_with("threshold=")) return false;
+    return (which = number_of(word.substr(word.find('=') + 1))).has_value();
+  };
+  std::string_view left = request.value;
+  while (!left.empty()) {
+    auto end = std::min(left.find(' '), left.size());
+    if (!take(left.substr(0, end)))
+      return refused("heartbeats are delay=MS, threshold=N, or preset=lan|wan, not '" +
+                     request.value + "'");
+    left.remove_prefix(std::min(end + 1, left.size()));
+  }
+  if (!delay && !threshold)
+    return refused("heartbeats: which? --delay MS, --threshold N, or --preset lan|wan");
+  if (delay && threshold) {
+    Configuration tried;
+    CSV_TRY(cluster::set_heartbeat(tried, *delay, *threshold));
+  }
+  return Replica::Change{[delay, threshold](Configuration& next) -> Expected<void> {
+    return cluster::set_heartbeat(next, delay.value_or(next.heartbeat.delay_ms),
+                                  threshold.value_or(next.heartbeat.threshold));
+  }};
+}
+
 struct Command {
   const char* name;
   Expected<Replica::Change> (*make)(const AdminRequest&);
@@ -171,7 +204,7 @@ constexpr Command kCommands[] = {
     {"node_vote", vote},   {"node_drain", drain},     {"node_resume", drain},
     {"node_fence", fence}, {"node_unfence", fence},   {"node_evict", evict},
     {"volume_move", move}, {"volume_forget", forget}, {"witness", witness},
-    {"policy", policy},    {"config_import", import},
+    {"policy", policy},    {"heartbeat", heartbeat},  {"config_import", import},
 };
 
 using Json = nlohmann::ordered_json;

@@ -25,6 +25,7 @@ bool changes_cluster(const std::string& command);
 ///   node_fence, node_unfence               node
 ///   volume_move    volume, node: where it goes, and where it goes back to; "": anywhere
 ///   volume_forget  volume: it belongs to the cluster no more
+///   heartbeat      value: "delay=MS threshold=N", either alone, or "preset=lan", "preset=wan"
 ///   witness        value: "none", "disk:LUN", "share:FOLDER"
 ///   policy         value: "dynamic_quorum=on" or "off", "hold=SECONDS"
 ///   config_import  value: a configuration as cluster/configuration_text.h has it

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "coordinator/admin/files.h"
+#include "coordinator/cluster/configuration_store.h"
 #include "csvfs/base/log.h"
 
 namespace csv::admin {
@@ -101,7 +102,12 @@ ExitCode prepare(const PrepareRequest& request, Terminal& terminal) {
   auto conf = request.folder + "/corosync.conf", key = request.folder + "/authkey";
   auto there = file_exists(conf) ? read_whole(conf) : Expected<std::string>{std::string{}};
   if (!there) return fail(terminal, there.error());
-  auto text = render_after(corosync_of(*config), *there);
+  auto wanted = corosync_of(*config);
+  // What the cluster has been told, if this node knows it.
+  if (auto kept = cluster::ConfigurationFiles::read(config->state_dir + "/cluster");
+      kept && kept->kept.configuration)
+    wanted.heartbeat = cluster::heartbeat_of(kept->kept.configuration->heartbeat);
+  auto text = render_after(std::move(wanted), *there);
   if (!text)
     return fail(terminal, text.error().within("from " + request.config_file), ExitCode::usage);
   if (request.dry_run) {

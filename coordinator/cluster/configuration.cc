@@ -177,6 +177,19 @@ Expected<void> validate(const Configuration& configuration) {
   return {};
 }
 
+Expected<void> set_heartbeat(Configuration& configuration, std::uint32_t delay_ms,
+                             std::uint32_t threshold) {
+  CSV_TRY(check_heartbeat({std::chrono::milliseconds{delay_ms}, threshold}));
+  configuration.heartbeat.delay_ms = delay_ms;
+  configuration.heartbeat.threshold = threshold;
+  return {};
+}
+
+Heartbeat heartbeat_of(const HeartbeatSettings& settings) {
+  Heartbeat out{std::chrono::milliseconds{settings.delay_ms}, settings.threshold};
+  return check_heartbeat(out) ? out : kLan;
+}
+
 void take_out(Configuration& configuration, NodeId node) {
   configuration.nodes.erase(node);
   for (auto& [name, volume] : configuration.volumes) {

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "coordinator/cluster/corosync_conf.h"
 #include "coordinator/cluster/votes.h"
 #include "csvfs/base/error.h"
 #include "csvfs/base/ids.h"
@@ -37,8 +38,8 @@ struct WitnessRecord {
 
 /// How a node's silence is found out: a heartbeat every `delay_ms`, `threshold` of them missed.
 struct HeartbeatSettings {
-  std::uint32_t delay_ms = 300;
-  std::uint32_t threshold = 5;
+  std::uint32_t delay_ms = 100;
+  std::uint32_t threshold = 10;
   std::vector<std::string> isolation_addresses;  ///< Pinged when the network heartbeats are gone.
   bool operator==(const HeartbeatSettings&) const = default;
 };
@@ -80,6 +81,12 @@ Expected<Configuration> decode(std::string_view bytes);
 /// Whether it can be what a cluster runs by: names and addresses sane and distinct, 1 to 63 nodes,
 /// a voter at least, heartbeats within their bounds. Errc::refused says what is wrong.
 Expected<void> validate(const Configuration& configuration);
+
+/// Errc::refused with the limit where Corosync or leases cannot keep them (check_heartbeat()). What
+/// an earlier version has stored may be such: then heartbeat_of() has the usual ones.
+Expected<void> set_heartbeat(Configuration& configuration, std::uint32_t delay_ms,
+                             std::uint32_t threshold);
+Heartbeat heartbeat_of(const HeartbeatSettings& settings);
 
 /// The node belongs to the cluster no more: what it coordinated is nobody's for now.
 void take_out(Configuration& configuration, NodeId node);

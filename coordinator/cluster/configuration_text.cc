@@ -61,8 +61,10 @@ Expected<void> read_heartbeat(const toml::table& root, const std::string& file,
   if (root.get("heartbeat") == nullptr) return {};
   TomlSection in{*CSV_TRY(toml_table(root, "heartbeat", file)), "[heartbeat]", file};
   auto& beat = out.heartbeat;
-  beat.delay_ms = static_cast<std::uint32_t>(CSV_TRY(in.integer("delay_ms", 50, 5000, 300)));
-  beat.threshold = static_cast<std::uint32_t>(CSV_TRY(in.integer("threshold", 3, 120, 5)));
+  beat.delay_ms =
+      static_cast<std::uint32_t>(CSV_TRY(in.integer("delay_ms", 50, 5000, beat.delay_ms)));
+  beat.threshold =
+      static_cast<std::uint32_t>(CSV_TRY(in.integer("threshold", 3, 120, beat.threshold)));
   beat.isolation_addresses =
       CSV_TRY(in.texts("isolation_addresses", kAddressText, is_numeric_address));
   if (beat.isolation_addresses.size() > 16) return in.clash("isolation_addresses", "16 at most");
@@ -225,7 +227,7 @@ std::string to_toml(const Configuration& configuration) {
       "hold_s = {}   # so long a volume that was moved stays before it is moved for balance\n\n",
       configuration.cluster, quoted(configuration.name), configuration.policies.dynamic_quorum,
       configuration.policies.hold_s);
-  add("[heartbeat]   # kept, and used by nothing yet: corosync.conf says how soon a node is gone\n"
+  add("[heartbeat]   # as csvctl cluster heartbeat sets them\n"
       "delay_ms = {}\n"
       "threshold = {}   # so many missed: the node is gone\n"
       "isolation_addresses = [",
@@ -293,7 +295,9 @@ Expected<Configuration> replaced(const Configuration& now, const Configuration& 
   for (auto& [id, node] : next.nodes)
     if (auto known = now.nodes.find(id); known != now.nodes.end())
       std::tie(node.fenced, node.fences) = std::pair{known->second.fenced, known->second.fences};
-  next.heartbeat = wanted.heartbeat;
+  if (wanted.heartbeat != now.heartbeat)
+    CSV_TRY(set_heartbeat(next, wanted.heartbeat.delay_ms, wanted.heartbeat.threshold));
+  next.heartbeat.isolation_addresses = wanted.heartbeat.isolation_addresses;
   next.policies = wanted.policies;
   std::map<std::string, VolumeRecord> volumes;
   for (const auto& [name, volume] : wanted.volumes) {

@@ -60,10 +60,7 @@ Expected<void> check(const CorosyncConf& conf) {
         return refused("the address " + address + " stands twice");
     }
   }
-  auto token = conf.heartbeat.delay * conf.heartbeat.threshold;
-  if (conf.heartbeat.delay < 50ms || conf.heartbeat.threshold < 2 ||
-      conf.heartbeat.threshold > 100 || token < 500ms || token > 60s)
-    return refused("heartbeats: every 50 ms or more, 2 to 100 of them, and 0.5 s to 60 s in all");
+  if (auto good = check_heartbeat(conf.heartbeat); !good) return refused(good.error().message());
   if (conf.device_sync_timeout < 500ms || conf.device_timeout < 2 * conf.device_sync_timeout)
     return refused(
         "the quorum device's timeouts: 0.5 s or more for a change of nodes, and twice that between "
@@ -72,6 +69,22 @@ Expected<void> check(const CorosyncConf& conf) {
 }
 
 }  // namespace
+
+Expected<void> check_heartbeat(const Heartbeat& heartbeat, const LeaseTiming& timing) {
+  auto token = heartbeat.delay * heartbeat.threshold;
+  auto longest = (timing.term - kSync) * 10 / 22;
+  if (heartbeat.delay < 50ms || heartbeat.threshold < 3 || heartbeat.threshold > 25)
+    return Error{Errc::refused, "heartbeats: every 50 ms or more, 3 to 25 of them missed"};
+  if (token < 500ms || gone_after(heartbeat) >= timing.term)
+    return Error{
+        Errc::refused,
+        fmt::format("heartbeats: {} ms × {} is {} ms until a node is missed; 500 to {} ms are "
+                    "possible, as the others have to agree on its loss within the {} ms that a "
+                    "lease runs",
+                    heartbeat.delay / 1ms, heartbeat.threshold, token / 1ms, longest / 1ms,
+                    timing.term / 1ms)};
+  return {};
+}
 
 Expected<std::string> render(const CorosyncConf& conf) {
   CSV_TRY(check(conf));

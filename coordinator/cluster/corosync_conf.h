@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/cluster/lease_timing.h"
 #include "csvfs/base/error.h"
 #include "csvfs/base/ids.h"
 #include "csvfs/base/loop.h"
@@ -15,6 +16,26 @@ struct Heartbeat {
   unsigned threshold = 10;
   bool operator==(const Heartbeat&) const = default;
 };
+
+/// Private networks, as they come; networks on which a second may pass without a sign of a node.
+inline constexpr Heartbeat kLan{}, kWan{.delay = 125ms, .threshold = 10};
+
+/// For Corosync to agree on who is left: its consensus, a fifth more than the token.
+constexpr Duration consensus(const Heartbeat& heartbeat) {
+  return heartbeat.delay * heartbeat.threshold * 12 / 10;
+}
+/// Of the change of members itself, in a healthy network.
+inline constexpr Duration kSync = 200ms;
+/// A node that has gone is none for the others after this, or a little more.
+constexpr Duration gone_after(const Heartbeat& heartbeat) {
+  return heartbeat.delay * heartbeat.threshold + consensus(heartbeat) + kSync;
+}
+static_assert(gone_after(kLan) < LeaseTiming{}.term && gone_after(kWan) < LeaseTiming{}.term);
+
+/// Whether Corosync can keep them, and the change of members they lead to ends within the term of
+/// a lease: else those who go on would wait for it longer than their leases run. Errc::refused says
+/// the limit.
+Expected<void> check_heartbeat(const Heartbeat& heartbeat, const LeaseTiming& timing = {});
 
 /// What /etc/corosync/corosync.conf says; the same file on every node of the cluster.
 struct CorosyncConf {

@@ -197,6 +197,38 @@ TEST_CASE("cluster requests: policies") {
   }
 }
 
+TEST_CASE("cluster requests: heartbeats, within what leases allow") {
+  auto both = made(request("heartbeat", "", "delay=60 threshold=12")).heartbeat;
+  CHECK(both.delay_ms == 60);
+  CHECK(both.threshold == 12);
+  CHECK(made(request("heartbeat", "", "threshold=5")).heartbeat.delay_ms == 100);
+  CHECK(made(request("heartbeat", "", "delay=50")).heartbeat.threshold == 10);
+  CHECK(made(request("heartbeat", "", "preset=wan")).heartbeat.delay_ms == 125);
+  CHECK(made(request("heartbeat", "", "preset=lan")).heartbeat == cluster::HeartbeatSettings{});
+  for (const auto* wrong : {"preset=", "preset=lan ", "delay", "delay=", "delay=1s", "delay=-1",
+                            "delay=99999999999", "thresholds=3", " "}) {
+    CAPTURE(wrong);
+    CHECK(!refusal(request("heartbeat", "", wrong)).empty());
+  }
+  // The limit is said.
+  for (const auto* wrong : {"delay=300 threshold=5", "delay=50 threshold=9", "delay=128"}) {
+    CAPTURE(wrong);
+    auto said = refusal(request("heartbeat", "", wrong));
+    CHECK(has(said, "500 to 1272 ms"));
+    CHECK(has(said, "3000 ms that a lease runs"));
+  }
+  auto now = three();
+  auto wanted = now;
+  wanted.heartbeat = {300, 5, {}};
+  auto import = request("config_import", "", cluster::to_toml(wanted));
+  CHECK(has(refusal(import), "500 to 1272 ms"));
+  // What an earlier version left is no reason to refuse another change, and is not used.
+  now.heartbeat = {300, 5, {}};
+  wanted.policies.hold_s = 5;
+  CHECK(cluster::replaced(now, wanted));
+  CHECK(cluster::heartbeat_of(now.heartbeat) == cluster::kLan);
+}
+
 TEST_CASE("cluster requests: a configuration as text is shown, previewed and imported") {
   auto now = three();
   auto exported = answer_about(request("config_export"), &now);
@@ -223,7 +255,7 @@ TEST_CASE("cluster requests: a configuration as text is shown, previewed and imp
 TEST_CASE("cluster requests: what csvd does not know") {
   for (const auto* known :
        {"node_vote", "node_drain", "node_resume", "node_fence", "node_unfence", "node_evict",
-        "volume_move", "volume_forget", "witness", "policy", "config_import"})
+        "volume_move", "volume_forget", "heartbeat", "witness", "policy", "config_import"})
     CHECK(changes_cluster(known));
   for (const auto* unknown : {"", "status", "node", "config_export", "cluster_create"})
     CHECK(!changes_cluster(unknown));

@@ -28,7 +28,7 @@ Configuration full() {
   out.volumes["v1"] = {id(1), id(2), 9};
   out.volumes["v2"] = {NodeId{}, {}, 3};
   out.witness = {WitnessKind::disk, "/dev/disk/by-id/w \"quoted\" \\", true};
-  out.heartbeat = {500, 7, {"192.0.2.254"}};
+  out.heartbeat = {90, 12, {"192.0.2.254"}};
   out.policies = {false, 30};
   out.ballot.now.witness = 4;
   out.ballot.before = out.ballot.now;

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <functional>
 
+#include "coordinator/cluster/corosync_tuning.h"
+
 using namespace csv;
 using namespace csv::cluster;
 
@@ -50,10 +52,10 @@ TEST_CASE(
 
 TEST_CASE("corosync.conf: heartbeats make the token's time") {
   auto conf = three();
-  conf.heartbeat = {250ms, 20};
+  conf.heartbeat = {60ms, 20};
   auto text = render(conf);
   REQUIRE(text);
-  CHECK(has(*text, "token: 5000\n"));
+  CHECK(has(*text, "token: 1200\n"));
   CHECK(has(*text, "token_retransmits_before_loss_const: 20\n"));
 }
 
@@ -104,5 +106,37 @@ TEST_CASE("corosync.conf: what would not work is refused with the reason") {
     REQUIRE_FALSE(text);
     CHECK(text.error() == Errc::refused);
     CHECK(has(text.error().message(), mistake.said));
+  }
+}
+
+TEST_CASE("corosync.conf: heartbeats are bounded by what a lease lasts") {
+  CHECK(check_heartbeat(kLan));
+  CHECK(check_heartbeat(kWan));
+  // Everything that is allowed ends within the term; nothing beyond it is.
+  for (int delay = 40; delay <= 700; delay += 5)
+    for (unsigned threshold = 1; threshold <= 30; ++threshold) {
+      Heartbeat one{std::chrono::milliseconds{delay}, threshold};
+      auto allowed = bool(check_heartbeat(one));
+      bool in_bounds = delay >= 50 && threshold >= 3 && threshold <= 25;
+      bool fits = one.delay * threshold >= 500ms && gone_after(one) < LeaseTiming{}.term;
+      CHECK(allowed == (in_bounds && fits));
+    }
+}
+
+TEST_CASE("corosync.conf: other heartbeats change theirs, and nothing else") {
+  auto conf = three();
+  auto before = *render(conf);
+  conf.heartbeat = kWan;
+  auto then = with_heartbeat(before, kWan);
+  REQUIRE_MESSAGE(then, then.error().message());
+  CHECK(*then == *render(conf));
+  CHECK(*with_heartbeat(*then, kLan) == before);
+  // What people have added stays.
+  auto added = before + "# mine\nresources {\n  watchdog_token: 7\n}\n";
+  CHECK(with_heartbeat(added, kWan)->ends_with("  watchdog_token: 7\n}\n"));
+  CHECK_FALSE(with_heartbeat("totem {\n  token: 1000\n}\n", kWan));
+  for (std::size_t length = 0; length < before.size(); ++length) {
+    auto cut = with_heartbeat(before.substr(0, length), kWan);
+    if (!cut) CHECK(cut.error() == Errc::refused);
   }
 }

@@ -54,7 +54,7 @@ std::vector<Seed> seeds() {
       {"move", R"(q{"command":"volume_move","volume":"v","node":"n2"})"},
       {"witness", R"(q{"command":"witness","value":"disk:/dev/x"})"},
       {"policy", R"(q{"command":"policy","value":"hold=5"})"},
-      {"heartbeat", R"(q{"command":"heartbeat","value":"500*8"})"},
+      {"heartbeat", R"(q{"command":"heartbeat","value":"delay=60 threshold=12"})"},
       {"import", R"(q{"command":"config_import","value":"[cluster]\nid = 7\nname = \"c\"\n)"
                  R"([[node]]\nid = 1\nname = \"n\"\naddress = \"192.0.2.1:1\"\n"})"},
       {"cluster", R"(c{"node":1,"state":"formed","reason":"","since_s":3,"lease_ms":2,"name":"d",)"

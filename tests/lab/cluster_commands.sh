@@ -25,6 +25,8 @@ on node1 csvctl cluster config export >"$work/before"
 ends 2 '0 or 1' node1 node vote node2 7
 ends 2 'hold=SECONDS' node1 cluster policy hold
 ends 2 'disk:LUN' node1 cluster witness /srv
+ends 2 '500 to 1272 ms' node1 cluster heartbeat --delay 300 --threshold 5
+ends 2 'which' node1 cluster heartbeat
 ends 1 'its nodes: node1, node2, node3' node1 node drain node9
 ends 1 'its volumes: volume1' node1 volume move volume9 --to node2
 ends 4 'takes part' node1 node evict node2
@@ -44,6 +46,17 @@ ends 1 'csvctl node resume' node1 volume move volume1 --to node2
 ends 0 'Needs attention (1):' node1 cluster status
 ends 0 '' node1 node resume node2
 wait_for 20 "node2 to coordinate again" coordinates node2
+
+say "heartbeats change on all nodes, without a restart and for the next one"
+token_is() { on "$1" corosync-cmapctl -g runtime.config.totem.token | grep -q "= $2\$"; }
+ends 0 'The heartbeats are set' node2 cluster heartbeat --delay 60 --threshold 12
+for node in node1 node2 node3; do
+  wait_for 20 "the token of $node" token_is "$node" 720
+  on "$node" grep -q '^  token: 720$' /etc/corosync/corosync.conf || die "$node's file has another token"
+done
+ends 1 '500 to 1272 ms' node2 cluster heartbeat --delay 128
+ends 0 'The heartbeats are set' node3 cluster heartbeat --preset lan
+for node in node1 node2 node3; do wait_for 20 "the token of $node" token_is "$node" 1000; done
 
 say "a configuration goes out and in"
 on node1 csvctl cluster config export >"$work/cluster.toml"

@@ -79,7 +79,7 @@ const std::vector<std::pair<std::regex, std::regex>> kDoors = {
     {std::regex{"CLI/.*"}, std::regex{".*/?(main|csvctl|daemon)[a-z_]*\\.cc"}},
     {std::regex{"boost/asio.*"}, std::regex{"csvfs/base/asio\\.h"}},
     {std::regex{"openssl/.*"}, std::regex{"coordinator/protocol/openssl\\.h"}},
-    {std::regex{"corosync/.*"}, std::regex{"coordinator/cluster/corosync_engine\\.cc"}},
+    {std::regex{"corosync/.*"}, std::regex{"coordinator/cluster/corosync_(engine|tuning)\\.cc"}},
     {std::regex{"boost/interprocess/.*"}, std::regex{"csvfs/base/status_board\\.cc"}},
 };
 
