@@ -42,6 +42,7 @@ struct Arguments {
     std::string delay, threshold, preset;
   } heartbeat;
   PrepareRequest prepare;
+  LeaveRequest leave;
   ImportRequest import;
   std::string file;
   bool force = false;
@@ -334,6 +335,15 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
       cluster, given, "status", "Who takes part, whose vote counts, and since when",
       [](Arguments& a, Terminal& terminal) { return show_cluster(a.socket, a.json, terminal); });
   status->add_flag("--json", given.json, "For programs");
+  auto* leave = add(cluster, given, "leave", "Take this node out of the cluster, in good order",
+                    [](Arguments& a, Terminal& terminal) {
+                      a.leave.config_file = a.config;
+                      a.leave.yes = a.yes;
+                      return leave_cluster(a.socket, a.leave, terminal);
+                    });
+  leave->add_option("--dir", given.leave.corosync_folder, "Where Corosync's files are")
+      ->capture_default_str();
+  leave->add_flag("--yes", given.yes, "Do not ask");
   auto* start =
       add(cluster, given, "start", "Let this side go on without a majority",
           [](Arguments& a, Terminal& terminal) { return force_quorum(a.socket, a.yes, terminal); });

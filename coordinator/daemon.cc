@@ -21,6 +21,7 @@
 #include "coordinator/cluster/corosync_engine.h"
 #include "coordinator/cluster/corosync_tuning.h"
 #include "coordinator/cluster/icmp_pinger.h"
+#include "coordinator/cluster/leave.h"
 #include "coordinator/cluster/loss_response.h"
 #include "coordinator/cluster/standalone_membership.h"
 #include "coordinator/cluster/voting_membership.h"
@@ -28,6 +29,7 @@
 #include "coordinator/protocol/failure.h"
 #include "coordinator/protocol/first_message.h"
 #include "coordinator/protocol/host_transport.h"
+#include "coordinator/protocol/tls_transport.h"
 #include "coordinator/service/catalog_file.h"
 #include "coordinator/service/coordination.h"
 #include "csvfs/base/events.h"
@@ -439,7 +441,21 @@ class Csvd final : public Daemon {
     }
     look_at_peers();
     if (loss_) loss_->look();
-    if (voting_ != nullptr) keep_heartbeats();
+    if (voting_ != nullptr) {
+      keep_heartbeats();
+      let_in_whom_the_cluster_has();
+    }
+  }
+
+  /// [[peer]] is for as long as there is no configuration. A node that is none of the cluster's
+  /// any more gets in no more, whatever certificate it has.
+  void let_in_whom_the_cluster_has() {
+    const auto* now = voting_->replica().configuration();
+    if (network_.tls == nullptr || now == nullptr) return;
+    protocol::NodeSet nodes;
+    nodes.set(raw(config_.node));  // its mounts
+    for (const auto& [id, node] : now->nodes) nodes.set(raw(id));
+    network_.tls->let_in(nodes);
   }
 
   /// The cluster's, in this node's Corosync and its file.
@@ -535,8 +551,8 @@ class Csvd final : public Daemon {
       auto done = reload();
       return answer(done ? done->dump() : answer_of(done.error()));
     }
-    if (what == "cluster_create" || what == "cluster_force" || admin::changes_cluster(what) ||
-        admin::asks_cluster(what))
+    if (what == "cluster_create" || what == "cluster_force" || what == "cluster_leave" ||
+        admin::changes_cluster(what) || admin::asks_cluster(what))
       return command_cluster(*request, std::move(answer));
     if (what != "volume_start" && what != "volume_stop" && what != "volume_grow" &&
         what != "catalog_copy")
@@ -579,6 +595,7 @@ class Csvd final : public Daemon {
       return answer(
           answer_of(voting_->replica().found(admin::first_configuration(config_, request.value))));
     if (request.command == "cluster_force") return tasks_.spawn(force(std::move(answer)));
+    if (request.command == "cluster_leave") return tasks_.spawn(leave(std::move(answer)));
     auto change = admin::change_for(request);
     if (!change) return answer(answer_of(change.error()));
     if (auto record = admin::witness_named(request); record)
@@ -638,6 +655,41 @@ class Csvd final : public Daemon {
     auto task = voting_->replica().force(kCommandPatience);
     auto result = co_await task;
     answer(answer_of(result));
+  }
+
+  Task<void> leave(admin::AdminServer::Answer answer) {
+    Command under_way{this};
+    if (std::exchange(leaving_, true))
+      co_return answer(answer_of(Error{Errc::refused, "this node is leaving already"}));
+    cluster::Leaver with;
+    with.loop = &loop_;
+    with.replica = &voting_->replica();
+    with.node = config_.node;
+    with.changed = &membership_changed_;
+    with.mounted = [this] { return mounted_volumes(); };
+    with.serving = [this] { return served_volumes(); };
+    auto task = cluster::leave(std::move(with));
+    auto left = co_await task;
+    leaving_ = false;
+    if (left) {
+      log::info("left_the_cluster");
+      events::report(events::Severity::info, "cluster", "",
+                     "this node has left the cluster, by command");
+    }
+    answer(answer_of(left));
+  }
+
+  std::vector<std::string> mounted_volumes() {
+    std::vector<std::string> out;
+    for (const auto& volume : local_volumes())
+      if (volume.mounted > 0) out.push_back(volume.name);
+    return out;
+  }
+  std::vector<std::string> served_volumes() {
+    std::vector<std::string> out;
+    for (const auto& each : coordinations_)
+      if (each->service() != nullptr) out.push_back(each->volume());
+    return out;
   }
 
   static Task<void> copy_catalog(service::Coordination& coordination,
@@ -746,7 +798,8 @@ class Csvd final : public Daemon {
   Function<void()> closed_;
   std::function<void()> restart_;  ///< Wanted, and not done yet.
   Loop::TimerId restart_anyway_{};
-  int commands_ = 0;  ///< Of administrators, under way.
+  int commands_ = 0;      ///< Of administrators, under way.
+  bool leaving_ = false;  ///< One of them takes this node out of the cluster.
   TaskScope tasks_;
 };
 

@@ -2,12 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "coordinator/admin/admin_server.h"
 #include "coordinator/admin/cluster_requests.h"
 #include "coordinator/admin/cluster_text.h"
 #include "coordinator/admin/files.h"
+#include "coordinator/admin/prepare_command.h"
 #include "coordinator/cluster/configuration_text.h"
 
 namespace csv::admin {
@@ -17,6 +19,8 @@ using Json = nlohmann::json;
 
 /// A change waits for a quorum, and for a majority to store it.
 constexpr Duration kPatience = 30s;
+/// Of a node that leaves: three changes, and others that take its volumes over.
+constexpr Duration kLeavePatience = 90s;
 
 ExitCode failed(Terminal& terminal, const Error& why) {
   terminal.note("csvctl: " + why.message());
@@ -108,6 +112,64 @@ Expected<Json> node_status(const std::string& socket, const std::string& node) {
 }
 }  // namespace
 
+namespace {
+/// What would admit this node to the others' Corosync. Errors are said, and change nothing else.
+void forget_corosync(const std::string& folder, Terminal& terminal) {
+  auto conf = folder + "/corosync.conf", key = folder + "/authkey";
+  auto text = file_exists(conf) ? read_whole(conf) : Expected<std::string>{std::string{}};
+  if (!text || text->empty() || !written_by_csvfs(*text)) {
+    if (file_exists(conf))
+      terminal.note(conf + " was not written by csvctl, and is left as it is, with " + key);
+    return;
+  }
+  for (const auto& file : {key, conf}) {
+    std::error_code error;
+    std::filesystem::remove(file, error);
+    if (error)
+      terminal.note("csvctl: removing " + file + ": " + error.message() + "; remove it by hand");
+  }
+}
+}  // namespace
+
+ExitCode leave_cluster(const std::string& socket, const LeaveRequest& request, Terminal& terminal) {
+  auto config = load_config(request.config_file);
+  if (!config) {
+    terminal.note("csvctl: " + config.error().message());
+    return ExitCode::usage;
+  }
+  auto status = ask(socket, {{"command", "status"}});
+  if (!status) return failed(terminal, status.error());
+  std::size_t others = 0;
+  if (auto voting = status->find("voting"); voting != status->end() && voting->is_object())
+    for (const auto& each : voting->value("nodes", Json::array()))
+      others += each.value("id", 0u) != raw(config->node);
+  if (!request.yes) {
+    terminal.note(fmt::format("{} leaves the cluster for good; {} remain{}.", config->node_name,
+                              others, others == 1 ? "s" : ""));
+    if (others == 2)
+      terminal.note(
+          "Two nodes need a witness (csvctl cluster witness), or the failure of one may stop the "
+          "other, too.");
+    if (!terminal.confirm("Leave it?")) {
+      terminal.note(terminal.may_ask() ? "Nothing was changed."
+                                       : "csvctl: nothing was changed; --yes leaves it");
+      return ExitCode::not_confirmed;
+    }
+  }
+  auto left =
+      ask(socket, {{"command", "cluster_leave"}, {"volume", ""}, {"node", ""}, {"value", ""}},
+          kLeavePatience);
+  if (!left) return failed(terminal, left.error());
+  forget_corosync(request.corosync_folder, terminal);
+  terminal.out(fmt::format(
+      "{} belongs to the cluster no more. What is left to do:\n"
+      "  here:       systemctl disable --now csvd corosync\n"
+      "              rm -r {}/cluster {}    (what it knew of the cluster, and its key)\n"
+      "  elsewhere:  csvctl cluster prepare, on all, then corosync-cfgtool -R on one of them\n",
+      config->node_name, config->state_dir, config->tls.key));
+  return ExitCode::done;
+}
+
 ExitCode evict_node(const std::string& socket, const std::string& node, bool yes,
                     Terminal& terminal) {
   auto known = node_status(socket, node);
@@ -121,8 +183,8 @@ ExitCode evict_node(const std::string& socket, const std::string& node, bool yes
   }
   return change_cluster(socket, {.command = "node_evict", .node = node},
                         name +
-                            " belongs to the cluster no more. Take it out of csvd.toml and "
-                            "corosync.conf of the others, too: csvctl cluster prepare",
+                            " belongs to the cluster no more. Take it out of corosync.conf of the "
+                            "others, too: csvctl cluster prepare, then corosync-cfgtool -R",
                         terminal);
 }
 

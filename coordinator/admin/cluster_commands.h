@@ -23,6 +23,16 @@ ExitCode create_cluster(const std::string& config_file, const std::string& socke
 /// `cluster start --force-quorum`: asks, unless `yes`.
 ExitCode force_quorum(const std::string& socket, bool yes, Terminal& terminal);
 
+/// `cluster leave`: asks, unless `yes`. This node's vote and volumes go to the others, then they
+/// know it no more, and corosync.conf (if csvctl wrote it) and the key that admits to the others'
+/// Corosync are removed from `corosync_folder`.
+struct LeaveRequest {
+  std::string config_file;
+  std::string corosync_folder = "/etc/corosync";
+  bool yes = false;
+};
+ExitCode leave_cluster(const std::string& socket, const LeaveRequest& request, Terminal& terminal);
+
 /// `node evict`: a node that takes part is only taken out with `yes`.
 ExitCode evict_node(const std::string& socket, const std::string& node, bool yes,
                     Terminal& terminal);

@@ -56,7 +56,7 @@ bool may_replace(const PrepareRequest& request, const std::string& conf, const s
   if (request.yes) return true;
   if (file_exists(conf)) {
     auto there = read_whole(conf);
-    if (!there || !there->starts_with(kOurs)) {
+    if (!there || !written_by_csvfs(*there)) {
       if (!terminal.may_ask())
         terminal.note("csvctl: " + conf + " was not written by csvctl; --yes replaces it");
       if (!terminal.confirm(conf + " was not written by csvctl. Replace it?")) return false;
@@ -87,6 +87,21 @@ cluster::CorosyncConf corosync_of(const Config& config) {
   return out;
 }
 
+std::vector<std::string> apply(const cluster::Configuration& decided, NodeId node,
+                               cluster::CorosyncConf& conf) {
+  conf.heartbeat = cluster::heartbeat_of(decided.heartbeat);
+  std::vector<std::string> out;
+  if (decided.nodes.count(node) == 0) return out;
+  std::erase_if(conf.nodes, [&](const auto& each) {
+    bool gone = decided.nodes.count(each.id) == 0;
+    if (gone) out.push_back(each.name);
+    return gone;
+  });
+  return out;
+}
+
+bool written_by_csvfs(const std::string& conf) { return conf.starts_with(kOurs); }
+
 Expected<std::string> render_after(cluster::CorosyncConf made, const std::string& there) {
   auto before = version_of(there);
   made.version = std::max(before, 1u);
@@ -106,7 +121,10 @@ ExitCode prepare(const PrepareRequest& request, Terminal& terminal) {
   // What the cluster has been told, if this node knows it.
   if (auto kept = cluster::ConfigurationFiles::read(config->state_dir + "/cluster");
       kept && kept->kept.configuration)
-    wanted.heartbeat = cluster::heartbeat_of(kept->kept.configuration->heartbeat);
+    for (const auto& name : apply(*kept->kept.configuration, config->node, wanted))
+      terminal.note(name + " is left out: it is in " + request.config_file +
+                    ", but is no node of the cluster. One that is to join comes into the "
+                    "cluster's configuration first (csvctl cluster config import)");
   auto text = render_after(std::move(wanted), *there);
   if (!text)
     return fail(terminal, text.error().within("from " + request.config_file), ExitCode::usage);

@@ -1,7 +1,9 @@
 #pragma once
 #include <string>
+#include <vector>
 
 #include "coordinator/admin/tool.h"
+#include "coordinator/cluster/configuration.h"
 #include "coordinator/cluster/corosync_conf.h"
 #include "csvfs/base/config.h"
 
@@ -23,6 +25,15 @@ ExitCode prepare(const PrepareRequest& request, Terminal& terminal);
 /// Node and peers of a configuration as nodes of Corosync; the same on every node of the cluster.
 /// Without `links` it is one link, on the address of `listen`.
 cluster::CorosyncConf corosync_of(const Config& config);
+
+/// What the cluster has decided since csvd.toml was written: the heartbeats, and which nodes are
+/// its own no more: those are taken out, and named. `node` knows nothing of the others if the
+/// cluster does not have it itself.
+std::vector<std::string> apply(const cluster::Configuration& decided, NodeId node,
+                               cluster::CorosyncConf& conf);
+
+/// Whether a corosync.conf comes from render().
+bool written_by_csvfs(const std::string& conf);
 
 /// `made` with the version that it needs where `there` is in use: a higher one, if they differ in
 /// anything else; `there` itself, if not. Errc::refused as of render().

@@ -50,7 +50,9 @@ Expected<HostTransport> make_host_transport(AsioLoop& loop, const Config& config
   NodeSet peers;
   peers.set(raw(config.node));  // its mounts
   for (const auto& peer : config.peers) peers.set(raw(peer.id));
-  out.transport = std::make_unique<TlsTransport>(loop, *out.identity, peers);
+  auto tls = std::make_unique<TlsTransport>(loop, *out.identity, peers);
+  out.tls = tls.get();
+  out.transport = std::move(tls);
   return out;
 }
 

@@ -208,11 +208,11 @@ class Greeting : public std::enable_shared_from_this<Greeting> {
 
 /// What a listener and the greetings under way at it share.
 struct Reception : std::enable_shared_from_this<Reception> {
-  Reception(AsioLoop& on, TlsIdentity& as, NodeSet let_in, const TlsTransport::Options& with,
-            std::function<void(std::unique_ptr<Connection>)> to)
+  Reception(AsioLoop& on, TlsIdentity& as, std::shared_ptr<const NodeSet> let_in,
+            const TlsTransport::Options& with, std::function<void(std::unique_ptr<Connection>)> to)
       : loop{&on},
         identity{&as},
-        peers{let_in},
+        peers{std::move(let_in)},
         options{with},
         accepted{std::move(to)},
         door{on, with.door} {}
@@ -234,7 +234,7 @@ struct Reception : std::enable_shared_from_this<Reception> {
                      .side = TlsSession::Side::accepting,
                      .socket = -1,
                      .cluster = identity->name().cluster,
-                     .peers = peers,
+                     .peers = *peers,
                      .now = identity->now()},
                     options.handshake_within, [weak = weak_from_this(), id, address](auto result) {
                       if (auto self = weak.lock()) self->greeted(id, address, std::move(result));
@@ -257,7 +257,7 @@ struct Reception : std::enable_shared_from_this<Reception> {
 
   AsioLoop* loop;
   TlsIdentity* identity;
-  NodeSet peers;
+  std::shared_ptr<const NodeSet> peers;
   TlsTransport::Options options;
   std::function<void(std::unique_ptr<Connection>)> accepted;
   Doorkeeper door;

@@ -33,7 +33,13 @@ class TlsTransport final : public Transport {
   TlsTransport(AsioLoop& loop, TlsIdentity& identity, NodeSet peers)
       : TlsTransport{loop, identity, peers, Options{}} {}
   TlsTransport(AsioLoop& loop, TlsIdentity& identity, NodeSet peers, Options options)
-      : loop_{&loop}, identity_{&identity}, peers_{peers}, options_{options} {}
+      : loop_{&loop},
+        identity_{&identity},
+        peers_{std::make_shared<NodeSet>(peers)},
+        options_{options} {}
+
+  /// Who is accepted from now on, by listeners that there are, too. Connections that stand stay.
+  void let_in(const NodeSet& peers) { *peers_ = peers; }
 
   /// Errc::refused where the peer, or this node in the peer's eyes, is not who it should be.
   void connect(NodeId node, const std::string& endpoint, Connected done) override;
@@ -44,7 +50,7 @@ class TlsTransport final : public Transport {
  private:
   AsioLoop* loop_;
   TlsIdentity* identity_;
-  NodeSet peers_;
+  std::shared_ptr<NodeSet> peers_;
   Options options_;
 };
 

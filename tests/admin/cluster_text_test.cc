@@ -177,6 +177,24 @@ TEST_CASE("prepare: corosync.conf comes out the same on every node") {
   CHECK(has(*cluster::render(corosync_of(config)), "ring0_addr: 2001:db8::1\n"));
 }
 
+TEST_CASE("prepare: who is none of the cluster's any more is left out") {
+  auto conf = corosync_of(config_of(1));
+  cluster::Configuration decided;
+  decided.heartbeat.delay_ms = 60;
+  decided.nodes[NodeId{1}] = {"node1", "192.0.2.1:7400"};
+  decided.nodes[NodeId{2}] = {"node2", "192.0.2.2:7400"};
+  auto seen_by_3 = corosync_of(config_of(3));
+  CHECK(apply(decided, NodeId{3}, seen_by_3).empty());
+  CHECK(seen_by_3.nodes.size() == 3);
+  auto gone = apply(decided, NodeId{1}, conf);
+  REQUIRE(gone.size() == 1);
+  CHECK(conf.nodes.size() == 2);
+  CHECK(conf.heartbeat.delay == 60ms);
+  CHECK(!has(*cluster::render(conf), "192.0.2.3"));
+  CHECK(written_by_csvfs(*cluster::render(conf)));
+  CHECK(!written_by_csvfs("totem {\n}\n"));
+}
+
 TEST_CASE("prepare: the version grows when something else does, and only then") {
   auto conf = corosync_of(config_of(1));
   auto first = render_after(conf, "");

@@ -55,8 +55,17 @@ for node in node1 node2 node3; do
   on "$node" grep -q '^  token: 720$' /etc/corosync/corosync.conf || die "$node's file has another token"
 done
 ends 1 '500 to 1272 ms' node2 cluster heartbeat --delay 128
+lab kill node2 csvd
+lab kill node2 corosync
+wait_for 20 "node2 to be missed" says node1 'its csvd does not take part'
 ends 0 'The heartbeats are set' node3 cluster heartbeat --preset lan
-for node in node1 node2 node3; do wait_for 20 "the token of $node" token_is "$node" 1000; done
+for node in node1 node3; do wait_for 20 "the token of $node" token_is "$node" 1000; done
+lab start node2 corosync
+on node2 grep -q '^  token: 720$' /etc/corosync/corosync.conf || die "node2's file was changed while it was away"
+lab start node2 csvd
+wait_for 30 "the token of node2, which was away" token_is node2 1000
+wait_for 20 "its file" on node2 grep -q '^  token: 1000$' /etc/corosync/corosync.conf
+wait_for 20 "three votes" says node1 'here: 3 of 3'
 
 say "a configuration goes out and in"
 on node1 csvctl cluster config export >"$work/cluster.toml"
@@ -70,8 +79,29 @@ ends 2 'cluster.toml:7:10:' node1 cluster config import "$work/cluster.toml" --y
 ends 0 'is as it has to be' node1 cluster prepare
 ends 4 'there is a key already' node1 cluster prepare --new-key
 
-say "a node that is taken out, and taken in again, has its vote"
+say "a node leaves, by its own word, and is let in nowhere"
+ends 4 'nothing was changed' node3 cluster leave
+ends 1 'mounted on this node: volume1' node3 cluster leave --yes
+ends 0 '' node1 volume move volume1 --to node3
+wait_for 20 "node3 to coordinate" coordinates node3
 lab umount node3 >/dev/null
+on node3 cp -r /etc/corosync "$work/corosync"
+ends 0 'belongs to the cluster no more' node3 cluster leave --yes
+is_left() { coordinates node1 || coordinates node2; }
+wait_for 20 "its volume to be served elsewhere" is_left
+on node1 csvctl cluster config export | grep -q node3 && die "node3 is in the configuration still"
+on node3 test ! -e /etc/corosync/authkey || die "node3 has the key still"
+ends 0 'is left out' node1 cluster prepare --dry-run
+grep -q 10.77.1.13 "$work/said" && die "corosync.conf of node1 has node3 still"
+ends 1 'belongs to no cluster' node3 cluster leave --yes
+on node3 mount -t csvfs -o timeout=3 volume1 "$volume" >"$work/said" 2>&1 && die "node3 has mounted volume1"
+on node3 cp "$work/corosync/authkey" "$work/corosync/corosync.conf" /etc/corosync/
+on node1 csvctl cluster config export >"$work/cluster.toml"
+printf '\n[[node]]\nid = 3\nname = "node3"\naddress = "10.77.1.13:7400"\n' >>"$work/cluster.toml"
+ends 0 'is added' node1 cluster config import "$work/cluster.toml" --yes
+wait_for 20 "three votes" says node1 'here: 3 of 3'
+
+say "a node that is taken out, and taken in again, has its vote"
 lab kill node3 csvd
 wait_for 20 "node3 to be missed" says node1 'its csvd does not take part'
 ends 0 'no more' node1 node evict node3

@@ -309,6 +309,21 @@ TEST_CASE("tls: who shows no certificate that will do gets nowhere, and nothing 
   server.check_serves();
 }
 
+TEST_CASE("tls: who is let in changes while it listens, and connections that stand stay") {
+  Server server;
+  auto two = server.world.identity(2), nine = server.world.identity(9);
+  CHECK(!server.connect(*nine));
+  CHECK(contains(server.refusal(), "node 9"));
+  REQUIRE(server.connect(*two));
+  server.run([&] { server.transport->let_in(nodes({1, 9})); });
+  int before = server.echoes;
+  server.run([&] { server.client->send(numbered(2)); });
+  CHECK(server.eventually([&] { return server.echoes == before + 1; }));
+  CHECK(server.connect(*nine));
+  CHECK(!server.connect(*two));
+  CHECK(contains(server.refusal(), "node 2"));
+}
+
 TEST_CASE("tls: plain text, rubbish and silence get nowhere") {
   Server server{{.tcp = {}, .handshake_within = 300ms, .door = {}, .refused = {}}};
   int fd = plain_client(server.endpoint);

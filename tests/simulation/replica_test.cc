@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include "coordinator/cluster/leave.h"
 #include "tests/simulation/group.h"
 #include "tests/simulation/kept_disk.h"
 
@@ -26,6 +27,7 @@ struct Life {
     around.store = &disk;
     around.node = id(node);
     around.changed = [this] {
+      changed.notify();
       if (on_change) on_change();
     };
     replica = std::make_unique<Replica>(std::move(around));
@@ -44,6 +46,7 @@ struct Life {
   std::unique_ptr<Engine> engine;
   KeptDisk disk;
   std::function<void()> on_change;
+  Signal changed{loop};
   std::unique_ptr<Replica> replica;
   TaskScope tasks;
 };
@@ -148,6 +151,36 @@ struct Bed {
     auto task = replica.force(5s);
     auto done = co_await task;
     result = done;
+  }
+
+  /// csvctl cluster leave on a node.
+  using Names = std::vector<std::string>;
+  void begin_to_leave(std::size_t node, std::optional<Expected<void>>& result, Names mounted = {},
+                      Duration handover = 20s) {
+    auto& life = *lives[node];
+    Leaver with;
+    with.loop = &life.loop;
+    with.replica = life.replica.get();
+    with.node = id(node);
+    with.changed = &life.changed;
+    with.mounted = [mounted] { return mounted; };
+    with.serving = [] { return Names{}; };
+    with.handover = handover;
+    life.loop.enter([&] { life.tasks.spawn(ask_to_leave(std::move(with), result)); });
+  }
+  Expected<void> leave(std::size_t node, Names mounted = {}) {
+    std::optional<Expected<void>> result;
+    begin_to_leave(node, result, std::move(mounted));
+    REQUIRE(run_until([&] { return result.has_value(); }, 60s));
+    return *result;
+  }
+  static Task<void> ask_to_leave(Leaver with, std::optional<Expected<void>>& result) {
+    auto task = cluster::leave(std::move(with));
+    auto done = co_await task;
+    result = done;
+  }
+  const Configuration& now(std::size_t node) const {
+    return *lives[node]->replica->configuration();
   }
 
   World world;
@@ -256,6 +289,133 @@ TEST_CASE("replica: nodes go one by one down to the last, and the last one's wor
   bed.boot(0);
   REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
   CHECK(bed.lives[3]->replica->configuration()->volumes.count("alone") == 1);
+}
+
+TEST_CASE("leave: a node goes for good, whatever its number, and the others go on without it") {
+  for (std::size_t leaver : {0, 2}) {
+    CAPTURE(leaver);
+    Bed bed{31, 3};
+    bed.begin();
+    CHECK(bed.leave(leaver));
+    REQUIRE(bed.run_until([&] {
+      for (std::size_t i = 0; i < 3; ++i)
+        if (!bed.settled(i) || bed.now(i).nodes.count(id(leaver)) > 0) return false;
+      return true;
+    }));
+    bed.power_off(leaver);
+    REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+    CHECK(bed.change(1, add_volume("without_it")));
+    CHECK(bed.now(1).nodes.size() == 2);
+    CHECK(bed.now(1).ballot.now.nodes.count(id(leaver)) == 0);
+    // It is no part of anything when it is back, and is not let to leave again.
+    bed.boot(leaver);
+    REQUIRE(bed.run_until(
+        [&] { return bed.settled(leaver) && bed.now(leaver).volumes.count("without_it") > 0; }));
+    CHECK(bed.leave(leaver).error() == Errc::refused);
+    CHECK(bed.broken.empty());
+  }
+}
+
+TEST_CASE("leave: down to the last, which stays") {
+  Bed bed{32, 3};
+  bed.begin();
+  for (std::size_t leaver : {0, 1}) {
+    CHECK(bed.leave(leaver));
+    bed.power_off(leaver);
+    REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+  }
+  CHECK(bed.change(2, add_volume("alone")));
+  auto before = bed.now(2);
+  auto last = bed.leave(2);
+  CHECK(last.error() == Errc::refused);
+  CHECK(last.error().message().find("last") != std::string::npos);
+  CHECK(bed.now(2) == before);
+}
+
+TEST_CASE("leave: what is refused leaves the node as it was") {
+  Bed bed{33, 3};
+  bed.begin();
+  auto as_before = [&, before = bed.now(0)] {
+    return bed.now(0).nodes == before.nodes && bed.now(0).volumes == before.volumes;
+  };
+  SUBCASE("a volume is mounted") {
+    auto refused = bed.leave(2, {"volume1"});
+    CHECK(refused.error() == Errc::refused);
+    CHECK(refused.error().message().find("volume1") != std::string::npos);
+    CHECK(as_before());
+  }
+  SUBCASE("the others would have no quorum") {
+    REQUIRE(bed.change(0, [](Configuration& next) -> Expected<void> {
+      next.policies.dynamic_quorum = false;
+      return {};
+    }));
+    bed.power_off(1);
+    REQUIRE(bed.run_until([&] { return bed.settled(0) && bed.settled(2); }));
+    auto refused = bed.leave(2);
+    CHECK(refused.error() == Errc::refused);
+    CHECK(refused.error().message().find("quorum") != std::string::npos);
+    CHECK(bed.run_until(as_before));
+    CHECK(bed.change(0, add_volume("later")));
+  }
+  SUBCASE("nobody takes its volume") {
+    REQUIRE(bed.change(0, [](Configuration& next) -> Expected<void> {
+      next.volumes["volume1"].coordinator = id(2);
+      return {};
+    }));
+    auto refused = bed.leave(2);
+    CHECK(refused.error().message().find("volume1") != std::string::npos);
+    REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+    CHECK(bed.now(0).nodes.at(id(2)) == NodeRecord{"node3", "10.0.0.3:7400"});
+    CHECK(bed.now(0).volumes["volume1"].coordinator == id(2));
+  }
+  CHECK(bed.broken.empty());
+}
+
+TEST_CASE("leave: a volume is handed over first") {
+  Bed bed{34, 3};
+  bed.begin();
+  REQUIRE(bed.change(0, [](Configuration& next) -> Expected<void> {
+    next.volumes["volume1"].coordinator = id(2);
+    return {};
+  }));
+  std::optional<Expected<void>> left;
+  bed.begin_to_leave(2, left);
+  REQUIRE(bed.run_until([&] { return bed.now(0).nodes.at(id(2)).state == NodeState::drained; }));
+  bed.run_for(3s);
+  CHECK(!left);
+  CHECK(bed.now(0).nodes.count(id(2)) == 1);
+  REQUIRE(bed.change(0, [](Configuration& next) -> Expected<void> {
+    next.volumes["volume1"].coordinator = id(1);
+    return {};
+  }));
+  REQUIRE(bed.run_until([&] { return left.has_value(); }));
+  CHECK(*left);
+  CHECK(bed.now(0).nodes.count(id(2)) == 0);
+  CHECK(bed.now(0).volumes.at("volume1").coordinator == id(1));
+}
+
+TEST_CASE("leave: whoever dies meanwhile, those who are left agree on who is in the cluster") {
+  for (std::uint64_t seed = 0; seed < 40; ++seed) {
+    CAPTURE(seed);
+    Bed bed{300 + seed, 3};
+    bed.begin();
+    std::size_t leaver = seed % 3, victim = seed / 3 % 3;
+    std::optional<Expected<void>> left;
+    bed.begin_to_leave(leaver, left, {}, 5s);
+    bed.run_for(seed * 150us);
+    bed.power_off(victim);
+    bed.run_for(10s);
+    bed.boot(victim);
+    auto agreed = [&] {
+      for (std::size_t i = 0; i < 3; ++i)
+        if (!bed.settled(i) || !(bed.now(i) == bed.now(0))) return false;
+      return true;
+    };
+    REQUIRE(bed.run_until(agreed));
+    if (left && *left) CHECK(bed.now(0).nodes.count(id(leaver)) == 0);
+    CHECK(bed.change((leaver + 1) % 3, add_volume("after")));
+    CHECK(bed.broken.empty());
+  }
 }
 
 TEST_CASE("replica: a member that hangs stops nobody, and takes part when it wakes up") {
