@@ -466,6 +466,7 @@ class Csvd final : public Daemon {
       heartbeat_.reset();
       return;
     }
+    if (replica.configuration()->nodes.count(config_.node) == 0) return;
     auto wanted = cluster::heartbeat_of(replica.configuration()->heartbeat);
     if (wanted == heartbeat_ || tuning_.busy() || loop_.now() < tune_again_) return;
     tune_again_ = loop_.now() + kTuneAgain;
