@@ -9,6 +9,7 @@
 #include "coordinator/admin/dump_commands.h"
 #include "coordinator/admin/events_command.h"
 #include "coordinator/admin/fs_commands.h"
+#include "coordinator/admin/join_commands.h"
 #include "coordinator/admin/node_volumes.h"
 #include "coordinator/admin/prepare_command.h"
 #include "coordinator/admin/repair_commands.h"
@@ -43,6 +44,8 @@ struct Arguments {
   } heartbeat;
   PrepareRequest prepare;
   LeaveRequest leave;
+  TokenRequest token;
+  JoinRequest join;
   ImportRequest import;
   std::string file;
   bool force = false;
@@ -335,6 +338,43 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
       cluster, given, "status", "Who takes part, whose vote counts, and since when",
       [](Arguments& a, Terminal& terminal) { return show_cluster(a.socket, a.json, terminal); });
   status->add_flag("--json", given.json, "For programs");
+  auto* token = add(cluster, given, "token", "A token by which another machine becomes a node",
+                    [](Arguments& a, Terminal& terminal) {
+                      a.token.config_file = a.config;
+                      a.token.socket = a.socket;
+                      return invite_node(a.token, terminal);
+                    });
+  token->add_option("--node", given.token.node, "The new node's number")
+      ->required()
+      ->check(CLI::Range(1, 63));
+  token->add_option("--name", given.token.name, "The new node's name")->required();
+  token
+      ->add_option("--address", given.token.address,
+                   "ADDRESS:PORT, numeric: where its csvd will listen")
+      ->required();
+  token
+      ->add_option("--links", given.token.links,
+                   "Addresses of its Corosync, as many as the other nodes have")
+      ->delimiter(',');
+  token->add_option("--minutes", given.token.minutes, "How long the token can be used")
+      ->check(CLI::Range(1, 1440))
+      ->capture_default_str();
+  token->add_option("--at", given.token.at,
+                    "ADDRESS:PORT to wait at; a free port of this node's address by default");
+  token->add_option("--ca-dir", given.token.authority_folder, "Where the CA is kept")
+      ->capture_default_str();
+  token->add_option("--dir", given.token.corosync_folder, "Where Corosync's files are")
+      ->capture_default_str();
+  auto* join = add(cluster, given, "join", "Make this machine a node of a cluster",
+                   [](Arguments& a, Terminal& terminal) {
+                     a.join.config_file = a.config;
+                     a.join.yes = a.yes;
+                     return join_cluster(a.join, terminal);
+                   });
+  join->add_option("TOKEN", given.join.token, "As csvctl cluster token printed it")->required();
+  join->add_option("--dir", given.join.corosync_folder, "Where Corosync's files are")
+      ->capture_default_str();
+  join->add_flag("--yes", given.yes, "Replace a corosync.conf that csvctl did not write");
   auto* leave = add(cluster, given, "leave", "Take this node out of the cluster, in good order",
                     [](Arguments& a, Terminal& terminal) {
                       a.leave.config_file = a.config;

@@ -110,9 +110,7 @@ Expected<Json> node_status(const std::string& socket, const std::string& node) {
     if (std::to_string(each.value("id", 0)) == node) return each;
   return Error{Errc::refused, "the cluster has no node '" + node + "'"};
 }
-}  // namespace
 
-namespace {
 /// What would admit this node to the others' Corosync. Errors are said, and change nothing else.
 void forget_corosync(const std::string& folder, Terminal& terminal) {
   auto conf = folder + "/corosync.conf", key = folder + "/authkey";
@@ -164,9 +162,9 @@ ExitCode leave_cluster(const std::string& socket, const LeaveRequest& request, T
   terminal.out(fmt::format(
       "{} belongs to the cluster no more. What is left to do:\n"
       "  here:       systemctl disable --now csvd corosync\n"
-      "              rm -r {}/cluster {}    (what it knew of the cluster, and its key)\n"
+      "              rm -r {}/cluster {} {}    (what made it this node)\n"
       "  elsewhere:  csvctl cluster prepare, on all, then corosync-cfgtool -R on one of them\n",
-      config->node_name, config->state_dir, config->tls.key));
+      config->node_name, config->state_dir, request.config_file, config->tls.key));
   return ExitCode::done;
 }
 

@@ -9,6 +9,9 @@
 
 #include "coordinator/cluster/configuration_text.h"
 #include "coordinator/cluster/loss_response.h"
+#include "coordinator/protocol/certificate.h"
+#include "coordinator/protocol/limits.h"
+#include "csvfs/base/toml_section.h"
 
 namespace csv::admin {
 namespace {
@@ -83,6 +86,54 @@ Expected<Replica::Change> evict(const AdminRequest& request) {
     cluster::take_out(next, id);
     return {};
   });
+}
+
+/// What stands between single ones of `at`, also if that is nothing; of an empty text nothing at
+/// all.
+std::vector<std::string_view> words_of(std::string_view text, char at = ' ') {
+  std::vector<std::string_view> out;
+  if (text.empty()) return out;
+  for (;;) {
+    auto end = text.find(at);
+    out.push_back(text.substr(0, end));
+    if (end == text.npos) return out;
+    text.remove_prefix(end + 1);
+  }
+}
+
+Expected<Replica::Change> add_node(const AdminRequest& request) {
+  auto number = number_of(request.node);
+  if (!number || *number == 0 || *number > protocol::kMaxNode)
+    return refused(fmt::format("a node's number is 1 to {}, not '{}'", protocol::kMaxNode,
+                               protocol::printable(request.node)));
+  NodeRecord record;
+  for (auto word : words_of(request.value)) {
+    auto equals = word.find('=');
+    auto key = word.substr(0, equals);
+    std::string value{equals == word.npos ? "" : word.substr(equals + 1)};
+    if (key == "name" && is_name(value))
+      record.name = value;
+    else if (key == "address" && is_endpoint(value))
+      record.address = value;
+    else if (key == "links")
+      for (auto each : words_of(value, ',')) record.links.emplace_back(each);
+    else
+      return refused("a node is name=NAME address=ADDRESS:PORT links=ADDRESS,…, not '" +
+                     protocol::printable(word) + "'");
+  }
+  if (record.name.empty() || record.address.empty())
+    return refused("a node has a name and an address: name=NAME address=ADDRESS:PORT");
+  return Replica::Change{[id = NodeId{static_cast<std::uint8_t>(*number)},
+                          record](Configuration& next) -> Expected<void> {
+    auto with = next;
+    auto [at, is_new] = with.nodes.try_emplace(id, record);
+    if (!is_new && at->second != record)
+      return refused(fmt::format("node {} is {} already", raw(id), at->second.name));
+    // Said here, and not only when it is proposed: who asks wants to know it before.
+    CSV_TRY(cluster::validate(with));
+    next = std::move(with);
+    return {};
+  }};
 }
 
 Expected<Replica::Change> move(const AdminRequest& request) {
@@ -176,14 +227,10 @@ Expected<Replica::Change> heartbeat(const AdminRequest& request) {
     if (!word.starts_with("delay=") && !word.starts_with("threshold=")) return false;
     return (which = number_of(word.substr(word.find('=') + 1))).has_value();
   };
-  std::string_view left = request.value;
-  while (!left.empty()) {
-    auto end = std::min(left.find(' '), left.size());
-    if (!take(left.substr(0, end)))
+  for (auto word : words_of(request.value))
+    if (!take(word))
       return refused("heartbeats are delay=MS, threshold=N, or preset=lan|wan, not '" +
                      request.value + "'");
-    left.remove_prefix(std::min(end + 1, left.size()));
-  }
   if (!delay && !threshold)
     return refused("heartbeats: which? --delay MS, --threshold N, or --preset lan|wan");
   if (delay && threshold) {
@@ -201,10 +248,11 @@ struct Command {
   Expected<Replica::Change> (*make)(const AdminRequest&);
 };
 constexpr Command kCommands[] = {
-    {"node_vote", vote},   {"node_drain", drain},     {"node_resume", drain},
-    {"node_fence", fence}, {"node_unfence", fence},   {"node_evict", evict},
-    {"volume_move", move}, {"volume_forget", forget}, {"witness", witness},
-    {"policy", policy},    {"heartbeat", heartbeat},  {"config_import", import},
+    {"node_vote", vote},       {"node_drain", drain},   {"node_resume", drain},
+    {"node_fence", fence},     {"node_unfence", fence}, {"node_evict", evict},
+    {"node_add", add_node},    {"volume_move", move},   {"volume_forget", forget},
+    {"witness", witness},      {"policy", policy},      {"heartbeat", heartbeat},
+    {"config_import", import},
 };
 
 using Json = nlohmann::ordered_json;
@@ -264,8 +312,14 @@ cluster::Configuration first_configuration(const Config& config, const std::stri
   Configuration out;
   out.cluster = config.cluster;
   out.name = name;
-  out.nodes[config.node] = {config.node_name, config.listen};
-  for (const auto& peer : config.peers) out.nodes[peer.id] = {peer.name, peer.address};
+  auto add = [&out](NodeId id, const std::string& called, const std::string& address,
+                    const std::vector<std::string>& links) {
+    NodeRecord record{called, address};
+    record.links = links;
+    out.nodes[id] = std::move(record);
+  };
+  add(config.node, config.node_name, config.listen, config.links);
+  for (const auto& peer : config.peers) add(peer.id, peer.name, peer.address, peer.links);
   for (const auto& volume : config.volumes) out.volumes.try_emplace(volume.name);
   return out;
 }

@@ -23,6 +23,7 @@ bool changes_cluster(const std::string& command);
 ///   node_vote      node, value: 0 or 1
 ///   node_drain, node_resume, node_evict    node
 ///   node_fence, node_unfence               node
+///   node_add       node: its number; value: "name=NAME address=ADDRESS:PORT links=ADDRESS,…"
 ///   volume_move    volume, node: where it goes, and where it goes back to; "": anywhere
 ///   volume_forget  volume: it belongs to the cluster no more
 ///   heartbeat      value: "delay=MS threshold=N", either alone, or "preset=lan", "preset=wan"

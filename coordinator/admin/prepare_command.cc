@@ -92,6 +92,16 @@ std::vector<std::string> apply(const cluster::Configuration& decided, NodeId nod
   conf.heartbeat = cluster::heartbeat_of(decided.heartbeat);
   std::vector<std::string> out;
   if (decided.nodes.count(node) == 0) return out;
+  for (const auto& [id, record] : decided.nodes) {
+    auto known = std::find_if(conf.nodes.begin(), conf.nodes.end(),
+                              [id = id](const auto& each) { return each.id == id; });
+    if (known == conf.nodes.end())
+      known = conf.nodes.insert(known, {id, record.name, {address_of(record.address)}});
+    known->name = record.name;
+    if (!record.links.empty()) known->addresses = record.links;
+  }
+  std::sort(conf.nodes.begin(), conf.nodes.end(),
+            [](const auto& a, const auto& b) { return raw(a.id) < raw(b.id); });
   std::erase_if(conf.nodes, [&](const auto& each) {
     bool gone = decided.nodes.count(each.id) == 0;
     if (gone) out.push_back(each.name);

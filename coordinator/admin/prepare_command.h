@@ -26,8 +26,8 @@ ExitCode prepare(const PrepareRequest& request, Terminal& terminal);
 /// Without `links` it is one link, on the address of `listen`.
 cluster::CorosyncConf corosync_of(const Config& config);
 
-/// What the cluster has decided since csvd.toml was written: the heartbeats, and which nodes are
-/// its own no more: those are taken out, and named. `node` knows nothing of the others if the
+/// What the cluster has decided since csvd.toml was written: the heartbeats, and who its nodes are;
+/// those that it does not have are taken out, and named. `node` knows nothing of the others if the
 /// cluster does not have it itself.
 std::vector<std::string> apply(const cluster::Configuration& decided, NodeId node,
                                cluster::CorosyncConf& conf);

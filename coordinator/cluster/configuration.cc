@@ -7,15 +7,18 @@
 #include <charconv>
 #include <set>
 
+#include "coordinator/protocol/certificate.h"
 #include "coordinator/protocol/frame.h"
 #include "coordinator/protocol/group.pb.h"
 #include "coordinator/protocol/limits.h"
+#include "csvfs/base/toml_section.h"
 
 namespace csv::cluster {
 namespace {
 
 constexpr std::uint32_t kFormat = 1;
 constexpr std::size_t kMaxVolumes = 64;
+constexpr std::size_t kMaxLinks = 8;
 
 bool is_name(std::string_view text) {
   if (text.empty() || text.size() > 63 || text.front() == '.' || text.front() == '-') return false;
@@ -69,6 +72,7 @@ std::string encode(const Configuration& configuration) {
     one->set_votes(node.votes);
     one->set_fenced(node.fenced);
     one->set_fences(node.fences);
+    for (const auto& each : node.links) one->add_links(each);
   }
   for (const auto& [name, volume] : configuration.volumes) {
     auto* one = out.add_volumes();
@@ -109,9 +113,13 @@ Expected<Configuration> decode(std::string_view bytes) {
   out.name = from.name();
   for (const auto& one : from.nodes()) {
     if (one.id() == 0 || one.id() > protocol::kMaxNode) return damaged("a node's number");
-    NodeRecord record{
-        one.name(),  one.address(), one.drained() ? NodeState::drained : NodeState::member,
-        one.votes(), one.fenced(),  one.fences()};
+    NodeRecord record{one.name(),
+                      one.address(),
+                      one.drained() ? NodeState::drained : NodeState::member,
+                      one.votes(),
+                      one.fenced(),
+                      one.fences(),
+                      {one.links().begin(), one.links().end()}};
     if (!out.nodes.emplace(NodeId{static_cast<std::uint8_t>(one.id())}, std::move(record)).second)
       return damaged("one node twice");
   }
@@ -146,7 +154,7 @@ Expected<void> validate(const Configuration& configuration) {
   if (!is_name(configuration.name))
     return wrong("a cluster's name has 1 to 63 letters, digits, '.', '_' or '-'");
   if (configuration.nodes.empty()) return wrong("a cluster has one node at least");
-  std::set<std::string> names, addresses;
+  std::set<std::string> names, addresses, links;
   bool voter = false;
   for (const auto& [id, node] : configuration.nodes) {
     if (raw(id) == 0 || raw(id) > protocol::kMaxNode)
@@ -158,6 +166,14 @@ Expected<void> validate(const Configuration& configuration) {
       return wrong(fmt::format("node {} has no address", node.name));
     if (!addresses.insert(node.address).second)
       return wrong(fmt::format("two nodes have the address {}", node.address));
+    if (node.links.size() > kMaxLinks)
+      return wrong(fmt::format("node {} has more than {} links", node.name, kMaxLinks));
+    for (const auto& each : node.links) {
+      if (!is_numeric_address(each))
+        return wrong(
+            fmt::format("'{}' is no link's address: {}", protocol::printable(each), kAddressText));
+      if (!links.insert(each).second) return wrong("the link " + each + " stands twice");
+    }
     voter = voter || node.votes;
   }
   if (!voter && !configuration.witness.only) return wrong("one node at least has to vote");

@@ -25,6 +25,8 @@ struct NodeRecord {
   /// By command: it coordinates nothing, and no mount of it is let onto a volume.
   bool fenced = false;
   std::uint64_t fences = 0;  ///< How often; what was proven of one fence says nothing of another.
+  /// Numeric addresses of its Corosync, the private network's first; none: csvd.toml has them.
+  std::vector<std::string> links = {};
   bool operator==(const NodeRecord&) const = default;
 };
 

@@ -107,6 +107,7 @@ Expected<Names> read_nodes(const toml::table& root, const std::string& file, Con
     record.address = CSV_TRY(in.text("address", kEndpointText, is_endpoint));
     record.votes = CSV_TRY(in.integer("vote", 0, 1, 1)) == 1;
     record.state = CSV_TRY(in.boolean("drained", false)) ? NodeState::drained : NodeState::member;
+    record.links = CSV_TRY(in.texts("links", kAddressText, is_numeric_address));
     CSV_TRY(in.nothing_else());
     voter = voter || record.votes;
     if (!names.emplace(record.name, id).second)
@@ -188,6 +189,8 @@ void compare_nodes(const Configuration& now, const Configuration& then, Comparis
     auto what = fmt::format("node {} ({})", raw(id), before->second.name);
     to.changed(what + ": name", before->second.name, node.name);
     to.changed(what + ": address", before->second.address, node.address);
+    to.changed(what + ": links", fmt::format("{}", fmt::join(before->second.links, ", ")),
+               fmt::format("{}", fmt::join(node.links, ", ")));
     to.changed(what + ": vote", before->second.votes ? "1" : "0", node.votes ? "1" : "0");
     if (before->second.state != node.state)
       to.add(what + (node.state == NodeState::drained ? " is drained" : " takes volumes again"));
@@ -242,7 +245,7 @@ std::string to_toml(const Configuration& configuration) {
   if (configuration.witness.kind != WitnessKind::none)
     add("place = {}\nonly = {}   # it outweighs all nodes\n", quoted(configuration.witness.place),
         configuration.witness.only);
-  for (const auto& [id, node] : configuration.nodes)
+  for (const auto& [id, node] : configuration.nodes) {
     add("\n[[node]]\n"
         "id = {}\n"
         "name = {}\n"
@@ -251,6 +254,10 @@ std::string to_toml(const Configuration& configuration) {
         "drained = {}\n",
         raw(id), quoted(node.name), quoted(node.address), node.votes ? 1 : 0,
         node.state == NodeState::drained);
+    for (std::size_t i = 0; i < node.links.size(); ++i)
+      add("{}{}", i == 0 ? "links = [" : ", ", quoted(node.links[i]));
+    if (!node.links.empty()) add("]   # of Corosync\n");
+  }
   for (const auto& [name, volume] : configuration.volumes) {
     add("\n[[volume]]\nname = {}\n", quoted(name));
     if (volume.preferred)
@@ -291,10 +298,14 @@ Expected<Configuration> replaced(const Configuration& now, const Configuration& 
     if (wanted.nodes.count(id) == 0) take_out(next, id);
   next.name = wanted.name;
   next.nodes = wanted.nodes;
-  // Nobody writes that down: only a command lets a node come back.
-  for (auto& [id, node] : next.nodes)
-    if (auto known = now.nodes.find(id); known != now.nodes.end())
-      std::tie(node.fenced, node.fences) = std::pair{known->second.fenced, known->second.fences};
+  for (auto& [id, node] : next.nodes) {
+    auto known = now.nodes.find(id);
+    if (known == now.nodes.end()) continue;
+    // Nobody writes that down: only a command lets a node come back.
+    std::tie(node.fenced, node.fences) = std::pair{known->second.fenced, known->second.fences};
+    // A file may be older than they are.
+    if (node.links.empty()) node.links = known->second.links;
+  }
   if (wanted.heartbeat != now.heartbeat)
     CSV_TRY(set_heartbeat(next, wanted.heartbeat.delay_ms, wanted.heartbeat.threshold));
   next.heartbeat.isolation_addresses = wanted.heartbeat.isolation_addresses;

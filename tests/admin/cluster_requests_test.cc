@@ -144,6 +144,33 @@ TEST_CASE("cluster requests: a node that is taken out leaves its volumes to nobo
   CHECK(has(refusal(request("node_evict", "3"), last), "last node"));
 }
 
+TEST_CASE("cluster requests: a node that is added is one that the cluster can have") {
+  const std::string value = "name=n4 address=192.0.2.4:7400 links=192.0.2.4,198.51.100.4";
+  auto next = made(request("node_add", "4", value));
+  REQUIRE(next.nodes.count(id(4)) == 1);
+  const auto& added = next.nodes.at(id(4));
+  CHECK(added.name == "n4");
+  CHECK(added.address == "192.0.2.4:7400");
+  CHECK(added.links == std::vector<std::string>{"192.0.2.4", "198.51.100.4"});
+  CHECK(added.votes);
+  CHECK(next.ballot == three().ballot);
+  CHECK(
+      made(request("node_add", "5", "address=192.0.2.5:1 name=n5")).nodes.at(id(5)).links.empty());
+  for (const auto* number : {"", "0", "64", "four", "-1"})
+    CHECK(has(refusal(request("node_add", number, value)), "number is 1 to 63"));
+  CHECK(has(refusal(request("node_add", "3", value)), "is n3 already"));
+  for (const auto* wrong : {"", "name=n4", "address=192.0.2.4:1", "n4", "name=n4 address=n4:7400",
+                            "name=/ address=192.0.2.4:1", "name= address=192.0.2.4:1",
+                            "name=n4 address=192.0.2.4:1 votes=7"})
+    CHECK(has(refusal(request("node_add", "4", wrong)), "name=NAME address="));
+  CHECK(has(refusal(request("node_add", "4", "name=n1 address=192.0.2.4:1")), "named n1"));
+  CHECK(has(refusal(request("node_add", "4", "name=n4 address=192.0.2.1:7400")), "the address"));
+  CHECK(has(refusal(request("node_add", "4", "name=n4 address=192.0.2.4:1 links=here")), "link"));
+  CHECK(has(
+      refusal(request("node_add", "4", "name=n4 address=192.0.2.4:1 links=192.0.2.4,192.0.2.4")),
+      "twice"));
+}
+
 TEST_CASE("cluster requests: where a volume goes") {
   auto there = made(move("v", "n2"));
   CHECK(there.volumes["v"].coordinator == id(2));
@@ -253,9 +280,9 @@ TEST_CASE("cluster requests: a configuration as text is shown, previewed and imp
 }
 
 TEST_CASE("cluster requests: what csvd does not know") {
-  for (const auto* known :
-       {"node_vote", "node_drain", "node_resume", "node_fence", "node_unfence", "node_evict",
-        "volume_move", "volume_forget", "heartbeat", "witness", "policy", "config_import"})
+  for (const auto* known : {"node_vote", "node_drain", "node_resume", "node_fence", "node_unfence",
+                            "node_evict", "node_add", "volume_move", "volume_forget", "heartbeat",
+                            "witness", "policy", "config_import"})
     CHECK(changes_cluster(known));
   for (const auto* unknown : {"", "status", "node", "config_export", "cluster_create"})
     CHECK(!changes_cluster(unknown));

@@ -192,6 +192,14 @@ TEST_CASE("prepare: who is none of the cluster's any more is left out") {
   CHECK(conf.heartbeat.delay == 60ms);
   CHECK(!has(*cluster::render(conf), "192.0.2.3"));
   CHECK(written_by_csvfs(*cluster::render(conf)));
+  // One that csvd.toml does not have, with the links that the cluster knows.
+  decided.nodes[NodeId{7}] = {"node7", "192.0.2.7:7400"};
+  CHECK(apply(decided, NodeId{1}, conf).empty());
+  REQUIRE(conf.nodes.size() == 3);
+  CHECK(conf.nodes.back().addresses == std::vector<std::string>{"192.0.2.7"});
+  decided.nodes[NodeId{7}].links = {"198.51.100.7"};
+  CHECK(apply(decided, NodeId{1}, conf).empty());
+  CHECK(conf.nodes.back().addresses == std::vector<std::string>{"198.51.100.7"});
   CHECK(!written_by_csvfs("totem {\n}\n"));
 }
 

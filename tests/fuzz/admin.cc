@@ -51,6 +51,8 @@ std::vector<Seed> seeds() {
       {"start", R"(q{"command":"volume_start","volume":"v"})"},
       {"vote", R"(q{"command":"node_vote","node":"n1","value":"0"})"},
       {"evict", R"(q{"command":"node_evict","node":"1"})"},
+      {"add",
+       R"(q{"command":"node_add","node":"4","value":"name=n4 address=192.0.2.4:1 links=::1"})"},
       {"move", R"(q{"command":"volume_move","volume":"v","node":"n2"})"},
       {"witness", R"(q{"command":"witness","value":"disk:/dev/x"})"},
       {"policy", R"(q{"command":"policy","value":"hold=5"})"},

@@ -85,7 +85,6 @@ ends 1 'mounted on this node: volume1' node3 cluster leave --yes
 ends 0 '' node1 volume move volume1 --to node3
 wait_for 20 "node3 to coordinate" coordinates node3
 lab umount node3 >/dev/null
-on node3 cp -r /etc/corosync "$work/corosync"
 ends 0 'belongs to the cluster no more' node3 cluster leave --yes
 is_left() { coordinates node1 || coordinates node2; }
 wait_for 20 "its volume to be served elsewhere" is_left
@@ -95,11 +94,33 @@ ends 0 'is left out' node1 cluster prepare --dry-run
 grep -q 10.77.1.13 "$work/said" && die "corosync.conf of node1 has node3 still"
 ends 1 'belongs to no cluster' node3 cluster leave --yes
 on node3 mount -t csvfs -o timeout=3 volume1 "$volume" >"$work/said" 2>&1 && die "node3 has mounted volume1"
-on node3 cp "$work/corosync/authkey" "$work/corosync/corosync.conf" /etc/corosync/
-on node1 csvctl cluster config export >"$work/cluster.toml"
-printf '\n[[node]]\nid = 3\nname = "node3"\naddress = "10.77.1.13:7400"\n' >>"$work/cluster.toml"
-ends 0 'is added' node1 cluster config import "$work/cluster.toml" --yes
-wait_for 20 "three votes" says node1 'here: 3 of 3'
+
+say "another machine of its name joins, by a token"
+lab_folder=${CSVFS_LAB_DIR:-/var/tmp/csvfs-lab}/$lab_name
+lab kill node3 csvd
+lab kill node3 corosync
+for node in node1 node2; do ends 0 'Wrote' "$node" cluster prepare; done
+on node1 corosync-cfgtool -R >/dev/null
+on node3 rm -r /etc/csvfs/csvd.toml /etc/csvfs/tls "$lab_folder/node3/state"
+as_node3=(--name node3 --address 10.77.1.13:7400 --links "10.77.1.13,10.77.2.13" --ca-dir "$lab_folder/ca")
+ends 1 'has a node 2 already' node1 cluster token --node 2 "${as_node3[@]}"
+on node1 csvctl cluster token --node 3 "${as_node3[@]}" >"$work/token" 2>"$work/waits" &
+background+=($!)
+wait_for 10 "the token" grep -q '^csvfs-join-' "$work/token"
+token=$(<"$work/token")
+ends 2 'not whole' node3 cluster join "${token%?}"
+ends 0 'is a node of the cluster' node3 cluster join "$token"
+wait "${background[-1]}" || die "csvctl cluster token: $(<"$work/waits")"
+ends 1 'belongs to a cluster already' node3 cluster join "$token"
+on node3 sed -i "/^listen/a state_dir = \"$lab_folder/node3/state\"" /etc/csvfs/csvd.toml
+for node in node1 node2; do ends 0 'Wrote' "$node" cluster prepare; done
+on node1 corosync-cfgtool -R >/dev/null
+on node3 cmp /etc/corosync/corosync.conf "$lab_folder/node1/corosync/etc/corosync.conf" || die "node3 has another corosync.conf"
+lab start node3 corosync
+lab start node3 csvd
+wait_for 30 "three votes" says node1 'here: 3 of 3'
+ends 0 '' node1 volume move volume1 --to node3
+wait_for 20 "node3 to coordinate" coordinates node3
 
 say "a node that is taken out, and taken in again, has its vote"
 lab kill node3 csvd
