@@ -440,7 +440,8 @@ void Target::arrive(std::uint64_t id) {
   auto command = found->second;
   auto nexus = command->nexus();
   using Kind = RamCommand::Kind;
-  if (!command->late && notices_.contains(nexus) && command->kind != Kind::reset) {
+  if (!command->late && !command->fate.unfenced && notices_.contains(nexus) &&
+      command->kind != Kind::reset) {
     auto code = static_cast<int>(notices_[nexus]);
     notices_.erase(nexus);
     finish(*command, Error{Errc::fenced, fmt::format("unit attention 2Ah/{:02x}h", code)});

@@ -38,7 +38,7 @@ struct RamFate {
   /// Answered as if done, and never done: a target that no protocol survives, to see a checker
   /// bite.
   bool lies = false;
-  /// Neither reservations nor aborts stop it: another such target.
+  /// Neither reservations nor aborts stop it, nor is it told of them: another such target.
   bool unfenced = false;
 };
 using RamPlan = std::function<RamFate(const RamCommand&)>;

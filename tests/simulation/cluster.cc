@@ -321,7 +321,8 @@ iscsi::RamFate Cluster::fate(const iscsi::RamCommand& command) {
   fate.inside = world.between(10us, 250us);
   fate.to_initiator = world.between(10us, 150us);
   fate.lands_late = random.chance(1, 2);
-  fate.late_by = world.between(0ms, random.chance(1, 4) ? 4s : 50ms);
+  // Sometimes long after its sender was fenced.
+  fate.late_by = world.between(0ms, !random.chance(1, 4) ? 50ms : random.chance(1, 2) ? 4s : 20s);
   auto one_in = [&](std::uint64_t many) { return many > 0 && random.chance(1, many); };
   if (one_in(weather.hiccup_in)) {
     (random.chance(1, 2) ? fate.to_target : fate.inside) += world.between(1ms, 80ms);
@@ -338,6 +339,7 @@ iscsi::RamFate Cluster::fate(const iscsi::RamCommand& command) {
   fate.unfenced = broken.unfenced;
   fate.answer_lost = one_in(weather.lost_answer_in);
   fate.lies = command.kind == iscsi::RamCommand::Kind::write && one_in(weather.lie_in);
+  if (on_command) on_command(command, fate);
   return fate;
 }
 

@@ -182,6 +182,8 @@ class Cluster {
   std::uint64_t takeovers = 0;
   std::vector<MountCounters> counters;          ///< Of mounts that are gone.
   std::function<void(std::size_t)> on_mounted;  ///< Programs may be started.
+  /// What shall become of a command, where the weather is not what is wanted.
+  std::function<void(const iscsi::RamCommand&, iscsi::RamFate&)> on_command;
   /// Wraps the death of a mount, which the function does.
   std::function<void(std::size_t, const std::function<void()>&)> on_mount_dies;
 

@@ -91,7 +91,7 @@ void Workload::settle_what_is_over() {
     bool lives = std::any_of(status.sessions.begin(), status.sessions.end(),
                              [&](const auto& each) { return each.session == ghost->session; });
     bool registered = std::find(keys.begin(), keys.end(), ghost->key) != keys.end();
-    if (lives || registered || cluster_.disk->late_commands() > 0) {
+    if (lives || registered) {
       ++ghost;
       continue;
     }
