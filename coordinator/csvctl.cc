@@ -369,9 +369,12 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
                    [](Arguments& a, Terminal& terminal) {
                      a.join.config_file = a.config;
                      a.join.yes = a.yes;
+                     if (a.join.token.empty()) a.join.token = terminal.read_line("Token: ");
                      return join_cluster(a.join, terminal);
                    });
-  join->add_option("TOKEN", given.join.token, "As csvctl cluster token printed it")->required();
+  join->add_option("TOKEN", given.join.token,
+                   "As csvctl cluster token printed it; without it, it is read from the standard "
+                   "input. On the command line other users of this machine can see it");
   join->add_option("--dir", given.join.corosync_folder, "Where Corosync's files are")
       ->capture_default_str();
   join->add_flag("--yes", given.yes, "Replace a corosync.conf that csvctl did not write");

@@ -275,7 +275,10 @@ class Csvd final : public Daemon {
     cluster::LossResponse::Surroundings with;
     with.loop = &loop_;
     with.pinger = &pinger_;
-    with.quorate = [this] { return loop_.now() < membership_->open_until(); };
+    // A node that was taken out has lost nothing that a restart could bring back.
+    with.quorate = [this] {
+      return loop_.now() < membership_->open_until() || !membership_->belongs(config_.node);
+    };
     with.isolation_addresses = [this] { return isolation_addresses(); };
     with.remember = [file = places.restarted](bool restarted) { remember(file, restarted); };
     // Posted: a restart takes away what has called.

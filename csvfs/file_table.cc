@@ -59,7 +59,7 @@ std::vector<FilePtr> FileTable::unused_first() const {
 }
 
 std::size_t FileTable::bytes(const File& file) {
-  return kFileBytes + file.extents.size() * kExtentBytes;
+  return (file.handles > 0 ? 0 : kFileBytes) + file.extents.size() * kExtentBytes;
 }
 
 std::size_t FileTable::bytes() const {

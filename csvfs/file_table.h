@@ -120,7 +120,7 @@ class FileTable {
   /// With what the map and an unused Signal take beside it.
   static constexpr std::size_t kFileBytes = sizeof(File) + 704;
   static constexpr std::size_t kExtentBytes = 112;
-  [[nodiscard]] static std::size_t bytes(const File& file);  ///< That it takes, about.
+  [[nodiscard]] static std::size_t bytes(const File& file);  ///< Beside being open, about.
   [[nodiscard]] std::size_t bytes() const;                   ///< All of them.
   [[nodiscard]] const std::map<InodeId, FilePtr>& all() const { return files_; }
 

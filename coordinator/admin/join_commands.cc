@@ -151,6 +151,12 @@ Expected<void> hand_over(protocol::JoinChannel& channel, const JoinBundle& bundl
   auto wanted = addition(request);
   auto added = ask(request.socket,
                    {{"command", wanted.command}, {"node", wanted.node}, {"value", wanted.value}});
+  // Only of a refusal it is known that it does not come into force later: else the new node is told
+  // nothing, and keeps its files.
+  if (!added && !(added.error() == Errc::refused))
+    return added.error().within(
+        "whether the cluster has taken it is not known (csvctl cluster "
+        "status)");
   auto result = added ? Expected<void>{} : Expected<void>{added.error()};
   auto told = channel.send(ok_text(result));
   if (!result) return result;
@@ -313,13 +319,16 @@ ExitCode invite_node(const TokenRequest& request, Terminal& terminal) {
       terminal.note("Volume " + volume.name +
                     " has a CHAP secret, which is not handed on: csvctl volume add, there.");
   terminal.note(fmt::format(
-      "On the machine that is to be node {} ({}), within {} minutes: csvctl cluster join TOKEN\n"
+      "On the machine that is to be node {} ({}), within {} minutes: csvctl cluster join\n"
       "Whoever has the token can be that node, once. Waiting; Ctrl-C makes it worthless.",
       request.node, request.name, request.minutes));
   auto channel = (*door)->wait(*token, kStep);
   // From here on it has been used.
   door->reset();
   if (!channel) return fail(terminal, channel.error());
+  // Anew: another node may have come meanwhile, also by another token for this one.
+  bundle = make_bundle(request, *config, terminal.clock());
+  if (!bundle) return fail(terminal, bundle.error().within("the token was used, for nothing"));
   if (auto done = hand_over(**channel, *bundle, request); !done)
     return fail(terminal,
                 done.error().within("the token was used, but " + request.name +

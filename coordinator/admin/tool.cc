@@ -43,6 +43,13 @@ bool Terminal::confirm(const std::string& question) const {
   return std::getline(std::cin, answer) && answer == "yes";
 }
 
+std::string Terminal::read_line(const std::string& question) const {
+  if (may_ask_) write_all(STDERR_FILENO, question);
+  std::string line;
+  std::getline(std::cin, line);
+  return line;
+}
+
 void Terminal::progress(const std::string& text) {
   if (!shows_progress_) return;
   if (text.empty()) {

@@ -40,6 +40,9 @@ class Terminal {
   void note(const std::string& text) const;  ///< A line to stderr.
   /// Whether somebody there answers yes. No, where nobody is.
   [[nodiscard]] bool confirm(const std::string& question) const;
+  /// A line of the standard input, after the question where somebody is there to read it; empty:
+  /// there is none.
+  [[nodiscard]] std::string read_line(const std::string& question) const;
   [[nodiscard]] bool may_ask() const { return may_ask_; }
   [[nodiscard]] const Clock& clock() const { return *clock_; }
   /// A line that is rewritten in place, at most some times a second and only where people look;

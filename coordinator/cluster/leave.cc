@@ -15,8 +15,7 @@ std::string list(const std::vector<std::string>& names) {
   return out;
 }
 
-Expected<void> not_mounted(const Leaver& with) {
-  auto mounted = with.mounted();
+Expected<void> not_mounted(const std::vector<std::string>& mounted) {
   if (mounted.empty()) return {};
   return refused("mounted on this node: " + list(mounted) + "; umount first");
 }
@@ -82,11 +81,13 @@ Task<Expected<void>> hand_over(const Leaver& with) {
     co_await with.changed->wait();
     may = ready(with);
   }
-  if (may) may = not_mounted(with);
+  if (may) may = not_mounted(with.mounted());
   if (!may) co_return may;
-  Replica::Change out = [node = with.node](Configuration& next) -> Expected<void> {
+  Replica::Change out = [node = with.node,
+                         mounted = with.mounted](Configuration& next) -> Expected<void> {
     if (next.nodes.count(node) == 0) return {};
     CSV_TRY(dispensable(next, node));
+    CSV_TRY(not_mounted(mounted()));  // since
     take_out(next, node);
     return {};
   };
@@ -102,7 +103,7 @@ Task<Expected<void>> leave(Leaver with) {
   if (now == nullptr || now->nodes.count(with.node) == 0)
     co_return refused("this node belongs to no cluster");
   if (now->nodes.size() == 1) co_return dispensable(*now, with.node);
-  if (auto may = not_mounted(with); !may) co_return may;
+  if (auto may = not_mounted(with.mounted()); !may) co_return may;
   const auto before = now->nodes.at(with.node);
 
   auto begin = set(with.node, NodeState::drained, false);

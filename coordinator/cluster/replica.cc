@@ -283,8 +283,10 @@ bool Replica::member(NodeId node) const {
 }
 
 bool Replica::steward() const {
+  const auto* newest = newest_known();
   for (const auto& [node, said] : greetings_) {
-    if (!said.configuration) continue;
+    // Nor one that has been taken out since: he decides nothing for the others any more.
+    if (!said.configuration || !newest->nodes.contains(node)) continue;
     if (node == with_.node) return true;
     if (!with_.responsive || with_.responsive(node)) return false;
   }

@@ -38,6 +38,17 @@ std::size_t Watches::count(SessionId session) const {
   return of == by_session_.end() ? 0 : of->second.size();
 }
 
+SessionId Watches::largest() const {
+  SessionId who{};
+  std::size_t most = 0;
+  for (const auto& [session, inodes] : by_session_)
+    if (inodes.size() > most) {
+      who = session;
+      most = inodes.size();
+    }
+  return who;
+}
+
 std::vector<SessionId> Watches::watchers(InodeId inode) const {
   auto found = watchers_.find(inode);
   if (found == watchers_.end()) return {};

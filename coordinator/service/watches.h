@@ -32,6 +32,8 @@ class Watches {
   [[nodiscard]] bool taken_lately(InodeId inode);
 
   [[nodiscard]] std::size_t total() const { return total_; }
+  /// Who watches most; SessionId{}: nobody does.
+  [[nodiscard]] SessionId largest() const;
 
   enum class Ticket : std::uint64_t {};
   /// `session` may still show the former state of these, until the ticket is settled.

@@ -194,10 +194,12 @@ void Service::vouch(const Call& call, const Outcome& outcome, wire::Reply& reply
   // Rates of clocks are trusted to 1 %.
   auto ours = until - loop_.now();
   session.vouched_until = std::max(session.vouched_until, loop_.now() + ours + ours / 100);
-  if (watches_.count(session.id) >= around_.most_watched || watches_.total() >= shares_.watches) {
-    // Told like a change: until it has heard, a change of these would not be told it any more.
-    tell(session.id, watches_.take_some(session.id, kShedAtOnce), {});
-  }
+  // Told like a change: until it has heard, a change of these would not be told it any more.
+  auto shed = [this](SessionId from) { tell(from, watches_.take_some(from, kShedAtOnce), {}); };
+  if (watches_.count(session.id) >= around_.most_watched)
+    shed(session.id);
+  else if (watches_.total() >= shares_.watches)
+    shed(watches_.largest());
   auto watch = [&](InodeId inode) {
     watches_.add(inode, session.id);
     reply.add_watched(raw(inode));

@@ -117,6 +117,9 @@ class Csvfs {
   std::unique_ptr<TaskScope> programs_ = std::make_unique<TaskScope>();
 };
 
+/// For tests: from now on only errors are logged.
+void be_quiet();
+
 /// What the world does that no protocol survives, to see the judges bite.
 struct Broken {
   bool unfenced = false;                ///< The target lets everything through, whoever was fenced.
