@@ -104,6 +104,7 @@ class Farewells {
 std::string answer_of(const Expected<void>& result) {
   Json out{{"ok", static_cast<bool>(result)}};
   if (!result) out["error"] = result.error().message();
+  if (!result && result.error() == Errc::unknown_outcome) out["unknown"] = true;
   return out.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 

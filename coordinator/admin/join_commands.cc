@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "coordinator/admin/admin_server.h"
 #include "coordinator/admin/cluster_requests.h"
@@ -49,6 +50,8 @@ Expected<Json> ask(const std::string& socket, const Json& request) {
   auto answer = CSV_TRY(ask_csvd(socket, request.dump(), kStep));
   auto parsed = Json::parse(answer, nullptr, false);
   if (!parsed.is_object()) return Error{Errc::corrupt, "csvd's answer is not JSON"};
+  if (parsed.value("unknown", false))
+    return Error{Errc::unknown_outcome, parsed.value("error", "csvd does not know")};
   if (!parsed.value("ok", false)) return refused(parsed.value("error", "csvd refused"));
   return parsed;
 }
@@ -176,13 +179,18 @@ std::string belongs_already(const JoinRequest& request) {
   return {};
 }
 
-/// Small files that are all written, or none.
+/// Small files that are all written, or none: then those that were there are as they were.
 class Files {
  public:
   ~Files() {
     std::error_code ignored;
-    if (!kept_)
-      for (const auto& file : written_) fs::remove(file, ignored);
+    if (kept_) return;
+    for (const auto& [path, before, mode] : written_) {
+      if (before)
+        (void)replace_file(path, *before, mode);
+      else
+        fs::remove(path, ignored);
+    }
   }
   Expected<void> write(const std::string& path, const std::string& text, mode_t mode) {
     auto folder = fs::path{path}.parent_path();
@@ -192,14 +200,24 @@ class Files {
       if (::mkdir(folder.c_str(), mode == 0600 ? 0700 : 0755) != 0 && errno != EEXIST)
         return errno_error(errno, "making " + folder.string());
     }
+    Written one{path, {}, mode};
+    if (file_exists(path)) {
+      one.before = CSV_TRY(read_whole(path));
+      one.mode = static_cast<mode_t>(fs::status(path, error).permissions()) & 07777;
+    }
     CSV_TRY(replace_file(path, text, mode));
-    written_.push_back(path);
+    written_.push_back(std::move(one));
     return {};
   }
   void keep() { kept_ = true; }
 
  private:
-  std::vector<std::string> written_;
+  struct Written {
+    std::string path;
+    std::optional<std::string> before;
+    mode_t mode = 0;
+  };
+  std::vector<Written> written_;
   bool kept_ = false;
 };
 

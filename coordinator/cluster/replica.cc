@@ -781,7 +781,7 @@ Task<Expected<void>> Replica::propose(Change change, Duration patience) {
       co_await changed_.wait();
     if (view == view_count_ && !outstanding_ && *in_force_ == wanted) co_return Expected<void>{};
     if (with_.loop->now() >= until)
-      co_return Error{Errc::retry,
+      co_return Error{Errc::unknown_outcome,
                       "no majority has stored the change in time; whether it will be made is not "
                       "known"};
   }

@@ -365,8 +365,11 @@ Expected<Run> Allocator::whole_group() {
 }
 
 std::uint64_t Allocator::start_of_folder(InodeId folder) const {
+  // Not in the last quarter, which is used when the rest is full: the catalog grows by whole
+  // groups, and many small folders would leave none.
+  auto spread = groups() - groups() / 4;
   // Multiplicative hashing: neighbours in number lie far apart.
-  auto group = (raw(folder) * 0x9e3779b97f4a7c15ull >> 16) % groups();
+  auto group = (raw(folder) * 0x9e3779b97f4a7c15ull >> 16) % spread;
   return first_block_ + group * kGroupBlocks;
 }
 

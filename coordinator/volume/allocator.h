@@ -57,7 +57,8 @@ class Allocator {
   /// A whole group nobody has anything of: the lowest-numbered, or ENOSPC.
   Expected<Run> whole_group();
 
-  /// A LUN block to start a folder's files at: folders are spread over the groups.
+  /// A LUN block to start a folder's files at: folders are spread over the groups, but for some
+  /// that are left whole for whole_group().
   [[nodiscard]] std::uint64_t start_of_folder(InodeId folder) const;
   [[nodiscard]] bool contains(const Run& run) const {
     return run.lun_block >= first_block_ && run.count <= blocks_ &&

@@ -246,6 +246,21 @@ TEST_CASE("join: whatever goes wrong before the cluster has taken it, nothing is
   SUBCASE("the other side ends at once") {
     CHECK(join(machine, sent, [](protocol::JoinChannel&) {}) == ExitCode::failed);
   }
+  SUBCASE("and what was replaced is as it was") {
+    auto conf = machine.request.corosync_folder + "/corosync.conf";
+    machine.put(conf, "totem {}\n");
+    machine.request.yes = true;
+    std::string meanwhile;
+    CHECK(join(machine, sent, [&](protocol::JoinChannel& channel) {
+            (void)channel.send(to_text(sent.bundle));
+            (void)channel.receive();
+            meanwhile = *read_whole(conf);
+            (void)channel.send(R"({"ok":false,"error":"no quorum"})");
+          }) == ExitCode::failed);
+    CHECK(meanwhile == sent.bundle.corosync);
+    CHECK(*read_whole(conf) == "totem {}\n");
+    std::filesystem::remove(conf);
+  }
   CHECK(machine.files() == 0);
 }
 

@@ -171,6 +171,18 @@ TEST_CASE("catalog: folders start in different groups, files of one lie together
   CHECK(groups.size() >= 7);
 }
 
+TEST_CASE("catalog: many folders leave groups whole, by which the catalog can grow") {
+  TestCatalog v{2 * kGiB};
+  std::set<std::uint64_t> groups;
+  for (int i = 0; i < 300; ++i) {
+    auto folder = v.directory("folder" + std::to_string(i));
+    auto file = v.file("f", folder.inode);
+    groups.insert(v.place(file.inode, 0, 1)[0].lun_block * kBlockSize / kGroupSize);
+  }
+  CHECK(groups.size() > 12);
+  CHECK(groups.size() <= 25);  // of 28 or more
+}
+
 TEST_CASE("catalog: a commit of a grant makes written what it names, once or again") {
   TestCatalog v;
   auto f = v.file("f");
