@@ -81,11 +81,15 @@ Expected<Replica::Change> fence(const AdminRequest& request) {
 }
 
 Expected<Replica::Change> evict(const AdminRequest& request) {
-  return on_node(request.node, [](Configuration& next, NodeId id) -> Expected<void> {
+  // Whom it was about is known only until it is done, and a change is asked again after that.
+  return Replica::Change{[node = request.node, found = std::optional<NodeId>{}](
+                             Configuration& next) mutable -> Expected<void> {
+    if (found && !next.nodes.contains(*found)) return {};
+    found = CSV_TRY(find_node(next, node));
     if (next.nodes.size() == 1) return refused("a cluster cannot do without its last node");
-    cluster::take_out(next, id);
+    cluster::take_out(next, *found);
     return {};
-  });
+  }};
 }
 
 /// What stands between single ones of `at`, also if that is nothing; of an empty text nothing at

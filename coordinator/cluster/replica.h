@@ -123,8 +123,9 @@ class Replica {
 
   /// Makes of the configuration in force another one, as often as it takes until it is in force;
   /// `change` is asked anew each time, and must be content with what is already done. Its error is
-  /// handed on, nothing has changed then. Errc::retry: no majority for as long as `patience`;
-  /// whether it was made is unknown (it may have been stored somewhere and come back).
+  /// handed on, nothing has changed then. Errc::retry: there was no
+  /// majority for as long as `patience`, and it was not tried; Errc::unknown_outcome: it was, and
+  /// may have been stored somewhere and come back.
   using Change = std::function<Expected<void>(Configuration&)>;
   Task<Expected<void>> propose(Change change, Duration patience);
   /// A minority goes on, on an administrator's word: the forced generation grows, and only those
