@@ -62,26 +62,28 @@ Answer answered(wire::Reply reply) {
 Task<Service::Outcome> Service::lookup(CallRef call) {
   const auto& asked = call->request.lookup();
   InodeId parent{asked.parent()};
-  if (auto found = names_.find(parent, asked.name());
-      found.known && (!found.attr || known_by_heart(found.inode))) {
-    if (found.attr == nullptr) co_return errno_error(ENOENT, "lookup");
-    co_return attr_answer(*found.attr);
-  }
-  auto body = [call](Catalog& catalog) {
-    const auto& what = call->request.lookup();
-    return catalog.lookup(InodeId{what.parent()}, what.name());
-  };
-  auto found = co_await writer_.read(std::move(body));
-  // At once: see names_.
-  if (found) {
+  for (;;) {
+    if (auto found = names_.find(parent, asked.name());
+        found.known && (!found.attr || known_by_heart(found.inode))) {
+      if (found.attr == nullptr) co_return errno_error(ENOENT, "lookup");
+      co_return attr_answer(*found.attr);
+    }
+    auto body = [call](Catalog& catalog) {
+      const auto& what = call->request.lookup();
+      return catalog.lookup(InodeId{what.parent()}, what.name());
+    };
+    auto found = co_await writer_.read(std::move(body));
+    // At once: see names_.
+    if (!found) {
+      if (found.error() == std::errc::no_such_file_or_directory)
+        names_.learn_absent(parent, asked.name());
+      co_return found.error();
+    }
     names_.learn(parent, asked.name(), found->inode, *found);
     if (known_by_heart(found->inode)) co_return attr_answer(*found);
-    CSV_CO_TRY(attr, co_await attr_of(found->inode));
-    co_return attr_answer(attr);
+    // A change of its times is on its way. After that the name may be another's, or nobody's.
+    while (!known_by_heart(found->inode)) co_await touched_.wait();
   }
-  if (found.error() == std::errc::no_such_file_or_directory)
-    names_.learn_absent(parent, asked.name());
-  co_return found.error();
 }
 
 /// An inode's attributes as they are after the last change that was answered.

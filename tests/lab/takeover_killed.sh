@@ -58,6 +58,6 @@ for each in node4 node5; do
   note "on $each a name waited $names ms at most, a direct write $direct ms"
   ((direct <= 300)) || die "a direct write waited $direct ms"
 done
-is_direct node4 && is_direct node5 || die "not all mounts are direct"
+for each in node4 node5; do wait_for 20 "the mount of $each to be direct" is_direct "$each" || die "the mount of $each is not direct"; done
 
 end_clean
