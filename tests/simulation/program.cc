@@ -668,7 +668,10 @@ Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t le
   auto written = co_await mount().write(open.handle, offset, data.span(), options);
   auto outcome = written ? Outcome{} : outcome_of(written.error());
   if (written && *written != length) workload_.fail("a short write");
-  if (outcome.error == EIO && options.durable && ground_.files[open.inode].told_of_loss(&csvfs_)) {
+  // The end of a session says nothing of what was lost: that is still to be told.
+  bool goes_on = session() == open.session;
+  if (outcome.error == EIO && options.durable && goes_on &&
+      ground_.files[open.inode].told_of_loss(&csvfs_)) {
     call.settled(outcome);
     co_return;
   }
@@ -805,7 +808,7 @@ Task<void> Program::sync(std::size_t at) {
   auto outcome = outcome_of(co_await mount().sync(open.handle));
   auto& content = ground_.files[open.inode];
   if (outcome.error == 0) content.synced(&csvfs_, call.began());
-  if (outcome.error == EIO && content.told_of_loss(&csvfs_)) {
+  if (outcome.error == EIO && session() == open.session && content.told_of_loss(&csvfs_)) {
     ++workload_.counts.losses;
     call.settled(outcome);
     co_return;
