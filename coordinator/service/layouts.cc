@@ -4,6 +4,8 @@
 #include <limits>
 #include <utility>
 
+#include "coordinator/service/largest.h"
+
 namespace csv::service {
 namespace {
 
@@ -201,16 +203,7 @@ std::size_t Layouts::count(SessionId session) const {
   return found == by_session_.end() ? 0 : found->second.size();
 }
 
-SessionId Layouts::largest() const {
-  SessionId who{};
-  std::size_t most = 0;
-  for (const auto& [session, inodes] : by_session_)
-    if (inodes.size() > most) {
-      who = session;
-      most = inodes.size();
-    }
-  return who;
-}
+SessionId Layouts::largest() const { return key_of_largest(by_session_); }
 
 InodeId Layouts::next_of(SessionId session, InodeId after) const {
   auto found = by_session_.find(session);

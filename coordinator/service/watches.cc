@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "coordinator/service/largest.h"
+
 namespace csv::service {
 namespace {
 
@@ -38,16 +40,7 @@ std::size_t Watches::count(SessionId session) const {
   return of == by_session_.end() ? 0 : of->second.size();
 }
 
-SessionId Watches::largest() const {
-  SessionId who{};
-  std::size_t most = 0;
-  for (const auto& [session, inodes] : by_session_)
-    if (inodes.size() > most) {
-      who = session;
-      most = inodes.size();
-    }
-  return who;
-}
+SessionId Watches::largest() const { return key_of_largest(by_session_); }
 
 std::vector<SessionId> Watches::watchers(InodeId inode) const {
   auto found = watchers_.find(inode);

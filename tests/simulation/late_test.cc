@@ -181,7 +181,16 @@ TEST_CASE("late: what a killed mount had under way does not land on what was wri
   SUBCASE("a full target") {}
   SUBCASE("tgt") { with.disk = iscsi::RamDiskOptions::like_tgt(); }
   SUBCASE("LIO") { with.disk = iscsi::RamDiskOptions::like_lio(); }
-  SUBCASE("a target whose fence stops nobody, which is found out") { with.broken.unfenced = true; }
+  // Which is found out, whatever the target.
+  SUBCASE("a full target whose fence stops nobody") { with.broken.unfenced = true; }
+  SUBCASE("tgt whose fence stops nobody") {
+    with.disk = iscsi::RamDiskOptions::like_tgt();
+    with.broken.unfenced = true;
+  }
+  SUBCASE("LIO whose fence stops nobody") {
+    with.disk = iscsi::RamDiskOptions::like_lio();
+    with.broken.unfenced = true;
+  }
   with.disk.geometry = geometry;
   bool unfenced = with.broken.unfenced;
   Stage stage{std::move(with)};

@@ -67,12 +67,12 @@ TEST_CASE("simulation: without faults everything is done and nothing is in doubt
   for (std::uint64_t seed = 1; seed <= 3; ++seed) {
     auto plan = Plan::calm();
     plan.mappings = true;
-    plan.length = 3s;
+    plan.length = 4s;
     auto result = play(seed, plan);
     CHECK(result.faults == 0);
     CHECK(result.takeovers == 1);
     CHECK(result.counts.operations > 500);
-    CHECK(result.counts.loads > 10);
+    CHECK(result.counts.loads > 20);
     CHECK(result.counts.stores > 20);
     CHECK(result.locks > 50);
     CHECK(result.counts.eio == 0);
