@@ -60,11 +60,12 @@ struct File {
 
   ExtentMap extents;
   std::uint64_t size = 0;  ///< As last heard of. A hint: it decides how to ask, never the answer.
-  std::uint64_t recalled = 0;  ///< Sequence of the newest recall; older layouts are not used.
-  TimePoint shipped_until{};   ///< Until then the coordinator does all writes.
-  std::uint64_t used = 0;      ///< When, by the table's count: the least recent goes first.
-  bool wrote = false;          ///< Written directly since the coordinator was last told.
-  bool accessed = false;       ///< Read, so that its access time is due, and not told yet.
+  std::uint64_t recalled = 0;    ///< Sequence of the newest recall; older layouts are not used.
+  TimePoint shipped_until{};     ///< Until then the coordinator does all writes.
+  std::uint64_t used = 0;        ///< When, by the table's count: the least recent goes first.
+  bool wrote = false;            ///< Written directly since the coordinator was last told.
+  std::uint32_t told_wrote = 0;  ///< How often it was told so with a look or a change.
+  bool accessed = false;         ///< Read, so that its access time is due, and not told yet.
   std::int64_t atime = 0, mtime = 0, ctime = 0;  ///< As last heard of; they decide `accessed`.
 
   int handles = 0;         ///< Of programs.

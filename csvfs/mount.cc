@@ -500,7 +500,9 @@ bool VolumeMount::take_accessed(InodeId inode) {
 
 bool VolumeMount::take_wrote(InodeId inode) {
   auto file = files_.find(inode);
-  return file && std::exchange(file->wrote, false);
+  if (!file || !std::exchange(file->wrote, false)) return false;
+  ++file->told_wrote;
+  return true;
 }
 
 /// What was read and written directly since the coordinator was last told, it is told with whatever
@@ -586,11 +588,14 @@ Task<Expected<wire::Attr>> VolumeMount::change(wire::SetAttr to, Interrupt* inte
     bound_to = open_file->session;
   }
   bool resizes = to.has_size();
+  auto open_file = files_.find(inode);
+  auto told = open_file ? open_file->told_wrote : 0;
   wire::Request request;
   *request.mutable_set_attr() = std::move(to);
   auto answer = co_await change(std::move(request), interrupt, {}, bound_to);
   if (!answer) {
-    if (auto file = files_.find(inode)) file->wrote = true;
+    // Whether the coordinator has heard what it was told along with this is not known.
+    if (open_file && open_file->told_wrote != told) open_file->wrote = true;
     co_return answer.error();
   }
   if (resizes)

@@ -1,6 +1,7 @@
 #include "coordinator/admin/join_commands.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 
@@ -10,6 +11,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <utility>
 
 #include "coordinator/admin/admin_server.h"
 #include "coordinator/admin/cluster_requests.h"
@@ -182,15 +184,25 @@ std::string belongs_already(const JoinRequest& request) {
 /// Small files that are all written, or none: then those that were there are as they were.
 class Files {
  public:
-  ~Files() {
-    std::error_code ignored;
-    if (kept_) return;
-    for (const auto& [path, before, mode] : written_) {
-      if (before)
-        (void)replace_file(path, *before, mode);
-      else
-        fs::remove(path, ignored);
+  ~Files() { (void)undo(); }
+  /// Puts back what was there. Errors name the files that are not as they were.
+  Expected<void> undo() {
+    std::string left;
+    for (const auto& [path, before, mode] : std::exchange(written_, {})) {
+      std::error_code failed;
+      if (before) {
+        if (auto put_back = replace_file(path, *before, mode); !put_back)
+          failed = std::make_error_code(std::errc::io_error);
+      } else {
+        fs::remove(path, failed);
+      }
+      if (failed) left += (left.empty() ? "" : ", ") + path;
     }
+    if (left.empty()) return {};
+    return Error{std::errc::io_error,
+                 "these could not be put back as they were, and have to be "
+                 "removed by hand before another attempt: " +
+                     left};
   }
   Expected<void> write(const std::string& path, const std::string& text, mode_t mode) {
     auto folder = fs::path{path}.parent_path();
@@ -209,7 +221,7 @@ class Files {
     written_.push_back(std::move(one));
     return {};
   }
-  void keep() { kept_ = true; }
+  void keep() { written_.clear(); }
 
  private:
   struct Written {
@@ -218,7 +230,23 @@ class Files {
     mode_t mode = 0;
   };
   std::vector<Written> written_;
-  bool kept_ = false;
+};
+
+/// Ctrl-C and SIGTERM wait for its end.
+class SignalsHeld {
+ public:
+  SignalsHeld() {
+    sigset_t held;
+    sigemptyset(&held);
+    for (auto signal : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&held, signal);
+    ::pthread_sigmask(SIG_BLOCK, &held, &before_);
+  }
+  SignalsHeld(const SignalsHeld&) = delete;
+  SignalsHeld& operator=(const SignalsHeld&) = delete;
+  ~SignalsHeld() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_{};
 };
 
 Expected<void> write_all(const JoinBundle& bundle, const JoinRequest& request, Files& files) {
@@ -381,10 +409,17 @@ ExitCode join_cluster(const JoinRequest& request, Terminal& terminal) {
   if (!text) return fail(terminal, text.error().within("asking the cluster"));
   auto bundle = parse_join_bundle(*text, *token);
   Files files;
+  // From here to the cluster's word, 15 s at most, files are either all kept or all put back.
+  SignalsHeld held;
+  auto nothing_kept = [&](const Error& why, const std::string& doing) {
+    auto undone = files.undo();
+    if (undone) return fail(terminal, why.within(doing + "nothing was kept"));
+    return fail(terminal, why.within(doing + undone.error().message()));
+  };
   auto written = bundle ? write_all(*bundle, request, files) : Expected<void>{bundle.error()};
   auto told = (*channel)->send(ok_text(written));
-  if (!written) return fail(terminal, written.error());
-  if (!told) return fail(terminal, told.error().within("nothing was kept"));
+  if (!written) return nothing_kept(written.error(), "");
+  if (!told) return nothing_kept(told.error(), "");
   auto answer = (*channel)->receive();
   if (!answer) {
     files.keep();
@@ -393,8 +428,7 @@ ExitCode join_cluster(const JoinRequest& request, Terminal& terminal) {
                                                 "were written"));
   }
   if (auto added = ok_from(*answer); !added)
-    return fail(terminal,
-                added.error().within("the cluster did not take it, and nothing was kept"));
+    return nothing_kept(added.error(), "the cluster did not take it; ");
   files.keep();
   terminal.out(
       "This machine is a node of the cluster. Once the others' Corosync knows it (csvctl cluster "

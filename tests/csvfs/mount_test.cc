@@ -533,6 +533,25 @@ TEST_CASE("mount: the time of a direct write is seen by the other node") {
   CHECK(after->mtime() > before->mtime());
 }
 
+TEST_CASE("mount: a change that is refused does not make the file look written") {
+  World world;
+  auto& one = world.mount(1);
+  auto file = written_file(world, one, "file", kMiB);
+  InodeId inode{file.attr.inode()};
+  auto before = world.wait(one.attr(inode));
+  REQUIRE(before);
+  world.wait(sleep(world.loop(), 20ms));
+  wire::SetAttr to;
+  to.set_inode(raw(inode));
+  to.set_size(1ull << 60);
+  auto refused = world.wait(one.change(to));
+  REQUIRE(!refused);
+  CHECK(refused.error() == std::errc::file_too_large);
+  auto after = world.wait(one.attr(inode));
+  REQUIRE(after);
+  CHECK(after->mtime() == before->mtime());
+}
+
 TEST_CASE("mount: the end in good order leaves no key and no session") {
   World world;
   auto& mount = world.mount(3);
