@@ -99,14 +99,37 @@ struct RawNexus {
     REQUIRE(connected.get_future().get());
   }
   Expected<void> reserve_out(ReserveOut action, Key key, Key other) {
-    answered = {};
     auto parameters = reserve_out_parameters(key, other, true);
+    return send(reserve_out_cdb(action, kType), parameters, ScsiPurpose::reservation);
+  }
+  /// COMPARE AND WRITE (SBC-3, 5.2) of one block: `to` takes the place of `from`, if that is there.
+  Expected<void> compare_and_write(std::uint32_t lba, std::byte from, std::byte to) {
+    std::vector<std::byte> both(1024, from);
+    std::fill(both.begin() + 512, both.end(), to);
+    Cdb cdb;
+    cdb.size = 16;
+    cdb.bytes[0] = 0x89;
+    for (int i = 0; i < 4; ++i) cdb.bytes[9 - i] = static_cast<std::uint8_t>(lba >> (8 * i));
+    cdb.bytes[13] = 1;
+    return send(cdb, both, ScsiPurpose::data);
+  }
+  Expected<void> send(const Cdb& cdb, std::span<const std::byte> out, ScsiPurpose purpose) {
+    answered = {};
     auto command = std::make_unique<ScsiCommand>();
-    command->cdb = reserve_out_cdb(action, kType);
-    command->out = parameters;
-    command->purpose = ScsiPurpose::reservation;
+    command->cdb = cdb;
+    command->out = out;
+    command->purpose = purpose;
     session->submit(std::move(command));
     return answered.get_future().get();
+  }
+  /// Sessions end on their loop.
+  void end(AsioLoop& loop) {
+    std::promise<void> ended;
+    loop.post([&] {
+      session.reset();
+      ended.set_value();
+    });
+    ended.get_future().get();
   }
   std::promise<Expected<void>> connected, answered;
   std::unique_ptr<IscsiSession> session;
@@ -258,6 +281,36 @@ TEST_CASE("lio: nexuses of one name have one another's access, so each has a nam
   for (auto* each : {&fencer, &mount, &coordinator, &stranger}) bench.home.drop(std::move(*each));
 }
 
+// Nothing of ours uses it: reservations decide who may write, and the superblocks have one writer.
+TEST_CASE("lio: COMPARE AND WRITE changes a block or nothing, and not for who is fenced") {
+  Bench bench;
+  if (!bench) return;
+  auto fencer = bench.open(named("fencer"));
+  auto calls = bench.home.calls(*fencer);
+  REQUIRE(bench.write(*fencer, 0, std::byte{1}));
+  auto holds = [&](std::byte expected) {
+    std::vector<std::byte> found(4096);
+    REQUIRE(calls.read(0, found));
+    CHECK(found[511] == expected);
+    CHECK(found[512] == std::byte{1});
+  };
+  RawNexus nexus{bench.home.loop, bench.url, "victim"};
+  CHECK(nexus.compare_and_write(0, std::byte{1}, std::byte{2}));
+  holds(std::byte{2});
+  CHECK(!nexus.compare_and_write(0, std::byte{1}, std::byte{3}));
+  holds(std::byte{2});
+  REQUIRE(nexus.reserve_out(ReserveOut::register_and_ignore_existing_key, Key{}, kA));
+  REQUIRE(calls.register_key(kB));
+  REQUIRE(calls.reserve(kB, kType));
+  CHECK(nexus.compare_and_write(0, std::byte{2}, std::byte{4}));
+  holds(std::byte{4});
+  REQUIRE(bench.fence(*fencer, kB, kA));
+  CHECK(!nexus.compare_and_write(0, std::byte{4}, std::byte{5}));
+  holds(std::byte{4});
+  nexus.end(bench.home.loop);
+  bench.home.drop(std::move(fencer));
+}
+
 // With `scripts/lab san slow 128K`: a write takes its time in the target.
 TEST_CASE("slow lio: PREEMPT AND ABORT leaves a write that is being executed, a fence does not") {
   Bench bench;
@@ -299,12 +352,7 @@ TEST_CASE("slow lio: PREEMPT AND ABORT leaves a write that is being executed, a 
     if (!fenced) CHECK(then != found[0]);
     bench.home.drop(std::move(fencer));
     bench.home.drop(std::move(victim));
-    std::promise<void> gone;
-    bench.home.loop.post([&] {
-      raw_fencer.session.reset();
-      gone.set_value();
-    });
-    gone.get_future().get();
+    raw_fencer.end(bench.home.loop);
   }
 }
 

@@ -1,7 +1,8 @@
-"""Kills a process at a line of its log.
+"""Ends a process at a line of its log, or makes it stand still there.
 
-usage: at_line.py LOG FROM PATTERN DELAY_MS PID HIT      follows LOG from byte FROM on; once a line matches PATTERN, and DELAY_MS later, PID
-                                                    gets SIGKILL, if nobody else has made the file HIT by then
+usage: at_line.py LOG FROM PATTERN DELAY_MS PID HIT KILL|STOP
+                     follows LOG from byte FROM on; once a line matches PATTERN, and DELAY_MS later, PID gets SIGKILL or SIGSTOP, if
+                     nobody else has made the file HIT by then
 """
 
 import os
@@ -11,7 +12,7 @@ import sys
 import time
 
 
-def main(log, start, pattern, delay_ms, pid, hit):
+def main(log, start, pattern, delay_ms, pid, hit, how):
     wanted = re.compile(pattern)
     rest = ""
     with open(log, errors="replace") as lines:
@@ -27,7 +28,7 @@ def main(log, start, pattern, delay_ms, pid, hit):
                 os.close(os.open(hit, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             except FileExistsError:
                 return
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(int(pid), {"KILL": signal.SIGKILL, "STOP": signal.SIGSTOP}[how])
             with open(hit + ".node", "w") as node:
                 node.write(os.uname().nodename)
 
