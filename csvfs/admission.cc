@@ -38,6 +38,7 @@ Admission::~Admission() {
   tasks_.cancel_all();
   if (path_) path_->destroy();
   if (candidate_) candidate_->destroy();
+  if (left_) left_->destroy();
 }
 
 void Admission::session_began(const wire::HelloReply& about) {
@@ -61,6 +62,7 @@ void Admission::session_ended() {
   trouble_ = Error{Errc::retry, "the session has ended"};
   if (auto path = std::exchange(path_, nullptr)) path->close();
   if (auto path = std::exchange(candidate_, nullptr)) path->close();
+  if (left_) left_->close();
   changed_.notify();
 }
 
@@ -231,10 +233,13 @@ Task<void> Admission::beat(std::shared_ptr<LunPath> path) {
 
 Task<void> Admission::leave() {
   leaving_ = true;
-  auto path = std::exchange(path_, nullptr);
+  // From here on nothing more is sent: programs may still have files open.
+  auto path = left_ = std::exchange(path_, nullptr);
   trouble_ = Error{Errc::closed, "unmounting"};
   changed_.notify();
   if (!path) co_return;
+  // What the target has may pass its check of reservations, and be executed after the key is gone.
+  co_await path->drained();
   auto gone = co_await path->register_key(Key{});
   if (!gone)
     log::warning("mount key not unregistered volume={} key={:x} why=\"{}\"", setup_.volume,

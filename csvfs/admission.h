@@ -42,8 +42,11 @@ class Admission {
   void waits(const Error& why);
   /// What was said so lately; else null.
   [[nodiscard]] const Error* waiting() const;
-  /// Good order: the key is unregistered, if the target still answers, and the path closed.
+  /// Good order: nothing more is sent; once all that was has been answered, the key is unregistered
+  /// and the path closed. Waits without an end for a target that does not answer.
   Task<void> leave();
+  /// Of what leave() waits for.
+  [[nodiscard]] bool awaits_answers() const { return left_ && !left_->closed(); }
 
   /// Null while there is none: wait for changed().
   [[nodiscard]] const std::shared_ptr<LunPath>& path() const { return path_; }
@@ -72,6 +75,7 @@ class Admission {
   std::array<std::byte, 16> volume_id_{};
   std::shared_ptr<LunPath> path_;
   std::shared_ptr<LunPath> candidate_;  // registered, not admitted yet
+  std::shared_ptr<LunPath> left_;       // by leave()
   Error trouble_;
   Error waiting_;
   TimePoint reached_{};

@@ -6,7 +6,7 @@ namespace csv {
 
 bool File::busy(std::uint64_t begin, std::uint64_t end, bool writes_only) const {
   return std::any_of(in_flight.begin(), in_flight.end(), [&](const Range& each) {
-    return each.begin < end && begin < each.end && (each.write || !writes_only);
+    return !each.landed && each.begin < end && begin < each.end && (each.write || !writes_only);
   });
 }
 
@@ -29,7 +29,8 @@ FilePtr FileTable::get(InodeId inode, SessionId session) {
 }
 
 void FileTable::forget_unused(const FilePtr& file) {
-  bool used = file->handles > 0 || file->asking > 0 || file->returning || !file->extents.empty();
+  bool used = file->handles > 0 || file->asking > 0 || file->returning || file->releasing > 0 ||
+              !file->in_flight.empty() || !file->extents.empty();
   if (used || find(file->inode) != file) return;
   files_.erase(file->inode);
 }

@@ -70,13 +70,15 @@ struct File {
 
   int handles = 0;         ///< Of programs.
   int asking = 0;          ///< Layout requests not answered yet.
+  int releasing = 0;       ///< Last handles closed, and the Release not answered yet.
   bool returning = false;  ///< A Release or LayoutReturn is on its way: ask for nothing meanwhile.
 
   /// I/O under a layout: of which nobody knows yet that it has ended.
   struct Range {
     std::uint64_t begin = 0, end = 0;
     bool write = false;
-    bool alone = false;  ///< No other write may overlap: it pads its last block with zeros.
+    bool alone = false;   ///< No other write may overlap: it pads its last block with zeros.
+    bool landed = false;  ///< Answered by the LUN, and not yet committed: no recall waits for it.
   };
   std::list<Range> in_flight;
   FilePages pages;
@@ -87,7 +89,8 @@ struct File {
 };
 using FilePtr = std::shared_ptr<File>;
 
-/// That I/O is in flight on a range, for as long as it lives.
+/// That I/O is in flight on a range, for as long as it lives: of a write until it is part of the
+/// file, so that no padding is laid over what was answered.
 class InFlight {
  public:
   InFlight(FilePtr file, File::Range range) : file_{std::move(file)} {
@@ -95,6 +98,10 @@ class InFlight {
   }
   InFlight(const InFlight&) = delete;
   InFlight& operator=(const InFlight&) = delete;
+  void landed() {
+    at_->landed = true;
+    file_->changed.notify();
+  }
   ~InFlight() {
     file_->in_flight.erase(at_);
     file_->changed.notify();
@@ -111,7 +118,7 @@ class FileTable {
   explicit FileTable(Loop& loop) : loop_{&loop} {}
   FilePtr find(InodeId inode) const;
   FilePtr get(InodeId inode, SessionId session);  ///< Made if need be.
-  /// No effect if it is used: open, or there are layouts of it.
+  /// No effect if it is used: open, being closed, or there are layouts of it or I/O under them.
   void forget_unused(const FilePtr& file);
   void end_session();
   void begin_epoch();  ///< The coordinator's recalls are counted anew.

@@ -397,31 +397,29 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
     }
     files_->touch(*file);
     auto path = admission_->path();
-    bool full = false;
-    {
-      InFlight in_flight{file, range};
-      verifier = verifier_.value_or(0);
-      auto written = co_await write_pieces(path, *plan, offset, data, options.durable);
-      // Of the volume's own space only the coordinator speaks: this is the thin LUN's.
-      full = !written && written.error() == std::errc::no_space_on_device;
-      if (full) {
-        admission_->waits(written.error());
-      } else if (!written) {
-        if (!is_path_loss(written.error())) co_return written.error();
-        admission_->lost(path, written.error());
-        // Still in flight as far as anybody knows: a recall waits for this too.
-        co_await outcome_known(file, path);
-        continue;
-      }
-      file->wrote = true;  // if the LUN is full, some of it perhaps
-    }
-    if (full) {
+    std::optional<InFlight> in_flight{std::in_place, file, range};
+    verifier = verifier_.value_or(0);
+    auto written = co_await write_pieces(path, *plan, offset, data, options.durable);
+    // Of the volume's own space only the coordinator speaks: this is the thin LUN's.
+    if (!written && written.error() == std::errc::no_space_on_device) {
+      in_flight.reset();
+      admission_->waits(written.error());
+      file->wrote = true;  // some of it perhaps
       // It never becomes an error: space can be had by deleting files, or from who runs the
       // storage.
       if (interrupt && interrupt->raised()) co_return Error{std::errc::interrupted};
       co_await sleep(*loop_, kSpacePoll);
       continue;
     }
+    if (!written) {
+      if (!is_path_loss(written.error())) co_return written.error();
+      admission_->lost(path, written.error());
+      // Still in flight as far as anybody knows: a recall waits for this too.
+      co_await outcome_known(file, path);
+      continue;
+    }
+    in_flight->landed();
+    file->wrote = true;
     // Perhaps answered before the target lost it.
     if (verifier_.value_or(0) != verifier) continue;
     bool in_place = std::any_of(plan->pieces.begin(), plan->pieces.end(), [](const auto& piece) {
@@ -437,6 +435,7 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
         co_return co_await write_redirected(file, offset, data, options, interrupt);
       continue;
     }
+    in_flight.reset();
     if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, nullptr));
     ++counters_->direct_writes;
     counters_->direct_write_bytes += data.size();

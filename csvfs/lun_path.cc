@@ -39,7 +39,9 @@ iscsi::Done LunPath::one_of(const std::shared_ptr<Together>& together,
 }
 
 void LunPath::answered() {
-  if (--in_flight_ > 0 || !closed_) return;
+  if (--in_flight_ > 0) return;
+  idle_.notify();
+  if (!closed_) return;
   // Not inside the Lun's own call.
   loop_->post([self = shared_from_this()] { self->lun_.reset(); });
 }
@@ -76,6 +78,11 @@ Task<Expected<void>> LunPath::register_key(Key key) {
   co_return co_await completion<Expected<void>>([&](auto done) {
     lun_->register_key(key, one_of(std::make_shared<Together>(1, std::move(done)), nullptr));
   });
+}
+
+Task<void> LunPath::drained() {
+  auto self = shared_from_this();
+  while (in_flight_ > 0) co_await idle_.wait();
 }
 
 void LunPath::close() {

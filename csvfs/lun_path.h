@@ -18,7 +18,7 @@ namespace csv {
 class LunPath : public std::enable_shared_from_this<LunPath> {
  public:
   LunPath(Loop& loop, std::unique_ptr<iscsi::Lun> lun, Key key)
-      : loop_{&loop}, lun_{std::move(lun)}, key_{key} {}
+      : loop_{&loop}, lun_{std::move(lun)}, key_{key}, idle_{loop} {}
   LunPath(const LunPath&) = delete;
   LunPath& operator=(const LunPath&) = delete;
 
@@ -42,6 +42,8 @@ class LunPath : public std::enable_shared_from_this<LunPath> {
                              std::shared_ptr<Buffer> keep);
   Task<Expected<void>> flush();
   Task<Expected<void>> register_key(Key key);
+  /// Nothing is in flight.
+  Task<void> drained();
 
   /// Drops the sessions; what is in flight fails with lun_lost.
   void close();
@@ -58,6 +60,7 @@ class LunPath : public std::enable_shared_from_this<LunPath> {
   std::unique_ptr<iscsi::Lun> lun_;
   Key key_;
   std::uint64_t in_flight_ = 0;
+  Signal idle_;
   bool closed_ = false;
 };
 

@@ -166,6 +166,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   Task<Expected<Opened>> opened(wire::Attr attr, OpenOptions options, bool say_again);
   void open_answered();
   Task<void> release(FilePtr file);
+  Task<void> release_at_rest(FilePtr file);
   Task<void> answer_recall(std::uint64_t id, wire::Recall what);
   Task<void> answer_recall_of_pages(std::uint64_t id, wire::Recall what);
   void say_what_was_written(std::uint64_t id, InodeId inode);
@@ -414,8 +415,10 @@ Task<void> VolumeMount::end() {
   auto said = co_await within(kFarewell, say_goodbye());
   // Asked for before, since what stops says so of itself.
   if (!said)
-    farewell_trouble_ = client_.connected() ? "the coordinator did not answer the goodbye"
-                                            : "no coordinator: " + client_.trouble().message();
+    farewell_trouble_ = admission_.awaits_answers()
+                            ? "the LUN did not answer all that was sent to it"
+                        : client_.connected() ? "the coordinator did not answer the goodbye"
+                                              : "no coordinator: " + client_.trouble().message();
   else if (!*said)
     farewell_trouble_ = said->error().message();
   client_.stop();
@@ -430,6 +433,7 @@ Task<Expected<void>> VolumeMount::quiet() {
 
 Task<Expected<void>> VolumeMount::say_goodbye() {
   watched_.stop();  // the coordinator need not tell us of changes any more
+  // A goodbye says that nothing of ours is on its way to the LUN any more: nobody fences us then.
   co_await admission_.leave();
   wire::Request request;
   request.mutable_goodbye();
@@ -775,6 +779,7 @@ Task<Expected<Mount::Opened>> VolumeMount::opened(wire::Attr attr, OpenOptions o
   say_again = say_again || released_.count(inode) > 0;
   open_answered();
   if (say_again) {
+    while (file->returning && !file->ended) co_await file->changed.wait();
     auto again = co_await open_there(inode, {}, nullptr);
     if (!again) {
       co_await close(handle);
@@ -802,6 +807,13 @@ Task<void> VolumeMount::close(Handle handle) {
 /// The last handle is closed, and the coordinator learns that the file may be freed. Layouts to
 /// read stay for the next opening, until they are recalled.
 Task<void> VolumeMount::release(FilePtr file) {
+  ++file->releasing;
+  co_await release_at_rest(file);
+  --file->releasing;
+  files_.forget_unused(file);
+}
+
+Task<void> VolumeMount::release_at_rest(FilePtr file) {
   while (!file->ended && (file->returning || !file->in_flight.empty() || file->asking > 0))
     co_await file->changed.wait();
   if (file->ended || file->handles > 0) co_return;
@@ -822,7 +834,6 @@ Task<void> VolumeMount::release(FilePtr file) {
   (void)co_await client_.call(std::move(request), options);
   file->returning = false;
   file->changed.notify();
-  files_.forget_unused(file);
 }
 
 Task<Expected<Mount::Content>> VolumeMount::read(Handle handle, std::uint64_t offset,

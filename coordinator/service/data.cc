@@ -538,6 +538,8 @@ Task<Service::Outcome> Service::read(CallRef call) {
   if (asked.offset() >= kMaxSize || asked.length() == 0) co_return Answer{};
   auto length = std::min<std::uint64_t>(asked.length(), kMaxSize - asked.offset());
   auto range = blocks_of(asked.offset(), length);
+  // A program may have stored into a mapping of which we have yet to hear, and said so.
+  CSV_CO_CHECK(co_await all_holders_known(call->session, inode));
   auto lock = co_await locks_.lock(inode, range, InodeLocks::Mode::shared);
   Layouts::Hold hold;
   while (layouts_.pages_in_the_way(inode, range, false, call->session_id)) {

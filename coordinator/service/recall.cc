@@ -94,20 +94,24 @@ Task<Expected<Service::Quiet>> Service::quiet(SessionRef on_behalf, InodeId inod
   }
 }
 
-/// Under a hold of the range. Afterwards nobody holds a layout of it, nothing under one is in
-/// flight, and what was granted there is free again.
-Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, InTheWay what) {
+/// After a takeover: every session that could hold something of the file has said what, or is gone.
+Task<Expected<void>> Service::all_holders_known(SessionRef on_behalf, InodeId inode) {
   for (;;) {
     auto silent = std::find_if(sessions_.begin(), sessions_.end(), [&](const auto& each) {
       return unknown_holder(*each.second, inode);
     });
-    if (silent == sessions_.end()) break;
+    if (silent == sessions_.end()) co_return Expected<void>{};
     if (on_behalf && on_behalf->ending) co_return session_ended();
     auto session = silent->second;  // kept: it may end meanwhile
     Counted waiting{session->waited_for};
     co_await sessions_changed_.wait();
   }
+}
 
+/// Under a hold of the range. Afterwards nobody holds a layout of it, nothing under one is in
+/// flight, and what was granted there is free again.
+Task<Expected<void>> Service::recall(SessionRef on_behalf, InodeId inode, InTheWay what) {
+  CSV_CO_CHECK(co_await all_holders_known(on_behalf, inode));
   // Before the layouts, under which they are written.
   CSV_CO_CHECK(co_await recall_pages(on_behalf, inode, what));
 

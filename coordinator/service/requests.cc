@@ -223,6 +223,7 @@ Task<Service::Outcome> Service::open(CallRef call) {
   auto session = call->session;
   InodeId inode{asked.inode()};
   bool had = session->open.contains(inode);
+  if (had) session->opened_again.insert(inode);
   // Before anything is looked up, so that a file that loses its last name now is kept for us.
   if (reaping_.contains(inode)) co_return errno_error(ESTALE, "the file has been removed");
   opened(session, inode);
@@ -233,19 +234,22 @@ Task<Service::Outcome> Service::open(CallRef call) {
     auto attr = co_await attr_of(inode);
     outcome = attr ? Outcome{attr_answer(*attr)} : Outcome{attr.error()};
   }
-  if (!outcome && !had) closed(session, inode);
+  // Unless another Open has come meanwhile, and counts on it.
+  if (!outcome && !had && !session->opened_again.contains(inode)) closed(session, inode);
   co_return std::move(outcome);
 }
 
 Task<Service::Outcome> Service::release(CallRef call) {
   const auto& asked = call->request.release();
   InodeId inode{asked.inode()};
-  if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
-  if (asked.accessed()) note_access(inode);
+  // At once: an Open that comes after it must not be undone by what is waited for here.
   closed(call->session, inode);
   if (asked.reads_only()) layouts_.dropped(inode, call->session_id, {.range = kWholeFile});
   // The kernel drops what it may have left before anybody can see it through a new opening.
   layouts_.dropped(inode, call->session_id, {.range = kWholeFile, .pages = true});
+  // Whoever asks for its times waits for this from now on: there was no wait in between.
+  if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
+  if (asked.accessed()) note_access(inode);
   if (layouts_.may_have_grant(inode, call->session_id))
     tasks_.spawn(take_back_grant(call->session, inode));
   co_return Answer{};
@@ -454,6 +458,7 @@ void Service::opened(const SessionRef& session, InodeId inode) {
 
 void Service::closed(const SessionRef& session, InodeId inode) {
   session->open.erase(inode);
+  session->opened_again.erase(inode);
   auto found = openers_.find(inode);
   if (found == openers_.end()) return;
   found->second.erase(session->id);

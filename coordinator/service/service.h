@@ -152,6 +152,7 @@ class Service final : public VolumeService {
                                          const InTheWay& what) const;
   /// `on_behalf`: gives up with session_ended if that session ends. None: our own upkeep.
   Task<Expected<Quiet>> quiet(SessionRef on_behalf, InodeId inode, InTheWay what);
+  Task<Expected<void>> all_holders_known(SessionRef on_behalf, InodeId inode);
   Task<Expected<void>> recall(SessionRef on_behalf, InodeId inode, InTheWay what);
   Task<Expected<void>> recall_pages(SessionRef on_behalf, InodeId inode, InTheWay what);
   struct AskedBack {
@@ -367,7 +368,8 @@ class Service final : public VolumeService {
       off_;  ///< Fenced when the keys were last looked at; found to be off.
 
   std::uint64_t recall_sequence_;
-  std::uint64_t next_notice_ = 1;
+  std::uint64_t
+      next_notice_;  ///< Not what a former coordinator may have used (recalls outlive it).
   bool stopped_ = false, closing_ = false;
   TimePoint proven_until_;              ///< Our key was in force a term before.
   std::optional<TimePoint> slot_sent_;  ///< While the write of our slot is unanswered.

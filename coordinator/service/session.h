@@ -76,6 +76,7 @@ struct Session {
   Key registering{};  ///< Asked for and not admitted yet.
 
   std::set<InodeId> open;
+  std::set<InodeId> opened_again;   ///< Of these: a later Open counts on an earlier one.
   bool layouts_unlisted = false;    ///< Holds more layouts than it could say: any file's, but for
   std::set<InodeId> unlisted_told;  ///< these, which were recalled since.
 

@@ -58,6 +58,7 @@ Service::Service(Surroundings around, Taken taken)
       accesses_written_{loop_},
       // Above everything an earlier coordinator may have told a mount.
       recall_sequence_{raw(epoch_) << 32},
+      next_notice_{(raw(epoch_) << 32) + 1},
       proven_until_{taken.proven_at + around_.timing.lease_term},
       lun_answered_{since_},
       lun_reached_{taken.proven_at},

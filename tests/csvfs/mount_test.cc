@@ -196,6 +196,34 @@ TEST_CASE("mount: parallel writes to one file are in flight together") {
   CHECK(world.loop().now() - begun < 24s);  // one after another they take 48 s
 }
 
+TEST_CASE("mount: a short write never pads over what is answered by the LUN and being committed") {
+  World world;
+  auto& mount = world.mount(1);
+  auto file = create(world, mount, "image");
+  write(world, mount, file.handle, 0, pattern(65536, 1));  // more of the grant is left
+  std::atomic<int> landed{0};
+  world.post([&] {
+    world.mount_plan = [&](const RamCommand& command) {
+      if (command.kind == RamCommand::Kind::write && command.length == 65536) ++landed;
+      return RamFate{};
+    };
+    world.coordinator_plan = [](const RamCommand& command) {
+      RamFate slow;
+      if (command.kind == RamCommand::Kind::write) slow.inside = 300ms;
+      return slow;
+    };
+  });
+  auto whole = pattern(65536, 2), start = pattern(100, 3);
+  auto first = world.begin(mount.write(file.handle, 65536, whole, {}));
+  while (landed == 0) world.wait(sleep(world.loop(), 1ms));
+  world.wait(sleep(world.loop(), 20ms));  // answered; its commit takes longer
+  auto second = world.begin(mount.write(file.handle, 65536, start, {}));
+  REQUIRE(first->get());
+  REQUIRE(second->get());
+  std::copy(start.begin(), start.end(), whole.begin());
+  CHECK(read(world, mount, file.handle, 65536, 65536) == whole);
+}
+
 TEST_CASE("mount: a recall is answered only once the I/O under the layout has ended") {
   World world;
   auto& one = world.mount(1);

@@ -1569,3 +1569,26 @@ TEST_CASE("service: space freed by one file can be used by the next, on a full v
   allocate.mutable_allocate()->set_length(free + 64 * kMiB);
   CHECK(is_errno(a.change(allocate), ENOSPC));
 }
+
+TEST_CASE("open files: an Open right after a Release counts, whatever the Release still writes") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 2, 1};
+  REQUIRE(!a.connect(coordinator).code());
+  auto file = a.create("file");
+  CHECK(!a.write(file, 0, "content").failure().code());
+  // Together, so that the second comes while the first waits for its transaction.
+  wire::Request release, open;
+  release.mutable_release()->set_inode(file);
+  release.mutable_release()->set_wrote(true);
+  release.mutable_release()->set_reads_only(true);
+  open.mutable_open()->set_inode(file);
+  auto released = a.send(release), opened = a.send(open);
+  CHECK(!a.wait(released).failure().code());
+  CHECK(!a.wait(opened).failure().code());
+  CHECK(!a.unlink("file").failure().code());
+  // Nobody else has it open: it would go at once.
+  auto other = a.create("other");
+  CHECK(!a.truncate(other, 4096).failure().code());
+  CHECK(a.read(file, 0, 7) == "content");
+}
