@@ -72,13 +72,16 @@ Task<Expected<void>> Fencing::remove(std::vector<Key> victims, Left left) {
 Task<Expected<void>> Fencing::remove_now(std::vector<Key> victims, Left left) {
   bool abort = lun_->profile().preempt_and_abort;
   // Without PREEMPT AND ABORT it is the reset that ends what the victims had sent. It is due even
-  // if no victim is listed: a fence before us may have got as far as the PREEMPT and no further.
+  // if no victim is listed: a fence before us may have got as far as the PREEMPT and no further. So
+  // may PREEMPT AND ABORT, which takes the key away first: of a key that is not listed any more
+  // nobody has told us that its commands have ended.
   bool must_reset = left == Left::maybe && !abort;
   for (int round = 0; round < kRounds; ++round) {
     CSV_CO_TRY(before, co_await keys());
     std::vector<Key> standing;
     for (auto key : victims)
       if (listed(before, key)) standing.push_back(key);
+    if (round == 0 && left == Left::maybe && standing.size() < victims.size()) must_reset = true;
     for (auto key : standing) {
       iscsi::Preempt what{.mine = mine_, .victim = key, .type = type_, .abort = abort};
       auto done = co_await preempt(*lun_, what);
@@ -87,8 +90,9 @@ Task<Expected<void>> Fencing::remove_now(std::vector<Key> victims, Left left) {
         must_reset = true;
         done = co_await preempt(*lun_, what);
       }
-      if (!abort) must_reset = true;
-      // Its status proves nothing (another fencer may have been faster): the keys do, below.
+      // Its status proves nothing: the keys do, below. But if another fencer has been faster, his
+      // abort may not have ended yet.
+      if (!abort || !done) must_reset = true;
       if (!done && done.error() == Errc::lun_lost) co_return done.error();
       log::info("fence key={:016x} node={} round={} preempt=\"{}\"", raw(key),
                 raw(parts_of(key).node), round, done ? "done" : done.error().message());

@@ -133,8 +133,11 @@ Task<Expected<void>> fence_coordinators(const Surroundings& around, Taken& taken
     if (key != taken.key && parts.cluster == around.cluster && parts.role == KeyRole::coordinator)
       former.insert(key);
   }
-  // Also where none is listed: a takeover that died between PREEMPT and RESET would leave just
-  // that.
+  // Also where none is listed: a takeover that died in the middle of a fence would leave just that.
+  // Who has closed the volume in good order has left no key in the superblocks.
+  CSV_CO_TRY(info, co_await read_superblocks(taken.tenure, false));
+  if (info.coordinator_key != Key{} && info.coordinator_key != taken.key)
+    former.insert(info.coordinator_key);
   std::vector<Key> victims{former.begin(), former.end()};
   CSV_CO_CHECK(may_go_on(around));  // the answer may have been long in coming
   co_return co_await taken.fencing->remove(std::move(victims), Fencing::Left::maybe);
