@@ -305,6 +305,21 @@ TEST_CASE("catalog: a clone for which there are no pages, or that is refused, ch
   CHECK(v.problems() == "");
 }
 
+TEST_CASE("catalog: where no space is, shared blocks stay shared") {
+  TestCatalog v{600 * kMiB};
+  auto a = v.file("a").inode, b = v.file("b").inode;
+  v.place(a, 0, 1000);
+  clone(v, a, 0, 1000, b, 0);
+  REQUIRE(v.catalog->maintain());
+  v.place(v.file("all").inode, 0, free_blocks(v) - 5);
+  clone(v, a, 0, 1000, b, 1000);
+  CHECK(errno_of(replace(v, b, 0, 6)) == ENOSPC);
+  CHECK(v.states(b, 0, 2000) == "s2000");
+  REQUIRE(replace(v, b, 0, 5));
+  CHECK(v.states(b, 0, 2000) == "w5s1995");
+  CHECK(v.problems() == "");
+}
+
 TEST_CASE("catalog: the first clone raises the schema; one that an earlier program made opens") {
   TestCatalog v;
   auto a = v.file("a").inode, b = v.file("b").inode;
