@@ -91,6 +91,7 @@ PY
 
 say "the coordinator dies, a node reads on; one file goes, the others stay"
 lab kill node1 csvd
+lab coordinator 2
 on node2 python3 "$work/expect.py" "$volume" "$size" || die "after the takeover node2 reads what it should not"
 on node2 rm "$volume/image"
 on node3 python3 - "$volume" "$size" <<'PY'
@@ -101,5 +102,6 @@ for at in range(size):
     one, other = os.pread(copy.fileno(), 1 << 20, at << 20), os.pread(plain.fileno(), 1 << 20, at << 20)
     assert one[4096:] == other[4096:], at
 PY
-on node3 csvctl volume check volume1
+on node2 csvctl volume check volume1
+lab start node1 csvd
 end_clean
