@@ -18,6 +18,7 @@ namespace {
 constexpr std::uint32_t kParallelDirectWrites = 1u << 6;
 constexpr std::uint32_t kOpenFlags = FOPEN_DIRECT_IO | kParallelDirectWrites;
 constexpr std::size_t kMaxTransfer = 1 << 20;
+constexpr std::size_t kMaxCloned = 1 << 30;  ///< FUSE answers with 32 bits.
 constexpr std::size_t kSpareBuffers = 32;
 constexpr std::uint32_t kKillSetId = 1u << 2;  // of fuse_write_in.write_flags
 constexpr std::size_t kMostGhosts = 64 * 1024;
@@ -423,6 +424,14 @@ Task<void> sync(FuseState& state, Reply reply, Mount::Handle handle, bool conten
 Task<void> allocate(FuseState& state, Reply reply, Mount::Handle handle, wire::Allocate what) {
   auto result = co_await state.mount->allocate(handle, std::move(what), reply.interrupt());
   std::move(reply).result(result);
+}
+
+Task<void> clone(FuseState& state, Reply reply, Mount::CloneWish what) {
+  auto cloned = co_await state.mount->clone(what, reply.interrupt());
+  if (cloned)
+    std::move(reply).written(*cloned);
+  else
+    std::move(reply).error(cloned.error());
 }
 
 Task<void> seek(FuseState& state, Reply reply, Mount::Handle handle, std::uint64_t offset,
@@ -950,6 +959,22 @@ void op_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_t offset, o
       allocate(state, reply_to(request, kChanges), handle_of(file), std::move(what)));
 }
 
+/// EOPNOTSUPP, and the kernel copies by itself, this once.
+void op_copy_file_range(fuse_req_t request, fuse_ino_t, off_t offset, fuse_file_info* file,
+                        fuse_ino_t, off_t into_offset, fuse_file_info* into, std::size_t length,
+                        int) {
+  auto& state = state_of(request);
+  Mount::CloneWish what;
+  what.from = handle_of(file);
+  what.into = handle_of(into);
+  what.offset = static_cast<std::uint64_t>(offset);
+  what.into_offset = static_cast<std::uint64_t>(into_offset);
+  // So much can be answered.
+  what.length = std::min(length, kMaxCloned);
+  what.drop_set_id = fuse_req_ctx(request)->uid != 0;  // as for fallocate
+  state.requests.spawn(clone(state, reply_to(request, kChanges), what));
+}
+
 void op_lseek(fuse_req_t request, fuse_ino_t, off_t offset, int whence, fuse_file_info* file) {
   auto& state = state_of(request);
   state.requests.spawn(seek(state, reply_to(request, kLooks), handle_of(file),
@@ -999,6 +1024,7 @@ const fuse_lowlevel_ops& fuse_ops() {
     made.removexattr = op_removexattr;
     made.fallocate = op_fallocate;
     made.lseek = op_lseek;
+    made.copy_file_range = op_copy_file_range;
     made.ioctl = op_ioctl;
     return made;
   }();

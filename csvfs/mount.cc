@@ -106,6 +106,7 @@ class VolumeMount final : public Mount, private Client::Owner {
                                       Interrupt* interrupt) override;
   Task<Expected<void>> sync(Handle handle, bool content_only, Interrupt* interrupt) override;
   Task<Expected<void>> allocate(Handle handle, wire::Allocate what, Interrupt* interrupt) override;
+  Task<Expected<std::uint64_t>> clone(CloneWish what, Interrupt* interrupt) override;
   Task<Expected<std::uint64_t>> seek(Handle handle, std::uint64_t offset,
                                      std::uint32_t whence) override;
   Task<Expected<void>> lock(Handle handle, LockWish wish, Interrupt* interrupt) override;
@@ -211,6 +212,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   bool leaving_ = false, told_of_pause_ = false;
   std::string farewell_trouble_ = "it was not ended";
   Epoch greeted_in_{};
+  bool coordinator_clones_ = false;  ///< One of an earlier version does not know how.
 
   Client client_;
   Admission admission_;
@@ -242,6 +244,7 @@ void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
   if (greeted_in_ != client_.epoch()) files_.begin_epoch();
   greeted_in_ = client_.epoch();
   admission_.lun_has(reply.lun_size());
+  coordinator_clones_ = reply.clones();
   if (io_.verified(reply.verifier())) {
     events::report(events::Severity::error, "lun", surroundings_.volume,
                    "the target lost power, and what its write cache held: files written and not "
@@ -929,6 +932,34 @@ Task<Expected<void>> VolumeMount::allocate(Handle handle, wire::Allocate what,
   CSV_CO_TRY(answer, co_await change(std::move(request), interrupt, {}, file->session));
   if (answer.reply.has_attr()) (void)noted(std::move(*answer.reply.mutable_attr()));
   co_return Expected<void>{};
+}
+
+Task<Expected<std::uint64_t>> VolumeMount::clone(CloneWish what, Interrupt* interrupt) {
+  ++counters_.operations;
+  CSV_CO_TRY(from, file_of(what.from));
+  CSV_CO_TRY(into, file_of(what.into));
+  if (!coordinator_clones_ || from->session != into->session)
+    co_return errno_error(EOPNOTSUPP, "clone");
+  auto range = KernelPages::pages_of(what.into_offset, what.length);
+  KernelPages::Closed closed{into, range};  // as in write
+  co_await pages_.clear(into, range);
+  wire::Request request;
+  auto& body = *request.mutable_clone();
+  body.set_inode(raw(from->inode));
+  body.set_offset(what.offset);
+  body.set_length(what.length);
+  body.set_into(raw(into->inode));
+  body.set_into_offset(what.into_offset);
+  body.set_drop_set_id(what.drop_set_id);
+  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt, {}, into->session));
+  auto& cloned = *answer.reply.mutable_cloned();
+  if (cloned.length() > what.length)
+    co_return Error{std::errc::io_error, "the coordinator cloned more than was asked for"};
+  if (cloned.has_attr()) {
+    into->size = cloned.attr().size();
+    (void)noted(std::move(*cloned.mutable_attr()));
+  }
+  co_return cloned.length();
 }
 
 Task<Expected<std::uint64_t>> VolumeMount::seek(Handle handle, std::uint64_t offset,

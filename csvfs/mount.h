@@ -149,6 +149,15 @@ class Mount {
                                     Interrupt* interrupt = nullptr) = 0;
   virtual Task<Expected<void>> allocate(Handle handle, wire::Allocate what,
                                         Interrupt* interrupt = nullptr) = 0;
+  struct CloneWish {
+    Handle from{}, into{};
+    std::uint64_t offset = 0, into_offset = 0, length = 0;
+    bool drop_set_id = false;  ///< By who may not keep the set-ID bits.
+  };
+  /// copy_file_range(2) without a copy: both files share the blocks. How many bytes, which may be
+  /// fewer than asked for; 0 at the end of `from`. EOPNOTSUPP where nothing can be shared: then
+  /// whoever asks copies.
+  virtual Task<Expected<std::uint64_t>> clone(CloneWish what, Interrupt* interrupt = nullptr) = 0;
   virtual Task<Expected<std::uint64_t>> seek(Handle handle, std::uint64_t offset,
                                              std::uint32_t whence) = 0;
 

@@ -155,6 +155,9 @@ Expected<void> check(const wire::Request& request, std::size_t bulk_length) {
     case wire::Request::kWrite: return range("write", request.write().offset(), bulk_length);
     case wire::Request::kAllocate:
       return range("allocate", request.allocate().offset(), request.allocate().length());
+    case wire::Request::kClone:
+      CSV_TRY(range("clone", request.clone().offset(), request.clone().length()));
+      return range("clone.into", request.clone().into_offset(), request.clone().length());
     case wire::Request::kSeek: return range("seek", request.seek().offset(), 0);
     case wire::Request::kLock: return check(request.lock().what());
     case wire::Request::kUnlock: return check(request.unlock().what(), false);
@@ -221,6 +224,9 @@ Expected<void> check(const wire::Reply& reply) {
     case wire::Reply::kWritten:
       CSV_TRY(range("written", reply.written().offset(), reply.written().length()));
       return check(reply.written().attr());
+    case wire::Reply::kCloned:
+      CSV_TRY(range("cloned", 0, reply.cloned().length()));
+      return check(reply.cloned().attr());
     case wire::Reply::kLockFound:
       CSV_TRY(at_most("lock_found.type", reply.lock_found().type(), 2));
       CSV_TRY(at_most("lock_found.last", reply.lock_found().last(), kMaxOffset));

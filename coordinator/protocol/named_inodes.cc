@@ -28,6 +28,8 @@ std::vector<InodeId> named_inodes(const wire::Request& request) {
     case wire::Request::kWrite: return {InodeId{request.write().inode()}};
     case wire::Request::kWrote: return {InodeId{request.wrote().inode()}};
     case wire::Request::kAllocate: return {InodeId{request.allocate().inode()}};
+    case wire::Request::kClone:
+      return {InodeId{request.clone().inode()}, InodeId{request.clone().into()}};
     case wire::Request::kSeek: return {InodeId{request.seek().inode()}};
     case wire::Request::kAdmitBegin:
     case wire::Request::kAdmitDone:
@@ -55,7 +57,8 @@ bool must_be_once(const wire::Request& request) {
     case wire::Request::kRemoveXattr:
     case wire::Request::kCommit:
     case wire::Request::kWrite:
-    case wire::Request::kAllocate: return true;
+    case wire::Request::kAllocate:
+    case wire::Request::kClone: return true;
     case wire::Request::kOpen: return request.open().truncate();
     default: return false;
   }

@@ -27,6 +27,7 @@ constexpr std::uint64_t kMaxSize = kLastBlock * kBlockSize;  ///< 16 TiB
 constexpr std::uint64_t kStep = 256;  ///< 1 MiB: made stable, or granted, at least at once.
 constexpr std::uint64_t kLargestGrant = 16'384;  ///< 64 MiB
 constexpr std::uint64_t kMostAsked = 4'096;      ///< Blocks of one request that are seen to.
+constexpr std::uint64_t kMostUnshared = 256;     ///< Blocks copied for one request at once.
 constexpr std::uint64_t kReach = 16'384;  ///< What is laid out along with them, where it is ready.
 constexpr std::uint64_t kPagesReach = 4'096;  ///< The same for the page cache.
 constexpr int kMostSegments = 512;
@@ -99,24 +100,43 @@ struct Gain {
   struct Placement {
     std::uint64_t file_block = 0;
     std::vector<Run> runs;
+    bool instead = false;  ///< Of shared blocks; else of a hole.
   };
   std::vector<Placement> placements;
   std::vector<Blocks> unwritten;
   [[nodiscard]] bool any() const { return !placements.empty() || !unwritten.empty(); }
 
   Expected<void> apply(Catalog& catalog, InodeId inode) const {
-    for (const auto& one : placements)
-      CSV_TRY(catalog.place(inode, one.file_block, one.runs, BlockState::written, GrantId{}));
+    for (const auto& one : placements) {
+      if (one.instead)
+        CSV_TRY(catalog.replace(inode, one.file_block, one.runs));
+      else
+        CSV_TRY(catalog.place(inode, one.file_block, one.runs, BlockState::written, GrantId{}));
+    }
     for (auto range : unwritten) CSV_TRY(catalog.mark_written(inode, range.first, range.count()));
     return {};
   }
 };
 
-std::uint64_t holes_of(const std::vector<Mapping>& pieces) {
-  std::uint64_t holes = 0;
+bool is_content(const Mapping& piece) {
+  return piece.state == BlockState::written || piece.state == BlockState::shared;
+}
+
+/// Where a write needs space: nobody writes to what is shared.
+bool needs_space(const Mapping& piece) {
+  return piece.state == BlockState::hole || piece.state == BlockState::shared;
+}
+
+std::uint64_t space_needed(const std::vector<Mapping>& pieces) {
+  std::uint64_t blocks = 0;
   for (const auto& piece : pieces)
-    if (piece.state == BlockState::hole) holes += piece.count;
-  return holes;
+    if (needs_space(piece)) blocks += piece.count;
+  return blocks;
+}
+
+bool any_shared(const std::vector<Mapping>& pieces) {
+  return std::any_of(pieces.begin(), pieces.end(),
+                     [](const auto& piece) { return piece.state == BlockState::shared; });
 }
 
 bool any_granted(const std::vector<Mapping>& pieces) {
@@ -158,7 +178,7 @@ void lay_out_for_reading(wire::LayoutReply& layout, const std::vector<Mapping>& 
     if (layout.segments_size() >= kMostSegments) return;
     auto below = part(piece, inside);
     if (below.count == 0) return;
-    if (below.state == BlockState::written) {
+    if (is_content(below)) {
       add_segment(layout, below, kWritten);
     } else if (auto wanted = part(below, asked); wanted.count > 0) {
       add_segment(layout, wanted, kZeros);
@@ -353,12 +373,15 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
   auto mine = layouts_.grant(inode, session->id);
   auto inside = blocks_up(seen.attr.size);
 
+  Blocks shared{kLastBlock, 0};
   bool others_grant = false, missing = false;
   std::vector<Mapping> pieces;
   for (const auto& each : seen.map) {
     auto wanted = part(each, asked);
     if (wanted.count > 0 && each.state == BlockState::granted && each.grant != mine)
       others_grant = true;
+    if (wanted.count > 0 && each.state == BlockState::shared)
+      shared = {std::min(shared.first, wanted.file_block), blocks_of(wanted).end};
     auto below = part(each, {0, inside});
     if (below.count == 0 ||
         (below.state != BlockState::hole && below.state != BlockState::unwritten))
@@ -374,6 +397,13 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
     auto alone = co_await quiet(session, inode, {.layouts = kWholeFile});
     if (!alone) co_return alone.error();
     CSV_CO_CHECK(co_await drop_unknown_grants(inode));
+    co_return true;
+  }
+  if (shared.first < shared.end) {
+    // Its place changes, for which others' layouts to read must come back.
+    lock.release();
+    shared.end = std::min(shared.end, shared.first + kMostUnshared);
+    CSV_CO_CHECK(co_await unshare(session, inode, shared));
     co_return true;
   }
   if (missing) CSV_CO_CHECK(co_await make_stable(session, inode, std::move(pieces)));
@@ -400,7 +430,7 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
 /// mapping cannot change under a write (A8).
 Task<Expected<void>> Service::make_stable(SessionRef on_behalf, InodeId inode,
                                           std::vector<Mapping> pieces) {
-  CSV_CO_TRY(runs, co_await reserve(on_behalf, inode, holes_of(pieces)));
+  CSV_CO_TRY(runs, co_await reserve(on_behalf, inode, space_needed(pieces)));
   Gain gain;
   std::vector<Content::Extent> zeros;
   Handout handout{runs};
@@ -410,7 +440,7 @@ Task<Expected<void>> Service::make_stable(SessionRef on_behalf, InodeId inode,
       zeros.push_back({piece.lun_block * kBlockSize, piece.count * kBlockSize});
       continue;
     }
-    gain.placements.push_back({piece.file_block, handout.take(piece.count)});
+    gain.placements.push_back({piece.file_block, handout.take(piece.count), false});
     for (auto run : gain.placements.back().runs)
       zeros.push_back({run.lun_block * kBlockSize, run.count * kBlockSize});
   }
@@ -558,7 +588,7 @@ Task<Service::Outcome> Service::read(CallRef call) {
   std::vector<Content::Piece> pieces;
   for (const auto& each : seen.map) {
     auto wanted = part(each, range);
-    if (wanted.count == 0 || wanted.state != BlockState::written) continue;
+    if (wanted.count == 0 || !is_content(wanted)) continue;
     pieces.push_back({wanted.lun_block * kBlockSize, (wanted.file_block - range.first) * kBlockSize,
                       wanted.count * kBlockSize});
   }
@@ -590,9 +620,10 @@ Task<Service::Outcome> Service::write(CallRef call) {
   Blocks range = asked.append() ? Blocks{} : blocks_of(asked.offset(), length);
   auto pages = range;
   if (layouts_.shipped(inode)) range = kWholeFile;
-  bool clear_grants = false;
+  bool clear_grants = false, moves = false;
   for (;;) {
-    auto alone = co_await quiet(session, inode, {.layouts = range, .pages = pages});
+    auto alone =
+        co_await quiet(session, inode, {.layouts = range, .reads_too = moves, .pages = pages});
     if (!alone) co_return alone.error();
     if (std::exchange(clear_grants, false)) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
     CSV_CO_TRY(seen, co_await look_where_to_write(call));
@@ -610,7 +641,10 @@ Task<Service::Outcome> Service::write(CallRef call) {
       needed = {std::min(needed.first, seen.attr.size / kBlockSize), kLastBlock};
       pages.first = needed.first;
     }
-    if (anything_in_the_way(session, inode, {.layouts = needed, .pages = pages})) {
+    // What is shared is written elsewhere: layouts to read it must come back, too.
+    moves = any_shared(seen.map);
+    InTheWay all{.layouts = needed, .reads_too = moves, .pages = pages};
+    if (anything_in_the_way(session, inode, all)) {
       range = needed;
     } else if (any_granted(seen.map)) {
       // Granted to nobody that holds it: left from before a takeover. Certain only once nobody
@@ -625,7 +659,7 @@ Task<Service::Outcome> Service::write(CallRef call) {
 }
 
 /// What a redirected write meets, in one turn of the writer: where it goes, what is there, and
-/// space for its holes if there is some.
+/// space for its holes and instead of what is shared, if there is some.
 Task<Expected<Service::WriteLook>> Service::look_where_to_write(CallRef call) {
   auto body = [call](Catalog& catalog) -> Expected<WriteLook> {
     const auto& asked = call->request.write();
@@ -638,9 +672,9 @@ Task<Expected<Service::WriteLook>> Service::look_where_to_write(CallRef call) {
     if (length > kMaxSize - seen.offset) return errno_error(EFBIG, "write");
     auto range = blocks_of(seen.offset, length);
     seen.map = CSV_TRY(catalog.map(inode, range.first, range.count()));
-    auto holes = holes_of(seen.map);
-    if (holes == 0) return seen;
-    auto runs = catalog.reserve_space(inode, holes, 0, kMostRuns);
+    auto needed = space_needed(seen.map);
+    if (needed == 0) return seen;
+    auto runs = catalog.reserve_space(inode, needed, 0, kMostRuns);
     if (!runs && !is_space_short(runs.error())) return runs.error();
     if (runs) seen.reserved = *std::move(runs);
     return seen;
@@ -664,7 +698,7 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
   }
   auto image = *std::move(composed);
   if (runs.empty()) {
-    auto freed = co_await reserve(call->session, inode, holes_of(seen.map));
+    auto freed = co_await reserve(call->session, inode, space_needed(seen.map));
     if (!freed) co_return freed.error();
     runs = *std::move(freed);
   }
@@ -676,8 +710,9 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
                       run.count * kBlockSize});
   };
   for (const auto& piece : seen.map) {
-    if (piece.state == BlockState::hole) {
-      gain.placements.push_back({piece.file_block, handout.take(piece.count)});
+    if (needs_space(piece)) {
+      gain.placements.push_back(
+          {piece.file_block, handout.take(piece.count), piece.state == BlockState::shared});
       auto file_block = piece.file_block;
       for (auto run : gain.placements.back().runs) {
         add(file_block, run);
@@ -734,7 +769,7 @@ Task<Expected<Content::BufferRef>> Service::compose(CallRef call, std::uint64_t 
   auto keep = [&](std::uint64_t block) {
     for (const auto& each : map) {
       auto one = part(each, {block, block + 1});
-      if (one.count > 0 && one.state == BlockState::written)
+      if (one.count > 0 && is_content(one))
         pieces.push_back(
             {one.lun_block * kBlockSize, (block - range.first) * kBlockSize, kBlockSize});
     }
@@ -773,7 +808,7 @@ Task<Service::Outcome> Service::truncate(CallRef call, InodeId inode, std::uint6
   }
   if (size < seen.attr.size && size % kBlockSize != 0) {
     auto tail = std::min(seen.attr.size, blocks_up(size) * kBlockSize);
-    CSV_CO_CHECK(co_await zero_bytes(inode, size, tail));
+    CSV_CO_CHECK(co_await zero_bytes(call->session, inode, size, tail));
     CSV_CO_CHECK(judge(co_await content_.flush()));
   }
   auto body = [inode, size, change, drop_set_id,
@@ -788,18 +823,21 @@ Task<Service::Outcome> Service::truncate(CallRef call, InodeId inode, std::uint6
   co_return co_await settle(call, std::move(body));
 }
 
-/// [from, to) lies in one block.
-Task<Expected<void>> Service::zero_bytes(InodeId inode, std::uint64_t from, std::uint64_t to) {
+/// [from, to) lies in one block, of which nobody has a layout.
+Task<Expected<void>> Service::zero_bytes(SessionRef on_behalf, InodeId inode, std::uint64_t from,
+                                         std::uint64_t to) {
   if (from >= to) co_return Expected<void>{};
   auto block = from / kBlockSize;
   CSV_CO_TRY(seen, co_await look(inode, {block, block + 1}));
   const auto& piece = seen.map.front();
-  if (piece.state != BlockState::written) co_return Expected<void>{};
+  if (!is_content(piece)) co_return Expected<void>{};
   auto buffer = std::make_shared<Buffer>(kBlockSize);
   std::vector<Content::Piece> whole{{piece.lun_block * kBlockSize, 0, kBlockSize}};
   CSV_CO_CHECK(judge(co_await content_.read(buffer, whole)));
   auto part_to_clear = buffer->span().subspan(from % kBlockSize, to - from);
   std::fill(part_to_clear.begin(), part_to_clear.end(), std::byte{});
+  if (piece.state == BlockState::shared)
+    co_return co_await move_to_own(on_behalf, inode, piece, buffer);
   CSV_CO_CHECK(judge(co_await content_.write(buffer, whole)));
   co_return Expected<void>{};
 }
@@ -873,13 +911,15 @@ Task<Service::Outcome> Service::fill_space(CallRef call) {
 
 /// Zeros in the blocks that a range covers only in part. Returns those that it covers wholly, where
 /// a block that holds the end of the file counts as whole if nothing of the file follows the range.
-Task<Expected<Blocks>> Service::zero_edges(InodeId inode, std::uint64_t offset, std::uint64_t end) {
+Task<Expected<Blocks>> Service::zero_edges(SessionRef on_behalf, InodeId inode,
+                                           std::uint64_t offset, std::uint64_t end) {
   CSV_CO_TRY(seen, co_await look(inode, {}));
   bool to_the_end = end >= seen.attr.size;
   Blocks inner{blocks_up(offset), to_the_end ? blocks_up(end) : end / kBlockSize};
-  CSV_CO_CHECK(co_await zero_bytes(inode, offset, std::min(end, inner.first * kBlockSize)));
+  CSV_CO_CHECK(
+      co_await zero_bytes(on_behalf, inode, offset, std::min(end, inner.first * kBlockSize)));
   if (!to_the_end && inner.end >= inner.first)
-    CSV_CO_CHECK(co_await zero_bytes(inode, inner.end * kBlockSize, end));
+    CSV_CO_CHECK(co_await zero_bytes(on_behalf, inode, inner.end * kBlockSize, end));
   // Before the transaction that answers for it.
   CSV_CO_CHECK(judge(co_await content_.flush()));
   co_return inner;
@@ -893,7 +933,7 @@ Task<Service::Outcome> Service::punch(CallRef call) {
   auto alone =
       co_await quiet(call->session, inode, {.layouts = range, .reads_too = true, .pages = range});
   if (!alone) co_return alone.error();
-  CSV_CO_TRY(inner, co_await zero_edges(inode, asked.offset(), end));
+  CSV_CO_TRY(inner, co_await zero_edges(call->session, inode, asked.offset(), end));
   auto body = [inode, inner, drop = asked.drop_set_id(),
                now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
     auto attr = CSV_TRY(catalog.drop_privileges(inode, drop, now));
@@ -917,7 +957,7 @@ Task<Service::Outcome> Service::zero_range(CallRef call) {
   InTheWay all{.layouts = {range.first, kLastBlock}, .reads_too = true, .pages = range};
   auto alone = co_await quiet(call->session, inode, all);
   if (!alone) co_return alone.error();
-  CSV_CO_TRY(inner, co_await zero_edges(inode, asked.offset(), end));
+  CSV_CO_TRY(inner, co_await zero_edges(call->session, inode, asked.offset(), end));
   while (inner.first < inner.end) {
     if (call->session->ending) co_return session_ended();
     auto body = [inode, inner, now = wall_now()](Catalog& catalog) {

@@ -82,10 +82,11 @@ bool Service::anything_in_the_way(const SessionRef& on_behalf, InodeId inode,
 /// The lock comes first, because most of the time nobody holds anything. Where somebody does, it is
 /// given up for the recall (what the mount must do before it answers may need it), while the hold
 /// keeps new layouts back, and the question is asked again under the lock.
-Task<Expected<Service::Quiet>> Service::quiet(SessionRef on_behalf, InodeId inode, InTheWay what) {
+Task<Expected<Service::Quiet>> Service::quiet(SessionRef on_behalf, InodeId inode, InTheWay what,
+                                              Blocks lock) {
   Quiet quiet;
   for (;;) {
-    quiet.lock = co_await locks_.lock(inode, kWholeFile, InodeLocks::Mode::exclusive);
+    quiet.lock = co_await locks_.lock(inode, lock, InodeLocks::Mode::exclusive);
     if (on_behalf && on_behalf->ending) co_return session_ended();
     if (!anything_in_the_way(on_behalf, inode, what)) co_return std::move(quiet);
     quiet.lock.release();

@@ -43,7 +43,7 @@ struct Answer {
 /// (hello, admission, fences, the watch over who is late), recall.cc (asking for layouts back),
 /// requests.cc (names and attributes), watching.cc (what mounts may answer of those by themselves),
 /// lock_requests.cc (locks of programs), data.cc (layouts and
-/// content), upkeep.cc (what runs in the background).
+/// content), clone.cc (files that share blocks), upkeep.cc (what runs in the background).
 class Service final : public VolumeService {
  public:
   Service(Surroundings around, Taken taken);
@@ -151,7 +151,9 @@ class Service final : public VolumeService {
   [[nodiscard]] bool anything_in_the_way(const SessionRef& on_behalf, InodeId inode,
                                          const InTheWay& what) const;
   /// `on_behalf`: gives up with session_ended if that session ends. None: our own upkeep.
-  Task<Expected<Quiet>> quiet(SessionRef on_behalf, InodeId inode, InTheWay what);
+  /// `lock`: of what it is taken; all that the caller works on.
+  Task<Expected<Quiet>> quiet(SessionRef on_behalf, InodeId inode, InTheWay what,
+                              Blocks lock = kWholeFile);
   Task<Expected<void>> all_holders_known(SessionRef on_behalf, InodeId inode);
   Task<Expected<void>> recall(SessionRef on_behalf, InodeId inode, InTheWay what);
   Task<Expected<void>> recall_pages(SessionRef on_behalf, InodeId inode, InTheWay what);
@@ -271,13 +273,30 @@ class Service final : public VolumeService {
                                                    std::uint64_t count);
   void cancel_reservation(std::vector<volume::Run> runs);
   Task<void> cancel_reservation_now(std::vector<volume::Run> runs);
-  Task<Expected<void>> zero_bytes(InodeId inode, std::uint64_t from, std::uint64_t to);
-  Task<Expected<Blocks>> zero_edges(InodeId inode, std::uint64_t offset, std::uint64_t end);
+  Task<Expected<void>> zero_bytes(SessionRef on_behalf, InodeId inode, std::uint64_t from,
+                                  std::uint64_t to);
+  Task<Expected<Blocks>> zero_edges(SessionRef on_behalf, InodeId inode, std::uint64_t offset,
+                                    std::uint64_t end);
   Task<Expected<void>> fill_holes(SessionRef on_behalf, InodeId inode, Blocks range);
   Task<Outcome> settle_size(CallRef call, bool keep_size);
   Task<Outcome> fill_space(CallRef call);
   Task<Outcome> punch(CallRef call);
   Task<Outcome> zero_range(CallRef call);
+
+  // clone.cc
+  /// Of two files, or twice of one.
+  struct QuietTwo {
+    Layouts::Hold from_hold, into_hold;
+    InodeLocks::Held lower, higher;
+  };
+  Task<Expected<QuietTwo>> quiet_two(SessionRef on_behalf, InodeId from, InTheWay source,
+                                     InodeId into, InTheWay target);
+  Task<Outcome> clone(CallRef call);
+  /// What is shared of `range`, and around it up to the unit of copying, gets blocks of its own.
+  Task<Expected<void>> unshare(SessionRef on_behalf, InodeId inode, Blocks range);
+  /// The same for one piece of a map, alone with it; its content is `content`, or else copied.
+  Task<Expected<void>> move_to_own(SessionRef on_behalf, InodeId inode, volume::Mapping piece,
+                                   Content::BufferRef content = {});
 
   // insurance.cc
   struct FileWork;

@@ -186,6 +186,7 @@ void Service::attach(const SessionRef& session, const LinkRef& link, const wire:
   reply.set_slot_offset(volume::slot_offset(info, session->node, KeyRole::mount));
   reply.set_lun_size(info.lun_size);
   reply.set_verifier(verifier_);
+  reply.set_clones(true);
   if (hello.session() != 0)
     events::report(events::Severity::info, "session", around_.volume,
                    fmt::format("the mount of node {} is connected again", raw(session->node)));

@@ -347,6 +347,7 @@ Task<Service::Outcome> Service::dispatch(CallRef call) {
     case wire::Request::kWrite: return write(std::move(call));
     case wire::Request::kWrote: return wrote(std::move(call));
     case wire::Request::kAllocate: return allocate(std::move(call));
+    case wire::Request::kClone: return clone(std::move(call));
     case wire::Request::kSeek: return seek(std::move(call));
     case wire::Request::kLock: return lock(std::move(call));
     case wire::Request::kLockTaken:

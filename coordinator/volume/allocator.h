@@ -20,6 +20,7 @@ struct Counters {
   std::uint64_t inodes = 0;
   std::uint64_t next_inode = 2, next_session = 1, next_grant = 1, next_key = 1;
   std::uint64_t target_losses = 0, key_generation = 0;  ///< Catalog::TargetMemory
+  std::uint64_t schema = 0;                             ///< The version of the catalog's tables.
   bool operator==(const Counters&) const = default;
 };
 

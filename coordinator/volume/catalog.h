@@ -47,6 +47,7 @@ enum class BlockState : std::uint8_t {
   unwritten = 1,  ///< Space whose content is not the file's: zeros.
   written = 2,
   granted = 3,  ///< Unwritten, and given to a session that may be writing it now.
+  shared = 4,   ///< Written, and other blocks of files name the same place: never written there.
 };
 
 /// A run of a file in one state and, except for a hole, one place. In blocks of kBlockSize.
@@ -198,7 +199,7 @@ class Catalog {
   /// Gives the holes of [first, first + count) unwritten space, from the front. ENOSPC if all of
   /// its holes together do not fit, and then nothing has changed.
   virtual Expected<Progress> fill(InodeId inode, std::uint64_t first, std::uint64_t count) = 0;
-  /// Unwritten becomes written. Granted or hole in the range is our own mistake.
+  /// Unwritten becomes written. Granted, hole or shared in the range is our own mistake.
   virtual Expected<void> mark_written(InodeId inode, std::uint64_t first, std::uint64_t count) = 0;
   /// Of a session's grant: these blocks have been written. stale_commit if the grant is another's,
   /// the inode's truncation counter is not `truncation` or any block is not of this grant any more
@@ -220,7 +221,7 @@ class Catalog {
   /// caller, before. Growing: a hole.
   virtual Expected<Attr> truncate(InodeId inode, std::uint64_t size, std::int64_t now) = 0;
   /// [first, first + count) becomes a hole (freed; always all of it at once) or unwritten (kept:
-  /// what is a hole stays one; grants on it end).
+  /// what is a hole stays one, what is shared becomes one; grants on it end).
   virtual Expected<Progress> punch(InodeId inode, std::uint64_t first, std::uint64_t count,
                                    bool keep_space, std::int64_t now) = 0;
   /// Space beyond the end that a growing file was given and did not use is freed, unless asked for
@@ -230,6 +231,19 @@ class Catalog {
   /// An orphan that nobody has open: its space starts dying, its rows go, in steps (maintain).
   virtual Expected<void> reap(InodeId inode) = 0;
   virtual Expected<std::vector<InodeId>> orphans(InodeId after, std::size_t limit) = 0;
+  /// What is written in [first, first + count) of `from` becomes, in the same place on the LUN, the
+  /// content of [at, at + count) of `into`, the rest of that range holes (A16). From the front, at
+  /// most 1 GiB and what one transaction may hold: Progress::done, at least a block. Progress::attr
+  /// is that of `into`, whose size is the caller's business. Nobody holds layouts to write of the
+  /// one range, or any of the other, and nothing of either carries a grant, else refused: blocks
+  /// that a session may still write would be seen in both. Ranges of one inode that overlap:
+  /// EINVAL.
+  virtual Expected<Progress> clone(InodeId from, std::uint64_t first, std::uint64_t count,
+                                   InodeId into, std::uint64_t at) = 0;
+  /// Reserved blocks, which hold the content already and durably, take the place of those under
+  /// [file_block, ...) of the inode, which are all written. What nobody names any more is dying.
+  virtual Expected<void> replace(InodeId inode, std::uint64_t file_block,
+                                 std::span<const Run> runs) = 0;
   /// lseek: the first offset at or after `offset` that is data (hole), ENXIO where there is none.
   virtual Expected<std::uint64_t> seek(InodeId inode, std::uint64_t offset, bool data) = 0;
 

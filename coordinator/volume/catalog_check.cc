@@ -12,6 +12,7 @@
 
 #include "coordinator/volume/acl.h"
 #include "coordinator/volume/catalog_sql.h"
+#include "coordinator/volume/name_counts.h"
 #include "csvfs/base/log.h"
 
 namespace csv::volume {
@@ -19,6 +20,7 @@ namespace csv::volume {
 namespace {
 
 constexpr std::size_t kMostProblems = 1000;
+constexpr std::string_view kShared = "shared";
 
 /// What is known of an inode, from its row and from what refers to it.
 struct Seen {
@@ -64,7 +66,9 @@ class CatalogCheck {
         {"chunks", &CatalogCheck::chunks},
         {"copies of the catalog", &CatalogCheck::copies},
         {"dying space", &CatalogCheck::dying},
+        {"what files share", &CatalogCheck::shared},
         {"extents", &CatalogCheck::extents},
+        {"names of shared blocks", &CatalogCheck::names},
         {"allocation groups", &CatalogCheck::groups},
         {"totals", &CatalogCheck::totals},
     };
@@ -117,8 +121,9 @@ class CatalogCheck {
       for (auto at = schema.find(kind); at != schema.npos; at = schema.find(kind, at)) {
         at += kind.size();
         auto name = schema.substr(at, schema.find_first_of("( ", at) - at);
-        if (!there.contains(name)) problem("the database has no {}", name);
+        if (name != kShared && !there.contains(name)) problem("the database has no {}", name);
       }
+    has_shared_ = there.contains(kShared);
     return {};
   }
 
@@ -136,8 +141,10 @@ class CatalogCheck {
               area_blocks_);
     if (numbers_["key_generation"] > UINT32_MAX || numbers_["target_losses"] > INT64_MAX)
       problem("what is known of the target's memory cannot be");
-    if (numbers_["schema_version"] != kSchemaVersion)
+    if (!is_known_schema(numbers_["schema_version"]))
       problem("the schema is {}, not {}", numbers_["schema_version"], kSchemaVersion);
+    else if (numbers_["schema_version"] == kSchemaVersion && !has_shared_)
+      problem("the database has no {}", kShared);
     return {};
   }
 
@@ -427,6 +434,96 @@ class CatalogCheck {
     return {};
   }
 
+  Expected<void> shared() {
+    if (!has_shared_) return {};
+    CSV_TRY(rows("SELECT start,length,count FROM shared ORDER BY start", [&](Query& row) {
+      SharedRange range{row.u64(0), row.u64(1), row.u64(2)};
+      if (range.start < area_first_ || range.length == 0 || range.length > area_blocks_ ||
+          range.start - area_first_ > area_blocks_ - range.length || row.i64(2) < 2) {
+        problem("shared LUN blocks {} to {}, named {} times, cannot be", range.start, range.end(),
+                row.i64(2));
+        return;
+      }
+      if (!shared_.empty() && shared_.back().end() > range.start) {
+        problem("shared LUN blocks {} to {} overlap those before", range.start, range.end());
+        if (shared_.back().end() >= range.end()) return;
+        range.length = range.end() - shared_.back().end();
+        range.start = shared_.back().end();
+      }
+      shared_.push_back(range);
+    }));
+    if (!shared_.empty() && numbers_["schema_version"] != kSchemaVersion)
+      problem("files share blocks, which schema {} does not know", numbers_["schema_version"]);
+    return {};
+  }
+  /// Of [first, end) what is shared, cut to it.
+  std::vector<SharedRange> shared_in(std::uint64_t first, std::uint64_t end) {
+    auto behind = [](const SharedRange& range, std::uint64_t at) { return range.end() <= at; };
+    std::vector<SharedRange> found;
+    for (auto at = std::lower_bound(shared_.begin(), shared_.end(), first, behind);
+         at != shared_.end() && at->start < end; ++at) {
+      auto from = std::max(first, at->start), to = std::min(end, at->end());
+      found.push_back({from, to - from, at->count});
+    }
+    return found;
+  }
+
+  /// Notes that an extent uses what other extents may use, too.
+  void own_together(std::uint64_t lun_block, std::uint64_t count, const std::string& what) {
+    std::uint64_t foreign = 0;
+    for (auto at = lun_block - area_first_, end = at + count; at < end;) {
+      auto& owned = owned_[at / kGroupBlocks];
+      auto& named = named_[at / kGroupBlocks];
+      auto offset = at % kGroupBlocks, here = std::min(end - at, kGroupBlocks - offset);
+      auto before = owned.count(offset, here);
+      report_.used_blocks += here - before;
+      if (before > 0 && named.count(offset, here) != before)
+        for (auto bit = offset; bit < offset + here; ++bit)
+          if (owned.get(bit) && !named.get(bit)) ++foreign;
+      owned.set(offset, here, true);
+      named.set(offset, here, true);
+      at += here;
+    }
+    if (foreign > 0)
+      problem("{}: {} of LUN blocks {} to {} belong to something else too", what, foreign,
+              lun_block, lun_block + count);
+  }
+  void own_extent(const Extent& extent, const std::string& where) {
+    auto at = extent.lun_block, end = at + extent.count;
+    for (const auto& range : shared_in(at, end)) {
+      if (range.start > at) own(at, range.start - at, where);
+      own_together(range.start, range.length, where);
+      if (extent.grant != GrantId{} ||
+          extent.written.count(range.start - extent.lun_block, range.length) != range.length)
+        problem("{}: it is shared, and not wholly written", where);
+      at = range.end();
+    }
+    if (at < end) own(at, end - at, where);
+  }
+
+  /// Whether as many extents name what is shared as is noted.
+  Expected<void> names() {
+    if (shared_.empty()) return {};
+    auto row = shared_.begin();
+    std::uint64_t at = 0;
+    auto compare = [&](std::uint64_t from, std::uint64_t to, std::uint64_t is) {
+      if (from < to && is != row->count)
+        problem("LUN blocks {} to {}: shared by {}, but {} extents name them", from, to, row->count,
+                is);
+      at = std::max(at, to);
+    };
+    CSV_TRY(for_each_named(database_, [&](const SharedRange& named) {
+      for (; row != shared_.end() && row->start < named.end(); ++row) {
+        at = std::max(at, row->start);
+        compare(at, std::min(named.start, row->end()), 0);
+        compare(at, std::min(named.end(), row->end()), named.count);
+        if (row->end() > named.end()) break;
+      }
+    }));
+    for (; row != shared_.end(); ++row) compare(std::max(at, row->start), row->end(), 0);
+    return {};
+  }
+
   void check_extent(std::uint64_t inode, const Extent& extent, std::uint64_t written_count,
                     std::optional<std::size_t> bitmap_size, std::uint64_t& last_end) {
     ++report_.extents;
@@ -439,7 +536,7 @@ class CatalogCheck {
     }
     if (extent.file_block < last_end) problem("{}: two extents overlap", where);
     last_end = extent.end();
-    own(extent.lun_block, extent.count, where);
+    own_extent(extent, where);
     auto written = extent.written.count(0, extent.count);
     bool partly = written_count > 0 && written_count < extent.count;
     if (written != written_count || partly != bitmap_size.has_value() ||
@@ -586,6 +683,9 @@ class CatalogCheck {
   std::map<std::uint64_t, SeenGrant> grants_;
   std::map<std::uint64_t, std::vector<FreeingSpan>> freeing_;
   std::map<std::uint64_t, Bitmap<kGroupBlocks>> owned_;  ///< By group.
+  std::map<std::uint64_t, Bitmap<kGroupBlocks>> named_;  ///< The same, by what may share it.
+  bool has_shared_ = false;
+  std::vector<SharedRange> shared_;  ///< In order, none overlapping another.
 };
 
 }  // namespace

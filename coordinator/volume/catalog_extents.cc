@@ -235,7 +235,7 @@ Expected<std::uint64_t> SqlCatalog::free_some(InodeId inode, std::uint64_t first
     CSV_TRY(store_window(window));
     at = until;
   }
-  CSV_TRY(add_dying(freed));
+  CSV_TRY(drop_names(freed));
   CSV_TRY(add_blocks(inode, blocks));
   CSV_TRY(settle_grants(grants));
   return std::min(at, end);

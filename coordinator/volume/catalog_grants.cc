@@ -107,7 +107,7 @@ Expected<std::uint64_t> SqlCatalog::drop_grant(GrantId grant, std::uint64_t limi
                                       std::to_string(raw(grant)) + " that is not there"};
     window.rows = std::move(kept);
     CSV_TRY(store_window(window));
-    CSV_TRY(add_dying(runs));
+    CSV_TRY(drop_names(runs));
     CSV_TRY(add_blocks(inode, -static_cast<std::int64_t>(here)));
     // The row's count follows, so that a limit that ends us here leaves it right. A grant whose
     // unwritten blocks are all gone is ended by this.

@@ -10,6 +10,7 @@
 
 #include "coordinator/volume/acl.h"
 #include "coordinator/volume/catalog_sql.h"
+#include "coordinator/volume/name_counts.h"
 #include "coordinator/volume/volume_format.h"
 #include "csvfs/base/log.h"
 
@@ -40,6 +41,7 @@ class Repairer {
         area_blocks_{info.data_size / kBlockSize} {}
 
   Expected<CatalogRepair> run() {
+    CSV_TRY(database_.execute(kLaterTables));
     CSV_TRY(database_.execute("BEGIN; CREATE INDEX entries_by_inode ON entries(inode)"));
     using Step = Expected<void> (Repairer::*)();
     constexpr Step steps[] = {
@@ -51,7 +53,9 @@ class Repairer {
         &Repairer::root,
         &Repairer::free_what_was_being_freed,
         &Repairer::extents,
+        &Repairer::shared,
         &Repairer::overlaps,
+        &Repairer::count_shared,
         &Repairer::entries,
         &Repairer::attach_lost,
         &Repairer::trees,
@@ -170,7 +174,6 @@ class Repairer {
     }
     if (numbers_["next_key"] >= kMostKeys)
       return Error{Errc::refused, "the volume has no numbers for keys left"};
-    numbers_["schema_version"] = kSchemaVersion;
     return {};
   }
 
@@ -491,17 +494,140 @@ class Repairer {
     return pieces;
   }
 
-  /// A claim to LUN blocks.
+  // --- What files share ---------------------------------------------------------------
+
+  /// Of [first, end) what the ranges have, cut to it.
+  static std::vector<SharedRange> within(const std::vector<SharedRange>& ranges,
+                                         std::uint64_t first, std::uint64_t end) {
+    auto behind = [](const SharedRange& range, std::uint64_t at) { return range.end() <= at; };
+    std::vector<SharedRange> found;
+    for (auto at = std::lower_bound(ranges.begin(), ranges.end(), first, behind);
+         at != ranges.end() && at->start < end; ++at) {
+      auto from = std::max(first, at->start), to = std::min(end, at->end());
+      found.push_back({from, to - from, at->count});
+    }
+    return found;
+  }
+
+  /// That blocks are noted as shared is what tells a clone from damage; their count follows from
+  /// the extents. What the catalog itself has nobody shares.
+  Expected<void> shared() {
+    std::vector<SharedRange> noted;
+    CSV_TRY(rows("SELECT start,length FROM shared ORDER BY start", [&](Query& row) {
+      auto from = std::max<std::int64_t>(row.i64(0), static_cast<std::int64_t>(area_first_));
+      auto most = static_cast<std::int64_t>(area_first_ + area_blocks_);
+      if (row.i64(0) < 0 || row.i64(0) >= most || row.i64(1) <= 0 || row.i64(1) > most) return;
+      if (!noted.empty()) from = std::max(from, static_cast<std::int64_t>(noted.back().end()));
+      auto to = std::min(row.i64(0) + row.i64(1), most);
+      if (from < to)
+        noted.push_back(
+            {static_cast<std::uint64_t>(from), static_cast<std::uint64_t>(to - from), 0});
+    }));
+    std::vector<std::uint64_t> chunks;
+    for (auto at : info_.chunks) chunks.push_back(at / kBlockSize);
+    std::sort(chunks.begin(), chunks.end());
+    for (auto range : noted) {
+      for (auto chunk : chunks) {
+        auto end = range.end(), chunk_end = chunk + kChunkSize / kBlockSize;
+        if (chunk >= end || chunk_end <= range.start) continue;
+        if (chunk > range.start) shared_.push_back({range.start, chunk - range.start, 0});
+        range.start = std::min(end, chunk_end);
+        range.length = end - range.start;
+      }
+      if (range.length > 0) shared_.push_back(range);
+    }
+    if (shared_.empty()) return {};
+    return only_written_is_shared();
+  }
+
+  /// Unwritten space is written where it is: nobody may share it.
+  Expected<void> only_written_is_shared() {
+    std::vector<SharedRange> named_twice;
+    CSV_TRY(for_each_named(database_, [&](const SharedRange& named) {
+      if (named.count < 2) return;
+      for (const auto& range : within(shared_, named.start, named.end()))
+        named_twice.push_back(range);
+    }));
+    std::vector<Loss> losses;
+    CSV_TRY(rows("SELECT inode," CSV_EXTENT_COLUMNS " FROM extents", [&](Query& row) {
+      auto extent = read_extent(row, 1);
+      for (const auto& range :
+           within(named_twice, extent.lun_block, extent.lun_block + extent.count)) {
+        auto at = range.start - extent.lun_block, end = at + range.length;
+        while ((at = extent.written.next(false, at, end)) < end) {
+          auto stop = extent.written.next(true, at, end);
+          did("inode {}, file blocks {} to {}: shared and not written: they are a hole now",
+              row.u64(0), extent.file_block + at, extent.file_block + stop);
+          losses.push_back(
+              {row.u64(0), extent.file_block, extent.file_block + at, extent.file_block + stop});
+          at = stop;
+        }
+      }
+    }));
+    return lose(losses);
+  }
+
+  /// Blocks that an extent has no more.
+  struct Loss {
+    std::uint64_t inode = 0, extent = 0;  ///< The extent by where it begins.
+    std::uint64_t first = 0, end = 0;     ///< In the file.
+    auto operator<=>(const Loss&) const = default;
+  };
+  Expected<void> lose(std::vector<Loss>& losses) {
+    std::sort(losses.begin(), losses.end());
+    for (auto loss = losses.begin(); loss != losses.end();) {
+      auto inode = loss->inode, start = loss->extent;
+      Extent extent;
+      {
+        Statement look{"SELECT " CSV_EXTENT_COLUMNS
+                       " FROM extents WHERE inode=?1 AND file_block=?2"};
+        auto row = database_.use(look, inode, start);
+        if (!CSV_TRY(row.row())) return Error{Errc::corrupt, "an extent vanished"};
+        extent = read_extent(row, 0);
+      }
+      CSV_TRY(drop_extent(inode, start));
+      auto at = extent.file_block;
+      for (; loss != losses.end() && loss->inode == inode && loss->extent == start; ++loss) {
+        if (loss->first > at) CSV_TRY(put_extent(inode, cut(extent, at, loss->first)));
+        at = std::max(at, loss->end);
+      }
+      if (at < extent.end()) CSV_TRY(put_extent(inode, cut(extent, at, extent.end())));
+    }
+    return {};
+  }
+
+  /// After all disputes: whatever two extents name was noted as shared.
+  Expected<void> count_shared() {
+    std::vector<SharedRange> before, now;
+    CSV_TRY(rows("SELECT start,length,count FROM shared ORDER BY start", [&](Query& row) {
+      before.push_back({row.u64(0), row.u64(1), row.u64(2)});
+    }));
+    CSV_TRY(for_each_named(database_, [&](const SharedRange& named) {
+      if (named.count > 1) now.push_back(named);
+    }));
+    numbers_["schema_version"] = now.empty() ? kSchemaUnshared : kSchemaVersion;
+    if (before == now) return {};
+    did("the notes of what files share, {} ranges, were made anew: {} ranges", before.size(),
+        now.size());
+    CSV_TRY(database_.execute("DELETE FROM shared"));
+    Statement insert{"INSERT INTO shared(start,length,count) VALUES(?1,?2,?3)"};
+    for (const auto& range : now)
+      CSV_TRY(database_.run(insert, range.start, range.length, range.count));
+    return {};
+  }
+
+  /// A claim to LUN blocks that nobody shares.
   struct Claim {
-    std::uint64_t first = 0, end = 0;  ///< On the LUN.
-    std::uint64_t inode = 0, file_block = 0;
+    std::uint64_t first = 0, end = 0;     ///< On the LUN.
+    std::uint64_t inode = 0, extent = 0;  ///< The extent by where it begins in the file,
+    std::uint64_t file_block = 0;         ///< and where in the file the claim begins.
     bool catalog = false;
   };
 
   Expected<void> overlaps() {
     std::vector<Claim> reserved;
     for (auto at : info_.chunks)
-      reserved.push_back({at / kBlockSize, (at + kChunkSize) / kBlockSize, 0, 0, true});
+      reserved.push_back({at / kBlockSize, (at + kChunkSize) / kBlockSize, 0, 0, 0, true});
     std::sort(reserved.begin(), reserved.end(), [](auto& a, auto& b) { return a.first < b.first; });
     std::vector<std::vector<Claim>> disputes;
     std::vector<Claim> open;
@@ -515,23 +641,48 @@ class Repairer {
       open_end = std::max(open_end, claim.end);
       open.push_back(claim);
     };
-    CSV_TRY(rows("SELECT inode,file_block,lun_block,count FROM extents ORDER BY lun_block",
-                 [&](Query& row) {
-                   Claim claim{row.u64(2), row.u64(2) + row.u64(3), row.u64(0), row.u64(1), false};
-                   for (; next_reserved != reserved.end() && next_reserved->first <= claim.first;
-                        ++next_reserved)
-                     take(*next_reserved);
-                   take(claim);
-                 }));
+    // By where they begin: those of one extent come after those of the next, if it begins later.
+    std::vector<Claim> waiting;
+    auto later = [](const Claim& a, const Claim& b) { return a.first > b.first; };
+    auto take_until = [&](std::uint64_t first) {
+      while (!waiting.empty() && waiting.front().first <= first) {
+        std::pop_heap(waiting.begin(), waiting.end(), later);
+        auto claim = waiting.back();
+        waiting.pop_back();
+        for (; next_reserved != reserved.end() && next_reserved->first <= claim.first;
+             ++next_reserved)
+          take(*next_reserved);
+        take(claim);
+      }
+    };
+    CSV_TRY(rows(
+        "SELECT inode,file_block,lun_block,count FROM extents ORDER BY lun_block", [&](Query& row) {
+          Claim all{row.u64(2), row.u64(2) + row.u64(3), row.u64(0), row.u64(1), row.u64(1), false};
+          auto part = [&](std::uint64_t first, std::uint64_t end) {
+            if (first >= end) return;
+            waiting.push_back(
+                {first, end, all.inode, all.extent, all.file_block + (first - all.first), false});
+            std::push_heap(waiting.begin(), waiting.end(), later);
+          };
+          take_until(all.first);
+          auto at = all.first;
+          for (const auto& range : within(shared_, all.first, all.end)) {
+            part(at, range.start);
+            at = range.end();
+          }
+          part(at, all.end);
+        }));
+    take_until(UINT64_MAX);
     for (; next_reserved != reserved.end(); ++next_reserved) take(*next_reserved);
     if (open.size() > 1) disputes.push_back(std::move(open));
-    for (auto& dispute : disputes) CSV_TRY(settle(dispute));
-    return {};
+    std::vector<Loss> losses;
+    for (auto& dispute : disputes) CSV_TRY(settle(dispute, losses));
+    return lose(losses);
   }
 
   /// The catalog keeps what it has; of files the one changed last: a block that was freed and
   /// given out again belongs to whoever got it later.
-  Expected<void> settle(std::vector<Claim>& dispute) {
+  Expected<void> settle(std::vector<Claim>& dispute, std::vector<Loss>& losses) {
     struct Ranked {
       Claim claim;
       std::int64_t ctime = 0;
@@ -553,48 +704,36 @@ class Repairer {
     });
     std::vector<Claim> kept;
     for (const auto& [claim, ctime] : ranked) {
-      if (claim.catalog) {
-        kept.push_back(claim);
-        continue;
-      }
-      Extent extent;
-      {
-        Statement look{"SELECT " CSV_EXTENT_COLUMNS
-                       " FROM extents WHERE inode=?1 AND file_block=?2"};
-        auto row = database_.use(look, claim.inode, claim.file_block);
-        if (!CSV_TRY(row.row())) continue;
-        extent = read_extent(row, 0);
-      }
-      std::vector<Extent> left{extent};
+      std::vector<Claim> left{claim};
       for (const auto& winner : kept) {
-        std::vector<Extent> next;
+        if (claim.catalog) break;
+        std::vector<Claim> next;
         for (const auto& piece : left) {
-          auto first = std::max(piece.lun_block, winner.first);
-          auto end = std::min(piece.lun_block + piece.count, winner.end);
+          auto first = std::max(piece.first, winner.first);
+          auto end = std::min(piece.end, winner.end);
           if (first >= end) {
             next.push_back(piece);
             continue;
           }
-          auto from = piece.file_block + (first - piece.lun_block);
-          auto to = piece.file_block + (end - piece.lun_block);
+          auto from = piece.file_block + (first - piece.first);
+          auto to = from + (end - first);
           did("inode {}, file blocks {} to {}: their LUN blocks, {} to {}, belong to {}; they are "
               "a "
               "hole now and read as zeros",
               claim.inode, from, to, first, end,
               winner.catalog ? std::string{"the catalog"}
                              : fmt::format("inode {}, which was changed later", winner.inode));
-          if (from > piece.file_block) next.push_back(cut(piece, piece.file_block, from));
-          if (to < piece.end()) next.push_back(cut(piece, to, piece.end()));
+          losses.push_back({claim.inode, claim.extent, from, to});
+          auto head = piece, tail = piece;
+          head.end = first;
+          tail.first = end;
+          tail.file_block = to;
+          if (head.first < head.end) next.push_back(head);
+          if (tail.first < tail.end) next.push_back(tail);
         }
         left = std::move(next);
       }
-      if (left.size() != 1 || !(left.front() == extent)) {
-        CSV_TRY(drop_extent(claim.inode, claim.file_block));
-        for (const auto& piece : left) CSV_TRY(put_extent(claim.inode, piece));
-      }
-      for (const auto& piece : left)
-        kept.push_back(
-            {piece.lun_block, piece.lun_block + piece.count, claim.inode, piece.file_block, false});
+      kept.insert(kept.end(), left.begin(), left.end());
     }
     return {};
   }
@@ -934,6 +1073,7 @@ class Repairer {
   const CatalogRepairOptions options_;
   const std::uint64_t area_first_, area_blocks_;
   std::map<std::string, std::uint64_t> numbers_;
+  std::vector<SharedRange> shared_;     ///< What was noted, in order; counts mean nothing.
   std::set<std::uint64_t> made_files_;  ///< Whose size follows from their extents.
   std::uint64_t lost_and_found_ = 0;
   CatalogRepair result_;

@@ -65,6 +65,7 @@ Expected<void> SqlCatalog::store_counters() {
   CSV_TRY(store("next_key", counters_.next_key, stored_.next_key));
   CSV_TRY(store("target_losses", counters_.target_losses, stored_.target_losses));
   CSV_TRY(store("key_generation", counters_.key_generation, stored_.key_generation));
+  CSV_TRY(store("schema_version", counters_.schema, stored_.schema));
   return {};
 }
 

@@ -11,6 +11,7 @@ namespace csv::volume {
 namespace {
 
 using Kind = StoredValue::Kind;
+constexpr std::string_view kShared = "shared";
 
 /// A table as the schema of today has it, and how rows get into it.
 class Table {
@@ -113,6 +114,8 @@ class Salvager {
       bool all = true;
       if (auto root = roots_.find(table.name()); root != roots_.end())
         all = reader_.walk(root->second, [&](StoredRow&& row) { put(table, std::move(row)); });
+      else if (table.name() == kShared)
+        shared_is_gone_ = true;
       else
         result_.losses.push_back(fmt::format("table {} is gone", table.name()));
       if (!all)
@@ -197,9 +200,13 @@ class Salvager {
   Expected<void> check_schema() {
     Statement get{"SELECT value FROM kv WHERE key='schema_version'"};
     auto row = database_.use(get);
-    if (CSV_TRY(row.row()) && row.u64(0) != kSchemaVersion)
+    bool known = CSV_TRY(row.row());
+    if (known && !is_known_schema(row.u64(0)))
       return Error{Errc::refused, fmt::format("the catalog has schema {}, this program knows {}",
                                               row.u64(0), kSchemaVersion)};
+    // Made by an earlier program, it never had one.
+    if (shared_is_gone_ && !(known && row.u64(0) == kSchemaUnshared))
+      result_.losses.push_back(fmt::format("table {} is gone", kShared));
     return {};
   }
 
@@ -210,6 +217,7 @@ class Salvager {
   std::map<std::string, std::uint32_t> roots_;
   Salvage result_;
   std::int64_t last_resort_ = -1;
+  bool shared_is_gone_ = false;
   Expected<void> failure_;
 };
 

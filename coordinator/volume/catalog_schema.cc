@@ -23,7 +23,6 @@ SqlCatalog::~SqlCatalog() = default;
 
 Expected<void> SqlCatalog::fill_empty(std::int64_t now) {
   CSV_TRY(database_->execute(kSchema));
-  CSV_TRY(database_->run(sql_->put_number, std::string_view{"schema_version"}, kSchemaVersion));
   CSV_TRY(database_->run(sql_->put_number, std::string_view{"birth"}, birth_));
   CSV_TRY(database_->run(sql_->put_number, std::string_view{"area"}, area_blocks_));
 
@@ -35,6 +34,7 @@ Expected<void> SqlCatalog::fill_empty(std::int64_t now) {
                          root.rdev, root.size, root.blocks, now, now, now, now, root.truncation,
                          root.parent, 3, false, nullptr));
   counters_.inodes = 1;
+  counters_.schema = kSchemaUnshared;
 
   CSV_TRY(allocator_.create());
   std::uint64_t number = 0;
@@ -44,7 +44,7 @@ Expected<void> SqlCatalog::fill_empty(std::int64_t now) {
     CSV_TRY(database_->run(sql_->put_chunk, at, number++));
   }
   // store_counters() writes what differs from `stored_`: all of it, this once.
-  stored_ = {UINT64_MAX, UINT64_MAX, UINT64_MAX, 0, 0, 0, 0, 0, 0};
+  stored_ = {UINT64_MAX, UINT64_MAX, UINT64_MAX, 0, 0, 0, 0, 0, 0, 0};
   return store_counters();
 }
 
@@ -56,8 +56,9 @@ Expected<void> SqlCatalog::load() {
     if (!found) return Error{Errc::corrupt, "the catalog lacks " + std::string{key}};
     return row.u64(0);
   };
-  if (auto version = CSV_TRY(number("schema_version")); version != kSchemaVersion)
-    return Error{Errc::refused, "the catalog has schema " + std::to_string(version) +
+  counters_.schema = CSV_TRY(number("schema_version"));
+  if (!is_known_schema(counters_.schema))
+    return Error{Errc::refused, "the catalog has schema " + std::to_string(counters_.schema) +
                                     ", this program knows " + std::to_string(kSchemaVersion)};
   counters_.free = CSV_TRY(number("free"));
   counters_.dying = CSV_TRY(number("dying"));
@@ -74,7 +75,17 @@ Expected<void> SqlCatalog::load() {
   database_->gather_changes_of("inodes");
   CSV_TRY(finish_area());
   CSV_TRY(finish_growth());
+  CSV_TRY(add_later_tables());
   return store_.health();
+}
+
+Expected<void> SqlCatalog::add_later_tables() {
+  {
+    auto row = database_->use(sql_->has_table, std::string_view{"shared"});
+    if (CSV_TRY(row.row())) return {};
+  }
+  if (any_shared()) return Error{Errc::corrupt, "the catalog lacks the table of what files share"};
+  return in_own_transaction([this] { return database_->execute(kLaterTables); });
 }
 
 Expected<void> Catalog::create(CatalogStore& store, std::int64_t now) {

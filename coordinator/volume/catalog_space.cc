@@ -22,7 +22,6 @@ void modified(Inode& inode, std::int64_t now) {
   inode.attr.mtime = inode.attr.ctime = std::max(now, inode.attr.ctime);
 }
 
-/// Adds what `extent` says, a mapping for each of its states.
 void append(std::vector<Mapping>& mappings, const Mapping& next) {
   if (next.count == 0) return;
   if (!mappings.empty()) {
@@ -36,20 +35,34 @@ void append(std::vector<Mapping>& mappings, const Mapping& next) {
   mappings.push_back(next);
 }
 
-void append(std::vector<Mapping>& mappings, const Extent& extent) {
+}  // namespace
+
+/// What `extent` says, a mapping for each of its states.
+Expected<void> SqlCatalog::append_states(std::vector<Mapping>& mappings, const Extent& extent) {
+  auto ranges = CSV_TRY(shared_in(extent.lun_block, extent.lun_block + extent.count));
+  auto range = ranges.begin();
   for (std::uint64_t at = 0; at < extent.count;) {
+    auto lun_block = extent.lun_block + at;
+    while (range != ranges.end() && range->end() <= lun_block) ++range;
+    bool is_shared = range != ranges.end() && range->start <= lun_block;
     auto is_written = extent.written.get(at);
     auto end = extent.written.next(!is_written, at, extent.count);
-    auto state = is_written                  ? BlockState::written
+    if (range != ranges.end())
+      end = std::min(end, (is_shared ? range->end() : range->start) - extent.lun_block);
+    // Whoever wrote to it as to unwritten space would write into another file.
+    if (is_shared && !is_written)
+      return Error{Errc::corrupt, "the catalog is damaged: LUN block " + std::to_string(lun_block) +
+                                      " is shared and yet unwritten"};
+    auto state = is_shared                   ? BlockState::shared
+                 : is_written                ? BlockState::written
                  : extent.grant != GrantId{} ? BlockState::granted
                                              : BlockState::unwritten;
-    append(mappings, Mapping{extent.file_block + at, end - at, extent.lun_block + at, state,
+    append(mappings, Mapping{extent.file_block + at, end - at, lun_block, state,
                              is_written ? GrantId{} : extent.grant});
     at = end;
   }
+  return {};
 }
-
-}  // namespace
 
 Expected<std::vector<Mapping>> SqlCatalog::map(InodeId inode, std::uint64_t first,
                                                std::uint64_t count) {
@@ -59,7 +72,7 @@ Expected<std::vector<Mapping>> SqlCatalog::map(InodeId inode, std::uint64_t firs
   auto at = first, end = first + count;
   for (const auto& extent : CSV_TRY(extents_in(inode, first, end))) {
     append(mappings, Mapping{at, extent.file_block - at, 0, BlockState::hole, {}});
-    append(mappings, extent);
+    CSV_TRY(append_states(mappings, extent));
     at = extent.end();
   }
   append(mappings, Mapping{at, end - at, 0, BlockState::hole, {}});
@@ -167,6 +180,9 @@ Expected<void> SqlCatalog::mark_written(InodeId inode, std::uint64_t first, std:
       return Error{Errc::refused, "block " + std::to_string(at) + " of inode " +
                                       std::to_string(raw(inode)) +
                                       " is granted, not ours to write"};
+    if (!CSV_TRY(shared_in(extent.lun_block, extent.lun_block + extent.count)).empty())
+      return Error{Errc::refused, "block " + std::to_string(at) + " of inode " +
+                                      std::to_string(raw(inode)) + " is shared, not to be written"};
     at = extent.end();
   }
   if (at != end)
@@ -234,6 +250,7 @@ Expected<Catalog::Progress> SqlCatalog::punch(InodeId inode, std::uint64_t first
     at = end;
   }
   GrantChanges grants;
+  std::int64_t blocks = 0;
   std::uint64_t worked = 0;
   while (at < end && worked < work_in_step_) {
     CSV_TRY(finish_freeing(inode, at, at + 1));
@@ -254,15 +271,38 @@ Expected<Catalog::Progress> SqlCatalog::punch(InodeId inode, std::uint64_t first
     window.split(at);
     window.split(until);
     worked += 1 + window.rows.size();
+    std::vector<Extent> kept;
+    std::vector<Run> dropped;
     for (auto& row : window.rows) {
-      if (row.end() <= at || row.file_block >= until) continue;
+      if (row.end() <= at || row.file_block >= until) {
+        kept.push_back(row);
+        continue;
+      }
       grants[row.grant] -= static_cast<std::int64_t>(row.unwritten());
       row.grant = {};
       row.written = {};
+      // Shared space cannot be kept: what is unwritten may be written where it is.
+      auto rest = row;
+      for (const auto& range : CSV_TRY(shared_in(row.lun_block, row.lun_block + row.count))) {
+        auto from = rest.file_block + (range.start - rest.lun_block), to = from + range.length;
+        if (from > rest.file_block) kept.push_back(cut(rest, rest.file_block, from));
+        dropped.push_back({range.start, range.length});
+        blocks -= static_cast<std::int64_t>(range.length);
+        if (to == rest.end()) {
+          rest.count = 0;
+          break;
+        }
+        rest = cut(rest, to, rest.end());
+      }
+      if (rest.count > 0) kept.push_back(rest);
     }
+    window.rows = std::move(kept);
     CSV_TRY(store_window(window));
+    CSV_TRY(drop_names(dropped));
+    worked += dropped.size();
     at = until;
   }
+  CSV_TRY(add_blocks(inode, blocks));
   CSV_TRY(settle_grants(grants));
   return Progress{CSV_TRY(attr(inode)), at - first};
 }

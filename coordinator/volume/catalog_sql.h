@@ -57,6 +57,13 @@ CREATE TABLE grants(
   unwritten INTEGER NOT NULL) STRICT;
 CREATE INDEX grants_by_session ON grants(session, inode);
 CREATE INDEX grants_by_inode ON grants(inode);
+CREATE TABLE shared(
+  start INTEGER PRIMARY KEY, length INTEGER NOT NULL, count INTEGER NOT NULL) STRICT;
+)";
+/// What a catalog made by an earlier program lacks.
+inline constexpr const char* kLaterTables = R"(
+CREATE TABLE IF NOT EXISTS shared(
+  start INTEGER PRIMARY KEY, length INTEGER NOT NULL, count INTEGER NOT NULL) STRICT;
 )";
 
 #define CSV_INODE_COLUMNS                                                             \
@@ -155,6 +162,14 @@ struct SqlCatalog::Statements {
       "SELECT id,lun_block,count FROM dying WHERE lun_block<?1 ORDER BY lun_block DESC LIMIT 1"};
   Statement delete_dying{"DELETE FROM dying WHERE id=?1"};
   Statement list_dying{"SELECT lun_block,count FROM dying ORDER BY id LIMIT ?1"};
+
+  /// The ranges that overlap or touch [?1, ?2).
+  Statement get_shared{
+      "SELECT start,length,count FROM shared WHERE start>=coalesce((SELECT max(start) FROM shared"
+      " WHERE start<?1),?1) AND start<=?2 AND start+length>=?1 ORDER BY start"};
+  Statement put_shared{"INSERT OR REPLACE INTO shared(start,length,count) VALUES(?1,?2,?3)"};
+  Statement delete_shared{"DELETE FROM shared WHERE start=?1"};
+  Statement has_table{"SELECT 1 FROM sqlite_schema WHERE type='table' AND name=CAST(?1 AS TEXT)"};
 
   Statement list_chunks{"SELECT at,number FROM chunks ORDER BY number"};
   Statement put_chunk{"INSERT INTO chunks(at,number) VALUES(?1,?2)"};

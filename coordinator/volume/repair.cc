@@ -12,7 +12,7 @@
 #include "coordinator/volume/catalog_repair.h"
 #include "coordinator/volume/catalog_salvage.h"
 #include "coordinator/volume/catalog_source.h"
-#include "coordinator/volume/sql_catalog.h"
+#include "coordinator/volume/catalog_sql.h"
 #include "coordinator/volume/superblock.h"
 #include "coordinator/volume/superblock_search.h"
 #include "coordinator/volume/wal_region.h"
@@ -240,9 +240,10 @@ Expected<std::unique_ptr<Database>> Repair::start_from_copy(iscsi::BlockingLun& 
   auto database = CSV_TRY(Database::open(options.work_file.c_str(), nullptr, {}));
   CSV_TRY(database->execute("PRAGMA synchronous=OFF; PRAGMA cache_spill=ON"));
   if (auto version = CSV_TRY(database->value("SELECT value FROM kv WHERE key='schema_version'"));
-      static_cast<std::uint64_t>(version) != kSchemaVersion)
+      !is_known_schema(static_cast<std::uint64_t>(version)))
     return Error{Errc::refused, fmt::format("the copy has schema {}, this program knows {}",
                                             version, kSchemaVersion)};
+  CSV_TRY(database->execute(kLaterTables));
   warnings_.push_back(
       "files and directories are as they were when the copy was taken: what was made since is "
       "gone, "
@@ -300,7 +301,10 @@ Expected<void> Repair::compare_with_present(iscsi::BlockingLun& lun, const Repai
     CSV_TRY(
         list("SELECT DISTINCT m.inode FROM main.extents m JOIN present.extents p ON "
              "p.lun_block>m.lun_block-2048 AND p.lun_block<m.lun_block+m.count AND "
-             "p.lun_block+p.count>m.lun_block WHERE p.inode<>m.inode",
+             "p.lun_block+p.count>m.lun_block WHERE p.inode<>m.inode AND NOT EXISTS(SELECT 1 FROM "
+             "main.shared s WHERE s.start<p.lun_block+p.count AND s.start+s.length>p.lun_block) "
+             "AND NOT EXISTS(SELECT 1 FROM present.shared s WHERE s.start<p.lun_block+p.count AND "
+             "s.start+s.length>p.lun_block)",
              "has blocks that were given to other files after the copy was taken"));
     return copy.execute("DETACH present");
   }();

@@ -13,7 +13,13 @@
 
 namespace csv::volume {
 
-inline constexpr std::uint64_t kSchemaVersion = 3;
+/// The newest schema, of a catalog in which files share blocks; from the first clone on, so that a
+/// program that would free such blocks refuses the volume. Until then it is kSchemaUnshared.
+inline constexpr std::uint64_t kSchemaVersion = 4;
+inline constexpr std::uint64_t kSchemaUnshared = 3;
+constexpr bool is_known_schema(std::uint64_t version) {
+  return version == kSchemaVersion || version == kSchemaUnshared;
+}
 inline constexpr std::uint64_t kMaxFileBlocks = 1ull << 32;  ///< 16 TiB.
 /// An extent row lies within one window of its file, so that a window's rows are found by its start
 /// and every change works on few rows.
@@ -42,6 +48,13 @@ Extent read_extent(const Query& query, int column);
 /// A span of a file's blocks whose rows are to be freed and count as holes already.
 struct FreeingSpan {
   std::uint64_t first = 0, until = 0;
+};
+
+/// A row of `shared`: every block of it is named by `count` blocks of files.
+struct SharedRange {
+  std::uint64_t start = 0, length = 0, count = 0;
+  [[nodiscard]] std::uint64_t end() const { return start + length; }
+  bool operator==(const SharedRange&) const = default;
 };
 
 /// An inode row.
@@ -119,6 +132,12 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Expected<std::vector<Run>> dying(std::size_t limit) override;
   Expected<void> make_free(std::span<const Run> runs) override;
   Expected<Space> space() override;
+
+  // catalog_shared.cc
+  Expected<Progress> clone(InodeId from, std::uint64_t first, std::uint64_t count, InodeId into,
+                           std::uint64_t at) override;
+  Expected<void> replace(InodeId inode, std::uint64_t file_block,
+                         std::span<const Run> runs) override;
 
   // catalog_grants.cc
   Expected<void> commit_grant(SessionId session, InodeId inode, GrantId grant, std::uint64_t first,
@@ -220,11 +239,29 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Expected<void> finish_freeing(InodeId inode, std::uint64_t first, std::uint64_t end);
   Expected<void> step_freeing();
   Expected<void> add_dying(std::span<const Run> runs);
+  /// Extents that named these have gone: what nobody names any more is dying. The one way there.
+  Expected<void> drop_names(std::span<const Run> runs);
   Expected<void> add_blocks(InodeId inode, std::int64_t blocks);
   Expected<std::uint64_t> goal_of(InodeId inode, std::uint64_t file_block);
   Expected<InodeId> folder_of(InodeId inode);
   Expected<void> place_at(InodeId inode, std::uint64_t file_block, std::span<const Run> runs,
                           BlockState state, GrantId grant);
+
+  // --- Shared blocks (catalog_shared.cc)
+  struct Source {
+    std::uint64_t file_block = 0;
+    Run run;
+  };
+  [[nodiscard]] bool any_shared() const { return counters_.schema == kSchemaVersion; }
+  /// What is shared of [first, end) on the LUN, cut to it.
+  Expected<std::vector<SharedRange>> shared_in(std::uint64_t first, std::uint64_t end);
+  /// One name more, or less, of a run; what has no name then is added to `unnamed`.
+  Expected<void> count_names(Run run, bool more, std::vector<Run>& unnamed);
+  /// What a clone of [first, end) takes from the front with so many rows; `end` becomes how far.
+  Expected<std::vector<Source>> sources(InodeId from, std::uint64_t first, std::uint64_t& end,
+                                        std::uint64_t at, std::uint64_t budget);
+  Expected<void> no_grants_in(InodeId inode, std::uint64_t first, std::uint64_t end);
+  Expected<void> append_states(std::vector<Mapping>& mappings, const Extent& extent);
 
   /// Blocks of [first, end) that have space become written; what that takes from grants is added
   /// up.
@@ -258,7 +295,8 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Expected<bool> grow_database();
   Expected<void> use_mapped_pages();
   Expected<void> finish_growth();
-  Expected<void> finish_area();  ///< The volume has grown: its new blocks are free.
+  Expected<void> add_later_tables();  ///< To a catalog that an earlier program made.
+  Expected<void> finish_area();       ///< The volume has grown: its new blocks are free.
 
   CatalogStore& store_;
   std::unique_ptr<Database> database_;            // before the statements, which must go first

@@ -19,7 +19,9 @@ std::uint64_t word(std::uint64_t index, Stamp stamp) {
   return stamp == 0 ? 0 : Random{stamp * 0x9e3779b97f4a7c15ull + index}.next();
 }
 
-bool shows(std::uint64_t offset, std::span<const std::byte> got, Stamp stamp) {
+bool shows(std::uint64_t offset, std::span<const std::byte> got, Stamp stamp,
+           std::int64_t behind = 0) {
+  offset -= static_cast<std::uint64_t>(behind);
   for (std::size_t at = 0; at < got.size();) {
     auto place = offset + at;
     auto value = word(place / 8, stamp);
@@ -55,7 +57,108 @@ FileContent::Id FileContent::begin(std::uint64_t from, std::uint64_t to, Stamp s
   auto id = next_++;
   writes_[id] = {
       .from = from, .to = to, .stamp = stamp, .began = now, .by = how.by, .durable = how.durable};
+  tell({from, to, stamp, 0});
   return id;
+}
+
+// A clone shows what its source showed at some moment: what that can be is gathered as long as it
+// is under way.
+
+FileContent::Id FileContent::begin_copy(std::uint64_t from, std::uint64_t to, FileContent& source,
+                                        std::int64_t behind, Duration now) {
+  auto id = next_++;
+  writes_[id] = {.from = from, .to = to, .copy = true, .began = now, .durable = true};
+  Follower follower{this,
+                    id,
+                    from - static_cast<std::uint64_t>(behind),
+                    to - static_cast<std::uint64_t>(behind),
+                    behind,
+                    now};
+  source.followers_.push_back(follower);
+  source.tell_all(follower, now + 1ns);
+  return id;
+}
+
+void FileContent::shorten(Id copy, std::uint64_t to) {
+  auto found = writes_.find(copy);
+  if (found == writes_.end()) return;
+  if (to <= found->second.from)
+    writes_.erase(found);
+  else
+    found->second.to = std::min(found->second.to, to);
+}
+
+std::vector<FileContent::Part> FileContent::parts_of(const Write& write) {
+  if (!write.copy) return {{write.from, write.to, write.stamp, write.behind}};
+  std::vector<Part> parts;
+  for (auto part : write.parts) {
+    part.to = std::min(part.to, write.to);
+    if (part.from < part.to) parts.push_back(part);
+  }
+  return parts;
+}
+
+/// Whoever copies from here may have that, too.
+void FileContent::tell(const Part& part) {
+  std::erase_if(followers_, [](const Follower& each) {
+    auto copy = each.into->writes_.find(each.id);
+    return copy == each.into->writes_.end() || copy->second.ended != Duration::max();
+  });
+  auto all = followers_;  // a file may follow itself
+  for (const auto& each : all) {
+    auto from = std::max(part.from, each.from), to = std::min(part.to, each.to);
+    if (from >= to) continue;
+    auto by = static_cast<std::uint64_t>(each.behind);
+    each.into->add_part(
+        each.id, {from + by, to + by, part.stamp, part.stamp == 0 ? 0 : part.behind + each.behind});
+  }
+}
+
+void FileContent::add_part(Id copy, Part part) {
+  auto found = writes_.find(copy);
+  if (found != writes_.end() && found->second.parts.insert(part).second) tell(part);
+}
+
+void FileContent::tell_all(const Follower& follower, Duration until) {
+  std::set<std::uint64_t> cuts{follower.from, follower.to};
+  for (const auto& [id, write] : writes_)
+    for (const auto& part : parts_of(write))
+      for (auto cut : {part.from, part.to})
+        if (cut > follower.from && cut < follower.to) cuts.insert(cut);
+  auto by = static_cast<std::uint64_t>(follower.behind);
+  for (auto cut = cuts.begin(); std::next(cut) != cuts.end(); ++cut) {
+    auto from = *cut, to = *std::next(cut);
+    for (auto [stamp, behind] : possible(from, to, follower.began, over(from, to, until)))
+      follower.into->add_part(
+          follower.id, {from + by, to + by, stamp, stamp == 0 ? 0 : behind + follower.behind});
+  }
+}
+
+std::vector<const FileContent::Write*> FileContent::over(std::uint64_t from, std::uint64_t to,
+                                                         Duration until) const {
+  std::vector<const Write*> found;
+  for (const auto& [id, write] : writes_)
+    if (write.from <= from && to <= write.to && write.began < until) found.push_back(&write);
+  return found;
+}
+
+std::set<FileContent::What> FileContent::possible(std::uint64_t from, std::uint64_t to,
+                                                  Duration since,
+                                                  const std::vector<const Write*>& over) const {
+  std::set<What> found;
+  auto later_than = [&](Duration ended) {
+    return std::any_of(over.begin(), over.end(), [&](const Write* write) {
+      return write->began > ended && write->ended <= since && write->certain;
+    });
+  };
+  // Before all others, the zeros of a new file.
+  if (!later_than(Duration::min())) found.insert({0, 0});
+  for (const auto* write : over) {
+    if (later_than(write->ended)) continue;
+    for (const auto& part : parts_of(*write))
+      if (part.from <= from && to <= part.to) found.insert({part.stamp, part.behind});
+  }
+  return found;
 }
 
 void FileContent::end(Id write, Duration now) {
@@ -77,6 +180,9 @@ void FileContent::power_loss() {
     if (write.answered) write.certain = false;
   }
   for (const auto& [by, when] : unsynced_) sorry_.insert(by);
+  // What was certain is not.
+  auto all = followers_;
+  for (const auto& each : all) tell_all(each, Duration::max());
 }
 
 void FileContent::synced(Writer by, Duration since) {
@@ -128,35 +234,26 @@ std::optional<std::string> FileContent::judge(std::uint64_t offset, std::span<co
   std::vector<Write> decided;
   std::set<std::uint64_t> cuts{offset, end};
   for (const auto& [id, write] : writes_) {
-    if (write.from > offset && write.from < end) cuts.insert(write.from);
-    if (write.to > offset && write.to < end) cuts.insert(write.to);
+    for (auto cut : {write.from, write.to})
+      if (cut > offset && cut < end) cuts.insert(cut);
+    for (const auto& part : write.parts)
+      for (auto cut : {part.from, part.to})
+        if (cut > offset && cut < end) cuts.insert(cut);
   }
   for (auto cut = cuts.begin(); std::next(cut) != cuts.end(); ++cut) {
     auto from = *cut, to = *std::next(cut);
-    std::vector<const Write*> over;
-    for (const auto& [id, write] : writes_) {
-      if (write.from <= from && to <= write.to && write.began < now) over.push_back(&write);
-    }
-    // Before all others, the zeros of a new file.
-    std::set<Stamp> possible;
-    auto later_than = [&](Duration ended) {
-      return std::any_of(over.begin(), over.end(), [&](const Write* write) {
-        return write->began > ended && write->ended <= since && write->certain;
-      });
-    };
-    if (!later_than(Duration::min())) possible.insert(0);
-    for (const auto* write : over) {
-      if (!later_than(write->ended)) possible.insert(write->stamp);
-    }
-    bool undecided = std::any_of(over.begin(), over.end(), [since](const Write* write) {
-      return !write->certain && write->ended <= since;
+    auto covering = over(from, to, now);
+    auto allowed = possible(from, to, since, covering);
+    bool undecided = std::any_of(covering.begin(), covering.end(), [since](const Write* write) {
+      return (write->copy || !write->certain) && write->ended <= since;
     });
     for (auto at = from; at < to;) {
-      auto stop = possible.size() == 1 ? to : std::min(to, (at / kGrain + 1) * kGrain);
+      auto stop = allowed.size() == 1 ? to : std::min(to, (at / kGrain + 1) * kGrain);
       auto piece = got.subspan(at - offset, stop - at);
-      auto shown = std::find_if(possible.begin(), possible.end(),
-                                [&](Stamp stamp) { return shows(at, piece, stamp); });
-      if (shown == possible.end()) {
+      auto shown = std::find_if(allowed.begin(), allowed.end(), [&](const What& one) {
+        return shows(at, piece, one.first, one.second);
+      });
+      if (shown == allowed.end()) {
         auto text = fmt::format("bytes [{}, {}) show ", at, stop);
         std::string what = "what nobody wrote there";
         if (shows(at, piece, 0)) what = "zeros";
@@ -166,15 +263,19 @@ std::optional<std::string> FileContent::judge(std::uint64_t offset, std::span<co
           }
         }
         text += what + ", could show";
-        for (auto stamp : possible) text += fmt::format(" {}", stamp);
+        for (auto [stamp, behind] : allowed)
+          text += behind == 0 ? fmt::format(" {}", stamp) : fmt::format(" {}@{}", stamp, behind);
         return text;
       }
       // What was there at some moment of this read is as good as written then.
-      if (undecided && possible.size() > 1) {
-        if (!decided.empty() && decided.back().to == at && decided.back().stamp == *shown) {
+      if (undecided && allowed.size() > 1) {
+        auto [stamp, behind] = *shown;
+        if (!decided.empty() && decided.back().to == at && decided.back().stamp == stamp &&
+            decided.back().behind == behind) {
           decided.back().to = stop;
         } else {
-          decided.push_back({.from = at, .to = stop, .stamp = *shown, .began = since});
+          decided.push_back(
+              {.from = at, .to = stop, .stamp = stamp, .behind = behind, .began = since});
           decided.back().answered = true;
         }
       }

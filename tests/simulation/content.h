@@ -41,6 +41,12 @@ class FileContent {
   Id begin(std::uint64_t from, std::uint64_t to, Stamp stamp, Duration now) {
     return begin(from, to, stamp, now, {nullptr, true});
   }
+  /// Of a clone: from now on the range may show whatever `source`, perhaps this file itself, can
+  /// show `behind` bytes earlier (or later) between now and the end. `source` outlives it.
+  Id begin_copy(std::uint64_t from, std::uint64_t to, FileContent& source, std::int64_t behind,
+                Duration now);
+  /// It turned out to be of less, or of nothing.
+  void shorten(Id copy, std::uint64_t to);
   void end(Id write, Duration now);
   /// It has taken effect by now, wholly, in parts, or not at all; no more will come of it.
   void settle(Id write, Duration now);
@@ -57,9 +63,20 @@ class FileContent {
                                    Duration since, Duration now);
 
  private:
+  /// Content that a copy may have: bytes of write `stamp` that it has `behind` bytes earlier.
+  struct Part {
+    std::uint64_t from = 0, to = 0;
+    Stamp stamp = 0;
+    std::int64_t behind = 0;
+    auto operator<=>(const Part&) const = default;
+  };
+  using What = std::pair<Stamp, std::int64_t>;
   struct Write {
     std::uint64_t from = 0, to = 0;
     Stamp stamp = 0;
+    std::int64_t behind = 0;
+    bool copy = false;
+    std::set<Part> parts = {};  ///< Of a copy, in the place of `stamp`.
     Duration began{}, ended = Duration::max();
     bool certain = true;  ///< That it took effect, once it has ended.
     Writer by = nullptr;
@@ -68,13 +85,30 @@ class FileContent {
     bool answered = false;  ///< With success.
     bool doubtful = false;  ///< Power was lost, and a sync has yet to say what became of it.
   };
+  /// A copy that is under way, of this file's content.
+  struct Follower {
+    FileContent* into = nullptr;
+    Id id = 0;
+    std::uint64_t from = 0, to = 0;  ///< Here.
+    std::int64_t behind = 0;
+    Duration began{};
+  };
   void prune();
+  [[nodiscard]] static std::vector<Part> parts_of(const Write& write);
+  [[nodiscard]] std::set<What> possible(std::uint64_t from, std::uint64_t to, Duration since,
+                                        const std::vector<const Write*>& over) const;
+  [[nodiscard]] std::vector<const Write*> over(std::uint64_t from, std::uint64_t to,
+                                               Duration until) const;
+  void tell(const Part& part);
+  void tell_all(const Follower& follower, Duration until);
+  void add_part(Id copy, Part part);
   std::map<Id, Write> writes_;
   /// Who has written without a sync since, and when last. More than what `writes_` knows: what is
   /// wholly written over is forgotten there, and its writer's mount is still owed a word of a loss.
   std::map<Writer, Duration> unsynced_;
   std::set<Writer> sorry_;  ///< Of these, at a power loss.
   std::multiset<Duration> reads_;
+  std::vector<Follower> followers_;
   Id next_ = 1;
   std::size_t prune_at_ = 64;
 };

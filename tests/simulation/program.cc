@@ -45,6 +45,7 @@ bool needs_space(Op::Kind kind) {
     case Op::Kind::make_directory:
     case Op::Kind::make_symlink:
     case Op::Kind::link:
+    case Op::Kind::truncate:  // in the middle of a block that another file shares
     case Op::Kind::write:
     case Op::Kind::append:
     case Op::Kind::set_xattr: return true;
@@ -91,6 +92,23 @@ class Program::Call {
     end_.push_back([&content, id](Duration now, bool certain) {
       certain ? content.end(id, now) : content.settle(id, now);
     });
+  }
+  /// What the range of `from` shows until the copy is told to be over, with how much it was.
+  std::function<void(std::uint64_t)> copies(Number from, std::uint64_t offset, Number into,
+                                            std::uint64_t into_offset, std::uint64_t length) {
+    auto& content = ground_.files[into];
+    auto behind = static_cast<std::int64_t>(into_offset) - static_cast<std::int64_t>(offset);
+    auto id =
+        content.begin_copy(into_offset, into_offset + length, ground_.files[from], behind, began_);
+    auto over = std::make_shared<bool>(false);
+    end_.push_back([&content, id, over](Duration now, bool) {
+      if (!std::exchange(*over, true)) content.settle(id, now);
+    });
+    return [&content, id, over, into_offset, &world = workload_.world_](std::uint64_t done) {
+      *over = true;
+      content.shorten(id, into_offset + done);
+      content.end(id, world.now());
+    };
   }
   void reads(Number inode) {
     auto& content = ground_.files[inode];
@@ -333,6 +351,7 @@ Task<void> Program::work_with_images() {
     if (random_.chance(1, 2)) co_return co_await look_at_mapping(at, offset, length);
     co_return co_await store_into_mapping(at, offset, length);
   }
+  if (random_.chance(1, 14)) co_return co_await clone(*any_open(), at);
   if (dice < 32) {
     auto count = random_.chance(1, 12) ? 128 + random_.below(129) : 1 + random_.below(16);
     // Half of all goes to a few blocks, so that writes meet.
@@ -800,6 +819,57 @@ Task<void> Program::allocate(std::size_t at, std::uint32_t mode, std::uint64_t o
   }
   co_await finish(call, outcome, open.session);
   if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
+}
+
+/// As cp does: what cannot be cloned is written. Together that is one write, as to the size.
+Task<void> Program::clone(std::size_t at, std::size_t into_at) {
+  constexpr std::uint64_t kBlock = 4096, kLeast = 16, kMost = 256;
+  auto from = open_[at], into = open_[into_at];
+  auto size = ground_.history.sizes(from.inode).least;
+  if (size < kLeast * kBlock || from.session != into.session) co_return;
+  auto blocks = size / kBlock;
+  auto count = kLeast + random_.below(std::min(blocks, kMost) - kLeast + 1);
+  auto offset = random_.below(blocks - count + 1) * kBlock, length = count * kBlock;
+  // Or up to the end, inside of a block.
+  if (random_.chance(1, 4) && size - offset < kMost * kBlock) length = size - offset;
+  auto into_offset = random_.chance(1, 2) ? offset : random_.below(300) * kBlock;
+  if (from.inode == into.inode && offset < into_offset + length && into_offset < offset + length)
+    co_return;
+  Op op;
+  op.kind = Op::Kind::write;
+  op.inode = into.inode;
+  op.offset = into_offset;
+  op.length = length;
+  op.open = true;
+  auto stamp = workload_.next_stamp_++;
+  op.text = fmt::format("clone of {} {}+{}, rest w{}", from.inode, offset, length, stamp);
+  Call call{*this, op};
+  auto copied = call.copies(from.inode, offset, into.inode, into_offset, length);
+  co_await csvfs_.pages().before_read(InodeId{from.inode}, offset, length);
+  co_await csvfs_.pages().before_read(InodeId{into.inode}, into_offset, length);
+  Mount::CloneWish what{from.handle, into.handle, offset, into_offset, length};
+  auto cloned = co_await mount().clone(what);
+  auto done = cloned ? *cloned : 0;
+  auto outcome = cloned ? Outcome{} : outcome_of(cloned.error());
+  bool certain = cloned || outcome.error == EOPNOTSUPP || outcome.error == ENOSPC;
+  if (certain) copied(done);
+  if (done > 0) {
+    ++workload_.counts.clones;
+    co_await csvfs_.pages().after_punch(InodeId{into.inode}, into_offset, done);
+  }
+  if (outcome.error == EOPNOTSUPP) outcome = {};
+  if (outcome.error == 0 && done < length) {
+    Buffer data{length - done};
+    fill_pattern(data.span(), into_offset + done, stamp);
+    call.writes(into.inode, into_offset + done, into_offset + length, stamp, {&csvfs_, false});
+    co_await csvfs_.pages().before_write(InodeId{into.inode}, into_offset + done, length - done);
+    auto written = co_await mount().write(into.handle, into_offset + done, data.span(), {});
+    if (!written) outcome = outcome_of(written.error());
+  }
+  co_await finish(call, outcome, into.session);
+  if (outcome.error == EIO)
+    for (auto inode : {from.inode, into.inode})
+      if (handle_of(inode)) co_await close(*handle_of(inode));
 }
 
 Task<void> Program::sync(std::size_t at) {

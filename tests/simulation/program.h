@@ -54,6 +54,7 @@ class Program {
   Task<std::uint64_t> read(std::size_t at, std::uint64_t offset, std::uint32_t length);
   Task<void> allocate(std::size_t at, std::uint32_t mode, std::uint64_t offset,
                       std::uint64_t length);
+  Task<void> clone(std::size_t at, std::size_t into);
   Task<void> sync(std::size_t at);
   Task<void> look_at_mapping(std::size_t at, std::uint64_t offset, std::size_t length);
   Task<void> store_into_mapping(std::size_t at, std::uint64_t offset, std::size_t length);

@@ -249,6 +249,54 @@ TEST_CASE("check: finds what is wrong with extents") {
         "an extent of what is no regular file");
 }
 
+TEST_CASE("check: finds what is wrong with what files share") {
+  // Blocks 100 to 600 of a are 0 to 500 of b's clone, twice.
+  auto sharing = [](const std::function<std::string(Populated&)>& damage, std::string_view said) {
+    finds(
+        [&](Populated& v) {
+          v.reopen();
+          for (std::uint64_t at : {200, 1000})
+            v.must([&](Catalog& c) -> Expected<void> {
+              CSV_TRY(c.clone(v.a, 100, 500, v.b, at));
+              CSV_TRY(c.grow(v.b, (at + 500) * kBlockSize, v.now));
+              return {};
+            });
+          REQUIRE(v.problems() == "");
+          v.catalog.reset();
+          return damage(v);
+        },
+        said);
+  };
+  sharing([](auto&) { return "DELETE FROM shared"; }, "belong to something else too");
+  sharing([](auto&) { return "UPDATE shared SET count=4"; },
+          "shared by 4, but 3 extents name them");
+  sharing([](auto&) { return "UPDATE shared SET count=2"; },
+          "shared by 2, but 3 extents name them");
+  for (const auto* what :
+       {"count=1", "count=-3", "length=0", "length=-1", "length=1<<40", "start=5", "start=-5"})
+    sharing([&](auto&) { return std::string{"UPDATE shared SET "} + what; }, "cannot be");
+  sharing([](auto&) { return "INSERT INTO shared SELECT start+10,length,count FROM shared"; },
+          "overlap those before");
+  sharing([](auto&) { return "INSERT INTO shared SELECT start+10,5,count FROM shared"; },
+          "overlap those before");
+  sharing([](auto&) { return "UPDATE shared SET length=length+10"; },
+          "shared by 3, but 1 extents name them");
+  sharing([](auto&) { return "UPDATE shared SET length=length-10"; },
+          "belong to something else too");
+  sharing([](auto&) { return "UPDATE shared SET start=start+10000"; },
+          "shared by 3, but 0 extents name them");
+  sharing(
+      [](auto& v) {
+        return "UPDATE extents SET written_count=0 WHERE file_block=1000 AND inode=" + v.id(v.b);
+      },
+      "it is shared, and not wholly written");
+  sharing(
+      [](auto&) { return "INSERT INTO dying(lun_block,count) SELECT start,length FROM shared"; },
+      "belong to something else too");
+  sharing([](auto&) { return "UPDATE kv SET value=3 WHERE key='schema_version'"; },
+          "which schema 3 does not know");
+}
+
 TEST_CASE("check: finds what is wrong with space") {
   finds([](auto&) { return "UPDATE groups SET free=free+1"; }, "its bitmap says");
   finds([](auto&) { return "UPDATE groups SET longest_free=longest_free+1"; }, "its bitmap says");
@@ -311,7 +359,7 @@ TEST_CASE("check: finds what is wrong with sessions, grants, admissions and numb
           "number has not been given out yet");
   finds([](auto&) { return "DELETE FROM kv WHERE key='birth'"; }, "the number birth is missing");
   finds([](auto&) { return "UPDATE kv SET value=9 WHERE key='schema_version'"; },
-        "the schema is 9, not 3");
+        "the schema is 9, not 4");
 }
 
 TEST_CASE("check: finds a table that is gone and an index that lies") {

@@ -24,6 +24,8 @@ struct ModelInode {
   std::uint64_t links = 0;                         ///< Of anything else.
   std::string blocks = std::string(kBlocks, 'h');  ///< Of a file: h, u, w, g a block.
   std::map<std::uint64_t, GrantId> grants;         ///< By block that carries one.
+  /// Of each block the place it has, as a number of ours: equal ones are one block of the LUN.
+  std::vector<std::uint64_t> places = std::vector<std::uint64_t>(kBlocks);
   std::map<std::string, std::string> xattrs;
   bool removed = false;  ///< Of a directory.
   bool kept = false;
@@ -50,12 +52,14 @@ class History {
         &History::place, &History::fill,   &History::mark,   &History::punch,    &History::trim,
         &History::grant, &History::grant,  &History::commit, &History::commit,   &History::drop,
         &History::xattr, &History::reap,   &History::free,   &History::seek,     &History::keep,
+        &History::clone, &History::clone,  &History::clone,  &History::replace,  &History::replace,
     };
     (this->*operations[random_.below(std::size(operations))])();
   }
 
   void compare() {
     std::uint64_t alive = 0;
+    std::map<std::uint64_t, std::uint64_t> place_of, lun_block_of;  // each other's
     for (auto& [id, model] : inodes_) {
       CAPTURE(raw(id));
       auto attr = v_.catalog->attr(id);
@@ -71,6 +75,16 @@ class History {
         CHECK(attr->size == model.size);
         CHECK(attr->truncation == model.truncation);
         CHECK(states(id) == model.blocks);
+        for (const auto& each : v_.map(id, 0, kBlocks)) {
+          if (each.state == BlockState::hole) continue;
+          for (std::uint64_t i = 0; i < each.count; ++i) {
+            auto place = model.places[each.file_block + i];
+            CHECK(place_of.try_emplace(each.lun_block + i, place).first->second == place);
+            CHECK(lun_block_of.try_emplace(place, each.lun_block + i).first->second ==
+                  each.lun_block + i);
+            if (each.state != BlockState::shared) CHECK(names_of(place) == 1);
+          }
+        }
       }
       std::string names;
       for (const auto& [name, value] : model.xattrs) {
@@ -86,6 +100,9 @@ class History {
   std::map<std::string, int> outcomes;  ///< How often each operation ended how.
 
  private:
+  struct Range {
+    std::uint64_t first = 0, count = 0;
+  };
   std::uint64_t links_of(const ModelInode& directory) const {
     if (directory.removed) return 0;
     std::uint64_t links = 2;
@@ -111,8 +128,26 @@ class History {
   std::string states(InodeId id) {
     std::string all;
     for (const auto& each : v_.map(id, 0, kBlocks))
-      all.append(each.count, "huwg"[static_cast<int>(each.state)]);
+      all.append(each.count, "huwgw"[static_cast<int>(each.state)]);
     return all;
+  }
+  std::uint64_t names_of(std::uint64_t place) {
+    auto found = names_.find(place);
+    return found == names_.end() ? 0 : found->second;
+  }
+  /// The block has no place, a new one, or that of another.
+  void lose_place(ModelInode& model, std::uint64_t at) {
+    if (auto place = std::exchange(model.places[at], 0); place != 0)
+      if (--names_[place] == 0) names_.erase(place);
+  }
+  void give_place(ModelInode& model, std::uint64_t at, std::uint64_t place) {
+    lose_place(model, at);
+    model.places[at] = place;
+    ++names_[place];
+  }
+  void give_places(ModelInode& model, Range range) {
+    for (auto at = range.first; at < range.first + range.count; ++at)
+      give_place(model, at, next_place_++);
   }
 
   // --- Choosing
@@ -131,9 +166,6 @@ class History {
     return any([](auto& m) { return m.is_file(); });
   }
   std::string any_name() { return std::string(1, static_cast<char>('a' + random_.below(6))); }
-  struct Range {
-    std::uint64_t first = 0, count = 0;
-  };
   Range any_range() {
     auto first = random_.below(kBlocks);
     auto most = random_.chance(1, 3) ? kBlocks : std::uint64_t{40};
@@ -291,6 +323,7 @@ class History {
     v_.must([&](Catalog& c) { return c.reap(*inode); });
     ++outcomes["reap 0"];
     CHECK(errno_of(v_.catalog->attr(*inode)) == ESTALE);
+    for (std::uint64_t at = 0; at < kBlocks; ++at) lose_place(inodes_[*inode], at);
     inodes_.erase(*inode);
   }
 
@@ -298,6 +331,7 @@ class History {
   void lose_blocks(ModelInode& model, std::uint64_t first, std::uint64_t end, char becomes = 'h') {
     for (auto at = first; at < end; ++at) {
       if (becomes == 'h' || model.blocks[at] != 'h') model.blocks[at] = becomes;
+      if (becomes == 'h') lose_place(model, at);
       model.grants.erase(at);
     }
     forget_ended_grants(model);
@@ -344,6 +378,7 @@ class History {
     ++outcomes[placed ? "place 0" : "place refused"];
     if (!placed) return;
     model.blocks.replace(range.first, range.count, range.count, written ? 'w' : 'u');
+    give_places(model, range);
     if (written) model.size = std::max(model.size, (range.first + range.count) * kBlockSize);
   }
   void fill() {
@@ -353,9 +388,12 @@ class History {
     auto filled = v_.must([&](Catalog& c) { return c.fill(*file, range.first, range.count); });
     CHECK(filled.done == range.count);
     ++outcomes["fill 0"];
-    auto& blocks = inodes_[*file].blocks;
-    for (auto at = range.first; at < range.first + range.count; ++at)
-      if (blocks[at] == 'h') blocks[at] = 'u';
+    auto& model = inodes_[*file];
+    for (auto at = range.first; at < range.first + range.count; ++at) {
+      if (model.blocks[at] != 'h') continue;
+      model.blocks[at] = 'u';
+      give_places(model, {at, 1});
+    }
   }
   void mark() {
     auto file = any_file();
@@ -370,6 +408,13 @@ class History {
     }
     auto end = range.first + range.count;
     bool possible = model.blocks.find_first_of("hg", range.first) >= end;
+    for (auto at = range.first; at < end; ++at)
+      if (names_of(model.places[at]) > 1) possible = false;
+    // Somebody who named a block may not have been freed yet.
+    bool was_shared = false;
+    for (const auto& each : v_.map(*file, range.first, range.count))
+      was_shared = was_shared || each.state == BlockState::shared;
+    possible = possible && !was_shared;
     auto marked = v_.change([&](Catalog& c) -> Expected<void> {
       CSV_TRY(c.mark_written(*file, range.first, range.count));
       CSV_TRY(c.grow(*file, end * kBlockSize, v_.now));
@@ -390,7 +435,16 @@ class History {
         v_.must([&](Catalog& c) { return c.punch(*file, range.first, range.count, keep, v_.now); });
     CHECK(punched.done == range.count);
     ++outcomes[keep ? "zero 0" : "punch 0"];
-    lose_blocks(inodes_[*file], range.first, range.first + range.count, keep ? 'u' : 'h');
+    auto& model = inodes_[*file];
+    if (keep) {
+      // What was shared has become a hole.
+      auto now = states(*file);
+      for (auto at = range.first; at < range.first + range.count; ++at) {
+        if (names_of(model.places[at]) > 1) CHECK(now[at] == 'h');
+        if (now[at] == 'h' && model.blocks[at] == 'w') lose_blocks(model, at, at + 1);
+      }
+    }
+    lose_blocks(model, range.first, range.first + range.count, keep ? 'u' : 'h');
   }
   void trim() {
     auto file = any_file();
@@ -400,7 +454,10 @@ class History {
     ++outcomes["trim 0"];
     if (model.kept) return;
     for (auto at = (model.size + kBlockSize - 1) / kBlockSize; at < kBlocks; ++at)
-      if (!model.grants.contains(at)) model.blocks[at] = 'h';
+      if (!model.grants.contains(at)) {
+        model.blocks[at] = 'h';
+        lose_place(model, at);
+      }
   }
   void keep() {
     auto file = any_file();
@@ -425,6 +482,7 @@ class History {
     if (!granted) return;
     holders_[id] = session;
     model.blocks.replace(range.first, range.count, range.count, 'g');
+    give_places(model, range);
     for (auto at = range.first; at < range.first + range.count; ++at) model.grants[at] = id;
   }
   void commit() {
@@ -466,10 +524,86 @@ class History {
       if (*file != InodeId{} && id != *file) continue;
       std::erase_if(model.grants, [&](auto& each) {
         if (holders_[each.second] != session) return false;
-        if (model.blocks[each.first] == 'g') model.blocks[each.first] = 'h';
+        if (model.blocks[each.first] == 'g') {
+          model.blocks[each.first] = 'h';
+          lose_place(model, each.first);
+        }
         return true;
       });
     }
+  }
+  void clone() {
+    auto from = any_file(), into = any_file();
+    if (!from) return;
+    auto& source = inodes_[*from];
+    auto& target = inodes_[*into];
+    auto range = any_range();
+    auto at = random_.below(kBlocks - range.count + 1);
+    auto granted = [](const ModelInode& model, std::uint64_t first, std::uint64_t end) {
+      auto found = model.grants.lower_bound(first);
+      return found != model.grants.end() && found->first < end;
+    };
+    bool onto_itself =
+        *from == *into && range.first < at + range.count && at < range.first + range.count;
+    bool refused = granted(source, range.first, range.first + range.count) ||
+                   granted(target, at, at + range.count);
+    std::uint64_t done = 0;
+    while (done < range.count) {
+      auto before = v_.catalog->space()->free;
+      auto cloned = v_.change([&](Catalog& c) -> Expected<Catalog::Progress> {
+        auto progress =
+            CSV_TRY(c.clone(*from, range.first + done, range.count - done, *into, at + done));
+        CSV_TRY(c.grow(*into, (at + done + progress.done) * kBlockSize, v_.now));
+        return progress;
+      });
+      if (onto_itself) {
+        note("clone", EINVAL, errno_of(cloned));
+        return;
+      }
+      if (!cloned) {
+        // A step before one with grants may have been done.
+        CHECK(cloned.error() == Errc::refused);
+        CHECK(refused);
+        ++outcomes["clone refused"];
+        return;
+      }
+      REQUIRE(cloned->done > 0);
+      ++outcomes["clone 0"];
+      CHECK(v_.catalog->space()->free >= before);
+      for (auto end = done + cloned->done; done < end; ++done) {
+        auto state = source.blocks[range.first + done];
+        if (state != 'w') {
+          lose_blocks(target, at + done, at + done + 1);
+          continue;
+        }
+        give_place(target, at + done, source.places[range.first + done]);
+        target.blocks[at + done] = 'w';
+      }
+      target.size = std::max(target.size, (at + done) * kBlockSize);
+    }
+    CHECK_FALSE(refused);
+  }
+  void replace() {
+    auto file = any_file();
+    if (!file) return;
+    auto& model = inodes_[*file];
+    auto range = any_range();
+    if (random_.chance(2, 3)) {  // where something is written
+      auto first = model.blocks.find('w', random_.below(kBlocks));
+      if (first == std::string::npos) return;
+      range = {first, std::min<std::uint64_t>(model.blocks.find_first_not_of('w', first), kBlocks)};
+      range.count = std::min<std::uint64_t>(range.count - first, 1 + random_.below(64));
+    }
+    bool possible = true;
+    for (auto at = range.first; at < range.first + range.count; ++at)
+      if (model.blocks[at] != 'w' || model.grants.contains(at)) possible = false;
+    auto replaced = v_.change([&](Catalog& c) -> Expected<void> {
+      auto runs = CSV_TRY(c.reserve_space(*file, range.count, 0, 64));
+      return c.replace(*file, range.first, runs);
+    });
+    CHECK(static_cast<bool>(replaced) == possible);
+    ++outcomes[replaced ? "replace 0" : "replace refused"];
+    if (replaced) give_places(model, range);
   }
   void free() {
     REQUIRE(v_.catalog->maintain());
@@ -505,6 +639,8 @@ class History {
   std::map<InodeId, ModelInode> inodes_;
   std::vector<SessionId> sessions_;
   std::map<GrantId, SessionId> holders_;
+  std::map<std::uint64_t, std::uint64_t> names_;  ///< Of each place.
+  std::uint64_t next_place_ = 1;
 };
 
 }  // namespace
@@ -530,11 +666,12 @@ TEST_CASE("catalog: thousands of random operations do what a simple model says, 
   }
   // Otherwise the run proved little.
   for (const std::string what :
-       {"make 0",       "make 17",    "link 0",    "unlink 0",      "rmdir 0",   "rmdir 39",
-        "rename 0",     "rename 22",  "rename 39", "rename 20",     "rename 21", "exchange 0",
-        "exchange 22",  "truncate 0", "place 0",   "place refused", "fill 0",    "mark 0",
-        "mark refused", "punch 0",    "zero 0",    "trim 0",        "grant 0",   "commit 0",
-        "commit stale", "drop 0",     "reap 0",    "seek 6"}) {
+       {"make 0",        "make 17",    "link 0",         "unlink 0",      "rmdir 0",   "rmdir 39",
+        "rename 0",      "rename 22",  "rename 39",      "rename 20",     "rename 21", "exchange 0",
+        "exchange 22",   "truncate 0", "place 0",        "place refused", "fill 0",    "mark 0",
+        "mark refused",  "punch 0",    "zero 0",         "trim 0",        "grant 0",   "commit 0",
+        "commit stale",  "drop 0",     "reap 0",         "seek 6",        "clone 0",   "clone 22",
+        "clone refused", "replace 0",  "replace refused"}) {
     CAPTURE(what);
     CHECK(outcomes[what] >= 2);
   }

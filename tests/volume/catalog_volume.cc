@@ -112,7 +112,7 @@ std::vector<Mapping> TestCatalog::map(InodeId inode, std::uint64_t first, std::u
 std::string TestCatalog::states(InodeId inode, std::uint64_t first, std::uint64_t count) {
   std::vector<std::pair<char, std::uint64_t>> runs;
   for (const auto& each : map(inode, first, count)) {
-    auto letter = "huwg"[static_cast<int>(each.state)];
+    auto letter = "huwgs"[static_cast<int>(each.state)];
     if (!runs.empty() && runs.back().first == letter)
       runs.back().second += each.count;
     else

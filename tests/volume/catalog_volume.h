@@ -104,7 +104,8 @@ struct TestCatalog {
   std::vector<Run> place(InodeId inode, std::uint64_t at, std::uint64_t count,
                          BlockState state = BlockState::written, GrantId grant = {});
   std::vector<Mapping> map(InodeId inode, std::uint64_t first, std::uint64_t count);
-  /// The states of blocks as a word: h hole, u unwritten, w written, g granted; "w3h2".
+  /// The states of blocks as a word: h hole, u unwritten, w written, g granted, s shared;
+  /// "w3h2".
   std::string states(InodeId inode, std::uint64_t first, std::uint64_t count);
   /// Frees everything that can be freed: maintain until idle, dying becomes free.
   void settle();

@@ -472,6 +472,80 @@ TEST_CASE("repair: sessions, grants, admissions and numbers") {
   }
 }
 
+TEST_CASE("repair: what files share is counted anew, and what was not noted as shared is damage") {
+  struct Case {
+    const char* sql;
+    const char* finding;
+    std::set<std::string> changes = {};
+  };
+  for (const auto& each : std::initializer_list<Case>{
+           {"UPDATE shared SET count=2", "shared by 2, but 3 extents name them"},
+           {"UPDATE shared SET count=9", "shared by 9, but 3 extents name them"},
+           {"UPDATE shared SET count=-1", "cannot be"},
+           {"INSERT INTO shared SELECT start+10,length,1 FROM shared", "cannot be"},
+           {"INSERT INTO shared SELECT start+10,length,2 FROM shared", "overlap those before"},
+           {"UPDATE shared SET length=length+100", "but 1 extents name them"},
+           {"INSERT INTO shared SELECT start+length+5000,10,2 FROM shared",
+            "but 0 extents name them"},
+           {"INSERT INTO shared VALUES(-5,10,2),(5,10,2),(1<<50,10,2)", "cannot be"},
+           {"UPDATE kv SET value=3 WHERE key='schema_version'", "which schema 3 does not know"},
+           {"DELETE FROM kv WHERE key='schema_version'", "the number schema_version is missing"},
+           // Whoever was changed last has the blocks: both clones are one file, a the older one.
+           {"DELETE FROM shared", "belong to something else too", {"/dir/a", "/twice"}},
+           {"UPDATE shared SET length=length-100",
+            "belong to something else too",
+            {"/dir/a", "/twice"}},
+           {"UPDATE extents SET written_count=0,written=NULL WHERE file_block=1000",
+            "it is shared, and not wholly written",
+            {"/twice"}}}) {
+    CAPTURE(each.sql);
+    RepairBed v;
+    InodeId twice{};
+    v.use([&](Catalog& catalog) {
+      RepairBed::change(catalog, [&](Catalog& c) -> Expected<void> {
+        twice = CSV_TRY(c.make(kRootInode, "twice", {.mode = S_IFREG | 0644}, 5000)).inode;
+        for (std::uint64_t at : {0, 1000}) CSV_TRY(c.clone(v.inodes.at("a"), 50, 500, twice, at));
+        CSV_TRY(c.grow(twice, 1500 * kBlockSize, 5000));
+        return {};
+      });
+    });
+    REQUIRE(v.problems() == "");
+    auto before = v.files();
+    v.sql(each.sql);
+    auto repair = v.repair();
+    CHECK(says(repair->findings(), each.finding));
+    CHECK(differences(before, v.files()) == each.changes);
+    // Shared as before, where it still is.
+    v.use([&](Catalog& c) {
+      auto map = c.map(twice, 0, 1500);
+      REQUIRE(map);
+      if (each.changes.empty()) CHECK(map->front().state == BlockState::shared);
+      RepairBed::change(c, [&](Catalog& x) -> Expected<void> {
+        CSV_TRY(x.truncate(twice, 0, 1));
+        return {};
+      });
+    });
+    CHECK(v.problems() == "");
+  }
+}
+
+TEST_CASE("repair: what was cloned by a program of today, without its list of tables") {
+  RepairBed v;
+  v.use([&](Catalog& catalog) {
+    RepairBed::change(catalog, [&](Catalog& c) -> Expected<void> {
+      auto twice = CSV_TRY(c.make(kRootInode, "twice", {.mode = S_IFREG | 0644}, 5000)).inode;
+      CSV_TRY(c.clone(v.inodes.at("a"), 0, 500, twice, 0));
+      CSV_TRY(c.grow(twice, 500 * kBlockSize, 5000));
+      return {};
+    });
+  });
+  auto before = v.files();
+  v.empty_log();
+  v.bench.flip_bit(place_of_page(v.info(), 1) + 3000);
+  v.repair();
+  CHECK(v.files() == before);
+}
+
 TEST_CASE("repair: a newer schema is refused") {
   RepairBed v;
   v.sql("UPDATE kv SET value=99 WHERE key='schema_version'");
