@@ -186,9 +186,11 @@ class Repairer {
 
   /// Nobody uses the volume: whoever had it has been fenced.
   Expected<void> sessions() {
-    for (const auto* table : {"slots", "admissions", "grants", "sessions"}) {
+    for (const auto* table :
+         {"slots", "admissions", "grants", "sessions", "suspended", "suspended_files"}) {
       auto gone = CSV_TRY(run((std::string{"DELETE FROM "} + table + " WHERE 1").c_str()));
-      if (gone > 0 && std::string_view{table} != "slots")
+      if (gone > 0 && std::string_view{table} != "slots" &&
+          !std::string_view{table}.starts_with("suspended"))
         did("{} {} dropped: nobody uses the volume any more", gone, table);
     }
     return {};

@@ -13,7 +13,7 @@
 
 namespace csv::volume {
 
-inline constexpr std::uint64_t kSchemaVersion = 3;
+inline constexpr std::uint64_t kSchemaVersion = 4;
 inline constexpr std::uint64_t kMaxFileBlocks = 1ull << 32;  ///< 16 TiB.
 /// An extent row lies within one window of its file, so that a window's rows are found by its start
 /// and every change works on few rows.
@@ -137,6 +137,10 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Expected<std::vector<SessionRow>> sessions() override;
   Expected<void> end_session(SessionId session) override;
   Expected<void> forget_session(SessionId session) override;
+  Expected<void> suspend(SuspendedRow& row) override;
+  Expected<void> touch_suspended(NodeId node, const std::map<InodeId, Touch>& files) override;
+  Expected<void> forget_suspended(NodeId node) override;
+  Expected<std::vector<SuspendedRow>> suspended() override;
   [[nodiscard]] TargetMemory target_memory() const override;
   Expected<void> set_target_memory(TargetMemory now) override;
   Expected<std::uint64_t> new_key_number() override;

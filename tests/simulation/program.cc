@@ -251,8 +251,20 @@ std::optional<std::size_t> Program::any_open() {
 
 bool Program::is_open(Number inode) {
   auto at = handle_of(inode);
-  return at && open_[*at].session == session();
+  return at && mount().session_of(open_[*at].handle) == session();
 }
+
+/// As it stands now: a handle that nobody took away goes on with its mount's next session.
+Program::Open Program::opened(std::size_t at) {
+  auto open = open_[at];
+  auto now = mount().session_of(open.handle);
+  if (now == SessionId{} || now == open.session) return open;
+  ++workload_.counts.resumed;
+  open.session = now;
+  return open;
+}
+
+bool Program::goes_on(const Open& open) { return mount().session_of(open.handle) != SessionId{}; }
 
 std::optional<std::size_t> Program::handle_of(Number inode) const {
   for (std::size_t at = 0; at < open_.size(); ++at) {
@@ -648,7 +660,7 @@ Task<void> Program::close(std::size_t at) {
 }
 
 Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t length) {
-  auto open = open_[at];
+  auto open = opened(at);
   auto stamp = workload_.next_stamp_++;
   ++workload_.counts.writes;
   Op op;
@@ -669,8 +681,7 @@ Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t le
   auto outcome = written ? Outcome{} : outcome_of(written.error());
   if (written && *written != length) workload_.fail("a short write");
   // The end of a session says nothing of what was lost: that is still to be told.
-  bool goes_on = session() == open.session;
-  if (outcome.error == EIO && options.durable && goes_on &&
+  if (outcome.error == EIO && options.durable && goes_on(open) &&
       ground_.files[open.inode].told_of_loss(&csvfs_)) {
     call.settled(outcome);
     co_return;
@@ -680,7 +691,7 @@ Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t le
 }
 
 Task<std::uint64_t> Program::read(std::size_t at, std::uint64_t offset, std::uint32_t length) {
-  auto open = open_[at];
+  auto open = opened(at);
   ++workload_.counts.reads;
   Op op;
   op.kind = Op::Kind::read;
@@ -803,12 +814,12 @@ Task<void> Program::allocate(std::size_t at, std::uint32_t mode, std::uint64_t o
 }
 
 Task<void> Program::sync(std::size_t at) {
-  auto open = open_[at];
+  auto open = opened(at);
   Call call{*this, fmt::format("sync inode={}", open.inode)};
   auto outcome = outcome_of(co_await mount().sync(open.handle));
   auto& content = ground_.files[open.inode];
   if (outcome.error == 0) content.synced(&csvfs_, call.began());
-  if (outcome.error == EIO && session() == open.session && content.told_of_loss(&csvfs_)) {
+  if (outcome.error == EIO && goes_on(open) && content.told_of_loss(&csvfs_)) {
     ++workload_.counts.losses;
     call.settled(outcome);
     co_return;
@@ -818,7 +829,7 @@ Task<void> Program::sync(std::size_t at) {
 }
 
 Task<void> Program::append(std::size_t at, std::size_t length) {
-  auto open = open_[at];
+  auto open = opened(at);
   auto stamp = workload_.next_stamp_++;
   ++workload_.counts.writes;
   Op op;
@@ -842,7 +853,7 @@ Task<void> Program::append(std::size_t at, std::size_t length) {
 }
 
 Task<void> Program::read_log(std::size_t at) {
-  auto open = open_[at];
+  auto open = opened(at);
   ++workload_.counts.reads;
   Op op;
   op.kind = Op::Kind::read;

@@ -64,6 +64,7 @@ class Workload {
   struct Counts {
     std::uint64_t operations = 0, writes = 0, reads = 0, abandoned = 0, eio = 0;
     std::uint64_t loads = 0, stores = 0;     ///< Through mappings.
+    std::uint64_t resumed = 0;               ///< Uses of a handle after its session's end.
     std::uint64_t no_space = 0, losses = 0;  ///< Refusals that the volume or the target explains.
   };
   Counts counts;

@@ -311,7 +311,7 @@ TEST_CASE("check: finds what is wrong with sessions, grants, admissions and numb
           "number has not been given out yet");
   finds([](auto&) { return "DELETE FROM kv WHERE key='birth'"; }, "the number birth is missing");
   finds([](auto&) { return "UPDATE kv SET value=9 WHERE key='schema_version'"; },
-        "the schema is 9, not 3");
+        "the schema is 9, not 4");
 }
 
 TEST_CASE("check: finds a table that is gone and an index that lies") {
