@@ -260,6 +260,10 @@ Program::Open Program::opened(std::size_t at) {
   auto now = mount().session_of(open.handle);
   if (now == SessionId{} || now == open.session) return open;
   ++workload_.counts.resumed;
+  if (workload_.was_touched(ground_, open.inode, node_, open.session))
+    workload_.fail(fmt::format("{} inode {}: a handle goes on, though another node has opened it",
+                               ground_.name, open.inode));
+  open_[at].session = now;
   open.session = now;
   return open;
 }
@@ -640,6 +644,7 @@ Task<void> Program::open(Number inode) {
   op.inode = inode;
   Call call{*this, op};
   auto opened = co_await mount().open(InodeId{inode}, {.writes = true});
+  if (opened) ground_.openings[inode][node_] = {call.began(), workload_.world_.now()};
   if (opened) co_await csvfs_.pages().after_open(InodeId{inode});
   auto outcome = opened ? outcome_of(opened->attr) : outcome_of(opened.error());
   if (opened) {

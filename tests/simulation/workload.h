@@ -24,6 +24,11 @@ struct Playground {
   std::map<Number, FileContent> files;
   std::map<Number, LogContent> logs;
   std::multiset<Number> open;
+  /// Openings for writing that were answered, the last of each node.
+  struct Opening {
+    Duration began{}, ended{};
+  };
+  std::map<Number, std::map<std::size_t, Opening>> openings;
 };
 
 struct WorkloadOptions {
@@ -71,6 +76,13 @@ class Workload {
 
  private:
   friend class Program;
+  /// While a mount believes in a session that the coordinator has ended.
+  struct Away {
+    Duration since{}, until{};
+  };
+  void see_who_is_away();
+  [[nodiscard]] bool was_touched(const Playground& ground, Number inode, std::size_t node,
+                                 SessionId session) const;
   /// What of a mount's last operations must be settled once it is certainly over.
   struct Ghost {
     SessionId session{};
@@ -82,6 +94,7 @@ class Workload {
   WorkloadOptions options_;
   std::vector<std::unique_ptr<Playground>> playgrounds_;
   std::vector<Ghost> ghosts_;
+  std::map<SessionId, Away> away_;
   Ghost* dying_ = nullptr;  ///< While dies() runs its course.
   std::string violation_;
   std::size_t running_ = 0;
