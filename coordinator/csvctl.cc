@@ -26,6 +26,8 @@ using namespace csv::admin;
 
 /// What the command line says, for whichever command it names.
 struct Arguments {
+  bool no_wait = false;
+  int wait_s = 60;
   std::string config = kConfigFile, socket = kAdminSocket, initiator, chap_user, chap_secret_file;
   LunChoice lun;
   FormatRequest format;
@@ -468,8 +470,23 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
       [](Arguments& a, Terminal& terminal) { return show_cluster(a.socket, a.json, terminal); });
   list->add_flag("--json", given.json, "For programs");
   auto* vote = change(*node, "vote", "Whether a node votes", "node_vote", "The vote is set.");
-  auto* drain = change(*node, "drain", "Maintenance: all volumes leave the node", "node_drain",
-                       "The node is drained: its volumes leave.");
+  auto waiting = [&given](CLI::App& under, const std::string& name, const std::string& about,
+                          const std::string& command, const std::string& done) {
+    auto* made = add(under, given, name, about, [command, done](Arguments& a, Terminal& terminal) {
+      auto request = a.cluster;
+      request.command = command;
+      auto patience = a.no_wait ? Duration{0} : Duration{std::chrono::seconds{a.wait_s}};
+      return change_and_wait(a.socket, request, done, patience, terminal);
+    });
+    auto* no_wait = made->add_flag("--no-wait", given.no_wait, "Until it is accepted only");
+    made->add_option("--timeout", given.wait_s, "Seconds to wait until it is done")
+        ->check(CLI::Range(1, 86'400))
+        ->capture_default_str()
+        ->excludes(no_wait);
+    return made;
+  };
+  auto* drain = waiting(*node, "drain", "Maintenance: all volumes leave the node", "node_drain",
+                        "The node is drained: it coordinates no volume.");
   auto* resume = change(*node, "resume", "The end of maintenance", "node_resume",
                         "The node takes volumes again.");
   auto* fence = add(*node, given, "fence", "Shut a node out of all volumes, and prove it",
@@ -488,8 +505,8 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
     each->add_option("NODE", given.cluster.node, "Its name or number")->required();
   vote->add_option("VOTE", given.cluster.value, "0 or 1")->required();
 
-  auto* move = change(volume, "move", "Let another node coordinate a volume", "volume_move",
-                      "The volume moves.");
+  auto* move = waiting(volume, "move", "Let another node coordinate a volume", "volume_move",
+                       "The volume has moved.");
   move->add_option("NAME", given.cluster.volume, "The volume")->required();
   move->add_option("--to", given.cluster.node,
                    "The node; it goes back there when it can. Without: wherever is best");

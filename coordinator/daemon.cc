@@ -1,5 +1,6 @@
 #include "coordinator/daemon.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,6 +26,7 @@
 #include "coordinator/cluster/loss_response.h"
 #include "coordinator/cluster/standalone_membership.h"
 #include "coordinator/cluster/voting_membership.h"
+#include "coordinator/cluster/watchdog.h"
 #include "coordinator/configured_witness.h"
 #include "coordinator/protocol/failure.h"
 #include "coordinator/protocol/first_message.h"
@@ -51,6 +53,8 @@ constexpr Duration kPingPatience = 2s;
 constexpr Duration kCommandsHaveForARestart = 20s;
 /// Between two attempts to give Corosync its heartbeats.
 constexpr Duration kTuneAgain = 10s;
+/// A mount writes its slot each second.
+constexpr Duration kMountSpeaks = 3s;
 
 /// How many of the volumes' writer threads live: each ends a moment after its volume was given up,
 /// while the loop still runs.
@@ -139,6 +143,7 @@ class Csvd final : public Daemon {
     CSV_TRY(make_membership());
     for (std::size_t i = 0; i < config_.volumes.size(); ++i) make_coordination(i);
     if (voting_ != nullptr && places.restart) respond_to_losses(places);
+    if (!config_.watchdog.empty()) CSV_TRY(arm_watchdog());
     listener_ = CSV_TRY(network_.transport->listen(
         config_.listen, [this](std::unique_ptr<protocol::Connection> accepted) {
           first_messages_.add(std::move(accepted));
@@ -155,6 +160,7 @@ class Csvd final : public Daemon {
     loss_.reset();
     listener_.reset();
     closed_ = std::move(done);
+
     // Its own timer: a volume whose LUN does not answer must not keep csvd from ending.
     loop_.after(patience, [this] { finish("not everything ended in good order"); });
     tasks_.spawn(give_everything_up());
@@ -179,7 +185,8 @@ class Csvd final : public Daemon {
         now.node_name != config_.node_name || now.listen != config_.listen ||
         now.initiator != config_.initiator ||
         now.isolation_addresses != config_.isolation_addresses ||
-        now.reboot_when_isolated != config_.reboot_when_isolated)
+        now.reboot_when_isolated != config_.reboot_when_isolated ||
+        now.watchdog != config_.watchdog || now.watchdog_timeout != config_.watchdog_timeout)
       needs_restart.push_back("[cluster] or [node]");
     if (now.peers != config_.peers) needs_restart.push_back("[[peer]]");
     if (now.tls != config_.tls) needs_restart.push_back("[tls]");
@@ -272,6 +279,35 @@ class Csvd final : public Daemon {
     return {};
   }
 
+  Expected<void> arm_watchdog() {
+    auto device = CSV_TRY(cluster::open_watchdog(config_.watchdog));
+    cluster::Watchdog::Surroundings with;
+    with.loop = &loop_;
+    with.lease_runs = [this] { return loop_.now() < membership_->open_until(); };
+    with.not_closed = [this] { return not_closed(); };
+    watchdog_ = CSV_TRY(
+        cluster::Watchdog::start(std::move(device), config_.watchdog_timeout, std::move(with)));
+    return {};
+  }
+
+  /// Without a lease of this node's. A mount whose slot moves is alive, and asks its own gate,
+  /// which a coordinator that hears it may hold open; one that has paused sends nothing; one that
+  /// stands still in between may have begun what it will send when it goes on.
+  std::string not_closed() {
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      auto mount = board_->mount(places_[i]);
+      if (!mount || mount->pid == 0 || mount->mode == AccessMode::paused ||
+          mount->mode == AccessMode::unavailable || loop_.now() - mount->reached < kMountSpeaks)
+        continue;
+      if (::kill(static_cast<pid_t>(mount->pid), 0) != 0 && errno == ESRCH) continue;
+      return fmt::format(
+          "the lease has run out, and the mount of {} (pid {}) has not said that it "
+          "sends nothing any more",
+          config_.volumes[i].name, mount->pid);
+    }
+    return {};
+  }
+
   void respond_to_losses(const Places& places) {
     cluster::LossResponse::Surroundings with;
     with.loop = &loop_;
@@ -291,6 +327,7 @@ class Csvd final : public Daemon {
       restart_anyway_ = loop_.after(kCommandsHaveForARestart, [this] { restart_if_due(true); });
     };
     with.reboot = [this, reboot = places.reboot] {
+      if (reboot && watchdog_) watchdog_->give_up("the machine is rebooted: no quorum");
       loop_.post([reboot] {
         if (reboot) reboot();
       });
@@ -744,6 +781,7 @@ class Csvd final : public Daemon {
                               .voting = voting_,
                               .loss = loss_ ? &loss_->state() : nullptr};
     for (const auto& each : coordinations_) from.coordinations.push_back(each.get());
+    if (watchdog_) from.watchdog = &watchdog_->state();
     return admin::status_json(from);
   }
 
@@ -763,6 +801,7 @@ class Csvd final : public Daemon {
   void finish(const std::string& trouble) {
     if (!closed_) return;
     publish();  // a next life must not take for its own what was given up
+    if (watchdog_) watchdog_->end();
     if (trouble.empty())
       log::info("csvd_closed");
     else
@@ -797,6 +836,7 @@ class Csvd final : public Daemon {
   cluster::VotingMembership* voting_ = nullptr;  ///< The membership, if the nodes vote.
   std::vector<std::unique_ptr<service::Coordination>> coordinations_;
   std::unique_ptr<cluster::LossResponse> loss_;  ///< Where nodes vote.
+  std::unique_ptr<cluster::Watchdog> watchdog_;  ///< Where one is configured.
   protocol::FirstMessages first_messages_;
   std::unique_ptr<protocol::Transport::Listener> listener_;
   std::map<NodeId, bool> present_;  ///< Of the peers, as was last said.

@@ -43,6 +43,7 @@ class CoordinatorClient::Stay {
   Stay& operator=(const Stay&) = delete;
   ~Stay() {
     bool content = !std::exchange(call_->options.bulk, {}).empty();
+    call_->options.sent = nullptr;
     if (alive_.expired() || client_->unqueue(call_)) return;
     // Its slot is lost with it: whether the change took effect will not be known.
     if (content) client_->unanswered_.erase(call_->id);
@@ -317,7 +318,9 @@ void CoordinatorClient::end_session(Error why) {
   log::warning("mount session ended volume={} session={} why=\"{}\"", setup_.volume, raw(session_),
                why.message());
   events::report(events::Severity::error, "session", setup_.volume,
-                 "the session ended: what was open answers EIO until it is closed", why.message());
+                 "the session ended: of what is open, files that other nodes touched answer EIO "
+                 "until they are closed",
+                 why.message());
   session_ = SessionId{};
   open_for_all_ = false;
   slots_ = {};
@@ -422,6 +425,7 @@ void CoordinatorClient::pump() {
     call->sent_in = epoch_;
     unanswered_.emplace(call->id, call);
     ++requests_;
+    if (call->options.sent != nullptr) *call->options.sent = true;
     owner_->sending(call->request, call->id);
     send(*call);
     call->request.clear_gave_up();  // said once

@@ -80,6 +80,7 @@ class CoordinatorClient {
     SessionId session{};                ///< Bound to this session; 0: whichever lives.
     std::span<const std::byte> bulk{};  ///< Valid until the call ends.
     Interrupt* interrupt = nullptr;     ///< EINTR while it has not been sent.
+    bool* sent = nullptr;               ///< Set once it has been; valid until the call ends.
   };
   /// Waits as long as waiting can help. The error is the coordinator's, session_ended, or EINTR.
   /// An answer resumes the caller before anything that came after it is looked at.

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -45,6 +46,10 @@ class ExtentMap {
   [[nodiscard]] std::optional<Extent> at(std::uint64_t offset) const;
   [[nodiscard]] std::size_t size() const { return extents_.size(); }
   [[nodiscard]] bool empty() const { return extents_.empty(); }
+  [[nodiscard]] bool any_but_reads() const {
+    return std::any_of(extents_.begin(), extents_.end(),
+                       [](const auto& each) { return each.second.state != State::read; });
+  }
 
  private:
   using Map = std::map<std::uint64_t, Extent>;  // by offset; they do not overlap

@@ -10,6 +10,12 @@ bool File::busy(std::uint64_t begin, std::uint64_t end, bool writes_only) const 
   });
 }
 
+bool File::only_reads() const {
+  bool writing =
+      std::any_of(in_flight.begin(), in_flight.end(), [](const Range& each) { return each.write; });
+  return !writing && asking == 0 && !extents.any_but_reads();
+}
+
 bool File::collides(const Range& write) const {
   return std::any_of(in_flight.begin(), in_flight.end(), [&](const Range& each) {
     return each.write && each.begin < write.end && write.begin < each.end &&

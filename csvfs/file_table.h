@@ -56,10 +56,18 @@ struct File {
 
   const InodeId inode;
   const SessionId session;
-  bool ended = false;  ///< The session has: everything fails with EIO from now on.
+  bool ended = false;  ///< The session has: nothing goes on with this any more.
+  /// What then becomes of the handles: another File's, if the coordinator kept what was open and
+  /// nobody has touched it since.
+  enum class Fate { not_known, goes_on, over };
+  Fate fate = Fate::not_known;
+  /// A change of it was sent whose outcome nobody will ever know: it must not go on as if nothing
+  /// had happened.
+  bool doubtful = false;
 
   ExtentMap extents;
   std::uint64_t size = 0;  ///< As last heard of. A hint: it decides how to ask, never the answer.
+  std::uint64_t truncation = 0;  ///< As last heard of.
   std::uint64_t recalled = 0;    ///< Sequence of the newest recall; older layouts are not used.
   TimePoint shipped_until{};     ///< Until then the coordinator does all writes.
   std::uint64_t used = 0;        ///< When, by the table's count: the least recent goes first.
@@ -82,7 +90,10 @@ struct File {
   };
   std::list<Range> in_flight;
   FilePages pages;
-  Signal changed;  ///< Of in_flight, asking, returning, ended, pages.
+  Signal changed;  ///< Of in_flight, asking, returning, ended, fate, pages.
+
+  /// Nobody but the session's own mount can have anything of it that is not on the LUN.
+  [[nodiscard]] bool only_reads() const;
 
   [[nodiscard]] bool busy(std::uint64_t begin, std::uint64_t end, bool writes_only) const;
   [[nodiscard]] bool collides(const Range& write) const;

@@ -282,9 +282,59 @@ std::vector<wire::Request> HeldLocks::declared() const {
 }
 
 void HeldLocks::session_ended() {
-  for (auto& [inode, owners] : owners_)
-    for (auto& owner : owners) owner->gone = true;
+  for (auto& [inode, owners] : owners_) {
+    for (auto& owner : owners) {
+      if (!owner->gone && !owner->held.empty()) {
+        auto kept = std::make_shared<Owner>(*owner);
+        kept->calls = 0;  // of those that are under way nothing comes any more
+        suspended_[inode].push_back(std::move(kept));
+      }
+      owner->gone = true;
+    }
+  }
   owners_.clear();
+}
+
+std::vector<wire::LockOf> HeldLocks::suspended(InodeId inode) const {
+  std::vector<wire::LockOf> all;
+  auto found = suspended_.find(inode);
+  if (found == suspended_.end()) return all;
+  for (const auto& owner : found->second) {
+    owner->held.each([&](const LockRanges::Held& held) {
+      auto& out = all.emplace_back(describe(inode, *owner));
+      out.set_first(held.range.first);
+      out.set_last(held.range.last);
+      out.set_type(static_cast<std::uint32_t>(held.type));
+    });
+  }
+  return all;
+}
+
+void HeldLocks::resumed(FilePtr file) {
+  auto found = suspended_.extract(file->inode);
+  if (found.empty()) return;
+  for (auto& owner : found.mapped()) {
+    if (owner->gone)
+      tasks_.spawn(say(file, forgetting(file->inode, *owner)));
+    else
+      owners_[file->inode].push_back(std::move(owner));
+  }
+}
+
+void HeldLocks::over(InodeId inode) { suspended_.erase(inode); }
+
+void HeldLocks::closed_suspended(InodeId inode, std::uint64_t name) {
+  auto found = suspended_.find(inode);
+  if (found == suspended_.end()) return;
+  for (auto& owner : found->second)
+    if (owner->kind == LockKind::bytes && owner->name == name) owner->gone = true;
+}
+
+void HeldLocks::released_suspended(InodeId inode, Mount::Handle handle) {
+  auto found = suspended_.find(inode);
+  if (found == suspended_.end()) return;
+  for (auto& owner : found->second)
+    if (owner->handles.contains(handle)) owner->gone = true;
 }
 
 }  // namespace csv

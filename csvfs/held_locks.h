@@ -35,7 +35,17 @@ class HeldLocks {
 
   /// What is held, as requests to be sent before anything else.
   [[nodiscard]] std::vector<wire::Request> declared() const;
+  /// What is held is gone, and is kept in mind until it is known whether it comes back: with the
+  /// file, or not.
   void session_ended();
+  /// What would have to be got back of a file. Also what its owner has given back since: the
+  /// coordinator will be told once it is known to be ours.
+  [[nodiscard]] std::vector<wire::LockOf> suspended(InodeId inode) const;
+  void resumed(FilePtr file);  ///< All of it is held again.
+  void over(InodeId inode);    ///< None of it.
+  /// As closed() and released(), of a file of which that is not known yet.
+  void closed_suspended(InodeId inode, std::uint64_t owner);
+  void released_suspended(InodeId inode, Mount::Handle handle);
 
  private:
   /// Of one owner, as the kernel names it, on one file. The kernel uses its names again; ours never
@@ -74,7 +84,7 @@ class HeldLocks {
   Task<void> forget(FilePtr file, OwnerPtr owner);
 
   CoordinatorClient* client_;
-  std::map<InodeId, std::vector<OwnerPtr>> owners_;
+  std::map<InodeId, std::vector<OwnerPtr>> owners_, suspended_;
   std::uint64_t next_owner_ = 1, next_ticket_ = 1;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // calls may outlive us
   TaskScope tasks_;

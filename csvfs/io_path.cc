@@ -121,6 +121,7 @@ Task<Expected<IoPath::Layout>> IoPath::ask(FilePtr file, std::uint64_t offset, s
   }
   layout.size = reply.size();
   file->size = reply.size();
+  file->truncation = std::max(file->truncation, reply.truncation());
   layout.crossed = file->ended || reply.sequence() < file->recalled;
   if (pages != Pages::none && !file->ended) {
     // Recalls of pages and of layouts do not concern each other.
@@ -494,6 +495,7 @@ Task<Expected<void>> IoPath::commit(FilePtr file, const Plan& plan, std::uint64_
     file->extents.drop(piece.end, up(piece.end, kBlock));
     file->size =
         answer->reply.has_attr() ? answer->reply.attr().size() : std::max(file->size, piece.end);
+    file->truncation = std::max(file->truncation, answer->reply.attr().truncation());
   }
   co_return Expected<void>{};
 }
@@ -517,12 +519,23 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     how.session = file->session;
     how.bulk = part;
     how.interrupt = done == 0 ? interrupt : nullptr;
-    CSV_CO_TRY(answer, co_await client_->call(std::move(request), how));
+    bool sent = false;
+    how.sent = &sent;
+    auto answered = co_await client_->call(std::move(request), how);
+    if (!answered) {
+      // Done again, at what is the end by then, it could stand there twice.
+      if (options.append && (sent || done > 0) && file->ended) file->doubtful = true;
+      co_return answered.error();
+    }
+    const auto& answer = *answered;
     const auto& written = answer.reply.written();
     if (written.length() == 0 || written.length() > part.size())
       co_return Error{std::errc::io_error, "the coordinator wrote nothing"};
     if (options.append && done == 0) offset = written.offset();
-    if (written.has_attr()) file->size = written.attr().size();
+    if (written.has_attr()) {
+      file->size = written.attr().size();
+      file->truncation = std::max(file->truncation, written.attr().truncation());
+    }
     if (!written.durable()) {
       written_volatile(file);
       // Executed before a loss that we have heard of since, and answered only now.

@@ -48,6 +48,9 @@ class IoPath {
   /// Changed: what was answered and not flushed since may be gone. Returns whether that is so.
   bool verified(std::uint64_t verifier);
 
+  /// Something of it that was answered has been lost, and nobody has been told yet.
+  [[nodiscard]] bool owes_loss(InodeId inode) const { return lost_.contains(inode); }
+
   /// The lease has not run out.
   [[nodiscard]] bool gate_open() const;
 

@@ -33,6 +33,11 @@ constexpr Duration kPatience = 1s;
 /// The same for the root's attributes, which are not wrong before that: longer than the coordinator
 /// waits for others who may know them by heart.
 constexpr Duration kRootPatience = 5s;
+/// How long handles wait for a new session, once theirs is known to have ended: as long as a
+/// coordinator waits for a mount that owes it an answer.
+constexpr Duration kResumeWithin = 30s;
+/// Files that are asked for in one message.
+constexpr std::size_t kResumeAtOnce = 512;
 /// How long the end in good order waits for one thing; after that it is an end like a crash.
 constexpr Duration kFarewell = 3s;
 
@@ -117,6 +122,11 @@ class VolumeMount final : public Mount, private Client::Owner {
   void on_session_end(std::function<void(const std::vector<InodeId>&)> handler) override {
     told_of_end_ = std::move(handler);
   }
+  [[nodiscard]] SessionId session_of(Handle handle) const override {
+    auto found = handles_.find(handle);
+    return found == handles_.end() || found->second.file->ended ? SessionId{}
+                                                                : found->second.file->session;
+  }
   [[nodiscard]] MountCounters counters() const override;
   [[nodiscard]] State state() const override {
     auto now = state_;
@@ -132,6 +142,8 @@ class VolumeMount final : public Mount, private Client::Owner {
   void session_ended(const Error& why) override;
   void connection_changed() override {
     if (!client_.connected()) watched_.forget_all();
+    // Fenced by command, or no longer of the cluster: nothing is kept.
+    if (!client_.connected() && client_.trouble() == Errc::refused) give_up(suspended_);
     look();
   }
   void sending(wire::Request& request, std::uint64_t id) override;
@@ -153,9 +165,18 @@ class VolumeMount final : public Mount, private Client::Owner {
   }
   Task<Expected<Client::Answer>> ask(wire::Request request);
   Task<Expected<Client::Answer>> change(wire::Request request, Interrupt* interrupt,
-                                        Caller caller = {}, SessionId bound_to = {});
+                                        Caller caller = {}, SessionId bound_to = {},
+                                        bool* sent = nullptr);
   Expected<wire::Attr> noted(wire::Attr attr);
   Expected<FilePtr> file_of(Handle handle) const;
+  Task<Expected<FilePtr>> live(Handle handle, Interrupt* interrupt = nullptr);
+  static bool do_again(File& file, const Error& why, bool unrepeatable = false);
+  [[nodiscard]] FilePtr suspended(InodeId inode) const;
+  Task<void> resume(SessionId ended);
+  Task<Expected<void>> resume_some(SessionId ended, SessionId session, std::vector<FilePtr> some);
+  Task<void> limit_waiting(SessionId ended);
+  void goes_on(const FilePtr& file, SessionId session);
+  void give_up(std::vector<FilePtr> files);
   [[nodiscard]] bool known_by_heart(InodeId inode) const;
   bool take_wrote(InodeId inode);
   bool take_accessed(InodeId inode);
@@ -168,6 +189,9 @@ class VolumeMount final : public Mount, private Client::Owner {
   void open_answered();
   Task<void> release(FilePtr file);
   Task<void> release_at_rest(FilePtr file);
+  Task<Expected<std::uint32_t>> write_to(FilePtr file, std::uint64_t offset,
+                                         std::span<const std::byte> data, WriteOptions options,
+                                         Interrupt* interrupt);
   Task<void> answer_recall(std::uint64_t id, wire::Recall what);
   Task<void> answer_recall_of_pages(std::uint64_t id, wire::Recall what);
   void say_what_was_written(std::uint64_t id, InodeId inode);
@@ -204,6 +228,8 @@ class VolumeMount final : public Mount, private Client::Owner {
   std::map<Handle, OpenFile> handles_;
   std::function<void(const std::vector<InodeId>&)> told_of_end_;
   std::uint64_t next_handle_ = 1;
+  std::vector<FilePtr> suspended_;  // whose handles wait to hear whether they go on
+  SessionId ended_session_{}, greeted_session_{};
   int opens_ = 0;               // openings not answered yet
   std::set<InodeId> released_;  // meanwhile
   std::optional<wire::Attr> root_;
@@ -230,11 +256,13 @@ void VolumeMount::declare(wire::Hello& hello) {
     if (file->handles > 0) hello.add_open_inodes(raw(inode));
     if (file->pages.any()) hello.add_page_inodes(raw(inode));
     bool holds = !file->extents.empty() || !file->in_flight.empty() || file->asking > 0;
-    if (holds && ++layouts <= static_cast<std::size_t>(protocol::kMaxLayoutInodes))
-      hello.add_layout_inodes(raw(inode));
+    if (!holds || ++layouts > static_cast<std::size_t>(protocol::kMaxLayoutInodes)) continue;
+    hello.add_layout_inodes(raw(inode));
+    if (file->only_reads()) hello.add_read_inodes(raw(inode));
   }
   if (layouts > static_cast<std::size_t>(protocol::kMaxLayoutInodes)) {
     hello.clear_layout_inodes();
+    hello.clear_read_inodes();
     hello.set_layouts_unlisted(true);
   }
 }
@@ -252,22 +280,161 @@ void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
     // Should it live still: what is under way on it may have been taken back.
     admission_.lost(admission_.path(), Error{Errc::lun_lost, "the target lost power"});
   }
-  if (fresh)
+  if (fresh) {
     admission_.session_began(reply);
-  else if (admission_.path())
+    greeted_session_ = client_.session();
+    if (auto ended = std::exchange(ended_session_, SessionId{}); ended != SessionId{})
+      tasks_.spawn(resume(ended));
+  } else if (admission_.path()) {
     client_.open();
+  }
   look();
 }
 
+/// What programs have open may go on with the next session: each write that was answered is on the
+/// LUN, and one that was not is done again. Not what the kernel kept pages of: stores into them may
+/// be lost (A3).
 void VolumeMount::session_ended(const Error&) {
-  std::vector<InodeId> open;
-  for (const auto& [inode, file] : files_.all())
-    if (file->handles > 0) open.push_back(inode);
-  if (told_of_end_) told_of_end_(open);
+  give_up(std::exchange(suspended_, {}));  // of a session before that one
+  ended_session_ = greeted_session_;
+  std::vector<FilePtr> over;
+  for (const auto& [inode, file] : files_.all()) {
+    if (file->handles == 0) continue;
+    bool stores = file->pages.any() || !file->pages.reading.empty();
+    (stores ? over : suspended_).push_back(file);
+  }
   files_.end_session();
   locks_.session_ended();
+  give_up(std::move(over));
   admission_.session_ended();
+  if (!suspended_.empty()) tasks_.spawn(limit_waiting(ended_session_));
   look();
+}
+
+FilePtr VolumeMount::suspended(InodeId inode) const {
+  auto found = std::find_if(suspended_.begin(), suspended_.end(),
+                            [inode](const auto& each) { return each->inode == inode; });
+  return found == suspended_.end() ? nullptr : *found;
+}
+
+/// Asks the coordinator what may go on, as the first thing that a new session says.
+Task<void> VolumeMount::resume(SessionId ended) {
+  auto session = client_.session();
+  auto all = suspended_;
+  std::size_t before = all.size();
+  for (std::size_t at = 0; at < all.size(); at += kResumeAtOnce) {
+    std::vector<FilePtr> some;
+    for (auto i = at; i < std::min(all.size(), at + kResumeAtOnce); ++i)
+      if (all[i]->fate == File::Fate::not_known) some.push_back(all[i]);
+    // It fails if that session has ended, too, and then nothing is left to be decided.
+    if (!co_await resume_some(ended, session, std::move(some))) co_return;
+  }
+  auto on = static_cast<std::size_t>(std::count_if(
+      all.begin(), all.end(), [](const auto& each) { return each->fate == File::Fate::goes_on; }));
+  if (before > 0)
+    events::report(
+        on == before ? events::Severity::info : events::Severity::warning, "session",
+        surroundings_.volume,
+        fmt::format("{} of {} open files go on after the end of the session", on, before));
+  wire::Request done;
+  done.mutable_resume()->set_session(raw(ended));
+  done.mutable_resume()->set_done(true);
+  Client::CallOptions options;
+  options.early = true;
+  options.session = session;
+  (void)co_await client_.call(std::move(done), options);
+}
+
+Task<Expected<void>> VolumeMount::resume_some(SessionId ended, SessionId session,
+                                              std::vector<FilePtr> some) {
+  wire::Request request;
+  auto& body = *request.mutable_resume();
+  body.set_session(raw(ended));
+  std::vector<FilePtr> over;
+  for (const auto& file : some) {
+    auto locks = locks_.suspended(file->inode);
+    auto most = static_cast<std::size_t>(protocol::kMaxHeldLocks - body.locks_size());
+    // Something of it may be lost, or be there twice; or it is more than can be said.
+    if (file->doubtful || io_.owes_loss(file->inode) || locks.size() > most) {
+      over.push_back(file);
+      continue;
+    }
+    auto& one = *body.add_files();
+    one.set_inode(raw(file->inode));
+    one.set_truncation(file->truncation);
+    one.set_size(file->size);
+    for (auto& lock : locks) *body.add_locks() = std::move(lock);
+  }
+  give_up(std::move(over));
+  Client::CallOptions options;
+  options.early = true;
+  options.session = session;
+  ++opens_;
+  auto answer = co_await client_.call(std::move(request), options);
+  if (!answer) {
+    open_answered();
+    co_return answer.error();
+  }
+  std::set<std::uint64_t> resumed{answer->reply.resumed().inodes().begin(),
+                                  answer->reply.resumed().inodes().end()};
+  std::vector<InodeId> again;
+  std::vector<FilePtr> unused;
+  for (const auto& file : some) {
+    if (file->fate != File::Fate::not_known) continue;
+    if (!resumed.contains(raw(file->inode))) {
+      give_up({file});
+      continue;
+    }
+    goes_on(file, session);
+    auto now = files_.find(file->inode);
+    if (now->handles == 0)
+      unused.push_back(now);
+    else if (released_.contains(file->inode))
+      again.push_back(file->inode);
+  }
+  open_answered();
+  // As in opened(): its Release may have undone this.
+  for (auto inode : again) (void)co_await open_there(inode, {}, nullptr);
+  for (const auto& file : unused) co_await release(file);
+  co_return Expected<void>{};
+}
+
+void VolumeMount::goes_on(const FilePtr& file, SessionId session) {
+  std::erase(suspended_, file);
+  auto now = files_.get(file->inode, session);
+  now->size = std::max(now->size, file->size);
+  now->truncation = std::max(now->truncation, file->truncation);
+  now->wrote = now->wrote || file->wrote;
+  now->accessed = now->accessed || file->accessed;
+  for (auto& [handle, open] : handles_) {
+    if (open.file != file) continue;
+    open.file = now;
+    ++now->handles;
+    if (open.writes) ++now->pages.writers;
+  }
+  locks_.resumed(now);
+  file->fate = File::Fate::goes_on;
+  file->changed.notify();
+}
+
+void VolumeMount::give_up(std::vector<FilePtr> files) {
+  if (files.empty()) return;
+  std::vector<InodeId> inodes;
+  for (const auto& file : files) {
+    std::erase(suspended_, file);
+    inodes.push_back(file->inode);
+    file->fate = File::Fate::over;
+    locks_.over(file->inode);
+    file->changed.notify();
+  }
+  if (told_of_end_) told_of_end_(inodes);
+}
+
+Task<void> VolumeMount::limit_waiting(SessionId ended) {
+  co_await sleep(*loop_, kResumeWithin);
+  auto late = suspended_;
+  std::erase_if(late, [ended](const auto& file) { return file->session != ended; });
+  give_up(std::move(late));
 }
 
 void VolumeMount::noticed(std::uint64_t id, const wire::Notice& notice) {
@@ -475,7 +642,7 @@ Task<Expected<Client::Answer>> VolumeMount::ask(wire::Request request) {
 }
 
 Task<Expected<Client::Answer>> VolumeMount::change(wire::Request request, Interrupt* interrupt,
-                                                   Caller caller, SessionId bound_to) {
+                                                   Caller caller, SessionId bound_to, bool* sent) {
   ++counters_.operations;
   request.set_uid(caller.uid);
   request.set_gid(caller.gid);
@@ -483,6 +650,7 @@ Task<Expected<Client::Answer>> VolumeMount::change(wire::Request request, Interr
   options.changes = true;
   options.interrupt = interrupt;
   options.session = bound_to;
+  options.sent = sent;
   co_return co_await client_.call(std::move(request), options);
 }
 
@@ -495,6 +663,7 @@ Expected<wire::Attr> VolumeMount::noted(wire::Attr attr) {
 
 void VolumeMount::learn(File& file, const wire::Attr& attr) {
   file.size = attr.size();
+  file.truncation = std::max(file.truncation, attr.truncation());
   file.atime = attr.atime();
   file.mtime = attr.mtime();
   file.ctime = attr.ctime();
@@ -589,25 +758,30 @@ Task<Expected<wire::FsStat>> VolumeMount::statistics() {
 Task<Expected<wire::Attr>> VolumeMount::change(wire::SetAttr to, Interrupt* interrupt,
                                                std::optional<Handle> through) {
   InodeId inode{to.inode()};
-  SessionId bound_to{};
-  if (through) {
-    CSV_CO_TRY(open_file, file_of(*through));
-    bound_to = open_file->session;
-  }
   bool resizes = to.has_size();
-  auto open_file = files_.find(inode);
-  auto told = open_file ? open_file->told_wrote : 0;
-  wire::Request request;
-  *request.mutable_set_attr() = std::move(to);
-  auto answer = co_await change(std::move(request), interrupt, {}, bound_to);
-  if (!answer) {
-    // Whether the coordinator has heard what it was told along with this is not known.
-    if (open_file && open_file->told_wrote != told) open_file->wrote = true;
-    co_return answer.error();
+  for (;;) {
+    FilePtr through_file;
+    if (through) {
+      CSV_CO_TRY(opened_file, co_await live(*through, interrupt));
+      through_file = std::move(opened_file);
+    }
+    wire::Request request;
+    *request.mutable_set_attr() = to;
+    bool sent = false;
+    auto open_file = files_.find(inode);
+    auto told = open_file ? open_file->told_wrote : 0;
+    auto bound_to = through_file ? through_file->session : SessionId{};
+    auto answer = co_await change(std::move(request), interrupt, {}, bound_to, &sent);
+    if (!answer) {
+      // Whether the coordinator has heard what it was told along with this is not known.
+      if (open_file && open_file->told_wrote != told) open_file->wrote = true;
+      if (!through_file || !do_again(*through_file, answer.error(), sent)) co_return answer.error();
+      continue;
+    }
+    if (resizes)
+      if (auto file = files_.find(inode)) file->pages.trim(answer->reply.attr().size());
+    co_return noted(std::move(*answer->reply.mutable_attr()));
   }
-  if (resizes)
-    if (auto file = files_.find(inode)) file->pages.trim(answer->reply.attr().size());
-  co_return noted(std::move(*answer->reply.mutable_attr()));
 }
 
 Task<Expected<wire::Attr>> VolumeMount::make(Caller caller, wire::Make what, Interrupt* interrupt) {
@@ -726,12 +900,36 @@ Expected<FilePtr> VolumeMount::file_of(Handle handle) const {
   return found->second.file;
 }
 
+/// It failed because its session ended: if the handle goes on, it does so with this.
+/// `unrepeatable`: a change may have been made that must not be made twice, so the file does not go
+/// on either.
+bool VolumeMount::do_again(File& file, const Error& why, bool unrepeatable) {
+  if (!file.ended || why == std::errc::interrupted) return false;
+  file.doubtful = file.doubtful || unrepeatable;
+  return true;
+}
+
+/// The same, once it is known whether a handle of an ended session goes on.
+Task<Expected<FilePtr>> VolumeMount::live(Handle handle, Interrupt* interrupt) {
+  for (;;) {
+    auto found = handles_.find(handle);
+    if (found == handles_.end() || !found->second.file->ended ||
+        found->second.file->fate == File::Fate::over)
+      co_return file_of(handle);
+    auto file = found->second.file;
+    if (interrupt && interrupt->raised()) co_return Error{std::errc::interrupted};
+    Interrupt::Watch watch{interrupt, [file] { file->changed.notify(); }};
+    co_await file->changed.wait();
+  }
+}
+
 Task<Expected<wire::Attr>> VolumeMount::open_there(InodeId inode, OpenOptions how,
                                                    Interrupt* interrupt) {
   wire::Request request;
   request.mutable_open()->set_inode(raw(inode));
   request.mutable_open()->set_truncate(how.truncate);
   request.mutable_open()->set_drop_set_id(how.drop_set_id);
+  request.mutable_open()->set_writes(how.writes);
   ++counters_.operations;
   Client::CallOptions options;
   options.changes = how.truncate;  // otherwise it may be said twice
@@ -742,6 +940,8 @@ Task<Expected<wire::Attr>> VolumeMount::open_there(InodeId inode, OpenOptions ho
 
 Task<Expected<Mount::Opened>> VolumeMount::open(InodeId inode, OpenOptions options,
                                                 Interrupt* interrupt) {
+  // To the kernel a file whose handles are over becomes another one: that must be known.
+  while (auto pending = suspended(inode)) co_await pending->changed.wait();
   // An Open that overtakes the Release before it would be undone by it.
   for (auto before = files_.find(inode); before && before->returning && !before->ended;)
     co_await before->changed.wait();
@@ -775,6 +975,9 @@ Task<Expected<Mount::Opened>> VolumeMount::create(Caller caller, wire::Make what
 Task<Expected<Mount::Opened>> VolumeMount::opened(wire::Attr attr, OpenOptions options,
                                                   bool say_again) {
   InodeId inode{attr.inode()};
+  auto session = client_.session();
+  while (auto pending = suspended(inode)) co_await pending->changed.wait();
+  say_again = say_again || client_.session() != session;
   auto file = files_.get(inode, client_.session());
   learn(*file, attr);
   if (options.truncate) file->pages.trim(0);
@@ -804,6 +1007,10 @@ Task<void> VolumeMount::close(Handle handle) {
   if (found->second.writes) --file->pages.writers;
   handles_.erase(found);
   if (!file->ended) co_await locks_.released(file, handle);
+  if (file->ended) {
+    locks_.released_suspended(file->inode, handle);
+    if (auto now = files_.find(file->inode)) co_await locks_.released(now, handle);
+  }
   if (--file->handles == 0 && !file->ended) co_await release(file);
 }
 
@@ -842,41 +1049,57 @@ Task<void> VolumeMount::release_at_rest(FilePtr file) {
 Task<Expected<Mount::Content>> VolumeMount::read(Handle handle, std::uint64_t offset,
                                                  std::uint32_t length) {
   ++counters_.operations;
-  CSV_CO_TRY(file, file_of(handle));
-  if (length == 0) co_return Content{};
-  bool counts = handles_.at(handle).accessed;
   auto began = loop_->now();
-  auto content = co_await io_.read(file, offset, length);
-  timed(counters_.reads, counters_.read_us, began);
-  auto now = static_cast<std::int64_t>(loop_->wall_now());
-  if (counts && content && content->length > 0 && !file->ended &&
-      (file->wrote || relatime_due(file->atime, file->mtime, file->ctime, now)))
-    file->accessed = true;
-  co_return std::move(content);
+  for (;;) {
+    CSV_CO_TRY(file, co_await live(handle));
+    if (length == 0) co_return Content{};
+    bool counts = handles_.at(handle).accessed;
+    auto content = co_await io_.read(file, offset, length);
+    if (!content && do_again(*file, content.error())) continue;
+    timed(counters_.reads, counters_.read_us, began);
+    auto now = static_cast<std::int64_t>(loop_->wall_now());
+    if (counts && content && content->length > 0 && !file->ended &&
+        (file->wrote || relatime_due(file->atime, file->mtime, file->ctime, now)))
+      file->accessed = true;
+    co_return std::move(content);
+  }
 }
 
 Task<Expected<Mount::Content>> VolumeMount::read_pages(Handle handle, std::uint64_t offset,
                                                        std::uint32_t length) {
   ++counters_.operations;
-  CSV_CO_TRY(file, file_of(handle));
-  if (length == 0) co_return Content{};
   auto began = loop_->now();
-  auto content = co_await pages_.read(file, offset, length);
-  timed(counters_.reads, counters_.read_us, began);
-  co_return std::move(content);
+  for (;;) {
+    CSV_CO_TRY(file, co_await live(handle));
+    if (length == 0) co_return Content{};
+    auto content = co_await pages_.read(file, offset, length);
+    if (!content && do_again(*file, content.error())) continue;
+    timed(counters_.reads, counters_.read_us, began);
+    co_return std::move(content);
+  }
 }
 
 Task<Expected<std::uint32_t>> VolumeMount::write(Handle handle, std::uint64_t offset,
                                                  std::span<const std::byte> data,
                                                  WriteOptions options, Interrupt* interrupt) {
   ++counters_.operations;
-  CSV_CO_TRY(file, file_of(handle));
-  if (data.empty()) co_return 0u;
-  if (!options.append) {
-    if (offset >= kMaxFileSize) co_return std::errc::file_too_large;
-    data = data.first(std::min<std::uint64_t>(data.size(), kMaxFileSize - offset));
-  }
   auto began = loop_->now();
+  if (!options.append && offset < kMaxFileSize)
+    data = data.first(std::min<std::uint64_t>(data.size(), kMaxFileSize - offset));
+  for (;;) {
+    CSV_CO_TRY(file, co_await live(handle, interrupt));
+    if (data.empty()) co_return 0u;
+    if (!options.append && offset >= kMaxFileSize) co_return std::errc::file_too_large;
+    auto result = co_await write_to(file, offset, data, options, interrupt);
+    if (!result && do_again(*file, result.error())) continue;
+    timed(counters_.writes, counters_.write_us, began);
+    co_return std::move(result);
+  }
+}
+
+Task<Expected<std::uint32_t>> VolumeMount::write_to(FilePtr file, std::uint64_t offset,
+                                                    std::span<const std::byte> data,
+                                                    WriteOptions options, Interrupt* interrupt) {
   // The kernel dropped its pages of the range before it sent this, but a program may have had one
   // read again since, and stored into it: that store and this write must both last.
   std::optional<KernelPages::Closed> closed;
@@ -888,7 +1111,6 @@ Task<Expected<std::uint32_t>> VolumeMount::write(Handle handle, std::uint64_t of
     co_await pages_.clear(file, range);
   }
   auto result = co_await io_.write(file, offset, data, options, interrupt);
-  timed(counters_.writes, counters_.write_us, began);
   // The kernel keeps what could not be written, as if it had been: then a mapping would show what
   // nobody can read, and a later store into the page bring it back.
   if (!result && options.pages)
@@ -903,68 +1125,82 @@ Task<Expected<void>> VolumeMount::tell_wrote(FilePtr file) {
   request.mutable_wrote()->set_inode(raw(file->inode));
   Client::CallOptions options;
   options.session = file->session;
-  CSV_CO_TRY(answer, co_await client_.call(std::move(request), options));
-  (void)answer;
-  co_return Expected<void>{};
+  auto answer = co_await client_.call(std::move(request), options);
+  if (answer) co_return Expected<void>{};
+  file->wrote = true;  // should it go on with the next session
+  co_return answer.error();
 }
 
 Task<Expected<void>> VolumeMount::sync(Handle handle, bool content_only, Interrupt* interrupt) {
   ++counters_.operations;
-  CSV_CO_TRY(file, file_of(handle));
-  CSV_CO_CHECK(co_await io_.flush(file, interrupt));
-  if (content_only) co_return Expected<void>{};
-  co_return co_await tell_wrote(file);
+  for (;;) {
+    CSV_CO_TRY(file, co_await live(handle, interrupt));
+    auto synced = co_await io_.flush(file, interrupt);
+    if (synced && !content_only) synced = co_await tell_wrote(file);
+    if (!synced && do_again(*file, synced.error())) continue;
+    co_return std::move(synced);
+  }
 }
 
 Task<Expected<void>> VolumeMount::allocate(Handle handle, wire::Allocate what,
                                            Interrupt* interrupt) {
-  CSV_CO_TRY(file, file_of(handle));
-  what.set_inode(raw(file->inode));
-  std::optional<KernelPages::Closed> closed;
-  if ((what.mode() & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) != 0) {  // as in write
-    auto range = KernelPages::pages_of(what.offset(), what.length());
-    closed.emplace(file, range);
-    co_await pages_.clear(file, range);
+  for (;;) {
+    CSV_CO_TRY(file, co_await live(handle, interrupt));
+    what.set_inode(raw(file->inode));
+    std::optional<KernelPages::Closed> closed;
+    if ((what.mode() & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) != 0) {  // as in write
+      auto range = KernelPages::pages_of(what.offset(), what.length());
+      closed.emplace(file, range);
+      co_await pages_.clear(file, range);
+    }
+    wire::Request request;
+    *request.mutable_allocate() = what;
+    bool sent = false;
+    // After a fence another node may have gone on with the file: not with the next session.
+    auto answer = co_await change(std::move(request), interrupt, {}, file->session, &sent);
+    if (!answer && do_again(*file, answer.error(), sent)) continue;
+    if (!answer) co_return answer.error();
+    if (answer->reply.has_attr()) (void)noted(std::move(*answer->reply.mutable_attr()));
+    co_return Expected<void>{};
   }
-  wire::Request request;
-  *request.mutable_allocate() = std::move(what);
-  // After a fence another node may have gone on with the file: not with the next session.
-  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt, {}, file->session));
-  if (answer.reply.has_attr()) (void)noted(std::move(*answer.reply.mutable_attr()));
-  co_return Expected<void>{};
 }
 
 Task<Expected<std::uint64_t>> VolumeMount::clone(CloneWish what, Interrupt* interrupt) {
   ++counters_.operations;
-  CSV_CO_TRY(from, file_of(what.from));
-  CSV_CO_TRY(into, file_of(what.into));
-  if (!coordinator_clones_ || from->session != into->session)
-    co_return errno_error(EOPNOTSUPP, "clone");
-  auto range = KernelPages::pages_of(what.into_offset, what.length);
-  KernelPages::Closed closed{into, range};  // as in write
-  co_await pages_.clear(into, range);
-  wire::Request request;
-  auto& body = *request.mutable_clone();
-  body.set_inode(raw(from->inode));
-  body.set_offset(what.offset);
-  body.set_length(what.length);
-  body.set_into(raw(into->inode));
-  body.set_into_offset(what.into_offset);
-  body.set_drop_set_id(what.drop_set_id);
-  CSV_CO_TRY(answer, co_await change(std::move(request), interrupt, {}, into->session));
-  auto& cloned = *answer.reply.mutable_cloned();
-  if (cloned.length() > what.length)
-    co_return Error{std::errc::io_error, "the coordinator cloned more than was asked for"};
-  if (cloned.has_attr()) {
-    into->size = cloned.attr().size();
-    (void)noted(std::move(*cloned.mutable_attr()));
+  for (;;) {
+    CSV_CO_TRY(from, co_await live(what.from, interrupt));
+    CSV_CO_TRY(into, co_await live(what.into, interrupt));
+    if (!coordinator_clones_ || from->session != into->session)
+      co_return errno_error(EOPNOTSUPP, "clone");
+    auto range = KernelPages::pages_of(what.into_offset, what.length);
+    KernelPages::Closed closed{into, range};  // as in write
+    co_await pages_.clear(into, range);
+    wire::Request request;
+    auto& body = *request.mutable_clone();
+    body.set_inode(raw(from->inode));
+    body.set_offset(what.offset);
+    body.set_length(what.length);
+    body.set_into(raw(into->inode));
+    body.set_into_offset(what.into_offset);
+    body.set_drop_set_id(what.drop_set_id);
+    bool sent = false;
+    auto answer = co_await change(std::move(request), interrupt, {}, into->session, &sent);
+    if (!answer && do_again(*into, answer.error(), sent)) continue;
+    if (!answer) co_return answer.error();
+    auto& cloned = *answer->reply.mutable_cloned();
+    if (cloned.length() > what.length)
+      co_return Error{std::errc::io_error, "the coordinator cloned more than was asked for"};
+    if (cloned.has_attr()) {
+      into->size = cloned.attr().size();
+      (void)noted(std::move(*cloned.mutable_attr()));
+    }
+    co_return cloned.length();
   }
-  co_return cloned.length();
 }
 
 Task<Expected<std::uint64_t>> VolumeMount::seek(Handle handle, std::uint64_t offset,
                                                 std::uint32_t whence) {
-  CSV_CO_TRY(file, file_of(handle));
+  CSV_CO_TRY(file, co_await live(handle));
   wire::Request request;
   auto& body = *request.mutable_seek();
   body.set_inode(raw(file->inode));
@@ -978,26 +1214,43 @@ Task<Expected<std::uint64_t>> VolumeMount::seek(Handle handle, std::uint64_t off
 
 Task<Expected<void>> VolumeMount::lock(Handle handle, LockWish wish, Interrupt* interrupt) {
   ++counters_.operations;
-  CSV_CO_TRY(file, file_of(handle));
-  co_return co_await locks_.lock(file, handle, wish, interrupt);
+  for (;;) {
+    CSV_CO_TRY(file, co_await live(handle, interrupt));
+    auto locked = co_await locks_.lock(file, handle, wish, interrupt);
+    if (!locked && do_again(*file, locked.error())) continue;
+    co_return std::move(locked);
+  }
 }
 
 Task<Expected<void>> VolumeMount::unlock(Handle handle, LockWish wish) {
   ++counters_.operations;
-  CSV_CO_TRY(file, file_of(handle));
-  co_return co_await locks_.unlock(file, wish);
+  for (;;) {
+    CSV_CO_TRY(file, co_await live(handle));
+    auto unlocked = co_await locks_.unlock(file, wish);
+    if (!unlocked && do_again(*file, unlocked.error())) continue;
+    co_return std::move(unlocked);
+  }
 }
 
 Task<Expected<std::optional<Mount::LockFound>>> VolumeMount::test_lock(Handle handle,
                                                                        LockWish wish) {
   ++counters_.operations;
-  CSV_CO_TRY(file, file_of(handle));
-  co_return co_await locks_.test(file, wish);
+  for (;;) {
+    CSV_CO_TRY(file, co_await live(handle));
+    auto found = co_await locks_.test(file, wish);
+    if (!found && do_again(*file, found.error())) continue;
+    co_return std::move(found);
+  }
 }
 
 Task<void> VolumeMount::flush(Handle handle, std::uint64_t owner) {
-  auto file = file_of(handle);
-  if (file) co_await locks_.closed(*file, owner);
+  auto found = handles_.find(handle);
+  if (found == handles_.end()) co_return;
+  auto file = found->second.file;
+  if (!file->ended) co_await locks_.closed(file, owner);
+  if (!file->ended) co_return;
+  locks_.closed_suspended(file->inode, owner);
+  if (auto now = files_.find(file->inode)) co_await locks_.closed(now, owner);
 }
 
 }  // namespace

@@ -53,8 +53,10 @@ struct Caller {
 ///
 /// All calls on the loop's thread. A call waits, through reconnects and changes of coordinator, for
 /// as long as waiting can help; it answers an error only if the file system says so, or EIO when
-/// the session under which a file was opened has ended (a fence). Those that take an Interrupt
-/// answer EINTR once it is raised, unless they have begun to take effect.
+/// the session under which a file was opened has ended (a fence) and the file has been touched by
+/// other nodes since, or something of this one's may be missing; else open files go on with the
+/// next session. Those that take an Interrupt answer EINTR once it is raised, unless they have
+/// begun to take effect.
 ///
 /// Destroy a Mount before the tasks that wait for it, without running the loop in between: nothing
 /// touches their memory any more then.
@@ -190,7 +192,11 @@ class Mount {
   /// handle.
   virtual Task<void> flush(Handle handle, std::uint64_t owner) = 0;
 
-  /// Called when the session has ended, with the files that were open under it.
+  /// The session under which a handle goes on; SessionId{}: under none yet, or never again.
+  [[nodiscard]] virtual SessionId session_of(Handle handle) const = 0;
+
+  /// Called with files whose handles are over, once that is known: at the end of the session under
+  /// which they were open, or later.
   virtual void on_session_end(std::function<void(const std::vector<InodeId>&)> handler) = 0;
   [[nodiscard]] virtual MountCounters counters() const = 0;
   struct State {

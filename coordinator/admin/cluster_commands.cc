@@ -4,12 +4,14 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "coordinator/admin/admin_server.h"
 #include "coordinator/admin/cluster_requests.h"
 #include "coordinator/admin/cluster_text.h"
 #include "coordinator/admin/files.h"
 #include "coordinator/admin/prepare_command.h"
+#include "coordinator/admin/settled.h"
 #include "coordinator/cluster/configuration_text.h"
 
 namespace csv::admin {
@@ -19,6 +21,8 @@ using Json = nlohmann::json;
 
 /// A change waits for a quorum, and for a majority to store it.
 constexpr Duration kPatience = 30s;
+/// Between two looks at what has come of a change.
+constexpr Duration kLook = 200ms;
 /// Of a node that leaves: three changes, and others that take its volumes over.
 constexpr Duration kLeavePatience = 90s;
 
@@ -50,6 +54,34 @@ ExitCode change_cluster(const std::string& socket, const AdminRequest& request,
                              {"node", request.node},
                              {"value", request.value}});
   if (!answer) return failed(terminal, answer.error());
+  if (!done.empty()) terminal.out(done + "\n");
+  return ExitCode::done;
+}
+
+ExitCode change_and_wait(const std::string& socket, const AdminRequest& request,
+                         const std::string& done, Duration patience, Terminal& terminal) {
+  if (patience <= Duration{0})
+    return change_cluster(socket, request, "The cluster has accepted it, and is at it.", terminal);
+  if (auto changed = change_cluster(socket, request, "", terminal); changed != ExitCode::done)
+    return changed;
+  auto until = terminal.clock().now() + patience;
+  for (;;) {
+    auto status = ask_csvd(socket, R"({"command":"status"})", kPatience);
+    auto left = status ? left_to_do(*status, request) : Expected<std::string>{status.error()};
+    if (left && left->empty()) break;
+    auto why = left ? *left : left.error().message();
+    if (terminal.clock().now() >= until) {
+      terminal.progress("");
+      terminal.note(
+          fmt::format("csvctl: not done within {} s: {}. It stays as asked for; csvctl "
+                      "cluster status shows how it goes on",
+                      patience / 1s, why));
+      return ExitCode::failed;
+    }
+    terminal.progress(why);
+    std::this_thread::sleep_for(kLook);
+  }
+  terminal.progress("");
   terminal.out(done + "\n");
   return ExitCode::done;
 }

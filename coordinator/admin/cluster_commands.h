@@ -13,6 +13,12 @@ namespace csv::admin {
 ExitCode change_cluster(const std::string& socket, const AdminRequest& request,
                         const std::string& done, Terminal& terminal);
 
+/// `node drain` and `volume move`: the same, and done once it has come about (left_to_do), or
+/// ExitCode::failed with the reason if that takes longer than `patience`; it then stays as asked
+/// for. Zero: not waited for.
+ExitCode change_and_wait(const std::string& socket, const AdminRequest& request,
+                         const std::string& done, Duration patience, Terminal& terminal);
+
 struct CreateRequest {
   std::string name;
   bool without_witness = false;  ///< Two nodes, and it is known what that means.

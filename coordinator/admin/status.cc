@@ -185,6 +185,12 @@ std::string status_json(const StatusSources& from) {
           ? Json{}
           : Json::parse(cluster_json(*from.voting, from.config.node, from.clock, from.loss));
   out["tls"] = tls_json(from.clock, from.identity);
+  out["watchdog"] = from.watchdog == nullptr
+                        ? Json{}
+                        : Json{{"device", from.config.watchdog},
+                               {"timeout_s", from.watchdog->timeout / std::chrono::seconds{1}},
+                               {"petted_ago_s", seconds_since(from.clock, from.watchdog->petted)},
+                               {"withheld", from.watchdog->withheld}};
   out["volumes"] = Json::array();
   for (std::size_t i = 0; i < from.coordinations.size(); ++i)
     out["volumes"].push_back(volume_json(from, from.config.volumes[i], *from.coordinations[i]));

@@ -5,6 +5,7 @@
 #include "coordinator/admin/paint.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/voting_membership.h"
+#include "coordinator/cluster/watchdog.h"
 #include "coordinator/protocol/tls_identity.h"
 #include "coordinator/service/coordination.h"
 #include "csvfs/base/config.h"
@@ -23,6 +24,7 @@ struct StatusSources {
   const protocol::TlsIdentity* identity = nullptr;          ///< Null: nodes speak plain text.
   std::vector<const service::Coordination*> coordinations;  ///< In the order of config.volumes.
   const cluster::VotingMembership* voting = nullptr;        ///< Null: nobody votes.
+  const cluster::Watchdog::State* watchdog = nullptr;       ///< Null: none is configured.
   const cluster::QuorumLoss* loss = nullptr;  ///< What is done without a quorum; null: nothing.
 };
 

@@ -92,6 +92,8 @@ class Teller {
     }
     body_ += "\n" + table.text();
     if (status_.contains("tls")) certificate(status_.at("tls"));
+    if (status_.contains("watchdog") && !status_.at("watchdog").is_null())
+      watchdog(status_.at("watchdog"));
   }
 
   void quorum(const Json& voting) {
@@ -104,6 +106,17 @@ class Teller {
     for (const auto& [subject, text] : quorum_attention(voting))
       attend(subject, text, stopped && subject == "quorum" ? voting.at("since_s") : Json{}, csvd_);
     attention_.insert(attention_.end(), others.begin(), others.end());
+  }
+
+  void watchdog(const Json& state) {
+    auto seconds = number(state, "timeout_s");
+    body_ += fmt::format("watchdog {}: resets this machine after {} s, petted {} s ago\n",
+                         text_of(state.at("device")), seconds, number(state, "petted_ago_s"));
+    auto why = text_of(state.at("withheld"));
+    if (!why.empty())
+      attend("watchdog",
+             fmt::format("not petted, resets the machine within {} s: {}", seconds, why), Json{},
+             text_of(status_.at("node").at("name")));
   }
 
   void certificate(const Json& tls) {

@@ -66,6 +66,7 @@ Expected<void> check(const wire::Hello& hello) {
   CSV_TRY(node("hello.node", hello.node()));
   CSV_TRY(list("hello.open_inodes", hello.open_inodes_size(), kMaxOpenInodes));
   CSV_TRY(list("hello.page_inodes", hello.page_inodes_size(), kMaxOpenInodes));
+  CSV_TRY(list("hello.read_inodes", hello.read_inodes_size(), kMaxLayoutInodes));
   return list("hello.layout_inodes", hello.layout_inodes_size(), kMaxLayoutInodes);
 }
 
@@ -124,6 +125,17 @@ Expected<void> check(const wire::HeldLocks& locks) {
   return {};
 }
 
+Expected<void> check(const wire::Resume& resume) {
+  CSV_TRY(list("resume.files", resume.files_size(), kMaxResumed));
+  for (const auto& one : resume.files()) {
+    if (one.inode() == 0) return out_of_range("resume.inode", 0);
+    CSV_TRY(at_most("resume.size", one.size(), kMaxOffset));
+  }
+  CSV_TRY(list("resume.locks", resume.locks_size(), kMaxHeldLocks));
+  for (const auto& one : resume.locks()) CSV_TRY(check(one));
+  return {};
+}
+
 Expected<void> check(const wire::Request& request, std::size_t bulk_length) {
   CSV_TRY(at_most("request.slot", request.slot(), kSlots - 1));
   CSV_TRY(list("request.gave_up", request.gave_up_size(), kMaxGaveUp));
@@ -163,6 +175,7 @@ Expected<void> check(const wire::Request& request, std::size_t bulk_length) {
     case wire::Request::kUnlock: return check(request.unlock().what(), false);
     case wire::Request::kTestLock: return check(request.test_lock().what());
     case wire::Request::kHeldLocks: return check(request.held_locks());
+    case wire::Request::kResume: return check(request.resume());
     case wire::Request::kLockTaken:
     case wire::Request::kLockCancel:
     case wire::Request::kAdmitBegin:
@@ -231,6 +244,8 @@ Expected<void> check(const wire::Reply& reply) {
       CSV_TRY(at_most("lock_found.type", reply.lock_found().type(), 2));
       CSV_TRY(at_most("lock_found.last", reply.lock_found().last(), kMaxOffset));
       return at_most("lock_found.first", reply.lock_found().first(), reply.lock_found().last());
+    case wire::Reply::kResumed:
+      return list("resumed.inodes", reply.resumed().inodes_size(), kMaxResumed);
     case wire::Reply::kPosition: return range("position", reply.position().offset(), 0);
     case wire::Reply::kFsStat:
     case wire::Reply::RESULT_NOT_SET: return {};

@@ -30,6 +30,7 @@ inline constexpr int kMaxLayoutInodes = 65'536;                ///< More: layout
 inline constexpr int kMaxEntries = 4096;                       ///< Of a directory, in one reply.
 inline constexpr int kMaxSegments = 4096;                      ///< Of a layout.
 inline constexpr int kMaxHeldLocks = 4096;                     ///< In one message.
+inline constexpr int kMaxResumed = 1024;                       ///< Files, in one message.
 inline constexpr int kMaxGaveUp = 16;                          ///< Of one request.
 inline constexpr std::uint64_t kMostVouched = 60'000;          ///< Milliseconds.
 inline constexpr int kMaxAlso = 16;                            ///< Attributes beside a result.

@@ -41,6 +41,7 @@ std::vector<InodeId> named_inodes(const wire::Request& request) {
     case wire::Request::kUnlock:
     case wire::Request::kTestLock:
     case wire::Request::kHeldLocks:
+    case wire::Request::kResume:
     case wire::Request::OP_NOT_SET: break;
   }
   return {};

@@ -135,6 +135,7 @@ Task<Service::Outcome> Service::clone(CallRef call) {
       target.pages = target.layouts;
       if (anything_in_the_way(session, into, target)) continue;
     }
+    CSV_CO_CHECK(co_await touches(session, into, Touch::content));
     // What was written there is as durable as the clone is: who syncs the one file has it.
     CSV_CO_CHECK(judge(co_await content_.flush()));
     auto body = [call, bytes, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {

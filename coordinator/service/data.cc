@@ -270,6 +270,9 @@ Task<Service::Outcome> Service::layout(CallRef call) {
     // What is written directly changes times: nobody else may know them by heart.
     if (asked.write()) unwatch({&inode, 1}, session->id);
     auto sequence = recall_sequence_;
+    if (asked.write()) {
+      CSV_CO_CHECK(co_await touches(session, inode, Touch::content));
+    }
     auto seen = co_await look(inode, reach, asked.write());
     if (!seen) {
       if (is_stale(seen.error())) layouts_.drop(inode, session->id);
@@ -338,6 +341,9 @@ Task<Service::Outcome> Service::claim_pages(CallRef call, InodeId inode, Blocks 
     auto claim = layouts_.add_pages(inode, session->id, reach, dirty);
     layouts_.add(inode, session->id, reach, Layouts::Kind::read);
     auto sequence = recall_sequence_;
+    if (dirty) {
+      CSV_CO_CHECK(co_await touches(session, inode, Touch::content));
+    }
     auto seen = co_await look(inode, reach);
     if (!seen) {
       if (is_stale(seen.error())) layouts_.drop(inode, session->id);
@@ -686,6 +692,10 @@ Task<Expected<Service::WriteLook>> Service::look_where_to_write(CallRef call) {
 /// together with the size and the answer.
 Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
   InodeId inode{call->request.write().inode()};
+  if (auto noted = co_await touches(call->session, inode, Touch::content); !noted) {
+    cancel_reservation(std::move(seen.reserved));
+    co_return noted.error();
+  }
   auto offset = seen.offset;
   std::uint64_t length = call->content->size();
   auto end = offset + length;
@@ -806,6 +816,7 @@ Task<Service::Outcome> Service::truncate(CallRef call, InodeId inode, std::uint6
     CSV_CO_TRY(again, co_await look(inode, {}));
     seen = std::move(again);
   }
+  CSV_CO_CHECK(co_await touches(call->session, inode, Touch::content));
   if (size < seen.attr.size && size % kBlockSize != 0) {
     auto tail = std::min(seen.attr.size, blocks_up(size) * kBlockSize);
     CSV_CO_CHECK(co_await zero_bytes(call->session, inode, size, tail));
@@ -902,6 +913,7 @@ Task<Service::Outcome> Service::fill_space(CallRef call) {
   auto range = blocks_of(asked.offset(), asked.length());
   auto alone = co_await quiet(call->session, inode, {.layouts = kWholeFile});
   if (!alone) co_return alone.error();
+  CSV_CO_CHECK(co_await touches(call->session, inode, Touch::content));
   CSV_CO_TRY(seen, co_await look(inode, range));
   // Granted blocks are not holes, but would become some again when the grant ends.
   if (any_granted(seen.map)) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
@@ -933,6 +945,7 @@ Task<Service::Outcome> Service::punch(CallRef call) {
   auto alone =
       co_await quiet(call->session, inode, {.layouts = range, .reads_too = true, .pages = range});
   if (!alone) co_return alone.error();
+  CSV_CO_CHECK(co_await touches(call->session, inode, Touch::content));
   CSV_CO_TRY(inner, co_await zero_edges(call->session, inode, asked.offset(), end));
   auto body = [inode, inner, drop = asked.drop_set_id(),
                now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
@@ -957,6 +970,7 @@ Task<Service::Outcome> Service::zero_range(CallRef call) {
   InTheWay all{.layouts = {range.first, kLastBlock}, .reads_too = true, .pages = range};
   auto alone = co_await quiet(call->session, inode, all);
   if (!alone) co_return alone.error();
+  CSV_CO_CHECK(co_await touches(call->session, inode, Touch::content));
   CSV_CO_TRY(inner, co_await zero_edges(call->session, inode, asked.offset(), end));
   while (inner.first < inner.end) {
     if (call->session->ending) co_return session_ended();

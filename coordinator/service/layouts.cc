@@ -64,11 +64,13 @@ void Layouts::tidy(InodeId inode, SessionId session) {
 void Layouts::add(InodeId inode, SessionId session, Blocks range, Kind kind) {
   auto& held = holder(inode, session);
   (kind == Kind::write ? held.writes : held.reads).add(range);
+  if (kind == Kind::write) held.only_reads = false;
 }
 
 std::uint64_t Layouts::add_pages(InodeId inode, SessionId session, Blocks range, bool dirty) {
   auto& held = holder(inode, session);
   (dirty ? held.dirty : held.clean).add(range);
+  if (dirty) held.only_reads = false;
   return held.last_claim = ++claims_;
 }
 
@@ -80,8 +82,24 @@ void Layouts::trim_pages(InodeId inode, SessionId session, Blocks beyond, std::u
   tidy(inode, session);
 }
 
-void Layouts::declare(InodeId inode, SessionId session) {
+bool Layouts::may_write(InodeId inode, SessionId except) const {
+  const auto* found = find(inode);
+  if (found == nullptr) return false;
+  return std::any_of(found->holders.begin(), found->holders.end(), [&](const auto& each) {
+    return each.first != except && !each.second.only_reads && each.second.may_write();
+  });
+}
+
+std::vector<InodeId> Layouts::written_by_others(SessionId except) const {
+  std::vector<InodeId> all;
+  for (const auto& [inode, file] : files_)
+    if (may_write(inode, except)) all.push_back(inode);
+  return all;
+}
+
+void Layouts::declare(InodeId inode, SessionId session, bool only_reads) {
   auto& held = holder(inode, session);
+  held.only_reads = only_reads && held.nothing();
   held.writes.add(kWholeFile);
   held.may_have_grant = true;
 }
@@ -89,6 +107,7 @@ void Layouts::declare(InodeId inode, SessionId session) {
 void Layouts::set_grant(InodeId inode, SessionId session, GrantId grant, Blocks range) {
   auto& held = holder(inode, session);
   held.writes.add(range);
+  held.only_reads = false;
   held.grant = grant;
   held.may_have_grant = true;
 }

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <set>
@@ -57,13 +58,17 @@ class Layouts {
   /// on the file meanwhile, which may know of a later end.
   void trim_pages(InodeId inode, SessionId session, Blocks beyond, std::uint64_t claim);
   /// Said by the session itself, to a coordinator that knew nothing of it: all kinds, and there may
-  /// be a grant.
-  void declare(InodeId inode, SessionId session);
+  /// be a grant. `only_reads`: it says that it cannot write under any of it.
+  void declare(InodeId inode, SessionId session, bool only_reads = false);
   void set_grant(InodeId inode, SessionId session, GrantId grant, Blocks range);
   /// The session's current grant on the inode; GrantId{}: none we know of.
   [[nodiscard]] GrantId grant(InodeId inode, SessionId session) const;
   [[nodiscard]] bool may_have_grant(InodeId inode, SessionId session) const;
   void grant_dropped(InodeId inode, SessionId session);
+  /// Another session than `except` may write it by itself, or keep stores into pages of it.
+  [[nodiscard]] bool may_write(InodeId inode, SessionId except) const;
+  /// All files of which that is so.
+  [[nodiscard]] std::vector<InodeId> written_by_others(SessionId except) const;
 
   /// Sessions that hold something in `range`: write layouts only, or all.
   [[nodiscard]] std::vector<SessionId> holders(InodeId inode, Blocks range, bool reads_too) const;
@@ -146,6 +151,13 @@ class Layouts {
     std::uint64_t last_claim = 0;
     GrantId grant{};
     bool may_have_grant = false;
+    bool only_reads = false;  ///< Whatever is noted here was declared as nothing else.
+    [[nodiscard]] bool may_write() const {
+      auto stores = [](const Held& held) { return !held.writes.empty() || !held.dirty.empty(); };
+      return stores(*this) || may_have_grant ||
+             std::any_of(recalled.begin(), recalled.end(),
+                         [&](const auto& each) { return stores(each.second); });
+    }
     [[nodiscard]] bool nothing() const {
       return Held::nothing() && recalled.empty() && !may_have_grant;
     }

@@ -96,6 +96,10 @@ Task<Service::Outcome> Service::lock(CallRef call) {
   }
   if (session->ending) co_return session_ended();
   CSV_CO_CHECK(as_answer(verdict));
+  // From here on it has it, or nobody else gets it before it has answered.
+  CSV_CO_CHECK(
+      co_await touches(session, wish.inode,
+                       wish.type == LockType::write ? Touch::write_locked : Touch::read_locked));
   co_return Answer{};
 }
 

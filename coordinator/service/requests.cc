@@ -228,7 +228,11 @@ Task<Service::Outcome> Service::open(CallRef call) {
   if (reaping_.contains(inode)) co_return errno_error(ESTALE, "the file has been removed");
   opened(session, inode);
   Outcome outcome = Answer{};
-  if (asked.truncate()) {
+  auto noted = Expected<void>{};
+  if (asked.writes()) noted = co_await touches(session, inode, Touch::content);
+  if (!noted) {
+    outcome = noted.error();
+  } else if (asked.truncate()) {
     outcome = co_await truncate(call, inode, 0, std::nullopt, asked.drop_set_id());
   } else {
     auto attr = co_await attr_of(inode);

@@ -13,6 +13,7 @@
 #include "coordinator/service/memory.h"
 #include "coordinator/service/session.h"
 #include "coordinator/service/slot_watch.h"
+#include "coordinator/service/suspended.h"
 #include "coordinator/service/takeover.h"
 #include "coordinator/service/volume_service.h"
 #include "coordinator/service/watches.h"
@@ -40,10 +41,11 @@ struct Answer {
 };
 
 /// The VolumeService. Its parts: volume_service.cc (life, connections, dispatch), sessions.cc
-/// (hello, admission, fences, the watch over who is late), recall.cc (asking for layouts back),
-/// requests.cc (names and attributes), watching.cc (what mounts may answer of those by themselves),
-/// lock_requests.cc (locks of programs), data.cc (layouts and
-/// content), clone.cc (files that share blocks), upkeep.cc (what runs in the background).
+/// (hello, admission, fences, the watch over who is late), suspending.cc (what ended sessions had
+/// open), recall.cc (asking for layouts back), requests.cc (names and attributes), watching.cc
+/// (what mounts may answer of those by themselves), lock_requests.cc (locks of programs), data.cc
+/// (layouts and content), clone.cc (files that share blocks), upkeep.cc (what runs in the
+/// background).
 class Service final : public VolumeService {
  public:
   Service(Surroundings around, Taken taken);
@@ -107,11 +109,13 @@ class Service final : public VolumeService {
   void attach(const SessionRef& session, const LinkRef& link, const wire::Hello& hello);
   void declare(const SessionRef& session, const wire::Hello& hello);
   void refuse(const LinkRef& link, const Error& why);
-  enum class End { fenced, said_goodbye };
+  /// `for_good`: nothing of what it has open may be gone on with.
+  enum class End { fenced, fenced_for_good, said_goodbye };
   Task<void> end_session(SessionRef session, std::string why, End how);
-  Task<void> end_in_background(SessionRef session, std::string why);
+  Task<void> end_in_background(SessionRef session, std::string why, End how = End::fenced);
   /// Rows, PREEMPT, rows (A1). An error means that we cannot coordinate any more.
-  Task<Expected<void>> fence(std::vector<Key> keys, SessionId ends, Fencing::Left left);
+  Task<Expected<void>> fence(std::vector<Key> keys, SessionId ends, Fencing::Left left,
+                             std::optional<volume::SuspendedRow> keep = {});
   Task<void> fence_in_background(std::vector<Key> keys, Fencing::Left left);
   Task<Outcome> admit_begin(CallRef call);
   Task<Outcome> admit_done(CallRef call);
@@ -127,6 +131,19 @@ class Service final : public VolumeService {
   [[nodiscard]] std::optional<Error> kept_out(NodeId node) const;
   [[nodiscard]] bool lease_is_over(const Session& session) const;
   bool is_overdue(Session& session) const;
+
+  // suspending.cc
+  [[nodiscard]] std::optional<volume::SuspendedRow> what_to_suspend(const Session& session) const;
+  Task<Expected<void>> touches(SessionRef by, InodeId inode, Touch how);
+  Task<Expected<void>> write_marks(std::vector<Suspended::Mark> marks);
+  Task<Expected<void>> note_marks(std::vector<Suspended::Mark> marks);
+  Task<void> write_in_background(std::vector<Suspended::Mark> marks);
+  void declared_writing(const SessionRef& session, std::span<const InodeId> inodes);
+  Task<Expected<void>> forget_suspended(std::vector<NodeId> nodes);
+  Task<void> forget_in_background(std::vector<NodeId> nodes);
+  Task<Outcome> resume(CallRef call);
+  Task<Expected<void>> resume_file(SessionRef session, SessionId ended, wire::Resume::File file,
+                                   std::vector<FileLocks::Wish> locks);
 
   // recall.cc
   /// Nobody but the caller touches these blocks, by layout or through us, until it is destroyed.
@@ -362,6 +379,7 @@ class Service final : public VolumeService {
   FileLocks file_locks_;
   std::map<FileLocks::Ticket, Completion<FileLocks::Verdict>::Done> lock_waiters_;
 
+  Suspended suspended_;
   std::map<SessionId, SessionRef> sessions_;        ///< Live and ending ones.
   std::map<Key, volume::AdmissionRow> admissions_;  ///< As committed, or about to be fenced.
   std::map<InodeId, std::set<SessionId>> openers_;

@@ -111,11 +111,18 @@ Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
     if (other->incarnation == hello.incarnation() && !other->ending && other->declared)
       co_return other;
     auto after = other->id;
-    co_await end_session(other, "its node has a new mount", End::fenced);
+    // The same one that has lost its session comes back later, and may go on.
+    auto how = other->incarnation == hello.incarnation() ? End::fenced : End::fenced_for_good;
+    co_await end_session(other, "its node has a new mount", how);
     at = sessions_.upper_bound(after);  // the map changed meanwhile
   }
   if (sessions_.size() >= kMaxSessions)
     co_return Error{Errc::retry, "the volume has too many sessions"};
+  // Of a former mount nobody comes back.
+  if (const auto* left = suspended_.find(node);
+      left != nullptr && left->incarnation != hello.incarnation()) {
+    CSV_CO_CHECK(co_await forget_suspended(std::vector<NodeId>(1, node)));
+  }
   auto make_row = [node, incarnation = hello.incarnation()](volume::Catalog& catalog) {
     return catalog.new_session(node, incarnation);
   };
@@ -204,11 +211,18 @@ void Service::attach(const SessionRef& session, const LinkRef& link, const wire:
 void Service::declare(const SessionRef& session, const wire::Hello& hello) {
   for (auto inode : hello.open_inodes()) opened(session, InodeId{inode});
   if (session->declared) return;  // what it holds it got from us: we know at least as much
-  for (auto inode : hello.layout_inodes()) layouts_.declare(InodeId{inode}, session->id);
+  std::set<std::uint64_t> only_read{hello.read_inodes().begin(), hello.read_inodes().end()};
+  std::vector<InodeId> written;
+  for (auto inode : hello.layout_inodes()) {
+    layouts_.declare(InodeId{inode}, session->id, only_read.contains(inode));
+    if (!only_read.contains(inode)) written.push_back(InodeId{inode});
+  }
+  for (auto inode : hello.page_inodes()) written.push_back(InodeId{inode});
   for (auto inode : hello.page_inodes())
     layouts_.add_pages(InodeId{inode}, session->id, kWholeFile, true);
   session->layouts_unlisted = hello.layouts_unlisted();
   session->declared = true;
+  declared_writing(session, written);
   sessions_changed_.notify();
   reap_due_.notify();
 }
@@ -395,8 +409,8 @@ Task<Service::Outcome> Service::goodbye(CallRef call) {
   co_return Answer{};
 }
 
-Task<void> Service::end_in_background(SessionRef session, std::string why) {
-  co_await end_session(std::move(session), std::move(why), End::fenced);
+Task<void> Service::end_in_background(SessionRef session, std::string why, End how) {
+  co_await end_session(std::move(session), std::move(why), how);
 }
 
 Task<void> Service::end_session(SessionRef session, std::string why, End how) {
@@ -405,7 +419,7 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
     co_return;
   }
   session->ending = true;
-  session->fenced = how == End::fenced;
+  session->fenced = how != End::said_goodbye;
   log::info("session ends session={} node={} key={:016x} reason=\"{}\"", raw(session->id),
             raw(session->node), raw(session->key), why);
   events::report(how == End::said_goodbye ? events::Severity::info : events::Severity::error,
@@ -414,7 +428,7 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
                              how == End::said_goodbye ? "ended with a goodbye"
                                                       : "is ended, and its key fenced"),
                  how == End::said_goodbye ? "" : why);
-  if (how == End::fenced && session->link) {
+  if (session->fenced && session->link) {
     wire::Frame frame;
     frame.mutable_notice()->mutable_fenced()->set_reason(why);
     frame.set_id(next_notice_++);
@@ -432,14 +446,18 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
   std::vector<Key> keys;
   for (auto& [key, row] : admissions_)
     if (row.session == session->id) keys.push_back(key);
-  auto fenced =
-      co_await fence(std::move(keys), session->id,
-                     how == End::said_goodbye || session->key == Key{} ? Fencing::Left::nothing
-                                                                       : Fencing::Left::maybe);
+  std::optional<volume::SuspendedRow> keep;
+  if (how == End::fenced) keep = what_to_suspend(*session);
+  // What an earlier session of it left is this one's, or nobody's.
+  if (!keep && !co_await forget_suspended(std::vector<NodeId>(1, session->node))) co_return;
+  auto fenced = co_await fence(
+      std::move(keys), session->id,
+      !session->fenced || session->key == Key{} ? Fencing::Left::nothing : Fencing::Left::maybe,
+      std::move(keep));
   if (!fenced) co_return;  // stopped: what it held stays its own
 
   session->gone = true;
-  if (how == End::fenced && session->link) {
+  if (session->fenced && session->link) {
     auto link = std::exchange(session->link, nullptr);
     close_soon(std::move(link));
   }
@@ -470,7 +488,8 @@ Task<void> Service::fence_in_background(std::vector<Key> keys, Fencing::Left lef
   (void)co_await fence(std::move(keys), SessionId{}, left);  // a failure stops the service
 }
 
-Task<Expected<void>> Service::fence(std::vector<Key> keys, SessionId ends, Fencing::Left left) {
+Task<Expected<void>> Service::fence(std::vector<Key> keys, SessionId ends, Fencing::Left left,
+                                    std::optional<volume::SuspendedRow> keep) {
   // Before anything can be answered about these keys, and in the order in which the transactions
   // go.
   std::vector<AdmissionRow> rows;
@@ -480,12 +499,20 @@ Task<Expected<void>> Service::fence(std::vector<Key> keys, SessionId ends, Fenci
     found->second.state = AdmissionState::fenced;
     rows.push_back(found->second);
   }
-  auto mark = [rows, ends](volume::Catalog& catalog) -> Expected<void> {
+  auto keeps = keep ? keep->node : NodeId{};
+  auto next_inode = std::make_shared<InodeId>();
+  if (keep) suspended_.add(*keep);
+  auto mark = [rows, ends, keep = std::move(keep),
+               next_inode](volume::Catalog& catalog) mutable -> Expected<void> {
     for (const auto& row : rows) CSV_TRY(catalog.put_admission(row));
     if (ends != SessionId{}) CSV_TRY(catalog.end_session(ends));
+    if (!keep) return {};
+    CSV_TRY(catalog.suspend(*keep));
+    *next_inode = keep->next_inode;
     return {};
   };
   auto done = co_await writer_.change(std::move(mark));
+  if (done && keeps != NodeId{}) suspended_.knows_no_inode_from(keeps, *next_inode);
   if (done) done = co_await fencing_->remove(keys, left);
   if (done) {
     // A REGISTER that comes later than this is a key without a row: the sweep's.
@@ -542,7 +569,7 @@ Task<void> Service::watch() {
     for (auto& [id, session] : all) {
       if (session->ending) continue;
       if (auto why = kept_out(session->node)) {
-        tasks_.spawn(end_in_background(session, why->message()));
+        tasks_.spawn(end_in_background(session, why->message(), End::fenced_for_good));
         continue;
       }
       if (session->connected()) {
@@ -563,6 +590,10 @@ Task<void> Service::watch() {
         tasks_.spawn(end_in_background(session, "it did not come back"));
       }
     }
+    std::vector<NodeId> out;
+    for (auto node : suspended_.nodes())
+      if (kept_out(node)) out.push_back(node);
+    if (!out.empty()) tasks_.spawn(forget_in_background(std::move(out)));
     nudge_all();
   }
 }

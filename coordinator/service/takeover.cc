@@ -229,6 +229,7 @@ Task<Expected<void>> write_epoch(const Surroundings& around, Taken& taken) {
 struct Rows {
   std::vector<volume::SessionRow> sessions;
   std::vector<volume::AdmissionRow> admissions;
+  std::vector<volume::SuspendedRow> suspended;
 };
 
 Expected<Rows> open_catalog(Tenure& on, std::uint64_t page_cache) {
@@ -240,6 +241,7 @@ Expected<Rows> open_catalog(Tenure& on, std::uint64_t page_cache) {
   look[0].body = [&rows](volume::Catalog& catalog) -> Expected<void> {
     rows.sessions = CSV_TRY(catalog.sessions());
     rows.admissions = CSV_TRY(catalog.admissions());
+    rows.suspended = CSV_TRY(catalog.suspended());
     return {};
   };
   CSV_TRY(on.catalog->run(look));
@@ -275,6 +277,7 @@ Task<Expected<void>> fence_the_dead(const Surroundings& around, Taken& taken) {
     if (lives) taken.admissions.push_back(row);
   }
   taken.sessions = std::move(rows.sessions);
+  taken.suspended = std::move(rows.suspended);
   std::vector<Key> dead_rows{dead.begin(), dead.end()};
 
   CSV_CO_TRY(list, co_await taken.fencing->keys());

@@ -26,6 +26,7 @@ struct Taken {
   TimePoint proven_at{};  ///< A command sent then found our key in force, after the fence.
   std::vector<volume::SessionRow> sessions;      ///< Ended ones too.
   std::vector<volume::AdmissionRow> admissions;  ///< Live ones only.
+  std::vector<volume::SuspendedRow> suspended;
 };
 
 /// Whether the target has lost power, and so what its volatile cache held, since the catalog last

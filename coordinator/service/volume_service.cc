@@ -76,6 +76,7 @@ Service::Service(Surroundings around, Taken taken)
     auto& session = *sessions_.at(row.session);
     (row.state == volume::AdmissionState::admitted ? session.key : session.registering) = row.key;
   }
+  for (auto& row : taken.suspended) suspended_.add(std::move(row));
   await_former_watchers(taken);
   tenure_->lun->on_lost([this, alive = std::weak_ptr{alive_}](Error why) {
     if (!alive.expired()) stop(why.within("the coordinator's way to the LUN"));
@@ -355,6 +356,7 @@ Task<Service::Outcome> Service::dispatch(CallRef call) {
     case wire::Request::kUnlock: return unlock(std::move(call));
     case wire::Request::kTestLock: return test_lock(std::move(call));
     case wire::Request::kHeldLocks: return held_locks(std::move(call));
+    case wire::Request::kResume: return resume(std::move(call));
     case wire::Request::OP_NOT_SET: break;
   }
   return unknown(std::move(call));

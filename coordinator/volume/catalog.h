@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -81,6 +82,32 @@ struct SessionRow {
   NodeId node{};
   std::uint64_t incarnation = 0;
   bool ended = false;  ///< Nothing it holds counts any more; what it held is being cleaned up.
+};
+
+/// What others did, since its session was ended, to a file that a mount had open. Bits.
+enum class Touch : std::uint8_t {
+  none = 0,
+  content = 1,       ///< Wrote it, or opened it for writing; or nobody can tell.
+  read_locked = 2,   ///< Took a lock that excludes writers.
+  write_locked = 4,  ///< Took a lock that excludes everybody.
+};
+constexpr Touch operator|(Touch a, Touch b) {
+  return Touch(static_cast<std::uint8_t>(a) | static_cast<std::uint8_t>(b));
+}
+constexpr Touch operator&(Touch a, Touch b) {
+  return Touch(static_cast<std::uint8_t>(a) & static_cast<std::uint8_t>(b));
+}
+
+/// What a mount had open when its session was ended without a goodbye. One a node.
+struct SuspendedRow {
+  NodeId node{};
+  SessionId session{};  ///< The one that was ended.
+  std::uint64_t incarnation = 0;
+  /// `files` are all it had open; else what it had is not known, and `files` are those that others
+  /// have touched.
+  bool listed = false;
+  InodeId next_inode{};  ///< Of an inode from here on it cannot have known.
+  std::map<InodeId, Touch> files;
 };
 
 struct SlotResult {
@@ -273,6 +300,12 @@ class Catalog {
   virtual Expected<void> put_admission(const AdmissionRow& row) = 0;
   virtual Expected<void> remove_admission(Key key) = 0;
   virtual Expected<std::vector<AdmissionRow>> admissions() = 0;
+  /// Replaces what was suspended of the node. Sets row.next_inode.
+  virtual Expected<void> suspend(SuspendedRow& row) = 0;
+  /// Adds to what is known of these files of a node; no effect if nothing of it is suspended.
+  virtual Expected<void> touch_suspended(NodeId node, const std::map<InodeId, Touch>& files) = 0;
+  virtual Expected<void> forget_suspended(NodeId node) = 0;
+  virtual Expected<std::vector<SuspendedRow>> suspended() = 0;
   /// What is known of the target's memory. A key that it forgot, or a generation that went back,
   /// tells of a power loss, which took what was in its volatile cache along.
   struct TargetMemory {

@@ -21,6 +21,7 @@ namespace {
 
 constexpr std::size_t kMostProblems = 1000;
 constexpr std::string_view kShared = "shared";
+constexpr std::uint64_t kMostNode = 63;
 
 /// What is known of an inode, from its row and from what refers to it.
 struct Seen {
@@ -332,6 +333,18 @@ class CatalogCheck {
     CSV_TRY(rows("SELECT session,slot FROM slots", [&](Query& row) {
       if (!sessions_.contains(row.u64(0)))
         problem("slot {} of session {}, which does not exist", row.u64(1), row.u64(0));
+    }));
+    std::set<std::uint64_t> suspended;
+    CSV_TRY(rows("SELECT node,session FROM suspended", [&](Query& row) {
+      suspended.insert(row.u64(0));
+      if (row.u64(0) == 0 || row.u64(0) > kMostNode)
+        problem("node {} has files suspended, and cannot be", row.u64(0));
+      if (row.u64(1) >= numbers_["next_session"])
+        problem("suspended session {}: its number has not been given out yet", row.u64(1));
+    }));
+    CSV_TRY(rows("SELECT node,inode FROM suspended_files", [&](Query& row) {
+      if (!suspended.contains(row.u64(0)))
+        problem("inode {} is suspended for node {}, of which nothing is", row.u64(1), row.u64(0));
     }));
     return rows("SELECT key,session,state FROM admissions", [&](Query& row) {
       if (row.u64(1) != 0 && !sessions_.contains(row.u64(1)))

@@ -189,9 +189,11 @@ class Repairer {
 
   /// Nobody uses the volume: whoever had it has been fenced.
   Expected<void> sessions() {
-    for (const auto* table : {"slots", "admissions", "grants", "sessions"}) {
+    for (const auto* table :
+         {"slots", "admissions", "grants", "sessions", "suspended", "suspended_files"}) {
       auto gone = CSV_TRY(run((std::string{"DELETE FROM "} + table + " WHERE 1").c_str()));
-      if (gone > 0 && std::string_view{table} != "slots")
+      if (gone > 0 && std::string_view{table} != "slots" &&
+          !std::string_view{table}.starts_with("suspended"))
         did("{} {} dropped: nobody uses the volume any more", gone, table);
     }
     return {};
@@ -605,7 +607,7 @@ class Repairer {
     CSV_TRY(for_each_named(database_, [&](const SharedRange& named) {
       if (named.count > 1) now.push_back(named);
     }));
-    numbers_["schema_version"] = now.empty() ? kSchemaUnshared : kSchemaVersion;
+    numbers_["schema_version"] = now.empty() ? kSchemaPlain : kSchemaVersion;
     if (before == now) return {};
     did("the notes of what files share, {} ranges, were made anew: {} ranges", before.size(),
         now.size());

@@ -205,7 +205,7 @@ class Salvager {
       return Error{Errc::refused, fmt::format("the catalog has schema {}, this program knows {}",
                                               row.u64(0), kSchemaVersion)};
     // Made by an earlier program, it never had one.
-    if (shared_is_gone_ && !(known && row.u64(0) == kSchemaUnshared))
+    if (shared_is_gone_ && !(known && row.u64(0) == kSchemaPlain))
       result_.losses.push_back(fmt::format("table {} is gone", kShared));
     return {};
   }

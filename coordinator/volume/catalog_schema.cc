@@ -34,7 +34,7 @@ Expected<void> SqlCatalog::fill_empty(std::int64_t now) {
                          root.rdev, root.size, root.blocks, now, now, now, now, root.truncation,
                          root.parent, 3, false, nullptr));
   counters_.inodes = 1;
-  counters_.schema = kSchemaUnshared;
+  counters_.schema = kSchemaPlain;
 
   CSV_TRY(allocator_.create());
   std::uint64_t number = 0;

@@ -47,6 +47,53 @@ Expected<void> SqlCatalog::forget_session(SessionId session) {
   return {};
 }
 
+Expected<void> SqlCatalog::suspend(SuspendedRow& row) {
+  CSV_TRY(forget_suspended(row.node));
+  counters_.schema = kSchemaVersion;
+  row.next_inode = InodeId{counters_.next_inode};
+  CSV_TRY(database_->run(sql_->put_suspended, row.node, row.session, row.incarnation, row.listed,
+                         row.next_inode));
+  return touch_suspended(row.node, row.files);
+}
+
+Expected<void> SqlCatalog::touch_suspended(NodeId node, const std::map<InodeId, Touch>& files) {
+  CSV_TRY(may_change(Pages::freed));
+  constexpr std::size_t kRowsOfAPage = 128;
+  extra_cost_ += files.size() / kRowsOfAPage;
+  for (auto [inode, touched] : files)
+    CSV_TRY(database_->run(sql_->touch_suspended, node, inode, touched));
+  return {};
+}
+
+Expected<void> SqlCatalog::forget_suspended(NodeId node) {
+  CSV_TRY(may_change(Pages::freed));
+  CSV_TRY(database_->run(sql_->delete_suspended, node));
+  CSV_TRY(database_->run(sql_->delete_suspended_files, node));
+  return {};
+}
+
+Expected<std::vector<SuspendedRow>> SqlCatalog::suspended() {
+  std::vector<SuspendedRow> found;
+  {
+    auto row = database_->use(sql_->list_suspended);
+    while (CSV_TRY(row.row())) {
+      SuspendedRow one;
+      one.node = NodeId{static_cast<std::uint8_t>(row.u64(0))};
+      one.session = SessionId{row.u64(1)};
+      one.incarnation = row.u64(2);
+      one.listed = row.u64(3) != 0;
+      one.next_inode = InodeId{row.u64(4)};
+      found.push_back(std::move(one));
+    }
+  }
+  for (auto& one : found) {
+    auto row = database_->use(sql_->list_suspended_files, one.node);
+    while (CSV_TRY(row.row()))
+      one.files[InodeId{row.u64(0)}] = Touch{static_cast<std::uint8_t>(row.u64(1))};
+  }
+  return found;
+}
+
 Catalog::TargetMemory SqlCatalog::target_memory() const {
   return {counters_.target_losses, static_cast<std::uint32_t>(counters_.key_generation)};
 }

@@ -59,11 +59,23 @@ CREATE INDEX grants_by_session ON grants(session, inode);
 CREATE INDEX grants_by_inode ON grants(inode);
 CREATE TABLE shared(
   start INTEGER PRIMARY KEY, length INTEGER NOT NULL, count INTEGER NOT NULL) STRICT;
+CREATE TABLE suspended(
+  node INTEGER PRIMARY KEY, session INTEGER NOT NULL, incarnation INTEGER NOT NULL,
+  listed INTEGER NOT NULL, next_inode INTEGER NOT NULL) STRICT;
+CREATE TABLE suspended_files(
+  node INTEGER NOT NULL, inode INTEGER NOT NULL, touched INTEGER NOT NULL,
+  PRIMARY KEY(node, inode)) STRICT, WITHOUT ROWID;
 )";
 /// What a catalog made by an earlier program lacks.
 inline constexpr const char* kLaterTables = R"(
 CREATE TABLE IF NOT EXISTS shared(
   start INTEGER PRIMARY KEY, length INTEGER NOT NULL, count INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS suspended(
+  node INTEGER PRIMARY KEY, session INTEGER NOT NULL, incarnation INTEGER NOT NULL,
+  listed INTEGER NOT NULL, next_inode INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS suspended_files(
+  node INTEGER NOT NULL, inode INTEGER NOT NULL, touched INTEGER NOT NULL,
+  PRIMARY KEY(node, inode)) STRICT, WITHOUT ROWID;
 )";
 
 #define CSV_INODE_COLUMNS                                                             \
@@ -194,6 +206,19 @@ struct SqlCatalog::Statements {
   Statement delete_admissions_of{"DELETE FROM admissions WHERE session=?1"};
   Statement list_admissions{
       "SELECT key,session,node,incarnation,state FROM admissions ORDER BY key"};
+
+  Statement put_suspended{
+      "INSERT OR REPLACE INTO suspended(node,session,incarnation,listed,next_inode)"
+      " VALUES(?1,?2,?3,?4,?5)"};
+  Statement touch_suspended{
+      "INSERT INTO suspended_files(node,inode,touched)"
+      " SELECT ?1,?2,?3 WHERE EXISTS(SELECT 1 FROM suspended WHERE node=?1)"
+      " ON CONFLICT(node,inode) DO UPDATE SET touched=touched|excluded.touched"};
+  Statement delete_suspended{"DELETE FROM suspended WHERE node=?1"};
+  Statement delete_suspended_files{"DELETE FROM suspended_files WHERE node=?1"};
+  Statement list_suspended{
+      "SELECT node,session,incarnation,listed,next_inode FROM suspended ORDER BY node"};
+  Statement list_suspended_files{"SELECT inode,touched FROM suspended_files WHERE node=?1"};
 
   Statement insert_grant{"INSERT INTO grants(id,session,inode,unwritten) VALUES(?1,?2,?3,0)"};
   Statement get_grant{"SELECT session,inode,unwritten FROM grants WHERE id=?1"};

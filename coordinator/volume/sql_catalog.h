@@ -13,12 +13,13 @@
 
 namespace csv::volume {
 
-/// The newest schema, of a catalog in which files share blocks; from the first clone on, so that a
-/// program that would free such blocks refuses the volume. Until then it is kSchemaUnshared.
+/// The newest schema, of a catalog in which files share blocks or are suspended; from the first of
+/// either on, so that a program that would free such blocks, or not note who touches such files,
+/// refuses the volume. Until then it is kSchemaPlain.
 inline constexpr std::uint64_t kSchemaVersion = 4;
-inline constexpr std::uint64_t kSchemaUnshared = 3;
+inline constexpr std::uint64_t kSchemaPlain = 3;
 constexpr bool is_known_schema(std::uint64_t version) {
-  return version == kSchemaVersion || version == kSchemaUnshared;
+  return version == kSchemaVersion || version == kSchemaPlain;
 }
 inline constexpr std::uint64_t kMaxFileBlocks = 1ull << 32;  ///< 16 TiB.
 /// An extent row lies within one window of its file, so that a window's rows are found by its start
@@ -156,6 +157,10 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Expected<std::vector<SessionRow>> sessions() override;
   Expected<void> end_session(SessionId session) override;
   Expected<void> forget_session(SessionId session) override;
+  Expected<void> suspend(SuspendedRow& row) override;
+  Expected<void> touch_suspended(NodeId node, const std::map<InodeId, Touch>& files) override;
+  Expected<void> forget_suspended(NodeId node) override;
+  Expected<std::vector<SuspendedRow>> suspended() override;
   [[nodiscard]] TargetMemory target_memory() const override;
   Expected<void> set_target_memory(TargetMemory now) override;
   Expected<std::uint64_t> new_key_number() override;

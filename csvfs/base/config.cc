@@ -128,6 +128,19 @@ Expected<Config> read(const toml::table& root, const std::string& file) {
   auto is_absolute = [](const std::string& text) { return text.starts_with("/"); };
   out.state_dir = CSV_TRY(node.text("state_dir", "a folder's path", is_absolute, kStateDir));
   out.links = CSV_TRY(node.texts("links", kAddressText, is_numeric_address));
+  auto is_device = [](const std::string& text) { return text.starts_with("/dev/"); };
+  out.watchdog =
+      CSV_TRY(node.text("watchdog", "a device, such as \"/dev/watchdog\"", is_device, ""));
+  auto seconds =
+      CSV_TRY(node.integer("watchdog_timeout_s", 1, kLongestWatchdog / 1s, kShortestWatchdog / 1s));
+  out.watchdog_timeout = std::chrono::seconds{seconds};
+  if (out.watchdog_timeout < kShortestWatchdog)
+    return node.clash("watchdog_timeout_s",
+                      "at least " + std::to_string(kShortestWatchdog / 1s) +
+                          ": the membership lease runs 3 s, and one that lapses for a moment must "
+                          "not reset the machine before its mounts have closed");
+  if (out.watchdog.empty() && root["node"]["watchdog_timeout_s"])
+    return node.clash("watchdog_timeout_s", "it belongs to watchdog, which is not there");
   CSV_TRY(node.nothing_else());
 
   std::set<NodeId> ids{out.node};

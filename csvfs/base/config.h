@@ -6,6 +6,7 @@
 
 #include "csvfs/base/error.h"
 #include "csvfs/base/ids.h"
+#include "csvfs/base/loop.h"
 
 namespace csv {
 
@@ -45,6 +46,9 @@ struct TlsConfig {
   bool operator==(const TlsConfig&) const = default;
 };
 
+/// What a watchdog must count to at least, by the times of the membership lease.
+inline constexpr Duration kShortestWatchdog = 10s, kLongestWatchdog = 600s;
+
 /// What /etc/csvfs/csvd.toml says, checked: docs/configuration.md has every key. A value; the same
 /// for csvd, csvfs and csvctl of a node.
 struct Config {
@@ -56,6 +60,9 @@ struct Config {
   std::vector<std::string> isolation_addresses;
   /// A node that has lost its quorum, and did not find it again after a restart of csvd, reboots.
   bool reboot_when_isolated = false;
+  /// A device's path (coordinator/cluster/watchdog.h); empty: none is used.
+  std::string watchdog;
+  Duration watchdog_timeout = kShortestWatchdog;  ///< Whole seconds.
   NodeId node{};
   std::string node_name;
   std::string listen;  ///< "address:port", numeric; where mounts and peers reach this csvd.

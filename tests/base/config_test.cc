@@ -89,6 +89,14 @@ TEST_CASE("config: what the file says arrives, and what it leaves out has its de
   REQUIRE_MESSAGE(isolated, isolated.error().message());
   CHECK(isolated->isolation_addresses == std::vector<std::string>{"10.0.0.254", "fd00::1"});
   CHECK(isolated->reboot_when_isolated);
+  CHECK(config->watchdog.empty());
+  auto watched = parse_config(replaced(kGood, "name = \"node1\"\n",
+                                       "name = \"node1\"\nwatchdog = \"/dev/watchdog1\"\n"
+                                       "watchdog_timeout_s = 20\n"),
+                              "csvd.toml");
+  REQUIRE_MESSAGE(watched, watched.error().message());
+  CHECK(watched->watchdog == "/dev/watchdog1");
+  CHECK(watched->watchdog_timeout == std::chrono::seconds{20});
   auto alone = parse_config(R"([cluster]
 id = 1
 [node]
@@ -118,6 +126,13 @@ TEST_CASE("config: what is wrong is named with its file, line and column, and wh
        "csvd.toml:3:16: ", "\"stop\" or \"reboot\""},
       {replaced(kGood, "id = 4711\n", "id = 4711\nisolation_addresses = [\"gateway\"]\n"),
        "csvd.toml:3:24: ", "numeric address"},
+      {replaced(kGood, "name = \"node1\"\n",
+                "name = \"node1\"\nwatchdog = \"/dev/watchdog\"\nwatchdog_timeout_s = 9\n"),
+       "csvd.toml:7:22: ", "at least 10"},
+      {replaced(kGood, "name = \"node1\"\n", "name = \"node1\"\nwatchdog_timeout_s = 15\n"),
+       "csvd.toml:6:22: ", "belongs to watchdog"},
+      {replaced(kGood, "name = \"node1\"\n", "name = \"node1\"\nwatchdog = \"yes\"\n"),
+       "csvd.toml:6:12: ", "a device"},
       {replaced(kGood, "sessions", "session"), "csvd.toml:14:1: ", "unknown key 'session'"},
       {replaced(kGood, "[node]", "[nodes]"), "csvd.toml:3:2: ", "unknown key 'nodes'"},
       {replaced(kGood, "sessions = 2", "sessions = 0"), "csvd.toml:14:12: ", "from 1 to 8"},

@@ -583,23 +583,33 @@ TEST_CASE("fuse: what was removed can be stated as long as the kernel knows it")
   CHECK(kernel.attr_once_reaped(node) == ESTALE);
 }
 
-TEST_CASE("fuse: a file that was open at a fence is another one to the kernel afterwards") {
+TEST_CASE("fuse: a file whose handles a fence has ended is another one to the kernel afterwards") {
   World::Options options;
   options.timing.reconnect_grace = 300ms;
+  options.timing.lease_term = 300ms;
+  options.timing.key_sweep = 50ms;
   World world{options};
   Kernel kernel{world};
   auto file = kernel.create("file");
   REQUIRE(kernel.write(file, 0, pattern(8192, 1)) == 0);
   auto& mount = world.mount(1);
   auto session = mount.state().session;
-  world.post([&] { world.refuse_connections = true; });
-  world.cut_connections();
+  auto kept = kernel.create("kept");
+  REQUIRE(kernel.write(kept, 0, pattern(8192, 3)) == 0);
+  auto& other = world.mount(2);
+  world.cut_off(1);
   world.wait(sleep(world.loop(), 1500ms));
-  world.post([&] { world.refuse_connections = false; });
+  auto same = world.wait(other.open(InodeId{file.node}, {.writes = true}));
+  REQUIRE(same);
+  world.wait(other.close(same->handle));
+  world.cut_off(0);
   for (int i = 0;
        i < 1000 && (mount.state().session == session || mount.state().mode != AccessMode::direct);
        ++i)
     world.wait(sleep(world.loop(), 50ms));
+  CHECK(kernel.read(kept, 0, 8192) == pattern(8192, 3));  // nobody has touched it
+  CHECK(kernel.write(kept, 0, pattern(4096, 4)) == 0);
+  CHECK(kernel.release(kept) == 0);
   // What a program left in an old mapping is refused, and its inode opens no new way.
   CHECK(kernel.write(file, 0, pattern(4096, 2), 0, FUSE_WRITE_CACHE) == EIO);
   fuse_open_in in{};

@@ -317,6 +317,43 @@ TEST_CASE("mount: two nodes that wait for each other: one is told") {
   CHECK(waits->get());
 }
 
+TEST_CASE("mount: locks that nobody asked for go on with the file after a session's end") {
+  World::Options options;
+  options.timing.reconnect_grace = 300ms;
+  options.timing.lease_term = 300ms;
+  options.timing.key_sweep = 50ms;
+  World world{options};
+  auto& one = world.mount(1);
+  auto file = create(world, one, "file");
+  auto& two = world.mount(2);
+  auto other = open(world, two, file);
+  CHECK(lock(world, one, file.handle, wish(1)));
+  CHECK(lock(world, one, file.handle, whole(wish(2))));
+  auto session = one.state().session;
+  auto waits = world.begin(one.lock(file.handle, wish(3, kWrite, true)));
+  world.cut_off(1);
+  world.wait(sleep(world.loop(), 1500ms));
+  // A program that ends meanwhile leaves nothing behind.
+  auto closing = world.begin([](Mount& mount, Mount::Handle handle) -> Task<bool> {
+    co_await mount.flush(handle, wish(2).owner);
+    co_return true;
+  }(one, file.handle));
+  CHECK(closing->get());
+  world.cut_off(0);
+  for (int i = 0; i < 1000 && one.state().session == session; ++i)
+    world.wait(sleep(world.loop(), 10ms));
+  CHECK(lock(world, one, file.handle, wish(1)));
+  CHECK(one.session_of(file.handle) == one.state().session);
+  CHECK_FALSE(lock(world, two, other, wish(9)));
+  CHECK_FALSE(lock(world, two, other, whole(wish(9))));  // flock is not the process's
+  CHECK_FALSE(waits->ready_within(50ms));
+  CHECK(world.wait(one.unlock(file.handle, wish(1))));
+  CHECK(waits->get());
+  world.wait(one.close(file.handle));
+  CHECK(lock(world, two, other, wish(9)));
+  CHECK(lock(world, two, other, whole(wish(9))));
+}
+
 TEST_CASE("mount: the locks of a session that was fenced are free, and its handles say EIO") {
   World::Options options;
   options.timing.lease_term = 300ms;
@@ -344,10 +381,13 @@ TEST_CASE("mount: the locks of a session that was fenced are free, and its handl
     world.post([&] { world.refuse_connections = false; });
     // Both were away for longer than the lease; whoever came back first may have gone on.
     auto mine = world.wait(one.lock(file.handle, wish(1)));
-    bool ended = one.state().session != old;
+    // Its lock is another's by now; or nobody has had it, and it goes on with it.
+    bool ended = one.state().session != old && one.session_of(file.handle) == SessionId{};
     if (ended) {
       CHECK(mine.error().to_errno() == EIO);
       CHECK(own->get().error().to_errno() == EIO);
+    } else {
+      CHECK(mine);
     }
     world.wait(one.flush(file.handle, wish(1).owner));
     world.wait(one.close(file.handle));

@@ -402,16 +402,97 @@ TEST_CASE("mount: open files, layouts and unanswered requests outlive the coordi
   CHECK(read(world, two, open(world, two, "file").handle, 65536, 65536) == data);
 }
 
-TEST_CASE("mount: after its session was ended, old handles fail with EIO and a new open works") {
-  World::Options options;
-  options.timing.reconnect_grace = 300ms;
-  World world{options};
-  auto& mount = world.mount(2);
+namespace {
+
+/// Node 2's mount, which is cut off until its session has ended, and another one, which is not.
+struct CutOff {
+  static World::Options quick() {
+    World::Options options;
+    options.timing.reconnect_grace = 300ms;
+    options.timing.lease_term = 300ms;
+    options.timing.key_sweep = 50ms;  // also the heartbeat, which keeps the coordinator's gate open
+    return options;
+  }
+  void cut() {
+    session = mount.state().session;
+    world.cut_off(2);
+    for (int i = 0; i < 1000 && known(); ++i) world.wait(sleep(world.loop(), 10ms));
+    REQUIRE(!known());
+  }
+  bool known() {
+    bool found = false;
+    world.post([&] {
+      for (const auto& each : world.service().status().sessions)
+        found = found || each.session == session;
+    });
+    return found;
+  }
+  void heal() {
+    world.cut_off(0);
+    for (int i = 0; i < 1000 && !is_back(); ++i) world.wait(sleep(world.loop(), 10ms));
+    REQUIRE(is_back());
+  }
+  bool is_back() {
+    return mount.state().session != session && mount.state().mode == AccessMode::direct;
+  }
+
+  World world{quick()};
+  Mount& mount = world.mount(2);
+  Mount& other = world.mount(3);
+  SessionId session{};
+};
+
+int error_of(const auto& result) { return result ? 0 : result.error().to_errno(); }
+
+}  // namespace
+
+TEST_CASE("mount: handles of an ended session go on where nobody touched the file meanwhile") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
   auto file = written_file(world, mount, "file", kMiB);
-  auto session = mount.state().session;
-  // It may not talk to the coordinator for longer than that waits for it.
-  world.post([&] { world.refuse_connections = true; });
-  world.cut_connections();
+  auto log = create(world, mount, "log");
+  auto looked_at = written_file(world, mount, "looked_at", 8192);
+  // What is under way when the connection breaks, or begins after, is answered in the end.
+  world.cut_off(2);
+  auto data = pattern(65536, 7), more = pattern(65536, 8);
+  auto growing = world.begin(mount.write(log.handle, 0, data, {}));
+  at.cut();
+  CHECK(read(world, other, open(world, other, "looked_at").handle, 0, 8192) == pattern(8192, 1));
+  auto overwriting = world.begin(mount.write(file.handle, 4096, data, {}));
+  auto reading = world.begin(mount.read(looked_at.handle, 0, 8192));
+  auto syncing = world.begin(mount.sync(file.handle));
+  at.heal();
+  CHECK(error_of(growing->get()) == 0);
+  CHECK(error_of(overwriting->get()) == 0);
+  CHECK(error_of(syncing->get()) == 0);
+  CHECK(error_of(reading->get()) == 0);
+  CHECK(mount.session_of(file.handle) == mount.state().session);
+  write(world, mount, log.handle, 65536, more);
+  CHECK(read(world, mount, log.handle, 0, 65536) == data);
+  auto seen = open(world, other, "log");
+  CHECK(read(world, other, seen.handle, 65536, 65536) == more);
+  CHECK(read(world, other, open(world, other, "file").handle, 4096, 65536) == data);
+  // They are open as any others: what is removed now stays until they are closed.
+  CHECK(world.wait(other.unlink(kRootInode, "log", false)));
+  world.wait(other.close(seen.handle));
+  CHECK(read(world, mount, log.handle, 65536, 65536) == more);
+  // And end once more.
+  at.cut();
+  at.heal();
+  CHECK(read(world, mount, file.handle, 4096, 65536) == data);
+  CHECK(error_of(world.wait(mount.read(log.handle, 0, 4096))) == EIO);  // removed
+  for (auto handle : {file.handle, log.handle, looked_at.handle}) world.wait(mount.close(handle));
+}
+
+TEST_CASE("mount: handles of an ended session fail where somebody touched the file meanwhile") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", kMiB);
+  auto data = pattern(8192, 9);
+  world.cut_off(2);
+  // An answered write is on the LUN; one that was not answered must not land behind another's.
+  auto unaligned = pattern(100, 2);
+  auto late = world.begin(mount.write(file.handle, 10, unaligned, {}));
   // What an old handle had asked for must not go with the new session.
   wire::Allocate punch;
   punch.set_length(kMiB);
@@ -421,25 +502,92 @@ TEST_CASE("mount: after its session was ended, old handles fail with EIO and a n
   empty.set_inode(file.attr.inode());
   empty.set_size(0);
   auto truncating = world.begin(mount.change(empty, nullptr, file.handle));
-  world.wait(sleep(world.loop(), 1500ms));
-  world.post([&] { world.refuse_connections = false; });
-  for (int i = 0;
-       i < 1000 && (mount.state().session == session || mount.state().mode != AccessMode::direct);
-       ++i)
-    world.wait(sleep(world.loop(), 50ms));
-  CHECK(mount.state().session != session);
-  auto punched = punching->get();
-  REQUIRE_FALSE(punched);
-  CHECK(punched.error().to_errno() == EIO);
-  auto truncated = truncating->get();
-  REQUIRE_FALSE(truncated);
-  CHECK(truncated.error().to_errno() == EIO);
-  auto old = world.wait(mount.read(file.handle, 0, 4096));
-  REQUIRE_FALSE(old);
-  CHECK(old.error().to_errno() == EIO);
+  at.cut();
+  write(world, other, open(world, other, "file").handle, 0, data);
+  at.heal();
+  CHECK(error_of(late->get()) == EIO);
+  CHECK(error_of(punching->get()) == EIO);
+  CHECK(error_of(truncating->get()) == EIO);
+  CHECK(error_of(world.wait(mount.read(file.handle, 0, 4096))) == EIO);
+  CHECK(error_of(world.wait(mount.sync(file.handle))) == EIO);
+  CHECK(mount.session_of(file.handle) == SessionId{});
   auto again = open(world, mount, "file");
-  CHECK(read(world, mount, again.handle, 0, kMiB) == pattern(kMiB, 1));
+  CHECK(read(world, mount, again.handle, 0, 8192) == data);
+  CHECK(world.wait(mount.attr(InodeId{file.attr.inode()}))->size() == kMiB);
   world.wait(mount.close(file.handle));
+}
+
+TEST_CASE("mount: handles with a change that nobody will ever know of do not go on in silence") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto file = create(world, mount, "file");
+  auto log = create(world, mount, "log");
+  write(world, mount, log.handle, 0, pattern(100, 1));
+  // Sent, and its answer is lost with the connection.
+  auto cut_after = [&](auto begin) {
+    world.post([&] { world.lose_answers_of = 2; });
+    auto under_way = begin();
+    world.wait(sleep(world.loop(), 50ms));
+    at.cut();
+    world.post([&] { world.lose_answers_of = 0; });
+    at.heal();
+    return under_way;
+  };
+  auto record = pattern(50, 2);
+  auto appending = cut_after([&] {
+    Mount::WriteOptions append;
+    append.append = true;
+    return world.begin(mount.write(log.handle, 0, record, append));
+  });
+  CHECK(error_of(appending->get()) == EIO);
+  CHECK(error_of(world.wait(mount.read(log.handle, 0, 100))) == EIO);
+  CHECK(world.wait(mount.attr(InodeId{log.attr.inode()}))->size() == 150);  // once, not twice
+  CHECK(error_of(world.wait(mount.read(file.handle, 0, 100))) == 0);
+
+  wire::SetAttr longer;
+  longer.set_inode(file.attr.inode());
+  longer.set_size(8192);
+  auto truncating =
+      cut_after([&] { return world.begin(mount.change(longer, nullptr, file.handle)); });
+  CHECK(error_of(truncating->get()) == EIO);
+  CHECK(error_of(world.wait(mount.read(file.handle, 0, 100))) == EIO);
+}
+
+TEST_CASE("mount: handles go on after a takeover that the mount was away for") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", kMiB);
+  auto touched = written_file(world, mount, "touched", kMiB);
+  auto base = written_file(world, mount, "base", kMiB);
+  auto shared = open(world, other, "base");
+  CHECK(read(world, other, shared.handle, 0, kMiB) == pattern(kMiB, 1));
+  session = mount.state().session;
+  world.cut_off(2);
+  world.take_over();
+  at.cut();
+  write(world, other, open(world, other, "touched").handle, 0, pattern(8192, 3));
+  world.take_over();
+  at.heal();
+  auto data = pattern(8192, 4);
+  write(world, mount, file.handle, 0, data);
+  CHECK(read(world, other, open(world, other, "file").handle, 0, 8192) == data);
+  CHECK(error_of(world.wait(mount.read(touched.handle, 0, 4096))) == EIO);
+  // Others only read it, and under layouts of the former coordinator.
+  CHECK(error_of(world.wait(mount.read(base.handle, 0, 4096))) == 0);
+}
+
+TEST_CASE("mount: handles of an ended session fail at once if the node is kept out") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", 8192);
+  world.post([&] { world.fenced_node = 2; });
+  for (int i = 0; i < 1000 && mount.state().mode == AccessMode::direct; ++i)
+    world.wait(sleep(world.loop(), 10ms));
+  CHECK(error_of(world.wait(mount.read(file.handle, 0, 4096))) == EIO);
+  world.post([&] { world.fenced_node = 0; });
+  auto again = open(world, mount, "file");  // waits until it is let in
+  CHECK(read(world, mount, again.handle, 0, 8192) == pattern(8192, 1));
+  CHECK(error_of(world.wait(mount.read(file.handle, 0, 4096))) == EIO);
 }
 
 TEST_CASE(

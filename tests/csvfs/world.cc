@@ -37,8 +37,8 @@ class CountedWorker final : public Worker {
 /// A connection that a test may cut.
 class World::Cuttable final : public protocol::Connection {
  public:
-  Cuttable(World& world, std::unique_ptr<protocol::Connection> inner)
-      : world_{&world}, inner_{std::move(inner)} {
+  Cuttable(World& world, int of_mount, std::unique_ptr<protocol::Connection> inner)
+      : number{of_mount}, world_{&world}, inner_{std::move(inner)} {
     world_->connections_.push_back(this);
   }
   Cuttable(const Cuttable&) = delete;
@@ -48,13 +48,16 @@ class World::Cuttable final : public protocol::Connection {
   void start(Function<void(protocol::Message)> on_message,
              Function<void(Error)> on_closed) override {
     closed_ = std::make_shared<Function<void(Error)>>(std::move(on_closed));
-    inner_->start(std::move(on_message),
-                  [closed = closed_](Error why) { (*closed)(std::move(why)); });
+    auto heard = [this, on_message = std::move(on_message)](protocol::Message message) mutable {
+      if (world_->lose_answers_of != number) on_message(std::move(message));
+    };
+    inner_->start(std::move(heard), [closed = closed_](Error why) { (*closed)(std::move(why)); });
   }
   void send(protocol::Message message) override {
     if (!cut_) inner_->send(std::move(message));
   }
   void close() override { inner_->close(); }
+  const int number;  ///< Of the mount.
   std::string peer() const override { return inner_->peer(); }
   bool speaks_for(NodeId node) const override { return inner_->speaks_for(node); }
   std::size_t queued_bytes() const override { return inner_->queued_bytes(); }
@@ -164,6 +167,11 @@ void World::take_over() {
   around.cluster = kCluster;
   around.volume = kVolume;
   around.timing = options_.timing;
+  around.fenced = [this] {
+    std::map<NodeId, std::uint64_t> out;
+    if (fenced_node != 0) out[NodeId{static_cast<std::uint8_t>(fenced_node)}] = 1;
+    return out;
+  };
   around.memory = options_.coordinator_memory;
   auto taken = wait(service::VolumeService::take_over(std::move(around)));
   REQUIRE_MESSAGE(taken, taken.error().message());
@@ -180,19 +188,28 @@ void World::cut_connections() {
   });
 }
 
-void World::connect(protocol::Connected done) {
-  if (!service_ || refuse_connections) {
+void World::cut_off(int number) {
+  post([&] {
+    cut_off_ = number;
+    for (auto* each : std::vector{connections_})
+      if (each->number == number) each->cut();
+  });
+}
+
+void World::connect(int number, protocol::Connected done) {
+  if (!service_ || refuse_connections || number == cut_off_) {
     loop_.post([done = std::move(done)]() mutable {
       done(Error{Errc::not_coordinator, "nobody coordinates the volume"});
     });
     return;
   }
-  transport_.connect(NodeId{1}, kEndpoint, [this, done = std::move(done)](auto made) mutable {
-    if (!made) return done(made.error());
-    std::unique_ptr<protocol::Connection> wrapped =
-        std::make_unique<Cuttable>(*this, *std::move(made));
-    done(std::move(wrapped));
-  });
+  transport_.connect(NodeId{1}, kEndpoint,
+                     [this, number, done = std::move(done)](auto made) mutable {
+                       if (!made) return done(made.error());
+                       std::unique_ptr<protocol::Connection> wrapped =
+                           std::make_unique<Cuttable>(*this, number, *std::move(made));
+                       done(std::move(wrapped));
+                     });
 }
 
 MountSurroundings World::surroundings(int number, std::shared_ptr<iscsi::RamDisk> disk) {
@@ -200,7 +217,7 @@ MountSurroundings World::surroundings(int number, std::shared_ptr<iscsi::RamDisk
   around.loop = &loop_;
   around.random = &random_;
   around.open_lun = opener(std::move(disk), number, true);
-  around.connect = [this](protocol::Connected done) { connect(std::move(done)); };
+  around.connect = [this, number](protocol::Connected done) { connect(number, std::move(done)); };
   around.open_until = [this] { return std::min(open_until, mounts_open_until); };
   around.volume = kVolume;
   around.node = NodeId{static_cast<std::uint8_t>(number)};

@@ -81,6 +81,8 @@ class World {
   void crash_coordinator();
   void cut_connections();  ///< Of all mounts to the coordinator; they may connect again at once.
 
+  void cut_off(int number);  ///< That mount alone, for as long as no other is. 0: none.
+
   /// Of node `number`, 1 and up: ready for use.
   Mount& mount(int number);
   void end_mount(int number);   ///< Good order.
@@ -95,6 +97,8 @@ class World {
 
   // Read on the loop: set them there (post).
   bool refuse_connections = false;
+  int lose_answers_of = 0;  ///< What is said to that mount does not arrive.
+  int fenced_node = 0;      ///< By command.
   TimePoint open_until = TimePoint::max();
   TimePoint mounts_open_until = TimePoint::max();  ///< Beside that, by their own csvd.
   iscsi::RamPlan mount_plan;                       ///< Of the mounts' commands.
@@ -126,7 +130,7 @@ class World {
   }
   iscsi::LunOpener opener(std::shared_ptr<iscsi::RamDisk> disk, int number, bool of_mount);
   MountSurroundings surroundings(int number, std::shared_ptr<iscsi::RamDisk> disk);
-  void connect(protocol::Connected done);
+  void connect(int number, protocol::Connected done);
 
   Options options_;
   AsioLoop loop_;
@@ -137,6 +141,7 @@ class World {
   std::unique_ptr<protocol::Transport::Listener> listener_;
   std::unique_ptr<service::VolumeService> service_;
   std::vector<Cuttable*> connections_;
+  int cut_off_ = 0;
   std::atomic<int> workers_{0};
   std::vector<std::unique_ptr<Mount>> mounts_ = std::vector<std::unique_ptr<Mount>>(8);
   std::unique_ptr<TaskScope> tasks_ = std::make_unique<TaskScope>();

@@ -143,6 +143,7 @@ void Csvd::kill() {
 
 Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over() {
   service::Surroundings with;
+  with.timing.reconnect_grace = cluster_.reconnect_grace;
   with.loop = process_.loop.get();
   with.random = &process_.random;
   with.open_lun = cluster_.opener(process_, node_, 1);
@@ -284,6 +285,7 @@ Cluster::Cluster(World& on, ClusterOptions options)
       disk{iscsi::RamDisk::create(options.disk, &disk_loop)},
       weather{options.weather},
       broken{options.broken},
+      reconnect_grace{options.reconnect_grace},
       nodes_(options.nodes) {
   network.forgery = broken.forgery;
   for (auto& node : nodes_) {

@@ -135,6 +135,7 @@ struct ClusterOptions {
   iscsi::RamDiskOptions disk;
   DiskWeather weather;
   Broken broken;
+  Duration reconnect_grace = service::Timing{}.reconnect_grace;
 };
 
 /// Nodes, a network and a LUN, all virtual, around the code that ships.
@@ -182,6 +183,7 @@ class Cluster {
   std::shared_ptr<iscsi::RamDisk> disk;
   DiskWeather weather;
   Broken broken;
+  const Duration reconnect_grace;
   std::uint64_t takeovers = 0;
   std::vector<MountCounters> counters;          ///< Of mounts that are gone.
   std::function<void(std::size_t)> on_mounted;  ///< Programs may be started.

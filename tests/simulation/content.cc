@@ -225,7 +225,11 @@ void FileContent::prune() {
       if (later.from <= old.from && old.to <= later.to) covered.insert(id);
     }
   }
-  for (auto id : covered) writes_.erase(id);
+  for (auto id : covered) {
+    // That it is covered does not mean that its writer has been told.
+    if (writes_.at(id).doubtful) sorry_.insert(writes_.at(id).by);
+    writes_.erase(id);
+  }
 }
 
 std::optional<std::string> FileContent::judge(std::uint64_t offset, std::span<const std::byte> got,

@@ -54,14 +54,14 @@ void say(Seed seed, const Result& result) {
       "takeovers, "
       "%llu events, "
       "%.0f s; direct %llu+%llu redirected %llu+%llu recalls %llu eio %llu enospc %llu losses "
-      "%llu%s\n",
+      "%llu resumed %llu%s\n",
       wide(seed), wide(result.digest), result.setting.c_str(), wide(result.counts.operations),
       wide(result.counts.loads + result.counts.stores), wide(result.counts.clones),
       wide(result.faults), wide(result.takeovers), wide(result.events),
       static_cast<double>(result.ended.count()) / 1e9, wide(result.mounts.direct_reads),
       wide(result.mounts.direct_writes), wide(result.mounts.redirected_reads),
       wide(result.mounts.redirected_writes), wide(result.mounts.recalls), wide(result.counts.eio),
-      wide(result.counts.no_space), wide(result.counts.losses),
+      wide(result.counts.no_space), wide(result.counts.losses), wide(result.counts.resumed),
       result.undecided ? " undecided" : "");
 }
 

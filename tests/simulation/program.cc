@@ -269,8 +269,24 @@ std::optional<std::size_t> Program::any_open() {
 
 bool Program::is_open(Number inode) {
   auto at = handle_of(inode);
-  return at && open_[*at].session == session();
+  return at && mount().session_of(open_[*at].handle) == session();
 }
+
+/// As it stands now: a handle that nobody took away goes on with its mount's next session.
+Program::Open Program::opened(std::size_t at) {
+  auto open = open_[at];
+  auto now = mount().session_of(open.handle);
+  if (now == SessionId{} || now == open.session) return open;
+  ++workload_.counts.resumed;
+  if (workload_.was_touched(ground_, open.inode, node_, open.session))
+    workload_.fail(fmt::format("{} inode {}: a handle goes on, though another node has opened it",
+                               ground_.name, open.inode));
+  open_[at].session = now;
+  open.session = now;
+  return open;
+}
+
+bool Program::goes_on(const Open& open) { return mount().session_of(open.handle) != SessionId{}; }
 
 std::optional<std::size_t> Program::handle_of(Number inode) const {
   for (std::size_t at = 0; at < open_.size(); ++at) {
@@ -647,6 +663,7 @@ Task<void> Program::open(Number inode) {
   op.inode = inode;
   Call call{*this, op};
   auto opened = co_await mount().open(InodeId{inode}, {.writes = true});
+  if (opened) ground_.openings[inode][node_] = {call.began(), workload_.world_.now()};
   if (opened) co_await csvfs_.pages().after_open(InodeId{inode});
   auto outcome = opened ? outcome_of(opened->attr) : outcome_of(opened.error());
   if (opened) {
@@ -667,7 +684,7 @@ Task<void> Program::close(std::size_t at) {
 }
 
 Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t length) {
-  auto open = open_[at];
+  auto open = opened(at);
   auto stamp = workload_.next_stamp_++;
   ++workload_.counts.writes;
   Op op;
@@ -688,8 +705,7 @@ Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t le
   auto outcome = written ? Outcome{} : outcome_of(written.error());
   if (written && *written != length) workload_.fail("a short write");
   // The end of a session says nothing of what was lost: that is still to be told.
-  bool goes_on = session() == open.session;
-  if (outcome.error == EIO && options.durable && goes_on &&
+  if (outcome.error == EIO && options.durable && goes_on(open) &&
       ground_.files[open.inode].told_of_loss(&csvfs_)) {
     call.settled(outcome);
     co_return;
@@ -699,7 +715,7 @@ Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t le
 }
 
 Task<std::uint64_t> Program::read(std::size_t at, std::uint64_t offset, std::uint32_t length) {
-  auto open = open_[at];
+  auto open = opened(at);
   ++workload_.counts.reads;
   Op op;
   op.kind = Op::Kind::read;
@@ -873,12 +889,12 @@ Task<void> Program::clone(std::size_t at, std::size_t into_at) {
 }
 
 Task<void> Program::sync(std::size_t at) {
-  auto open = open_[at];
+  auto open = opened(at);
   Call call{*this, fmt::format("sync inode={}", open.inode)};
   auto outcome = outcome_of(co_await mount().sync(open.handle));
   auto& content = ground_.files[open.inode];
   if (outcome.error == 0) content.synced(&csvfs_, call.began());
-  if (outcome.error == EIO && session() == open.session && content.told_of_loss(&csvfs_)) {
+  if (outcome.error == EIO && goes_on(open) && content.told_of_loss(&csvfs_)) {
     ++workload_.counts.losses;
     call.settled(outcome);
     co_return;
@@ -888,7 +904,7 @@ Task<void> Program::sync(std::size_t at) {
 }
 
 Task<void> Program::append(std::size_t at, std::size_t length) {
-  auto open = open_[at];
+  auto open = opened(at);
   auto stamp = workload_.next_stamp_++;
   ++workload_.counts.writes;
   Op op;
@@ -912,7 +928,7 @@ Task<void> Program::append(std::size_t at, std::size_t length) {
 }
 
 Task<void> Program::read_log(std::size_t at) {
-  auto open = open_[at];
+  auto open = opened(at);
   ++workload_.counts.reads;
   Op op;
   op.kind = Op::Kind::read;

@@ -73,6 +73,8 @@ class Program {
   std::optional<std::size_t> any_open();
   std::optional<std::size_t> handle_of(Number inode) const;
   bool is_open(Number inode);  ///< Under the session that lives.
+  Open opened(std::size_t at);
+  bool goes_on(const Open& open);
 
   Workload& workload_;
   Playground& ground_;

@@ -294,6 +294,8 @@ ClusterOptions options_for(Random& random, const Plan& plan, std::string& settin
     options.weather.stall_in = random.chance(1, 2) ? random.chance(1, 3) ? 600 : 3000 : 0;
     options.weather.lost_answer_in = random.chance(1, 2) ? 5000 : 0;
   }
+  // Sessions that end while their mounts have hardly been away: much goes on afterwards.
+  if (random.chance(1, 2)) options.reconnect_grace = 500ms;
   setting = fmt::format("{} nodes, {} target, blocks of {}, {}{}", options.nodes,
                         like_tgt   ? "plain"
                         : like_lio ? "LIO's"

@@ -82,7 +82,36 @@ void Workload::power_loss() {
     for (auto& [inode, content] : ground->files) content.power_loss();
 }
 
+void Workload::see_who_is_away() {
+  auto coordinator = cluster_.coordinator();
+  if (!coordinator) return;
+  auto status = cluster_.csvd(*coordinator)->service()->status();
+  for (std::size_t node = 0; node < cluster_.size(); ++node) {
+    if (cluster_.mount(node) == nullptr) continue;
+    auto session = cluster_.mount(node)->mount().state().session;
+    bool lives = std::any_of(status.sessions.begin(), status.sessions.end(),
+                             [&](const auto& each) { return each.session == session; });
+    if (session == SessionId{} || lives) continue;
+    auto [at, fresh] = away_.try_emplace(session);
+    if (fresh) at->second.since = world_.now();
+    at->second.until = world_.now();
+  }
+}
+
+/// Another node opened it for writing, all the while the mount of that session was away.
+bool Workload::was_touched(const Playground& ground, Number inode, std::size_t node,
+                           SessionId session) const {
+  auto away = away_.find(session);
+  auto openings = ground.openings.find(inode);
+  if (away == away_.end() || openings == ground.openings.end()) return false;
+  return std::any_of(openings->second.begin(), openings->second.end(), [&](const auto& each) {
+    return each.first != node && each.second.began >= away->second.since &&
+           each.second.ended <= away->second.until;
+  });
+}
+
 void Workload::settle_what_is_over() {
+  see_who_is_away();
   auto coordinator = cluster_.coordinator();
   if (!coordinator) return;
   auto status = cluster_.csvd(*coordinator)->service()->status();

@@ -24,6 +24,11 @@ struct Playground {
   std::map<Number, FileContent> files;
   std::map<Number, LogContent> logs;
   std::multiset<Number> open;
+  /// Openings for writing that were answered, the last of each node.
+  struct Opening {
+    Duration began{}, ended{};
+  };
+  std::map<Number, std::map<std::size_t, Opening>> openings;
 };
 
 struct WorkloadOptions {
@@ -65,12 +70,20 @@ class Workload {
     std::uint64_t operations = 0, writes = 0, reads = 0, abandoned = 0, eio = 0;
     std::uint64_t loads = 0, stores = 0;     ///< Through mappings.
     std::uint64_t clones = 0;                ///< That shared something.
+    std::uint64_t resumed = 0;               ///< Uses of a handle after its session's end.
     std::uint64_t no_space = 0, losses = 0;  ///< Refusals that the volume or the target explains.
   };
   Counts counts;
 
  private:
   friend class Program;
+  /// While a mount believes in a session that the coordinator has ended.
+  struct Away {
+    Duration since{}, until{};
+  };
+  void see_who_is_away();
+  [[nodiscard]] bool was_touched(const Playground& ground, Number inode, std::size_t node,
+                                 SessionId session) const;
   /// What of a mount's last operations must be settled once it is certainly over.
   struct Ghost {
     SessionId session{};
@@ -82,6 +95,7 @@ class Workload {
   WorkloadOptions options_;
   std::vector<std::unique_ptr<Playground>> playgrounds_;
   std::vector<Ghost> ghosts_;
+  std::map<SessionId, Away> away_;
   Ghost* dying_ = nullptr;  ///< While dies() runs its course.
   std::string violation_;
   std::size_t running_ = 0;

@@ -1,0 +1,72 @@
+#include "coordinator/admin/settled.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+namespace csv::admin {
+namespace {
+
+using Json = nlohmann::json;
+
+Error no_status() {
+  return Error{Errc::corrupt, "csvd's status does not say what the cluster does"};
+}
+
+std::string name_of(const Json& nodes, int id) {
+  for (const auto& each : nodes)
+    if (each.value("id", 0) == id) return each.value("name", "");
+  return fmt::format("node {}", id);
+}
+
+int id_of(const Json& nodes, const std::string& node) {
+  for (const auto& each : nodes)
+    if (each.value("name", "") == node) return each.value("id", 0);
+  for (const auto& each : nodes)
+    if (std::to_string(each.value("id", 0)) == node) return each.value("id", 0);
+  return 0;
+}
+
+/// `not_by`: it must be another one; `by`: this one; 0: whoever.
+std::string of_volume(const Json& volume, const Json& nodes, int not_by, int by) {
+  auto name = volume.value("name", "");
+  int given = volume.value("coordinator", 0), serves = volume.value("served", 0);
+  if (not_by != 0 && given == not_by)
+    return fmt::format("{} is {}'s still: no other node can take it, or they have not decided yet",
+                       name, name_of(nodes, given));
+  if (by != 0 && given != by) return fmt::format("{} is not given to {}", name, name_of(nodes, by));
+  if (given != 0 && serves == given) return {};
+  if (given == 0) return fmt::format("nobody is given {}", name);
+  return fmt::format("{} is given to {}, {}", name, name_of(nodes, given),
+                     serves == 0 ? "and nobody serves it yet"
+                                 : "and " + name_of(nodes, serves) + " serves it still");
+}
+
+}  // namespace
+
+Expected<std::string> left_to_do(const std::string& status, const AdminRequest& request) {
+  auto parsed = Json::parse(status, nullptr, false);
+  if (!parsed.is_object() || !parsed.contains("voting")) return no_status();
+  try {
+    const auto& voting = parsed["voting"];
+    if (!voting.is_object()) return no_status();
+    auto nodes = voting.value("nodes", Json::array());
+    auto volumes = voting.value("volumes", Json::array());
+    int node = request.node.empty() ? 0 : id_of(nodes, request.node);
+    if (request.command == "node_drain") {
+      for (const auto& each : volumes) {
+        // What nobody coordinates did not leave it.
+        if (each.value("coordinator", 0) == 0 && each.value("served", 0) != node) continue;
+        if (auto left = of_volume(each, nodes, node, 0); !left.empty()) return left;
+      }
+      return std::string{};
+    }
+    for (const auto& each : volumes)
+      if (each.value("name", "") == request.volume) return of_volume(each, nodes, 0, node);
+    return "the cluster has no volume " + request.volume;
+  } catch (const Json::exception&) {
+    return no_status();
+  }
+}
+
+}  // namespace csv::admin

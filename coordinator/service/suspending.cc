@@ -1,0 +1,186 @@
+// What a session that was ended had open: kept for its mount, until somebody conflicts (A3).
+#include <algorithm>
+#include <limits>
+
+#include "coordinator/service/service.h"
+#include "csvfs/base/events.h"
+#include "csvfs/base/log.h"
+
+namespace csv::service {
+
+using volume::Catalog;
+using volume::SuspendedRow;
+
+/// Right before the transaction that ends the session is handed in: whatever is handed in before it
+/// came first, and whatever comes after finds what is suspended. Nothing if others may be writing
+/// what nobody knows of.
+std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) const {
+  for (const auto& [id, other] : sessions_) {
+    if (id == session.id) continue;
+    bool writes_unseen = !other->declared && !lease_is_over(*other);
+    if (writes_unseen || other->layouts_unlisted) return std::nullopt;
+  }
+  SuspendedRow row;
+  row.node = session.node;
+  row.session = session.id;
+  row.incarnation = session.incarnation;
+  row.listed = session.declared && session.open.size() <= Suspended::kMostListed;
+  row.next_inode = InodeId{std::numeric_limits<std::int64_t>::max()};
+  if (row.listed) {
+    for (auto inode : session.open)
+      row.files[inode] = layouts_.may_write(inode, session.id) ? Touch::content : Touch::none;
+    return row;
+  }
+  for (auto inode : layouts_.written_by_others(session.id)) row.files[inode] = Touch::content;
+  if (row.files.size() > Suspended::kMostTouched) return std::nullopt;
+  return row;
+}
+
+/// Durable before the effect, or the answer, that makes it true: a coordinator that takes over must
+/// not let anybody go on with what was touched.
+Task<Expected<void>> Service::touches(SessionRef by, InodeId inode, Touch how) {
+  if (suspended_.empty()) co_return Expected<void>{};
+  auto marks = suspended_.unmarked(inode, how, by->node, by->incarnation);
+  if (marks.empty()) co_return Expected<void>{};
+  CSV_CO_CHECK(co_await write_marks(marks));
+  co_return co_await note_marks(std::move(marks));
+}
+
+Task<Expected<void>> Service::write_marks(std::vector<Suspended::Mark> marks) {
+  auto body = [marks = std::move(marks)](Catalog& catalog) -> Expected<void> {
+    for (const auto& mark : marks)
+      CSV_TRY(catalog.touch_suspended(mark.node, {{mark.inode, mark.touched}}));
+    return {};
+  };
+  co_return co_await writer_.change(std::move(body));
+}
+
+Task<Expected<void>> Service::note_marks(std::vector<Suspended::Mark> marks) {
+  std::vector<NodeId> full;
+  for (const auto& mark : marks) {
+    log::info("suspended file touched node={} inode={} how={}", raw(mark.node), raw(mark.inode),
+              static_cast<unsigned>(mark.touched));
+    if (!suspended_.note(mark)) full.push_back(mark.node);
+  }
+  co_return co_await forget_suspended(std::move(full));
+}
+
+/// A session that comes back to a new coordinator may write all of this by itself, at once.
+void Service::declared_writing(const SessionRef& session, std::span<const InodeId> inodes) {
+  if (suspended_.empty()) return;
+  std::vector<Suspended::Mark> all;
+  for (auto inode : inodes) {
+    auto marks = suspended_.unmarked(inode, Touch::content, session->node, session->incarnation);
+    all.insert(all.end(), marks.begin(), marks.end());
+  }
+  std::vector<NodeId> given_up;
+  if (session->layouts_unlisted) {
+    given_up = suspended_.nodes();
+    std::erase(given_up, session->node);
+  }
+  // At once for us. Should we end before the rows say it, it declares the same to the next one.
+  for (const auto& mark : all)
+    if (!suspended_.note(mark)) given_up.push_back(mark.node);
+  if (!all.empty()) tasks_.spawn(write_in_background(std::move(all)));
+  if (!given_up.empty()) tasks_.spawn(forget_in_background(std::move(given_up)));
+}
+
+Task<void> Service::write_in_background(std::vector<Suspended::Mark> marks) {
+  (void)co_await write_marks(std::move(marks));  // a failure stops the service
+}
+
+Task<void> Service::forget_in_background(std::vector<NodeId> nodes) {
+  (void)co_await forget_suspended(std::move(nodes));
+}
+
+Task<Expected<void>> Service::forget_suspended(std::vector<NodeId> nodes) {
+  std::erase_if(nodes, [this](NodeId node) { return suspended_.find(node) == nullptr; });
+  if (nodes.empty()) co_return Expected<void>{};
+  for (auto node : nodes) suspended_.forget(node);
+  auto body = [nodes = std::move(nodes)](Catalog& catalog) -> Expected<void> {
+    for (auto node : nodes) CSV_TRY(catalog.forget_suspended(node));
+    return {};
+  };
+  co_return co_await writer_.change(std::move(body));
+}
+
+/// Changes nothing in the catalog, so that it may be asked again, of a new coordinator too; what
+/// was kept goes when the mount says that it has heard the answer.
+Task<Service::Outcome> Service::resume(CallRef call) {
+  auto session = call->session;
+  const auto& asked = call->request.resume();
+  if (asked.done()) {
+    const auto* row = suspended_.find(session->node);
+    if (row != nullptr && row->incarnation == session->incarnation) {
+      CSV_CO_CHECK(co_await forget_suspended(std::vector<NodeId>(1, session->node)));
+    }
+    co_return Answer{};
+  }
+  Answer answer;
+  auto& resumed = *answer.reply.mutable_resumed();
+  std::string why;
+  for (const auto& file : asked.files()) {
+    InodeId inode{file.inode()};
+    std::vector<FileLocks::Wish> locks;
+    for (const auto& one : asked.locks())
+      if (InodeId{one.inode()} == inode) locks.push_back(wish_of(session->id, one));
+    // Before anything is looked up, so that a file that loses its last name now is kept for it.
+    bool had = session->open.contains(inode);
+    if (!reaping_.contains(inode)) opened(session, inode);
+    auto goes_on = co_await resume_file(session, SessionId{asked.session()}, file, locks);
+    if (goes_on) {
+      resumed.add_inodes(raw(inode));
+      continue;
+    }
+    if (!had) closed(session, inode);
+    if (!(goes_on.error() == Errc::refused)) co_return goes_on.error();
+    log::info("not resumed node={} inode={} why=\"{}\"", raw(session->node), raw(inode),
+              goes_on.error().message());
+    why = goes_on.error().message();
+  }
+  auto others = asked.files_size() - resumed.inodes_size();
+  events::report(others == 0 ? events::Severity::info : events::Severity::warning, "session",
+                 around_.volume,
+                 fmt::format("node {} goes on with {} files it had open, and not with {}",
+                             raw(session->node), resumed.inodes_size(), others),
+                 others == 0 ? "" : "the last of them: " + why);
+  co_return std::move(answer);
+}
+
+/// Errc::refused: it does not go on, and why.
+Task<Expected<void>> Service::resume_file(SessionRef session, SessionId ended,
+                                          wire::Resume::File file,
+                                          std::vector<FileLocks::Wish> locks) {
+  InodeId inode{file.inode()};
+  auto refuse = [](const char* why) { return Error{Errc::refused, why}; };
+  if (!locks.empty()) CSV_CO_CHECK(co_await all_locks_known(session, inode));
+  auto body = [inode](Catalog& catalog) { return catalog.attr(inode); };
+  auto attr = co_await writer_.read(std::move(body));
+  if (!attr && !is_stale(attr.error())) co_return attr.error();
+  if (session->ending) co_return Error{Errc::session_ended, "the session has ended"};
+  // From here on nothing waits.
+  if (!attr || attr->nlink == 0) co_return refuse("it was removed");
+  const auto* row = suspended_.find(session->node);
+  if (row == nullptr || row->session != ended || row->incarnation != session->incarnation)
+    co_return refuse("nothing is kept of the session it was opened under");
+  auto ways = Touch::content;
+  for (const auto& lock : locks)
+    ways = ways | Touch::write_locked |
+           (lock.type == LockType::write ? Touch::read_locked : Touch::none);
+  if (!suspended_.untouched(*row, inode, ways))
+    co_return refuse("another node has written, locked or opened it for writing");
+  // What the mount has seen of it, and what is: nothing of its content is gone.
+  if (attr->truncation != file.truncation() || attr->size < file.size())
+    co_return refuse("it was made shorter");
+  for (std::size_t i = 0; i < locks.size(); ++i) {
+    if (file_locks_.lock(locks[i]) == FileLocks::Verdict::granted) continue;
+    for (std::size_t had = 0; had <= i; ++had)
+      file_locks_.forget(inode, locks[had].kind, locks[had].owner);
+    tell_lock_waiters();
+    co_return refuse("a lock of it is another's now");
+  }
+  if (!locks.empty()) tell_lock_waiters();
+  co_return Expected<void>{};
+}
+
+}  // namespace csv::service

@@ -1,0 +1,62 @@
+#include "coordinator/admin/settled.h"
+
+#include <doctest/doctest.h>
+
+using namespace csv;
+using namespace csv::admin;
+
+namespace {
+
+struct Volume {
+  const char* name;
+  int given, serves;
+};
+
+std::string status(std::initializer_list<Volume> volumes) {
+  std::string list;
+  for (const auto& each : volumes)
+    list += (list.empty() ? "" : ",") + std::string{"{\"name\":\""} + each.name +
+            "\",\"coordinator\":" + std::to_string(each.given) +
+            ",\"served\":" + std::to_string(each.serves) + ",\"preferred\":0}";
+  return R"({"voting":{"nodes":[{"id":1,"name":"a"},{"id":2,"name":"b"}],"volumes":[)" + list +
+         "]}}";
+}
+std::string left(const std::string& of, const AdminRequest& request) {
+  auto said = left_to_do(of, request);
+  return said ? *said : "error: " + said.error().message();
+}
+bool has(const std::string& text, const char* part) { return text.find(part) != text.npos; }
+
+const AdminRequest kDrain{.command = "node_drain", .node = "b"};
+const AdminRequest kMove{.command = "volume_move", .volume = "v", .node = "2"};
+const AdminRequest kMoveAway{.command = "volume_move", .volume = "v"};
+
+}  // namespace
+
+TEST_CASE("settled: a node is drained once others serve what it coordinated") {
+  CHECK(left(status({}), kDrain).empty());
+  CHECK(left(status({{"v", 1, 1}, {"w", 0, 0}}), kDrain).empty());
+  CHECK(has(left(status({{"v", 2, 2}}), kDrain), "v is b's still"));
+  CHECK(has(left(status({{"u", 1, 1}, {"v", 1, 2}}), kDrain), "v is given to a, and b serves it"));
+  CHECK(has(left(status({{"v", 1, 0}}), kDrain), "nobody serves it yet"));
+  CHECK(has(left(status({{"v", 0, 2}}), kDrain), "nobody is given v"));
+}
+
+TEST_CASE("settled: a volume has moved once whoever it is given to serves it") {
+  CHECK(left(status({{"v", 2, 2}}), kMove).empty());
+  CHECK(has(left(status({{"v", 1, 1}}), kMove), "v is not given to b"));
+  CHECK(has(left(status({{"v", 2, 1}}), kMove), "a serves it still"));
+  CHECK(left(status({{"v", 1, 1}}), kMoveAway).empty());
+  CHECK(has(left(status({{"v", 0, 0}}), kMoveAway), "nobody is given v"));
+  CHECK(has(left(status({{"w", 1, 1}}), kMove), "no volume v"));
+}
+
+TEST_CASE("settled: what is no status is said to be none") {
+  for (const char* text : {"", "[]", "{}", R"({"voting":null})", R"({"voting":{"nodes":1}})",
+                           R"({"voting":{"volumes":[{"name":7}],"nodes":[]}})",
+                           R"({"voting":{"volumes":[{"name":"v","coordinator":"x"}]}})"}) {
+    CAPTURE(text);
+    auto said = left_to_do(text, kMove);
+    CHECK((!said || !said->empty()));
+  }
+}

@@ -1,0 +1,350 @@
+// What a mount may go on with after its session was ended, and what takes it away.
+#include "coordinator/service/suspended.h"
+
+#include <doctest/doctest.h>
+#include <linux/falloc.h>
+
+#include <algorithm>
+
+#include "coordinator/protocol/failure.h"
+#include "tests/service/harness.h"
+
+using namespace csv;
+using namespace csv::service;
+using namespace csv::service::test;
+
+namespace {
+
+constexpr std::uint32_t kRead = 1, kWrite = 2;
+constexpr std::uint64_t kBlock = 4096;
+
+wire::LockOf lock_of(std::uint64_t inode, std::uint32_t type, std::uint64_t owner = 7) {
+  wire::LockOf what;
+  what.set_inode(inode);
+  what.set_owner(owner);
+  what.set_process(owner);
+  what.set_pid(1);
+  what.set_last(99);
+  what.set_type(type);
+  return what;
+}
+wire::Request lock(const wire::LockOf& what) {
+  wire::Request request;
+  *request.mutable_lock()->mutable_what() = what;
+  return request;
+}
+wire::Request open_request(std::uint64_t inode, bool writes) {
+  wire::Request request;
+  request.mutable_open()->set_inode(inode);
+  request.mutable_open()->set_writes(writes);
+  return request;
+}
+bool is_good(const wire::Reply& reply) { return reply.failure().code() == 0; }
+
+/// Node 1 has three files open and is away for so long that its session ends. Node 2 is there.
+struct Cut {
+  Cut() {
+    world.timing.reconnect_grace = std::chrono::milliseconds{100};
+    world.timing.lease_term = std::chrono::milliseconds{300};
+    world.timing.key_sweep = std::chrono::milliseconds{50};  // which keeps its gate open
+    first.emplace(world, 3);
+    REQUIRE(!a.connect(*first).code());
+    REQUIRE(!b.connect(*first).code());
+    a.admit();
+    b.admit();
+    for (const auto* name : {"one", "two", "three"}) files.push_back(a.create(name));
+    REQUIRE(is_good(a.write(files[0], 0, std::string(2 * kBlock, 'x'))));
+    for (auto file : files) seen.push_back(a.attr(file));
+    ended = a.session();
+  }
+  Coordinator& coordinator() { return second ? *second : *first; }
+  void cut() {
+    a.disconnect();
+    gone();
+  }
+  void gone() {
+    bool away = world.eventually([&] {
+      auto all = coordinator().service().status().sessions;
+      return std::none_of(all.begin(), all.end(),
+                          [&](const auto& each) { return each.node == NodeId{1}; });
+    });
+    REQUIRE(away);
+  }
+  /// Of the coordinator: another one takes over from the LUN.
+  void take_over() {
+    first->crash();
+    b.disconnect();
+    second.emplace(world, 2);
+    REQUIRE(!b.connect(*second).code());
+    b.resume_done();
+  }
+  wire::Request request(bool with_lock = false, std::uint32_t type = kWrite) {
+    wire::Request asked;
+    auto& body = *asked.mutable_resume();
+    body.set_session(raw(ended));
+    for (const auto& attr : seen) {
+      auto& file = *body.add_files();
+      file.set_inode(attr.inode());
+      file.set_truncation(attr.truncation());
+      file.set_size(attr.size());
+    }
+    if (with_lock) *body.add_locks() = lock_of(files[0], type);
+    return asked;
+  }
+  /// Which of them node 1 goes on with when it comes back.
+  std::vector<std::uint64_t> resumed(bool with_lock = false, std::uint32_t type = kWrite) {
+    if (a2.session() == SessionId{}) {
+      REQUIRE(!a2.connect(coordinator()).code());
+      a2.admit();
+    }
+    auto reply = a2.call(request(with_lock, type));
+    REQUIRE(is_good(reply));
+    return {reply.resumed().inodes().begin(), reply.resumed().inodes().end()};
+  }
+  std::vector<std::uint64_t> but(std::uint64_t file) {
+    auto rest = files;
+    std::erase(rest, file);
+    return rest;
+  }
+
+  World world;
+  std::optional<Coordinator> first, second;
+  Client a{world, 1, 11}, b{world, 2, 22}, a2{world, 1, 11};
+  std::vector<std::uint64_t> files;
+  std::vector<wire::Attr> seen;
+  SessionId ended{};
+};
+
+}  // namespace
+
+TEST_CASE("suspended: what nobody touched goes on with the mount's next session") {
+  Cut world;
+  world.cut();
+  // Nothing of this matters to who has it open.
+  CHECK(is_good(world.b.call(open_request(world.files[0], false))));
+  CHECK(world.b.read(world.files[0], 0, 4) == "xxxx");
+  wire::Request mode;
+  mode.mutable_set_attr()->set_inode(world.files[0]);
+  mode.mutable_set_attr()->set_mode(0600);
+  CHECK(is_good(world.b.change(mode)));
+  CHECK(world.resumed() == world.files);
+  // It counts as open again: its content stays when it loses its name.
+  CHECK(is_good(world.b.unlink("one")));
+  CHECK(world.a2.read(world.files[0], 0, 4) == "xxxx");
+  // Asked again it is answered again, until it says that it has heard.
+  CHECK(world.resumed() == world.but(world.files[0]));
+  wire::Request done;
+  done.mutable_resume()->set_done(true);
+  CHECK(is_good(world.a2.call(done)));
+  CHECK(world.resumed().empty());
+}
+
+namespace {
+
+struct Way {
+  std::string name;
+  std::function<wire::Reply(Client&, std::uint64_t)> touch;
+  std::uint32_t own_lock = 0;  ///< That node 1 had.
+  bool goes_on = false;
+};
+
+wire::Request allocate(std::uint64_t file, std::uint64_t length, int mode) {
+  wire::Request request;
+  request.mutable_allocate()->set_inode(file);
+  request.mutable_allocate()->set_length(length);
+  request.mutable_allocate()->set_mode(static_cast<std::uint32_t>(mode));
+  return request;
+}
+wire::Reply lock_and_unlock(Client& by, std::uint64_t file, std::uint32_t type) {
+  auto locked = by.call(lock(lock_of(file, type)));
+  if (!is_good(locked)) return locked;
+  wire::Request unlock;
+  *unlock.mutable_unlock()->mutable_what() = lock_of(file, type);
+  return by.call(unlock);
+}
+
+std::vector<Way> ways() {
+  auto writes_locked = [](Client& by, std::uint64_t file) {
+    return lock_and_unlock(by, file, kWrite);
+  };
+  auto reads_locked = [](Client& by, std::uint64_t file) {
+    return lock_and_unlock(by, file, kRead);
+  };
+  return {
+      {"opened for writing", [](auto& by, auto file) { return by.call(open_request(file, true)); }},
+      {"written through us", [](auto& by, auto file) { return by.write(file, 10, "y"); }},
+      {"laid out for writing",
+       [](auto& by, auto file) {
+         wire::Reply reply;
+         *reply.mutable_layout() = by.layout(file, 0, kBlock, true);
+         return reply;
+       }},
+      {"made shorter", [](auto& by, auto file) { return by.truncate(file, 1); }},
+      {"made longer", [](auto& by, auto file) { return by.truncate(file, 1 << 20); }},
+      {"punched",
+       [](auto& by, auto file) {
+         return by.change(allocate(file, kBlock, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE));
+       }},
+      {"allocated", [](auto& by, auto file) { return by.change(allocate(file, 1 << 20, 0)); }},
+      {"removed", [](auto& by, auto) { return by.unlink("one"); }},
+      {"locked for writing, which it had for reading", writes_locked, kRead},
+      {"locked for reading, which it had for writing", reads_locked, kWrite},
+      {"locked for reading, as it had", reads_locked, kRead, true},
+      {"locked, and it had no locks", writes_locked, 0, true},
+  };
+}
+
+}  // namespace
+
+TEST_CASE("suspended: whoever conflicts takes exactly that file away, over takeovers too") {
+  for (bool listed : {true, false}) {
+    CAPTURE(listed);
+    for (const auto& way : ways()) {
+      CAPTURE(way.name);
+      Cut cut;
+      if (listed) {
+        cut.cut();
+      } else {  // the one that ends the session does not know what it had open
+        cut.a.disconnect();
+        cut.take_over();
+        cut.gone();
+      }
+      auto file = cut.files[0];
+      REQUIRE(is_good(way.touch(cut.b, file)));
+      if (listed) cut.take_over();  // the rows say it
+      auto expected = way.goes_on ? cut.files : cut.but(file);
+      bool right = cut.resumed(way.own_lock != 0, way.own_lock) == expected;
+      CHECK(right);
+      // Nor is anything kept locked for it.
+      bool free = is_good(cut.b.call(lock(lock_of(file, kWrite, 8))));
+      CHECK(free == !(way.goes_on && way.own_lock != 0));
+    }
+  }
+}
+
+TEST_CASE("suspended: locks come back with the file, and keep others out again") {
+  Cut world;
+  REQUIRE(is_good(world.a.call(lock(lock_of(world.files[0], kWrite)))));
+  world.cut();
+  CHECK(world.resumed(true) == world.files);
+  CHECK(protocol::decode(world.b.call(lock(lock_of(world.files[0], kRead))).failure()).to_errno() ==
+        EAGAIN);
+}
+
+TEST_CASE("suspended: who may write a file at the end of the other's session has touched it") {
+  Cut world;
+  REQUIRE(world.b.layout(world.files[0], 0, kBlock, true).write());
+  SUBCASE("as the coordinator knows") { world.cut(); }
+  SUBCASE("as it says to a new one, which ends the session afterwards") {
+    world.a.disconnect();
+    world.first->crash();
+    world.b.disconnect();
+    world.second.emplace(world.world, 2);
+    wire::Hello says;
+    says.add_layout_inodes(world.files[0]);
+    says.add_layout_inodes(world.files[1]);
+    says.add_read_inodes(world.files[1]);
+    REQUIRE(!world.b.connect(*world.second, says).code());
+    world.b.resume_done();
+    world.gone();
+  }
+  SUBCASE("as it says to a new one, which has ended the session before") {
+    world.cut();
+    world.first->crash();
+    world.b.disconnect();
+    world.second.emplace(world.world, 2);
+    wire::Hello says;
+    says.add_layout_inodes(world.files[0]);
+    REQUIRE(!world.b.connect(*world.second, says).code());
+    world.b.resume_done();
+  }
+  CHECK(world.resumed() == world.but(world.files[0]));
+}
+
+TEST_CASE("suspended: what the mount has seen of a file must still be there") {
+  Cut world;
+  world.cut();
+  SUBCASE("made shorter before, unknown to it") {
+    world.seen[0].set_truncation(world.seen[0].truncation() + 1);
+  }
+  SUBCASE("not so long") { world.seen[0].set_size(world.seen[0].size() + 1); }
+  CHECK(world.resumed() == world.but(world.files[0]));
+}
+
+TEST_CASE("suspended: nothing is kept for another life of the mount, nor for who was thrown out") {
+  Cut world;
+  std::atomic<bool> fenced = false;
+  SUBCASE("another process") {
+    world.cut();
+    Client reborn{world.world, 1, 12};
+    REQUIRE(!reborn.connect(world.coordinator()).code());
+    auto reply = reborn.call(world.request());
+    CHECK(reply.resumed().inodes_size() == 0);
+    CHECK(is_good(reply));
+    reborn.disconnect();
+    world.gone();
+    CHECK(world.resumed().empty());
+  }
+  SUBCASE("a session that is not the one that was ended") {
+    world.cut();
+    world.ended = world.b.session();
+    CHECK(world.resumed().empty());
+  }
+  SUBCASE("fenced by command, before or after its session ended") {
+    bool before = false;
+    SUBCASE("before") { before = true; }
+    SUBCASE("after") {}
+    world.first->crash();
+    world.b.disconnect();
+    world.a.disconnect();
+    world.world.cluster_knows = [&](Surroundings& around) {
+      around.fenced = [&] {
+        std::map<NodeId, std::uint64_t> out;
+        if (fenced) out[NodeId{1}] = 1;
+        return out;
+      };
+    };
+    world.second.emplace(world.world, 2);
+    if (!before) world.gone();
+    fenced = true;
+    REQUIRE(world.world.eventually(
+        [&] { return world.coordinator().service().off().contains(NodeId{1}); }));
+    world.gone();
+    fenced = false;
+    REQUIRE(!world.a2.connect(world.coordinator()).code());
+    CHECK(world.resumed().empty());
+  }
+  SUBCASE("a goodbye") {
+    world.cut();
+    REQUIRE(!world.a2.connect(world.coordinator()).code());
+    wire::Request goodbye;
+    goodbye.mutable_goodbye();
+    REQUIRE(is_good(world.a2.call(goodbye)));
+    Client again{world.world, 1, 11};
+    REQUIRE(!again.connect(world.coordinator()).code());
+    CHECK(again.call(world.request()).resumed().inodes_size() == 0);
+  }
+}
+
+TEST_CASE("suspended: a mount does not stand in its own way, and counts are bounded") {
+  Suspended suspended;
+  volume::SuspendedRow row;
+  row.node = NodeId{1};
+  row.incarnation = 11;
+  row.next_inode = InodeId{1'000'000};
+  row.files[InodeId{5}] = Touch::content;
+  suspended.add(row);
+  auto fresh = [&](std::uint64_t inode, Touch how, std::uint64_t incarnation = 0) {
+    return suspended.unmarked(InodeId{inode}, how, NodeId{1}, incarnation).size();
+  };
+  CHECK(fresh(6, Touch::content, 11) == 0);
+  CHECK(fresh(6, Touch::content, 12) == 1);
+  CHECK(fresh(5, Touch::content) == 0);
+  CHECK(fresh(5, Touch::read_locked) == 1);
+  CHECK(fresh(1'000'000, Touch::content) == 0);
+  bool fits = true;
+  std::uint64_t noted = 0;
+  for (; fits && noted < 100'000; ++noted)
+    fits = suspended.note({NodeId{1}, InodeId{10 + noted}, Touch::content});
+  CHECK(noted == Suspended::kMostTouched);
+}
