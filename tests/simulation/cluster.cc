@@ -346,7 +346,8 @@ iscsi::RamFate Cluster::fate(const iscsi::RamCommand& command) {
   }
   fate.unfenced = broken.unfenced;
   fate.answer_lost = one_in(weather.lost_answer_in);
-  fate.lies = command.kind == iscsi::RamCommand::Kind::write && one_in(weather.lie_in);
+  fate.lies = (command.kind == Kind::write && one_in(weather.lie_in)) ||
+              (command.kind == Kind::zero && broken.zeros_not_made);
   if (on_command) on_command(command, fate);
   return fate;
 }
@@ -361,8 +362,18 @@ iscsi::LunOpener Cluster::opener(Process& process, std::size_t node, std::uint64
     loop->after(
         login, [this, loop, alive, options = std::move(options), done = std::move(done)]() mutable {
           if (!*alive) return;
-          done(disk->connect(*loop, std::move(options),
-                             [this](const iscsi::RamCommand& command) { return fate(command); }));
+          auto connection = next_connection_++;
+          auto plan = [this, connection, name = loop->name()](const iscsi::RamCommand& command) {
+            auto its = fate(command);
+            if (command.kind == iscsi::RamCommand::Kind::write &&
+                one_writer_->concerned(command.offset, command.length))
+              its.took_effect = [this, connection, name](std::uint64_t offset,
+                                                         std::span<const std::byte> data) {
+                one_writer_->wrote(connection, name, offset, data);
+              };
+            return its;
+          };
+          done(disk->connect(*loop, std::move(options), std::move(plan)));
         });
   };
 }
@@ -395,9 +406,13 @@ void Cluster::format() {
     options.cluster = kClusterId;
     options.wal_size = 4ull << 20;
     options.claim_space = false;
+    options.overwrite = true;  // of a LUN that something else has lain on
     auto made = volume::format(lun, options, random, WallTime{1'800'000'000'000'000'000});
     if (!made) check_failed(made.error().message().c_str());
     content_from_ = made->data_offset + made->chunks.size() * volume::kChunkSize;
+    one_writer_ = std::make_unique<OneWriter>(*made, [this](std::string what) {
+      if (on_violation) on_violation(std::move(what));
+    });
   });
 }
 
@@ -440,6 +455,11 @@ void Cluster::kill_mount(std::size_t node) {
     mount->kill();
   }
   mount.reset();
+}
+
+void Cluster::power_loss() {
+  disk->power_loss(world.random());
+  one_writer_->power_loss(*disk);
 }
 
 void Cluster::power_off(std::size_t node) {

@@ -19,6 +19,7 @@
 #include "tests/simulation/group.h"
 #include "tests/simulation/kept_disk.h"
 #include "tests/simulation/network.h"
+#include "tests/simulation/one_writer.h"
 #include "tests/simulation/page_cache.h"
 #include "tests/simulation/worker.h"
 #include "tests/simulation/world.h"
@@ -126,6 +127,7 @@ struct Broken {
   bool mounts_gate_stays_open = false;  ///< A mount's membership lease never ends.
   bool csvds_gate_stays_open = false;   ///< A coordinator's neither.
   bool kernels_keep_pages = false;      ///< That they say they have dropped.
+  bool zeros_not_made = false;          ///< The target answers that a range is zero, and it is not.
   Network::Forgery forgery;
 };
 
@@ -151,6 +153,8 @@ class Cluster {
   void kill_csvd(std::size_t node);
   void start_mount(std::size_t node);
   void kill_mount(std::size_t node);
+  /// The target is gone for a moment with all sessions, and whatever nobody had flushed.
+  void power_loss();
   /// The whole node, without a word to anybody.
   void power_off(std::size_t node);
   void power_on(std::size_t node);
@@ -187,6 +191,8 @@ class Cluster {
   std::function<void(std::size_t)> on_mounted;  ///< Programs may be started.
   /// What shall become of a command, where the weather is not what is wanted.
   std::function<void(const iscsi::RamCommand&, iscsi::RamFate&)> on_command;
+  /// Something that must never be was seen by a judge.
+  std::function<void(std::string)> on_violation;
   /// Wraps the death of a mount, which the function does.
   std::function<void(std::size_t, const std::function<void()>&)> on_mount_dies;
 
@@ -211,6 +217,8 @@ class Cluster {
   std::vector<std::unique_ptr<SimLoop>> graveyard_;
   bool governed_ = false;
   std::uint64_t content_from_ = 0;  ///< Where on the LUN the catalog's chunks end.
+  std::unique_ptr<OneWriter> one_writer_;
+  OneWriter::Writer next_connection_ = 1;
 };
 
 }  // namespace csv::sim

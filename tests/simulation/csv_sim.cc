@@ -229,6 +229,7 @@ int main(int argc, char** argv) {
       plan.broken.mounts_gate_stays_open |= what == "gates";
       plan.broken.csvds_gate_stays_open |= what == "coordinators-gates";
       plan.broken.kernels_keep_pages |= what == "pages";
+      plan.broken.zeros_not_made |= what == "zeros";
       plan.broken.forgery.answer_recalls |= what == "recalls";
       plan.broken.forgery.double_appends |= what == "appends";
       plan.broken.forgery.answer_unwatches |= what == "unwatches";
@@ -246,7 +247,7 @@ int main(int argc, char** argv) {
           "csv_sim [--seed N] [--runs N] [--seconds N] [--voting] [--mappings] [--mixed] [--calm] "
           "[--jobs N] [--within SECONDS] [--keep FILE] [--brief] "
           "[--lie N] [--break "
-          "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses] "
+          "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses|zeros] "
           "[--verbose] [--log]\n");
       return 2;
     }

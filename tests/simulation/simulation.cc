@@ -196,7 +196,7 @@ class Saboteur {
   void lose_power() {
     say("the target loses power");
     if (cluster_.disk->options().write_cache) workload_.power_loss();
-    cluster_.disk->power_loss(world_.random());
+    cluster_.power_loss();
   }
   /// Somebody takes all space there is, and gives it back after a while.
   void fill() {
@@ -288,18 +288,20 @@ ClusterOptions options_for(Random& random, const Plan& plan, std::string& settin
   disk.fua = random.chance(1, 2);
   disk.unmap_zeroes = random.chance(1, 2);
   disk.max_transfer = random.chance(1, 2) ? 1 << 20 : 256 << 10;
+  bool used = random.chance(1, 2);
+  if (used) disk.found = std::byte{0xa5};
   options.broken = plan.broken;
   options.weather.lie_in = plan.lie_in;
   if (plan.lose_paths) {
     options.weather.stall_in = random.chance(1, 2) ? random.chance(1, 3) ? 600 : 3000 : 0;
     options.weather.lost_answer_in = random.chance(1, 2) ? 5000 : 0;
   }
-  setting = fmt::format("{} nodes, {} target, blocks of {}, {}{}", options.nodes,
+  setting = fmt::format("{} nodes, {} target, blocks of {}, {}{}{}", options.nodes,
                         like_tgt   ? "plain"
                         : like_lio ? "LIO's"
                                    : "full",
                         block, disk.write_cache ? "volatile cache" : "no cache",
-                        disk.write_cache && disk.fua ? " with FUA" : "");
+                        disk.write_cache && disk.fua ? " with FUA" : "", used ? ", used" : "");
   return options;
 }
 
@@ -333,6 +335,7 @@ class Run {
         cluster_{world_, options_for(world_.random(), plan, setting_)} {
     world_.set_verbose(plan.verbose);
     world_.note(setting_);
+    cluster_.on_violation = [this](std::string what) { workload_.fail(std::move(what)); };
   }
   ~Run() {
     if (saboteur_) saboteur_->halt();
