@@ -1,5 +1,6 @@
 #include "tests/simulation/cluster.h"
 
+#include "coordinator/cluster/disk_witness.h"
 #include "coordinator/protocol/failure.h"
 #include "csvfs/base/check.h"
 #include "csvfs/base/log.h"
@@ -98,6 +99,12 @@ std::unique_ptr<cluster::Membership> Csvd::voting() {
     return coordination_->service()->signs();
   };
   with.changed = [this] { publish(); };
+  with.make_witness = [this](const cluster::WitnessRecord&) {
+    return cluster_.witness.witness(
+        *process_.loop, process_.random, Cluster::kClusterId, Cluster::id(node_),
+        cluster_.witness_opener(process_, node_),
+        [this] { return voting_ != nullptr ? voting_->tag() : ClusterTag{}; });
+  };
   auto made = std::make_unique<cluster::VotingMembership>(std::move(with));
   voting_ = made.get();
   return made;
@@ -125,6 +132,8 @@ void Csvd::publish() {
   }
   published_ = who;
   board.open_until = membership_->open_until(Cluster::kVolume);
+  if (voting_ != nullptr)
+    cluster_.sides.look(Cluster::id(node_), *voting_, process_.loop->in_world(board.open_until));
   coordination_->news();
 }
 
@@ -282,10 +291,16 @@ Cluster::Cluster(World& on, ClusterOptions options)
       voting{options.voting},
       disk_loop{on, "disk", {}},
       disk{iscsi::RamDisk::create(options.disk, &disk_loop)},
+      witness{on, disk_loop, options.witness},
+      sides{on, [this](std::string what) { violated(std::move(what)); }},
       weather{options.weather},
       broken{options.broken},
       nodes_(options.nodes) {
   network.forgery = broken.forgery;
+  network.on_said = [this](const std::string& volume, NodeId node, Epoch epoch) {
+    sides.said(volume, node, epoch);
+  };
+  witness.forgery = broken.witness;
   for (auto& node : nodes_) {
     node.skew.boot = world.between(1h, 1000h);
     node.skew.parts_per_mille = static_cast<int>(world.random().below(11)) - 5;
@@ -301,6 +316,7 @@ Cluster::Cluster(World& on, ClusterOptions options)
     first.ballot.now.nodes[id(node)] = node == 0 ? 1 : 0;
   }
   first.policies.hold_s = 5;
+  first.witness = witness.record();
   nodes_[0].kept.configuration = std::move(first);
 }
 
@@ -378,6 +394,34 @@ iscsi::LunOpener Cluster::opener(Process& process, std::size_t node, std::uint64
   };
 }
 
+iscsi::LunOpener Cluster::witness_opener(Process& process, std::size_t node) {
+  using Opened = Function<void(Expected<std::unique_ptr<iscsi::Lun>>)>;
+  return [this, loop = process.loop.get(), alive = process.alive, node](iscsi::LunOptions options,
+                                                                        Opened done) {
+    options.initiator = initiator(node);
+    options.isid_seed = 3;
+    auto login = world.between(1ms, 20ms);
+    loop->after(
+        login, [this, loop, alive, options = std::move(options), done = std::move(done)]() mutable {
+          if (!*alive) return;
+          auto plan = [this](const iscsi::RamCommand&) {
+            auto& random = world.random();
+            iscsi::RamFate its;
+            its.to_target = world.between(10us, 150us);
+            its.inside = world.between(10us, 250us);
+            its.to_initiator = world.between(10us, 150us);
+            its.lands_late = random.chance(1, 2);
+            its.late_by = world.between(0ms, random.chance(1, 4) ? 8s : 50ms);
+            if (weather.stall_in > 0 && random.chance(1, 200))
+              (random.chance(1, 2) ? its.to_target : its.inside) += world.between(100ms, 6s);
+            its.answer_lost = weather.lost_answer_in > 0 && random.chance(1, 500);
+            return its;
+          };
+          done(witness.disk()->connect(*loop, std::move(options), std::move(plan)));
+        });
+  };
+}
+
 void Cluster::run_blocking(Function<void(iscsi::BlockingLun&)> work) {
   SimLoop loop{world, "tool", {}};
   auto worker = std::make_unique<SimWorker>(world, loop);
@@ -410,10 +454,31 @@ void Cluster::format() {
     auto made = volume::format(lun, options, random, WallTime{1'800'000'000'000'000'000});
     if (!made) check_failed(made.error().message().c_str());
     content_from_ = made->data_offset + made->chunks.size() * volume::kChunkSize;
-    one_writer_ = std::make_unique<OneWriter>(*made, [this](std::string what) {
-      if (on_violation) on_violation(std::move(what));
-    });
+    one_writer_ =
+        std::make_unique<OneWriter>(*made, [this](std::string what) { violated(std::move(what)); });
   });
+  if (witness.disk() != nullptr) format_witness();
+}
+
+void Cluster::format_witness() {
+  SimLoop loop{world, "tool", {}};
+  iscsi::LunOptions options;
+  options.initiator = "iqn.2026-01.org.csvfs:tool";
+  auto lun = witness.disk()->connect(loop, options);
+  CSV_CHECK(bool(lun));
+  Random random{world.random().next()};
+  std::optional<Expected<void>> made;
+  TaskScope scope;
+  loop.enter([&] {
+    scope.spawn([](iscsi::Lun& on, Random& by, std::optional<Expected<void>>& told) -> Task<void> {
+      auto task = cluster::format_witness(on, kClusterId, by);
+      auto result = co_await task;
+      told.emplace(std::move(result));
+    }(**lun, random, made));
+  });
+  bool over = world.run([&] { return made.has_value(); }, world.now() + 1h);
+  CSV_CHECK(over);
+  if (!*made) check_failed(made->error().message().c_str());
 }
 
 Expected<volume::CheckReport> Cluster::check() {
@@ -466,6 +531,7 @@ void Cluster::power_off(std::size_t node) {
   network.unplug(id(node));
   group.power(id(node), false);
   disk->set_reachable(initiator(node), false);
+  witness.set_reachable(id(node), initiator(node), false);
   nodes_[node].powered = false;
   kill_mount(node);
   kill_csvd(node);
@@ -478,6 +544,7 @@ void Cluster::power_on(std::size_t node) {
   network.plug(id(node));
   group.power(id(node), true);
   disk->set_reachable(initiator(node), true);
+  witness.set_reachable(id(node), initiator(node), true);
   start_csvd(node);
   start_mount(node);
 }

@@ -21,6 +21,8 @@
 #include "tests/simulation/network.h"
 #include "tests/simulation/one_writer.h"
 #include "tests/simulation/page_cache.h"
+#include "tests/simulation/sides.h"
+#include "tests/simulation/witness_place.h"
 #include "tests/simulation/worker.h"
 #include "tests/simulation/world.h"
 
@@ -68,6 +70,8 @@ class Csvd {
   [[nodiscard]] service::VolumeService* service() const { return coordination_->service(); }
   [[nodiscard]] service::Coordination::State state() const { return coordination_->state(); }
   [[nodiscard]] const std::string& reason() const { return coordination_->reason(); }
+  /// Null where nodes do not vote.
+  [[nodiscard]] cluster::VotingMembership* membership() const { return voting_; }
   [[nodiscard]] Process& process() { return process_; }
 
  private:
@@ -129,11 +133,13 @@ struct Broken {
   bool kernels_keep_pages = false;      ///< That they say they have dropped.
   bool zeros_not_made = false;          ///< The target answers that a range is zero, and it is not.
   Network::Forgery forgery;
+  WitnessPlace::Forgery witness;
 };
 
 struct ClusterOptions {
   std::size_t nodes = 3;
   bool voting = false;  ///< The nodes vote on who coordinates; else an administrator decides.
+  WitnessPlace::Options witness;  ///< Of nodes that vote.
   iscsi::RamDiskOptions disk;
   DiskWeather weather;
   Broken broken;
@@ -184,6 +190,8 @@ class Cluster {
   bool voting;
   SimLoop disk_loop;
   std::shared_ptr<iscsi::RamDisk> disk;
+  WitnessPlace witness;
+  Sides sides;
   DiskWeather weather;
   Broken broken;
   std::uint64_t takeovers = 0;
@@ -208,8 +216,13 @@ class Cluster {
     std::unique_ptr<Csvfs> mount;
   };
   iscsi::LunOpener opener(Process& process, std::size_t node, std::uint64_t isid_seed);
+  iscsi::LunOpener witness_opener(Process& process, std::size_t node);
   iscsi::RamFate fate(const iscsi::RamCommand& command);
   void bury(Process& process);
+  void violated(std::string what) {
+    if (on_violation) on_violation(std::move(what));
+  }
+  void format_witness();
   /// Runs `work` on a thread that may wait for the LUN, while the world goes on.
   void run_blocking(Function<void(iscsi::BlockingLun&)> work);
 

@@ -53,14 +53,14 @@ void say(Seed seed, const Result& result) {
       "seed %llu digest %016llx %s: %llu operations (%llu mapped), %llu faults, %llu takeovers, "
       "%llu events, "
       "%.0f s; direct %llu+%llu redirected %llu+%llu recalls %llu eio %llu enospc %llu losses "
-      "%llu%s\n",
+      "%llu by witness %llu%s\n",
       wide(seed), wide(result.digest), result.setting.c_str(), wide(result.counts.operations),
       wide(result.counts.loads + result.counts.stores), wide(result.faults), wide(result.takeovers),
       wide(result.events), static_cast<double>(result.ended.count()) / 1e9,
       wide(result.mounts.direct_reads), wide(result.mounts.direct_writes),
       wide(result.mounts.redirected_reads), wide(result.mounts.redirected_writes),
       wide(result.mounts.recalls), wide(result.counts.eio), wide(result.counts.no_space),
-      wide(result.counts.losses), result.undecided ? " undecided" : "");
+      wide(result.counts.losses), wide(result.by_witness), result.undecided ? " undecided" : "");
 }
 
 void say_failed(const Wish& wish, Seed seed, const std::string& why) {
@@ -218,6 +218,8 @@ int main(int argc, char** argv) {
       plan.fill_lun = what == "fill-lun";
       plan.lose_power = what == "lose-power";
       plan.fill = what == "fill";
+      plan.split = what == "split" || what == "witness";
+      plan.lose_witness = plan.in_turn = what == "witness";
       plan.length = each.length;
       plan.voting = each.voting;
       plan.mappings = each.mappings;
@@ -230,6 +232,8 @@ int main(int argc, char** argv) {
       plan.broken.csvds_gate_stays_open |= what == "coordinators-gates";
       plan.broken.kernels_keep_pages |= what == "pages";
       plan.broken.zeros_not_made |= what == "zeros";
+      plan.broken.witness.held_by_all |= what == "witness";
+      plan.broken.witness.forgets |= what == "witness-memory";
       plan.broken.forgery.answer_recalls |= what == "recalls";
       plan.broken.forgery.double_appends |= what == "appends";
       plan.broken.forgery.answer_unwatches |= what == "unwatches";
@@ -247,7 +251,8 @@ int main(int argc, char** argv) {
           "csv_sim [--seed N] [--runs N] [--seconds N] [--voting] [--mappings] [--mixed] [--calm] "
           "[--jobs N] [--within SECONDS] [--keep FILE] [--brief] "
           "[--lie N] [--break "
-          "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses|zeros] "
+          "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses|zeros|"
+          "witness|witness-memory] "
           "[--verbose] [--log]\n");
       return 2;
     }

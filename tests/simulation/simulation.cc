@@ -35,6 +35,11 @@ class Saboteur {
     add(plan.fill_lun, &Saboteur::fill_lun);
     add(plan.lose_power, &Saboteur::lose_power);
     add(plan.fill, &Saboteur::fill);
+    bool witness = cluster.witness.options().kind != cluster::WitnessKind::none;
+    add(plan.split && plan.voting, &Saboteur::split);
+    add(plan.lose_witness && witness, &Saboteur::lose_witness);
+    add(plan.split && witness, &Saboteur::split);
+    add(plan.in_turn && witness, &Saboteur::end_in_turn);
     if (!faults_.empty()) next();
   }
 
@@ -110,7 +115,9 @@ class Saboteur {
     if (!cluster_.powered(node)) return;
     say(fmt::format("node{} loses power", node + 1));
     cluster_.power_off(node);
-    mend_after(world_.between(1s, 15s), [this, node] { cluster_.power_on(node); });
+    mend_after(world_.between(1s, 15s), [this, node] {
+      if (!cluster_.powered(node)) cluster_.power_on(node);
+    });
   }
   void break_connections() {
     auto node = any_node();
@@ -237,22 +244,86 @@ class Saboteur {
     (void)co_await mount.unlink(kRootInode, name, false);
   }
 
+  void cut(std::size_t one, std::size_t other, bool off) {
+    auto a = Cluster::id(one), b = Cluster::id(other);
+    off ? cluster_.network.part(a, b) : cluster_.network.join(a, b);
+    off ? cluster_.network.part(b, a) : cluster_.network.join(b, a);
+    off ? cluster_.group.part(a, b) : cluster_.group.join(a, b);
+  }
+  /// Two sides that do not hear each other; perhaps halves.
+  void split() {
+    std::vector<bool> side(cluster_.size());
+    std::string text;
+    for (std::size_t node = 0; node < side.size(); ++node) {
+      side[node] = world_.random().chance(1, 2);
+      if (side[node]) text += fmt::format(" node{}", node + 1);
+    }
+    say("the network falls into two, one of them:" + text);
+    auto each = [this, side](bool off) {
+      for (std::size_t one = 0; one < side.size(); ++one)
+        for (std::size_t other = one + 1; other < side.size(); ++other)
+          if (side[one] != side[other]) cut(one, other, off);
+    };
+    each(true);
+    mend_after(world_.between(1s, 14s), [each] { each(false); });
+  }
+  void lose_witness() {
+    if (world_.random().chance(1, 4)) {
+      say("the witness restarts");
+      return cluster_.witness.power_loss();
+    }
+    std::vector<std::size_t> who;
+    bool all = world_.random().chance(1, 2);
+    auto one = any_node();
+    for (std::size_t node = 0; node < cluster_.size(); ++node)
+      if (all || node == one) who.push_back(node);
+    say(all ? std::string{"the witness is gone"}
+            : fmt::format("node{} loses its path to the witness", one + 1));
+    auto reach = [this, who](bool yes) {
+      for (auto node : who)
+        if (cluster_.powered(node))
+          cluster_.witness.set_reachable(Cluster::id(node), Cluster::initiator(node), yes);
+    };
+    reach(false);
+    mend_after(world_.between(200ms, 14s), [reach] { reach(true); });
+  }
+  /// Whoever comes back first has missed what the others did meanwhile.
+  void end_in_turn() {
+    std::vector<std::size_t> order;
+    for (std::size_t node = 0; node < cluster_.size(); ++node)
+      if (cluster_.powered(node)) order.push_back(node);
+    if (order.size() < 2) return;
+    std::rotate(order.begin(),
+                order.begin() + static_cast<std::ptrdiff_t>(world_.random().below(order.size())),
+                order.end());
+    say(fmt::format("the nodes end in turn, node{} first", order.front() + 1));
+    auto end = Duration::zero();
+    for (auto node : order) {
+      world_.after(end, [this, node] {
+        if (!stopped_ && cluster_.powered(node)) cluster_.power_off(node);
+      });
+      // Time for the others to go on without it.
+      end += world_.between(500ms, 8s);
+    }
+    for (auto node : order) {
+      mend_after(end, [this, node] {
+        if (!cluster_.powered(node)) cluster_.power_on(node);
+      });
+      end += world_.between(100ms, 8s);
+    }
+  }
+
   /// It goes on serving its own node's mount, as far as it knows, while another takes the volume.
   void isolate_coordinator() {
     auto node = cluster_.coordinator();
     if (!node) return;
     say(fmt::format("node{}, which coordinates, is cut off", *node + 1));
-    auto cut = [this, node](bool off) {
-      for (std::size_t other = 0; other < cluster_.size(); ++other) {
-        if (other == *node) continue;
-        auto a = Cluster::id(*node), b = Cluster::id(other);
-        off ? cluster_.network.part(a, b) : cluster_.network.join(a, b);
-        off ? cluster_.network.part(b, a) : cluster_.network.join(b, a);
-        off ? cluster_.group.part(a, b) : cluster_.group.join(a, b);
-      }
+    auto each = [this, node](bool off) {
+      for (std::size_t other = 0; other < cluster_.size(); ++other)
+        if (other != *node) cut(*node, other, off);
     };
-    cut(true);
-    mend_after(world_.between(1s, 14s), [cut] { cut(false); });
+    each(true);
+    mend_after(world_.between(1s, 14s), [each] { each(false); });
     if (plan_.voting) return;  // the others see to it
     auto to = (*node + 1 + world_.random().below(cluster_.size() - 1)) % cluster_.size();
     // The other nodes' mounts leave a silent coordinator after 5 s, and then wait for the next.
@@ -290,18 +361,31 @@ ClusterOptions options_for(Random& random, const Plan& plan, std::string& settin
   disk.max_transfer = random.chance(1, 2) ? 1 << 20 : 256 << 10;
   bool used = random.chance(1, 2);
   if (used) disk.found = std::byte{0xa5};
+  std::string witness;
+  if (plan.voting && plan.witness && random.chance(1, 2)) {
+    auto& its = options.witness;
+    its.kind = random.chance(2, 3) ? cluster::WitnessKind::disk : cluster::WitnessKind::share;
+    its.only = random.chance(1, 4);
+    its.disk = disk;
+    // Mostly such that there can be halves.
+    if (random.chance(3, 4)) options.nodes = random.chance(1, 2) ? 2 : 4;
+    witness =
+        fmt::format(", {} witness{}", its.kind == cluster::WitnessKind::disk ? "disk" : "share",
+                    its.only ? " alone" : "");
+  }
   options.broken = plan.broken;
   options.weather.lie_in = plan.lie_in;
   if (plan.lose_paths) {
     options.weather.stall_in = random.chance(1, 2) ? random.chance(1, 3) ? 600 : 3000 : 0;
     options.weather.lost_answer_in = random.chance(1, 2) ? 5000 : 0;
   }
-  setting = fmt::format("{} nodes, {} target, blocks of {}, {}{}{}", options.nodes,
-                        like_tgt   ? "plain"
-                        : like_lio ? "LIO's"
-                                   : "full",
-                        block, disk.write_cache ? "volatile cache" : "no cache",
-                        disk.write_cache && disk.fua ? " with FUA" : "", used ? ", used" : "");
+  setting =
+      fmt::format("{} nodes, {} target, blocks of {}, {}{}{}{}", options.nodes,
+                  like_tgt   ? "plain"
+                  : like_lio ? "LIO's"
+                             : "full",
+                  block, disk.write_cache ? "volatile cache" : "no cache",
+                  disk.write_cache && disk.fua ? " with FUA" : "", used ? ", used" : "", witness);
   return options;
 }
 
@@ -355,6 +439,7 @@ class Run {
     result.undecided = workload_.undecided();
     result.counts = workload_.counts;
     result.locks = locks_.granted;
+    result.by_witness = cluster_.sides.by_witness();
     result.setting = setting_;
     for (const auto& each : cluster_.counters) add(result.mounts, each);
     for (std::size_t node = 0; node < cluster_.size(); ++node) {

@@ -151,15 +151,18 @@ class Stage {
         return false;
     return true;
   }
+  void part(std::size_t one, std::size_t other) { hear(one, other, false); }
+  void join(std::size_t one, std::size_t other) { hear(one, other, true); }
+  void hear(std::size_t one, std::size_t other, bool yes) {
+    auto a = Cluster::id(one), b = Cluster::id(other);
+    yes ? cluster.network.join(a, b) : cluster.network.part(a, b);
+    yes ? cluster.network.join(b, a) : cluster.network.part(b, a);
+    yes ? cluster.group.join(a, b) : cluster.group.part(a, b);
+  }
   /// From all others, but not from the LUN.
   void cut_off(std::size_t node) {
-    for (std::size_t other = 0; other < cluster.size(); ++other) {
-      if (other == node) continue;
-      auto a = Cluster::id(node), b = Cluster::id(other);
-      cluster.network.part(a, b);
-      cluster.network.part(b, a);
-      cluster.group.part(a, b);
-    }
+    for (std::size_t other = 0; other < cluster.size(); ++other)
+      if (other != node) part(node, other);
   }
 
   World world;
