@@ -176,3 +176,27 @@ TEST_CASE("witness: a former node whose csvd runs on keeps nobody from it") {
   CHECK(always);
   CHECK(stage.violation == "");
 }
+
+TEST_CASE("sides: who comes over from those who go on keeps nobody alive whom they left behind") {
+  auto with = three_nodes(true);
+  with.nodes = 5;
+  Stage stage{std::move(with)};
+  stage.pass(5s);
+  // The engine's network alone falls apart: beats go on between all.
+  auto part = [&stage](std::vector<std::size_t> ones, std::vector<std::size_t> others, bool hear) {
+    auto& group = stage.cluster.group;
+    for (auto one : ones)
+      for (auto other : others)
+        hear ? group.join(Cluster::id(one), Cluster::id(other))
+             : group.part(Cluster::id(one), Cluster::id(other));
+  };
+  part({0, 4}, {1, 2, 3}, false);
+  REQUIRE(stage.until(10s, [&] {
+    const auto& ballot = stage.cluster.csvd(2)->membership()->replica().configuration()->ballot;
+    return ballot.now.total() == 3 && !ballot.before;
+  }));
+  part({2}, {1, 3}, false);
+  part({2}, {0, 4}, true);
+  stage.pass(5s);
+  CHECK(stage.violation == "");
+}
