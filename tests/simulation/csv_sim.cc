@@ -44,6 +44,7 @@ struct Wish {
     std::string command = "csv_sim --seed " + std::to_string(seed_);
     if (its.voting) command += " --voting";
     if (its.mappings) command += " --mappings";
+    if (its.volumes > 1) command += " --volumes " + std::to_string(its.volumes);
     return command + " --seconds " + std::to_string(its.length / std::chrono::seconds{1});
   }
 };
@@ -196,11 +197,14 @@ int main(int argc, char** argv) {
       auto each = plan;
       plan = csv::sim::Plan::calm();
       plan.voting = each.voting;
+      plan.volumes = each.volumes;
       plan.mappings = each.mappings;
     } else if (arg == "--mappings") {
       plan.mappings = true;
     } else if (arg == "--voting") {
       plan.voting = true;
+    } else if (arg == "--volumes") {
+      plan.volumes = std::clamp<std::uint64_t>(number(), 1, 4);
     } else if (arg == "--only") {
       auto each = plan;
       plan = csv::sim::Plan::calm();
@@ -222,6 +226,7 @@ int main(int argc, char** argv) {
       plan.lose_witness = plan.in_turn = what == "witness";
       plan.length = each.length;
       plan.voting = each.voting;
+      plan.volumes = each.volumes;
       plan.mappings = each.mappings;
     } else if (arg == "--lie") {
       plan.lie_in = number();
@@ -248,7 +253,8 @@ int main(int argc, char** argv) {
     } else {
       std::fprintf(
           stderr,
-          "csv_sim [--seed N] [--runs N] [--seconds N] [--voting] [--mappings] [--mixed] [--calm] "
+          "csv_sim [--seed N] [--runs N] [--seconds N] [--volumes N] [--voting] [--mappings] "
+          "[--mixed] [--calm] "
           "[--jobs N] [--within SECONDS] [--keep FILE] [--brief] "
           "[--lie N] [--break "
           "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses|zeros|"

@@ -20,7 +20,7 @@ using Bytes = std::vector<std::byte>;
 
 Bytes peek(Cluster& cluster, std::uint64_t at, std::size_t length) {
   Bytes bytes(length);
-  cluster.disk->peek(at, bytes);
+  cluster.volume().disk->peek(at, bytes);
   return bytes;
 }
 
@@ -71,15 +71,15 @@ TEST_CASE("damage: a page of the catalog that rotted stops the volume, and nothi
   auto node = give_up(stage);
   auto info = superblock(stage.cluster);
   // All of the log has been copied back, but it is still there, and is looked at first.
-  stage.cluster.disk->poke(info.wal_offset, Bytes(4096));
-  stage.cluster.disk->poke(info.wal_offset + info.wal_size - 4096, Bytes(4096));
+  stage.cluster.volume().disk->poke(info.wal_offset, Bytes(4096));
+  stage.cluster.volume().disk->poke(info.wal_offset + info.wal_size - 4096, Bytes(4096));
   auto page = page_with(stage.cluster, info, "image");
   page.bytes[page.name + 4] = std::byte{'f'};
   if (unseen) {
     volume::disk::PageTail tail{volume::page_checksum(info.id, page.number, page.bytes), 0};
     std::memcpy(page.bytes.data() + page.bytes.size() - sizeof tail, &tail, sizeof tail);
   }
-  stage.cluster.disk->poke(page.at, page.bytes);
+  stage.cluster.volume().disk->poke(page.at, page.bytes);
   auto first = volume::place_of_page(info, 1);
   auto catalog = peek(stage.cluster, first, kPages * volume::disk::kPageSize);
 
@@ -115,7 +115,7 @@ TEST_CASE("damage: one superblock that rotted is made good, two stop the volume"
   auto rot = [&](volume::Copy copy) {
     auto block = peek(stage.cluster, place(copy), 4096);
     block[80] ^= std::byte{1};  // the coordinator's key
-    stage.cluster.disk->poke(place(copy), block);
+    stage.cluster.volume().disk->poke(place(copy), block);
   };
   rot(volume::Copy::b);
   if (both) rot(volume::Copy::a);

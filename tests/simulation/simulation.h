@@ -20,8 +20,9 @@ struct Plan {
   Duration least_calm = 100ms, most_calm = 2500ms;  ///< Between two faults.
   std::uint64_t lie_in = 0;  ///< The storage loses one acknowledged write in so many.
   bool mappings = false;     ///< Programs map files, too.
-  bool voting = false;       ///< The nodes vote; else an administrator gives the volume to one.
-  bool witness = true;       ///< Half of the clusters whose nodes vote have one.
+  std::size_t volumes = 1;
+  bool voting = false;  ///< The nodes vote; else an administrator gives the volume to one.
+  bool witness = true;  ///< Half of the clusters whose nodes vote have one.
   Broken broken;
   bool verbose = false;
 
@@ -33,7 +34,8 @@ struct Plan {
     plan.lose_power = plan.fill = plan.split = plan.lose_witness = plan.in_turn = false;
     return plan;
   }
-  /// What `seed` draws of all kinds of lives: plain, with votes, with mappings; one in four long.
+  /// What `seed` draws of all kinds of lives: plain, with votes, with mappings; one in four long,
+  /// one in eight of several volumes.
   [[nodiscard]] Plan mixed(std::uint64_t seed) const;
 };
 
