@@ -79,7 +79,7 @@ std::unique_ptr<cluster::Membership> Csvd::standalone() {
 std::unique_ptr<cluster::Membership> Csvd::voting() {
   auto& node = cluster_.nodes_[node_];
   engine_ = cluster_.group.engine(*process_.loop, Cluster::id(node_));
-  store_ = std::make_unique<KeptDisk>(cluster_.world, *process_.loop, node.kept);
+  store_ = std::make_unique<KeptDisk>(cluster_.world, *process_.loop, node.kept, &node.disk_full);
   cluster::VotingMembership::Surroundings with;
   with.loop = process_.loop.get();
   with.transport = process_.door.get();
@@ -535,6 +535,7 @@ Expected<volume::CheckReport> Cluster::check(std::size_t volume) {
 void Cluster::start_csvd(std::size_t node) {
   if (nodes_[node].csvd || !nodes_[node].powered) return;
   nodes_[node].csvd = std::make_unique<Csvd>(*this, node);
+  nodes_[node].csvd->process().loop->freeze(nodes_[node].paused_until);
 }
 
 void Cluster::kill_csvd(std::size_t node) {
@@ -550,6 +551,7 @@ void Cluster::start_mounts(std::size_t node) {
 void Cluster::start_mount(std::size_t node, std::size_t volume) {
   if (nodes_[node].mounts[volume] || !nodes_[node].powered) return;
   nodes_[node].mounts[volume] = std::make_unique<Csvfs>(*this, node, volume);
+  nodes_[node].mounts[volume]->process().loop->freeze(nodes_[node].paused_until);
   if (on_mounted) on_mounted(node, volume);
 }
 
@@ -570,6 +572,20 @@ void Cluster::power_loss(std::size_t volume) {
   volumes_[volume].one_writer->power_loss(*volumes_[volume].disk);
 }
 
+void Cluster::pause(std::size_t node, Duration until) {
+  nodes_[node].paused_until = until;
+  if (nodes_[node].csvd) nodes_[node].csvd->process().loop->freeze(until);
+  for (auto& each : nodes_[node].mounts)
+    if (each) each->process().loop->freeze(until);
+}
+
+void Cluster::set_wall_clock(std::size_t node, Duration ahead) {
+  nodes_[node].skew.wall = ahead;
+  if (nodes_[node].csvd) nodes_[node].csvd->process().loop->set_wall_clock(ahead);
+  for (auto& each : nodes_[node].mounts)
+    if (each) each->process().loop->set_wall_clock(ahead);
+}
+
 void Cluster::power_off(std::size_t node) {
   network.unplug(id(node));
   group.power(id(node), false);
@@ -582,6 +598,7 @@ void Cluster::power_off(std::size_t node) {
 
 void Cluster::power_on(std::size_t node) {
   nodes_[node].powered = true;
+  nodes_[node].paused_until = {};
   for (auto& board : nodes_[node].boards) board = {};
   nodes_[node].skew.boot = world.between(1s, 1000h) - world.now();
   network.plug(id(node));

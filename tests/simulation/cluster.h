@@ -186,6 +186,12 @@ class Cluster {
   /// The whole node, without a word to anybody.
   void power_off(std::size_t node);
   void power_on(std::size_t node);
+  /// The whole node stands still until then, as a virtual machine that is paused, or sleeps.
+  void pause(std::size_t node, Duration until);
+  /// Its wall clock says so much more than is true, from now on.
+  void set_wall_clock(std::size_t node, Duration ahead);
+  /// Of a node's own disk: nothing can be written.
+  void set_disk_full(std::size_t node, bool full) { nodes_[node].disk_full = full; }
   /// What is on the LUN, seen by nobody's programs: nothing may run meanwhile.
   Expected<volume::CheckReport> check(std::size_t volume = 0);
 
@@ -237,7 +243,8 @@ class Cluster {
     std::vector<Board> boards;  ///< By volume.
     SimLoop::Skew skew;
     cluster::Kept kept;  ///< On the node's own disk.
-    bool powered = true;
+    bool powered = true, disk_full = false;
+    Duration paused_until{};
     std::unique_ptr<Csvd> csvd;
     std::vector<std::unique_ptr<Csvfs>> mounts;  ///< By volume.
   };

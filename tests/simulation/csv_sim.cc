@@ -222,6 +222,9 @@ int main(int argc, char** argv) {
       plan.fill_lun = what == "fill-lun";
       plan.lose_power = what == "lose-power";
       plan.fill = what == "fill";
+      plan.pause = what == "pause";
+      plan.set_clock = what == "clock";
+      plan.fill_disk = what == "fill-disk";
       plan.split = what == "split" || what == "witness";
       plan.lose_witness = plan.in_turn = what == "witness";
       plan.length = each.length;

@@ -37,6 +37,9 @@ class Saboteur {
     add(plan.fill_lun, &Saboteur::fill_lun);
     add(plan.lose_power, &Saboteur::lose_power);
     add(plan.fill, &Saboteur::fill);
+    add(plan.pause, &Saboteur::pause);
+    add(plan.set_clock, &Saboteur::set_clock);
+    add(plan.fill_disk && plan.voting, &Saboteur::fill_disk);
     bool witness = cluster.witness.options().kind != cluster::WitnessKind::none;
     add(plan.split && plan.voting, &Saboteur::split);
     add(plan.lose_witness && witness, &Saboteur::lose_witness);
@@ -194,6 +197,27 @@ class Saboteur {
     if (process == nullptr) return;
     say(fmt::format("{} stands still for {} ms", process->loop->name(), length / 1ms));
     process->loop->freeze(world_.now() + length);
+  }
+  void pause() {
+    auto node = any_node();
+    if (!cluster_.powered(node)) return;
+    bool long_ = world_.random().chance(1, 4);
+    auto length = long_ ? world_.between(10s, 70s) : world_.between(100ms, 6s);
+    say(fmt::format("node{} is paused for {} ms", node + 1, length / 1ms));
+    cluster_.pause(node, world_.now() + length);
+  }
+  void set_clock() {
+    auto node = any_node();
+    auto ahead = world_.random().chance(1, 2) ? world_.between(-60s, 60s)
+                                              : world_.between(-24h * 3650, 24h * 3650);
+    say(fmt::format("the wall clock of node{} is set {} s ahead", node + 1, ahead / 1s));
+    cluster_.set_wall_clock(node, ahead);
+  }
+  void fill_disk() {
+    auto node = any_node();
+    say(fmt::format("the disk of node{} is full", node + 1));
+    cluster_.set_disk_full(node, true);
+    mend_after(world_.between(200ms, 12s), [this, node] { cluster_.set_disk_full(node, false); });
   }
   void move() {
     auto volume = any_volume();

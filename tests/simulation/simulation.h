@@ -17,6 +17,8 @@ struct Plan {
   bool split = true;                    ///< The nodes into two sides, in any way.
   bool lose_witness = true;             ///< By one node, or all; it restarts.
   bool in_turn = true;  ///< The nodes end, one after the other; the first comes back alone.
+  bool pause = true, set_clock = true;              ///< Of a whole node.
+  bool fill_disk = true;                            ///< A node's own.
   Duration least_calm = 100ms, most_calm = 2500ms;  ///< Between two faults.
   std::uint64_t lie_in = 0;  ///< The storage loses one acknowledged write in so many.
   bool mappings = false;     ///< Programs map files, too.
@@ -32,6 +34,7 @@ struct Plan {
     plan.break_connections = plan.part_network = plan.slow_network = false;
     plan.lose_paths = plan.freeze = plan.move = plan.isolate = plan.fill_lun = false;
     plan.lose_power = plan.fill = plan.split = plan.lose_witness = plan.in_turn = false;
+    plan.pause = plan.set_clock = plan.fill_disk = false;
     return plan;
   }
   /// What `seed` draws of all kinds of lives: plain, with votes, with mappings; one in four long,
