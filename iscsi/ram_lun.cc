@@ -12,6 +12,7 @@
 #include <map>
 #include <set>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "csvfs/base/guarded.h"
 #include "csvfs/base/log.h"
@@ -84,7 +85,7 @@ class Medium {
                [&](std::uint64_t chunk, std::size_t at, std::size_t done, std::size_t count) {
                  auto found = chunks_.find(chunk);
                  if (found == chunks_.end()) {
-                   std::memset(out.data() + done, 0, count);
+                   std::memset(out.data() + done, untouched(chunk), count);
                  } else {
                    std::memcpy(out.data() + done, found->second.get() + at, count);
                  }
@@ -107,9 +108,7 @@ class Medium {
     remember(offset, data.size(), durable);
     each_chunk(offset, data.size(),
                [&](std::uint64_t chunk, std::size_t at, std::size_t done, std::size_t count) {
-                 auto& bytes = chunks_[chunk];
-                 if (!bytes) bytes = std::make_unique<std::byte[]>(kChunk);
-                 std::memcpy(bytes.get() + at, data.data() + done, count);
+                 std::memcpy(touch(chunk) + at, data.data() + done, count);
                });
     return {};
   }
@@ -125,13 +124,13 @@ class Medium {
     }
     each_chunk(offset, length,
                [&](std::uint64_t chunk, std::size_t at, std::size_t, std::size_t count) {
-                 auto found = chunks_.find(chunk);
-                 if (found == chunks_.end()) return;
+                 if (!chunks_.contains(chunk) && untouched(chunk) == 0) return;
                  remember(chunk * kChunk + at, count, false);
-                 if (deallocate && count == kChunk) {
-                   chunks_.erase(found);
+                 if (count == kChunk && (deallocate || !chunks_.contains(chunk))) {
+                   chunks_.erase(chunk);
+                   if (options_->found != std::byte{}) zeroed_.insert(chunk);
                  } else {
-                   std::memset(found->second.get() + at, 0, count);
+                   std::memset(touch(chunk) + at, 0, count);
                  }
                });
     return {};
@@ -150,9 +149,7 @@ class Medium {
       auto& old = versions[pick];
       each_chunk(block * block_, block_,
                  [&](std::uint64_t chunk, std::size_t at, std::size_t done, std::size_t count) {
-                   auto& bytes = chunks_[chunk];
-                   if (!bytes) bytes = std::make_unique<std::byte[]>(kChunk);
-                   std::memcpy(bytes.get() + at, old.data() + done, count);
+                   std::memcpy(touch(chunk) + at, old.data() + done, count);
                  });
     }
   }
@@ -172,6 +169,19 @@ class Medium {
         static_cast<std::size_t>(count));
       done += count;
     }
+  }
+
+  /// What every byte of a chunk reads as that nothing is kept of.
+  [[nodiscard]] int untouched(std::uint64_t chunk) const {
+    return zeroed_.contains(chunk) ? 0 : std::to_integer<int>(options_->found);
+  }
+  std::byte* touch(std::uint64_t chunk) {
+    auto& bytes = chunks_[chunk];
+    if (!bytes) {
+      bytes = std::make_unique_for_overwrite<std::byte[]>(kChunk);
+      std::memset(bytes.get(), untouched(chunk), kChunk);
+    }
+    return bytes.get();
   }
 
   /// Keeps what the blocks had, so that a power loss may bring it back; forgets it if what comes
@@ -198,6 +208,7 @@ class Medium {
   std::uint64_t block_;
   std::unique_ptr<Image> image_;
   std::unordered_map<std::uint64_t, std::unique_ptr<std::byte[]>> chunks_;
+  std::unordered_set<std::uint64_t> zeroed_;  ///< Nothing is kept of, and not as they were found.
   /// By block: its contents since the last flush, oldest (the durable one) first, the newest not
   /// among them. Ordered, because a power loss draws a number for each.
   std::map<std::uint64_t, std::vector<std::vector<std::byte>>> former_;
@@ -503,6 +514,7 @@ Expected<void> Target::tear(Command& command) {
     auto bytes = std::min<std::uint64_t>(command.fate.torn_blocks * options_->geometry.block_size,
                                          command.in.size());
     (void)medium.write(command.offset, command.in.first(bytes), false);
+    if (command.fate.took_effect) command.fate.took_effect(command.offset, command.in.first(bytes));
   }
   return command.fate.failure;
 }
@@ -511,6 +523,7 @@ Expected<void> Target::execute(Command& command) {
   switch (command.kind) {
     case RamCommand::Kind::read: medium.read(command.offset, command.out); return {};
     case RamCommand::Kind::write:
+      if (command.fate.took_effect) command.fate.took_effect(command.offset, command.in);
       return medium.write(command.offset, command.in, command.fua && options_->fua);
     case RamCommand::Kind::flush: return medium.flush();
     case RamCommand::Kind::zero: return medium.zero(command.offset, command.length, false);

@@ -40,6 +40,8 @@ struct RamFate {
   bool lies = false;
   /// Neither reservations nor aborts stop it, nor is it told of them: another such target.
   bool unfenced = false;
+  /// Of a write: told what was written, each time it takes effect. It must not call the disk.
+  std::function<void(std::uint64_t offset, std::span<const std::byte> data)> took_effect;
 };
 using RamPlan = std::function<RamFate(const RamCommand&)>;
 
@@ -65,6 +67,7 @@ struct RamDiskOptions {
   std::uint64_t max_write_same = 32 << 20;
   std::uint64_t max_unmap = 64 << 20;
   std::uint64_t thin_bytes = ~0ull;  ///< Beyond this much allocated (in 64 KiB), writes fail.
+  std::byte found{};  ///< What lies in every byte before anything is written: not of an image.
 
   /// As tgt 1.0.85 is used (docs/targets.md): no PREEMPT AND ABORT, no full status, no APTPL, no
   /// all-registrants types, no WRITE SAME, no UNMAP, zombies.

@@ -114,8 +114,9 @@ void Replica::enter(State state, std::string reason) {
 
 void Replica::on_view(const View& view) {
   ++view_count_;
-  if (state_ == State::formed) formed_until_ = with_.loop->now();
+  no_longer_formed();
   view_ = view;
+  std::erase_if(together_, [this](NodeId node) { return !member(node); });
   round_ = 0;
   notes_.clear();
   view_since_ = with_.loop->now();
@@ -145,12 +146,19 @@ void Replica::begin_round(std::string why) {
   changed_.notify();
 }
 
+void Replica::no_longer_formed() {
+  if (state_ != State::formed) return;
+  formed_until_ = with_.loop->now();
+  together_.clear();
+  for (const auto& each : view_->members) together_.insert(each.node);
+}
+
 /// A member knows of more than what this round has come to. All see its greeting at the same place
 /// in the order, after the same proposal, and so begin anew together.
 void Replica::begin_again() {
   ++view_count_;
   ++round_;
-  if (state_ == State::formed) formed_until_ = with_.loop->now();
+  no_longer_formed();
   begin_round("a node knows of a newer configuration");
 }
 
@@ -296,6 +304,10 @@ bool Replica::steward() const {
 bool Replica::leases() const {
   return state_ == State::formed ||
          (formed_until_ && with_.loop->now() < *formed_until_ + with_.timing.patience);
+}
+
+bool Replica::lets(NodeId node) const {
+  return leases() && member(node) && (state_ == State::formed || together_.contains(node));
 }
 
 std::optional<TimePoint> Replica::last_granted(NodeId node) const {

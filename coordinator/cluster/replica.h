@@ -99,6 +99,10 @@ class Replica {
   /// Formed now, or was when this view began, not long ago: leases are not cut by a change of
   /// members.
   [[nodiscard]] bool leases() const;
+  /// By our answer that node may have one: it is a member, and where this is not formed at the
+  /// moment it has been one ever since it was. One that others went on without meanwhile is not
+  /// kept alive by somebody who has come over from them.
+  [[nodiscard]] bool lets(NodeId node) const;
   [[nodiscard]] bool member(NodeId node) const;
   /// The lowest of those who greeted, have a configuration, and are heard: it does what one of them
   /// has to do. Two may think so for a moment; whatever it does bears that.
@@ -158,6 +162,7 @@ class Replica {
   [[nodiscard]] const Configuration* newest_known() const;
   void look();
   void begin_round(std::string why);
+  void no_longer_formed();
   void begin_again();
   void greet_again();
   void watch_forming();
@@ -218,6 +223,7 @@ class Replica {
   std::uint64_t prepared_ = 0;  ///< The highest epoch of an attempt of ours.
   std::optional<Outstanding> outstanding_;
   std::optional<TimePoint> formed_until_;  ///< When the last view in which it was formed ended.
+  std::set<NodeId> together_;              ///< Members of all views since, and of that one.
   ClusterTag tidied_;                      ///< What tidy() has proposed to replace.
   Witness* witness_ = nullptr;
   bool arbitrating_ = false, confirming_ = false, witness_answers_ = false;

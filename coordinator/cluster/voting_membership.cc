@@ -150,7 +150,7 @@ void VotingMembership::use_configuration() {
 }
 
 Beats::Worth VotingMembership::worth(NodeId peer) const {
-  if (!replica_->leases() || !replica_->member(peer)) return {.refused = true};
+  if (!replica_->lets(peer)) return {.refused = true};
   auto left = std::max(replica_->held_until() - with_.loop->now(), Duration{});
   return {.witness = left / 1000 * (1000 - with_.timing.drift_permille)};
 }

@@ -19,7 +19,10 @@
 #include "tests/simulation/group.h"
 #include "tests/simulation/kept_disk.h"
 #include "tests/simulation/network.h"
+#include "tests/simulation/one_writer.h"
 #include "tests/simulation/page_cache.h"
+#include "tests/simulation/sides.h"
+#include "tests/simulation/witness_place.h"
 #include "tests/simulation/worker.h"
 #include "tests/simulation/world.h"
 
@@ -42,6 +45,15 @@ struct DiskWeather {
   bool full = false;                 ///< A thin LUN: it takes nothing but what the catalog claimed.
 };
 
+/// A volume on a LUN of its own.
+struct Volume {
+  std::string name;
+  std::shared_ptr<iscsi::RamDisk> disk;
+  DiskWeather weather;
+  std::uint64_t content_from = 0;  ///< Where on the LUN the catalog's chunks end.
+  std::unique_ptr<OneWriter> one_writer;
+};
+
 /// A running program of a node, with a loop and doors of its own. Killing it takes its objects away
 /// and cuts its doors; the loop lives on in the graveyard, so that worker threads find their end.
 struct Process {
@@ -54,27 +66,39 @@ struct Process {
 
 class Cluster;
 
-/// csvd on one node: the real membership, coordination and service, put together as its daemon
-/// does.
+/// csvd on one node: the real membership, and of each volume the real coordination and service, put
+/// together as its daemon does.
 class Csvd {
  public:
   Csvd(Cluster& cluster, std::size_t node);
   void kill();  ///< The destructor alone is for the end of the world.
 
   /// As by command: takes the volume over, from whoever has it; gives it up in good order.
-  void start_volume();
-  void stop_volume(std::function<void()> done);
-  [[nodiscard]] service::VolumeService* service() const { return coordination_->service(); }
-  [[nodiscard]] service::Coordination::State state() const { return coordination_->state(); }
-  [[nodiscard]] const std::string& reason() const { return coordination_->reason(); }
+  void start_volume(std::size_t volume = 0);
+  void stop_volume(std::function<void()> done, std::size_t volume = 0);
+  [[nodiscard]] service::VolumeService* service(std::size_t volume = 0) const {
+    return coordination(volume).service();
+  }
+  [[nodiscard]] service::Coordination::State state(std::size_t volume = 0) const {
+    return coordination(volume).state();
+  }
+  [[nodiscard]] const std::string& reason(std::size_t volume = 0) const {
+    return coordination(volume).reason();
+  }
+  /// Null where nodes do not vote.
+  [[nodiscard]] cluster::VotingMembership* membership() const { return voting_; }
   [[nodiscard]] Process& process() { return process_; }
 
  private:
   std::unique_ptr<cluster::Membership> standalone();
   std::unique_ptr<cluster::Membership> voting();
-  Task<void> start();
-  Task<void> stop(std::function<void()> done);
-  Task<Expected<std::unique_ptr<service::VolumeService>>> take_over();
+  [[nodiscard]] service::Coordination& coordination(std::size_t volume) const {
+    return *coordinations_[volume];
+  }
+  std::unique_ptr<service::Coordination> make_coordination(std::size_t volume);
+  Task<void> start(std::size_t volume);
+  Task<void> stop(std::size_t volume, std::function<void()> done);
+  Task<Expected<std::unique_ptr<service::VolumeService>>> take_over(std::size_t volume);
   void accept(std::unique_ptr<protocol::Connection> connection, protocol::Message first);
   void publish();
 
@@ -85,17 +109,17 @@ class Csvd {
   std::unique_ptr<KeptDisk> store_;
   std::unique_ptr<cluster::Membership> membership_;
   cluster::VotingMembership* voting_ = nullptr;  ///< The membership, where nodes vote.
-  std::unique_ptr<service::Coordination> coordination_;
-  std::optional<cluster::Coordinator> published_;
+  std::vector<std::unique_ptr<service::Coordination>> coordinations_;  ///< By volume.
+  std::vector<std::optional<cluster::Coordinator>> published_;
   std::unique_ptr<protocol::FirstMessages> first_messages_;
   std::unique_ptr<protocol::Transport::Listener> listener_;
   std::unique_ptr<TaskScope> tasks_ = std::make_unique<TaskScope>();
 };
 
-/// csvfs on one node: the real Mount, and the programs that use it.
+/// csvfs on one node, of one volume: the real Mount, and the programs that use it.
 class Csvfs {
  public:
-  Csvfs(Cluster& cluster, std::size_t node);
+  Csvfs(Cluster& cluster, std::size_t node, std::size_t volume);
   void kill();
   /// Unmounts in good order.
   void end(std::function<void()> done);
@@ -107,8 +131,10 @@ class Csvfs {
   [[nodiscard]] std::uint64_t incarnation() const { return incarnation_; }
 
  private:
+  [[nodiscard]] const Board& board() const;
+
   Cluster& cluster_;
-  std::size_t node_;
+  std::size_t node_, volume_;
   Process process_;
   std::uint64_t incarnation_;
   std::unique_ptr<Finder> finder_;
@@ -126,45 +152,61 @@ struct Broken {
   bool mounts_gate_stays_open = false;  ///< A mount's membership lease never ends.
   bool csvds_gate_stays_open = false;   ///< A coordinator's neither.
   bool kernels_keep_pages = false;      ///< That they say they have dropped.
+  bool zeros_not_made = false;          ///< The target answers that a range is zero, and it is not.
   Network::Forgery forgery;
+  WitnessPlace::Forgery witness;
 };
 
 struct ClusterOptions {
-  std::size_t nodes = 3;
+  std::size_t nodes = 3, volumes = 1;
   bool voting = false;  ///< The nodes vote on who coordinates; else an administrator decides.
+  WitnessPlace::Options witness;  ///< Of nodes that vote.
   iscsi::RamDiskOptions disk;
   DiskWeather weather;
   Broken broken;
   Duration reconnect_grace = service::Timing{}.reconnect_grace;
 };
 
-/// Nodes, a network and a LUN, all virtual, around the code that ships.
+/// Nodes, a network and a LUN for each volume, all virtual, around the code that ships.
 class Cluster {
  public:
   Cluster(World& world, ClusterOptions options);
   ~Cluster();
 
-  static constexpr const char* kVolume = "volume1";
   static constexpr std::uint16_t kClusterId = 4711;
 
   void format();
   void start_csvd(std::size_t node);
   void kill_csvd(std::size_t node);
-  void start_mount(std::size_t node);
-  void kill_mount(std::size_t node);
+  /// Of all volumes, and of one.
+  void start_mounts(std::size_t node);
+  void start_mount(std::size_t node, std::size_t volume = 0);
+  void kill_mount(std::size_t node, std::size_t volume = 0);
+  /// A volume's target is gone for a moment with all sessions, and whatever nobody had flushed.
+  void power_loss(std::size_t volume = 0);
   /// The whole node, without a word to anybody.
   void power_off(std::size_t node);
   void power_on(std::size_t node);
+  /// The whole node stands still until then, as a virtual machine that is paused, or sleeps.
+  void pause(std::size_t node, Duration until);
+  /// Its wall clock says so much more than is true, from now on.
+  void set_wall_clock(std::size_t node, Duration ahead);
+  /// Of a node's own disk: nothing can be written.
+  void set_disk_full(std::size_t node, bool full) { nodes_[node].disk_full = full; }
   /// What is on the LUN, seen by nobody's programs: nothing may run meanwhile.
-  Expected<volume::CheckReport> check();
+  Expected<volume::CheckReport> check(std::size_t volume = 0);
 
   [[nodiscard]] std::size_t size() const { return nodes_.size(); }
   [[nodiscard]] Csvd* csvd(std::size_t node) const { return nodes_[node].csvd.get(); }
-  [[nodiscard]] Csvfs* mount(std::size_t node) const { return nodes_[node].mount.get(); }
+  [[nodiscard]] std::size_t volumes() const { return volumes_.size(); }
+  [[nodiscard]] Volume& volume(std::size_t volume = 0) { return volumes_[volume]; }
+  [[nodiscard]] Csvfs* mount(std::size_t node, std::size_t volume = 0) const {
+    return nodes_[node].mounts[volume].get();
+  }
   [[nodiscard]] bool powered(std::size_t node) const { return nodes_[node].powered; }
   /// Whoever serves the volume as far as it knows itself; of several the newest.
-  [[nodiscard]] std::optional<std::size_t> coordinator() const;
-  /// The administrator: whenever nobody has served the volume for a while, some living node is told
+  [[nodiscard]] std::optional<std::size_t> coordinator(std::size_t volume = 0) const;
+  /// The administrator: whenever nobody has served a volume for a while, some living node is told
   /// to take it over.
   void govern();
   void stop_governing() { governed_ = false; }
@@ -180,39 +222,52 @@ class Cluster {
   Group group;
   bool voting;
   SimLoop disk_loop;
-  std::shared_ptr<iscsi::RamDisk> disk;
-  DiskWeather weather;
+  WitnessPlace witness;
+  Sides sides;
   Broken broken;
   const Duration reconnect_grace;
   std::uint64_t takeovers = 0;
-  std::vector<MountCounters> counters;          ///< Of mounts that are gone.
-  std::function<void(std::size_t)> on_mounted;  ///< Programs may be started.
+  std::vector<MountCounters> counters;  ///< Of mounts that are gone.
+  /// Programs may be started.
+  std::function<void(std::size_t node, std::size_t volume)> on_mounted;
   /// What shall become of a command, where the weather is not what is wanted.
   std::function<void(const iscsi::RamCommand&, iscsi::RamFate&)> on_command;
+  /// Something that must never be was seen by a judge.
+  std::function<void(std::string)> on_violation;
   /// Wraps the death of a mount, which the function does.
-  std::function<void(std::size_t, const std::function<void()>&)> on_mount_dies;
+  std::function<void(std::size_t node, std::size_t volume, const std::function<void()>&)>
+      on_mount_dies;
 
  private:
   friend class Csvd;
   friend class Csvfs;
   struct Node {
-    Board board;
+    std::vector<Board> boards;  ///< By volume.
     SimLoop::Skew skew;
     cluster::Kept kept;  ///< On the node's own disk.
-    bool powered = true;
+    bool powered = true, disk_full = false;
+    Duration paused_until{};
     std::unique_ptr<Csvd> csvd;
-    std::unique_ptr<Csvfs> mount;
+    std::vector<std::unique_ptr<Csvfs>> mounts;  ///< By volume.
   };
-  iscsi::LunOpener opener(Process& process, std::size_t node, std::uint64_t isid_seed);
-  iscsi::RamFate fate(const iscsi::RamCommand& command);
+  iscsi::LunOpener opener(Process& process, std::size_t node, std::size_t volume,
+                          std::uint64_t isid_seed);
+  iscsi::LunOpener witness_opener(Process& process, std::size_t node);
+  iscsi::RamFate fate(const Volume& volume, const iscsi::RamCommand& command);
+  void govern(std::size_t volume, int missing);
   void bury(Process& process);
+  void violated(std::string what) {
+    if (on_violation) on_violation(std::move(what));
+  }
+  void format_witness();
   /// Runs `work` on a thread that may wait for the LUN, while the world goes on.
-  void run_blocking(Function<void(iscsi::BlockingLun&)> work);
+  void run_blocking(Volume& volume, Function<void(iscsi::BlockingLun&)> work);
 
+  std::vector<Volume> volumes_;
   std::vector<Node> nodes_;
   std::vector<std::unique_ptr<SimLoop>> graveyard_;
   bool governed_ = false;
-  std::uint64_t content_from_ = 0;  ///< Where on the LUN the catalog's chunks end.
+  OneWriter::Writer next_connection_ = 1;
 };
 
 }  // namespace csv::sim

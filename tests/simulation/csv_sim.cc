@@ -44,6 +44,7 @@ struct Wish {
     std::string command = "csv_sim --seed " + std::to_string(seed_);
     if (its.voting) command += " --voting";
     if (its.mappings) command += " --mappings";
+    if (its.volumes > 1) command += " --volumes " + std::to_string(its.volumes);
     return command + " --seconds " + std::to_string(its.length / std::chrono::seconds{1});
   }
 };
@@ -54,7 +55,7 @@ void say(Seed seed, const Result& result) {
       "takeovers, "
       "%llu events, "
       "%.0f s; direct %llu+%llu redirected %llu+%llu recalls %llu eio %llu enospc %llu losses "
-      "%llu resumed %llu%s\n",
+      "%llu resumed %llu by witness %llu%s\n",
       wide(seed), wide(result.digest), result.setting.c_str(), wide(result.counts.operations),
       wide(result.counts.loads + result.counts.stores), wide(result.counts.clones),
       wide(result.faults), wide(result.takeovers), wide(result.events),
@@ -62,7 +63,7 @@ void say(Seed seed, const Result& result) {
       wide(result.mounts.direct_writes), wide(result.mounts.redirected_reads),
       wide(result.mounts.redirected_writes), wide(result.mounts.recalls), wide(result.counts.eio),
       wide(result.counts.no_space), wide(result.counts.losses), wide(result.counts.resumed),
-      result.undecided ? " undecided" : "");
+      wide(result.by_witness), result.undecided ? " undecided" : "");
 }
 
 void say_failed(const Wish& wish, Seed seed, const std::string& why) {
@@ -198,11 +199,14 @@ int main(int argc, char** argv) {
       auto each = plan;
       plan = csv::sim::Plan::calm();
       plan.voting = each.voting;
+      plan.volumes = each.volumes;
       plan.mappings = each.mappings;
     } else if (arg == "--mappings") {
       plan.mappings = true;
     } else if (arg == "--voting") {
       plan.voting = true;
+    } else if (arg == "--volumes") {
+      plan.volumes = std::clamp<std::uint64_t>(number(), 1, 4);
     } else if (arg == "--only") {
       auto each = plan;
       plan = csv::sim::Plan::calm();
@@ -220,8 +224,14 @@ int main(int argc, char** argv) {
       plan.fill_lun = what == "fill-lun";
       plan.lose_power = what == "lose-power";
       plan.fill = what == "fill";
+      plan.pause = what == "pause";
+      plan.set_clock = what == "clock";
+      plan.fill_disk = what == "fill-disk";
+      plan.split = what == "split" || what == "witness";
+      plan.lose_witness = plan.in_turn = what == "witness";
       plan.length = each.length;
       plan.voting = each.voting;
+      plan.volumes = each.volumes;
       plan.mappings = each.mappings;
     } else if (arg == "--lie") {
       plan.lie_in = number();
@@ -231,6 +241,9 @@ int main(int argc, char** argv) {
       plan.broken.mounts_gate_stays_open |= what == "gates";
       plan.broken.csvds_gate_stays_open |= what == "coordinators-gates";
       plan.broken.kernels_keep_pages |= what == "pages";
+      plan.broken.zeros_not_made |= what == "zeros";
+      plan.broken.witness.held_by_all |= what == "witness";
+      plan.broken.witness.forgets |= what == "witness-memory";
       plan.broken.forgery.answer_recalls |= what == "recalls";
       plan.broken.forgery.double_appends |= what == "appends";
       plan.broken.forgery.answer_unwatches |= what == "unwatches";
@@ -245,10 +258,12 @@ int main(int argc, char** argv) {
     } else {
       std::fprintf(
           stderr,
-          "csv_sim [--seed N] [--runs N] [--seconds N] [--voting] [--mappings] [--mixed] [--calm] "
+          "csv_sim [--seed N] [--runs N] [--seconds N] [--volumes N] [--voting] [--mappings] "
+          "[--mixed] [--calm] "
           "[--jobs N] [--within SECONDS] [--keep FILE] [--brief] "
           "[--lie N] [--break "
-          "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses] "
+          "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses|zeros|"
+          "witness|witness-memory] "
           "[--verbose] [--log]\n");
       return 2;
     }

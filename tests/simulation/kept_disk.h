@@ -10,25 +10,29 @@ namespace csv::sim {
 /// meanwhile leaves the old or the new.
 class KeptDisk final : public cluster::ConfigurationStore {
  public:
-  /// `content` outlives the process, and this.
-  KeptDisk(World& world, SimLoop& loop, cluster::Kept& content)
-      : world_{world}, loop_{loop}, content_{content} {}
+  /// `content` outlives the process, and this; so does `full`: while it says so nothing is written.
+  KeptDisk(World& world, SimLoop& loop, cluster::Kept& content, const bool* full = nullptr)
+      : world_{world}, loop_{loop}, content_{content}, full_{full} {}
 
   void save(const cluster::Kept& kept, Function<void(Expected<void>)> done) override {
-    world_.after(world_.between(500us, 20ms),
-                 [this, alive = std::weak_ptr{alive_}, kept, done = std::move(done)]() mutable {
-                   if (!alive.lock()) return;
-                   content_ = kept;
-                   loop_.post([done = std::move(done), alive]() mutable {
-                     if (alive.lock()) done({});
-                   });
-                 });
+    world_.after(world_.between(500us, 20ms), [this, alive = std::weak_ptr{alive_}, kept,
+                                               done = std::move(done)]() mutable {
+      if (!alive.lock()) return;
+      bool full = full_ != nullptr && *full_;
+      if (!full) content_ = kept;
+      loop_.post([done = std::move(done), alive, full]() mutable {
+        if (!alive.lock()) return;
+        done(full ? Expected<void>{Error{std::errc::no_space_on_device, "the node's disk is full"}}
+                  : Expected<void>{});
+      });
+    });
   }
 
  private:
   World& world_;
   SimLoop& loop_;
   cluster::Kept& content_;
+  const bool* full_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 

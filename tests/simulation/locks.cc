@@ -62,7 +62,7 @@ class LockWorkload::Counted {
 };
 
 Task<void> LockWorkload::set_up(std::size_t node, std::function<void()> done) {
-  auto& mount = cluster_.mount(node)->mount();
+  auto& mount = cluster_.mount(node, volume_)->mount();
   for (std::size_t i = 0; i < kFiles; ++i) {
     wire::Make what;
     what.set_parent(raw(kRootInode));
@@ -80,9 +80,9 @@ Task<void> LockWorkload::set_up(std::size_t node, std::function<void()> done) {
 
 void LockWorkload::begin(std::size_t node) {
   if (winding_down_) return;
-  auto& csvfs = *cluster_.mount(node);
+  auto& csvfs = *cluster_.mount(node, volume_);
   csvfs.process().loop->enter([&] {
-    for (int i = 0; i < 2; ++i)
+    for (int i = 0; i < (cluster_.volumes() > 1 ? 1 : 2); ++i)
       csvfs.programs().spawn(program(node, csvfs, world_.random().next()));
   });
 }
@@ -95,9 +95,9 @@ void LockWorkload::dies(const std::function<void()>& kill) {
 
 /// Both sessions are live, as a coordinator says after the fact: then they were when it happened.
 void LockWorkload::judge_again() {
-  auto coordinator = cluster_.coordinator();
+  auto coordinator = cluster_.coordinator(volume_);
   if (!coordinator) return;
-  auto status = cluster_.csvd(*coordinator)->service()->status();
+  auto status = cluster_.csvd(*coordinator)->service(volume_)->status();
   auto lives = [&](SessionId session) {
     return std::any_of(status.sessions.begin(), status.sessions.end(),
                        [&](const auto& each) { return each.session == session; });
@@ -217,7 +217,7 @@ Task<void> LockWorkload::program(std::size_t node, Csvfs& csvfs, std::uint64_t s
 }
 
 Task<void> LockWorkload::all_is_free(std::size_t node, std::function<void()> done) {
-  auto& mount = cluster_.mount(node)->mount();
+  auto& mount = cluster_.mount(node, volume_)->mount();
   for (auto inode : files_) {
     auto opened = co_await mount.open(inode, {});
     if (!opened) {

@@ -15,8 +15,8 @@ namespace csv::sim {
 /// the end nothing is left.
 class LockWorkload {
  public:
-  LockWorkload(World& world, Cluster& cluster, Workload& judge)
-      : world_{world}, cluster_{cluster}, judge_{judge} {}
+  LockWorkload(World& world, Cluster& cluster, Workload& judge, std::size_t volume = 0)
+      : world_{world}, cluster_{cluster}, judge_{judge}, volume_{volume} {}
 
   /// Makes the files; one node's mount must be up.
   Task<void> set_up(std::size_t node, std::function<void()> done);
@@ -56,6 +56,7 @@ class LockWorkload {
   World& world_;
   Cluster& cluster_;
   Workload& judge_;
+  std::size_t volume_;
   std::vector<InodeId> files_;
   std::list<Lock> held_;  ///< As programs believe, and what killed ones had.
   std::vector<Suspicion> suspicions_;

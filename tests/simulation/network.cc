@@ -34,6 +34,7 @@ struct Network::Stream {
   std::uint64_t id = 0;
   std::array<Side, 2> sides;
   bool broken = false;
+  std::string volume;  ///< That it is about, once a mount has said so.
 
   void receive(int at, std::string bytes) {
     auto& side = sides[static_cast<std::size_t>(at)];
@@ -83,6 +84,7 @@ class Network::End final : public protocol::Connection {
   void send(protocol::Message message) override {
     CSV_CHECK(here().loop->here());
     if (here().over || stream_->broken) return;
+    network_.listen_in(*stream_, side_, message);
     if (network_.forge(stream_, side_, message)) return;
     put({.arrives = {}, .bytes = protocol::encode_message(message), .end = false});
   }
@@ -316,6 +318,16 @@ void Network::died(std::uint64_t door) {
       world_.at(at, [this, stream = stream, to = 1 - end] { pump(stream, to); });
     }
   }
+}
+
+void Network::listen_in(Stream& stream, int from, const protocol::Message& sent) const {
+  if (from == 0) {
+    if (sent.frame.has_hello()) stream.volume = sent.frame.hello().volume();
+    return;
+  }
+  // A node that does not coordinate it names no epoch.
+  if (on_said && sent.frame.epoch() != 0 && !stream.volume.empty())
+    on_said(stream.volume, stream.sides[1].node, Epoch{sent.frame.epoch()});
 }
 
 /// True: in its place.

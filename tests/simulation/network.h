@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -32,6 +33,8 @@ class Network {
     bool double_appends = false;    ///< Each append is asked for a second time, as another request.
   };
   Forgery forgery;
+  /// A coordinator sends something to a mount.
+  std::function<void(const std::string& volume, NodeId node, Epoch epoch)> on_said;
 
   /// One process's door. Destroying it is the death of the process: its streams end.
   std::unique_ptr<protocol::Transport> door(SimLoop& loop, NodeId node);
@@ -65,6 +68,7 @@ class Network {
   void tell_end(const std::shared_ptr<Stream>& stream, int end, Duration delay, Error why);
   void break_stream(const std::shared_ptr<Stream>& stream);
   void died(std::uint64_t door);
+  void listen_in(Stream& stream, int from, const protocol::Message& sent) const;
   bool forge(const std::shared_ptr<Stream>& stream, int from, const protocol::Message& sent);
 
   World& world_;

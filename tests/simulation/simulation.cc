@@ -15,8 +15,10 @@ namespace {
 /// Breaks one thing after the other, and mends it again.
 class Saboteur {
  public:
-  Saboteur(World& world, Cluster& cluster, Workload& workload, const Plan& plan)
-      : world_{world}, cluster_{cluster}, workload_{workload}, plan_{plan} {
+  /// `lost_power`: of a volume's target, with what its cache held.
+  Saboteur(World& world, Cluster& cluster, const Plan& plan,
+           std::function<void(std::size_t)> lost_power)
+      : world_{world}, cluster_{cluster}, plan_{plan}, lost_power_{std::move(lost_power)} {
     auto add = [this](bool wanted, void (Saboteur::*fault)()) {
       if (wanted) faults_.push_back(fault);
     };
@@ -35,6 +37,14 @@ class Saboteur {
     add(plan.fill_lun, &Saboteur::fill_lun);
     add(plan.lose_power, &Saboteur::lose_power);
     add(plan.fill, &Saboteur::fill);
+    add(plan.pause, &Saboteur::pause);
+    add(plan.set_clock, &Saboteur::set_clock);
+    add(plan.fill_disk && plan.voting, &Saboteur::fill_disk);
+    bool witness = cluster.witness.options().kind != cluster::WitnessKind::none;
+    add(plan.split && plan.voting, &Saboteur::split);
+    add(plan.lose_witness && witness, &Saboteur::lose_witness);
+    add(plan.split && witness, &Saboteur::split);
+    add(plan.in_turn && witness, &Saboteur::end_in_turn);
     if (!faults_.empty()) next();
   }
 
@@ -54,13 +64,15 @@ class Saboteur {
     for (std::size_t node = 0; node < cluster_.size(); ++node) {
       if (!cluster_.powered(node)) cluster_.power_on(node);
       cluster_.start_csvd(node);
-      cluster_.start_mount(node);
+      cluster_.start_mounts(node);
     }
   }
   [[nodiscard]] std::uint64_t count() const { return count_; }
 
  private:
   std::size_t any_node() { return world_.random().below(cluster_.size()); }
+  std::size_t any_volume() { return world_.random().below(cluster_.volumes()); }
+  std::string name_of(std::size_t volume) { return cluster_.volume(volume).name; }
   void say(std::string what) {
     ++count_;
     world_.note("FAULT " + what);
@@ -91,26 +103,29 @@ class Saboteur {
     mend_after(world_.between(50ms, 6s), [this, node] { cluster_.start_csvd(node); });
     if (!plan_.voting && world_.random().chance(1, 2)) {
       auto other = any_node();
-      if (cluster_.csvd(other) != nullptr) cluster_.csvd(other)->start_volume();
+      if (cluster_.csvd(other) != nullptr) cluster_.csvd(other)->start_volume(any_volume());
     }
   }
   void crash_coordinator() {
-    if (auto node = cluster_.coordinator()) crash_csvd(*node);
+    if (auto node = cluster_.coordinator(any_volume())) crash_csvd(*node);
   }
   void crash_any_csvd() { crash_csvd(any_node()); }
   void crash_mount() {
-    auto node = any_node();
-    if (cluster_.mount(node) == nullptr) return;
-    say(fmt::format("mount of node{} crashes", node + 1));
-    cluster_.kill_mount(node);
-    mend_after(world_.between(50ms, 8s), [this, node] { cluster_.start_mount(node); });
+    auto node = any_node(), volume = any_volume();
+    if (cluster_.mount(node, volume) == nullptr) return;
+    say(fmt::format("mount of {} on node{} crashes", name_of(volume), node + 1));
+    cluster_.kill_mount(node, volume);
+    mend_after(world_.between(50ms, 8s),
+               [this, node, volume] { cluster_.start_mount(node, volume); });
   }
   void crash_node() {
     auto node = any_node();
     if (!cluster_.powered(node)) return;
     say(fmt::format("node{} loses power", node + 1));
     cluster_.power_off(node);
-    mend_after(world_.between(1s, 15s), [this, node] { cluster_.power_on(node); });
+    mend_after(world_.between(1s, 15s), [this, node] {
+      if (!cluster_.powered(node)) cluster_.power_on(node);
+    });
   }
   void break_connections() {
     auto node = any_node();
@@ -147,63 +162,97 @@ class Saboteur {
     cluster_.network.slow(a, b, extra);
     mend_after(world_.between(500ms, 6s), [this, a, b] { cluster_.network.slow(a, b, {}); });
   }
+  /// To one LUN; or, as all may be behind one adapter, to all.
   void lose_path() {
-    auto node = any_node();
+    auto node = any_node(), volume = any_volume();
     if (!cluster_.powered(node)) return;
-    say(fmt::format("node{} loses its path to the LUN", node + 1));
-    cluster_.disk->set_reachable(Cluster::initiator(node), false);
-    mend_after(world_.between(10ms, 8s), [this, node] {
-      if (cluster_.powered(node)) {
-        cluster_.disk->set_reachable(Cluster::initiator(node), true);
-      }
+    bool all = cluster_.volumes() > 1 && world_.random().chance(1, 4);
+    say(fmt::format("node{} loses its path to {}", node + 1, all ? "all LUNs" : name_of(volume)));
+    auto reach = [this, node, volume, all](bool yes) {
+      for (std::size_t each = 0; each < cluster_.volumes(); ++each)
+        if (all || each == volume)
+          cluster_.volume(each).disk->set_reachable(Cluster::initiator(node), yes);
+    };
+    reach(false);
+    mend_after(world_.between(10ms, 8s), [this, node, reach] {
+      if (cluster_.powered(node)) reach(true);
     });
   }
   void fill_lun() {
-    say("the thin LUN is full");
-    cluster_.weather.full = true;
-    mend_after(world_.between(200ms, 8s), [this] { cluster_.weather.full = false; });
+    auto volume = any_volume();
+    say("the thin LUN of " + name_of(volume) + " is full");
+    cluster_.volume(volume).weather.full = true;
+    mend_after(world_.between(200ms, 8s),
+               [this, volume] { cluster_.volume(volume).weather.full = false; });
   }
   void freeze() {
     auto node = any_node();
     bool mount = world_.random().chance(1, 2);
     auto length = world_.between(100ms, world_.random().chance(1, 3) ? 20s : 2s);
     Process* process = nullptr;
-    if (mount && cluster_.mount(node) != nullptr) process = &cluster_.mount(node)->process();
+    auto volume = any_volume();
+    if (mount && cluster_.mount(node, volume) != nullptr)
+      process = &cluster_.mount(node, volume)->process();
     if (!mount && cluster_.csvd(node) != nullptr) process = &cluster_.csvd(node)->process();
     if (process == nullptr) return;
     say(fmt::format("{} stands still for {} ms", process->loop->name(), length / 1ms));
     process->loop->freeze(world_.now() + length);
   }
+  void pause() {
+    auto node = any_node();
+    if (!cluster_.powered(node)) return;
+    bool long_ = world_.random().chance(1, 4);
+    auto length = long_ ? world_.between(10s, 70s) : world_.between(100ms, 6s);
+    say(fmt::format("node{} is paused for {} ms", node + 1, length / 1ms));
+    cluster_.pause(node, world_.now() + length);
+  }
+  void set_clock() {
+    auto node = any_node();
+    auto ahead = world_.random().chance(1, 2) ? world_.between(-60s, 60s)
+                                              : world_.between(-24h * 3650, 24h * 3650);
+    say(fmt::format("the wall clock of node{} is set {} s ahead", node + 1, ahead / 1s));
+    cluster_.set_wall_clock(node, ahead);
+  }
+  void fill_disk() {
+    auto node = any_node();
+    say(fmt::format("the disk of node{} is full", node + 1));
+    cluster_.set_disk_full(node, true);
+    mend_after(world_.between(200ms, 12s), [this, node] { cluster_.set_disk_full(node, false); });
+  }
   void move() {
-    auto from = cluster_.coordinator();
+    auto volume = any_volume();
+    auto from = cluster_.coordinator(volume);
     auto to = any_node();
     if (!from || cluster_.csvd(to) == nullptr) return;
-    say(fmt::format("the volume moves from node{} to node{}", *from + 1, to + 1));
-    if (plan_.voting) return cluster_.csvd(to)->start_volume();
-    cluster_.csvd(*from)->stop_volume([this, to] {
-      if (cluster_.csvd(to) != nullptr) cluster_.csvd(to)->start_volume();
-    });
+    say(fmt::format("{} moves from node{} to node{}", name_of(volume), *from + 1, to + 1));
+    if (plan_.voting) return cluster_.csvd(to)->start_volume(volume);
+    cluster_.csvd(*from)->stop_volume(
+        [this, to, volume] {
+          if (cluster_.csvd(to) != nullptr) cluster_.csvd(to)->start_volume(volume);
+        },
+        volume);
   }
   void take_away() {
-    auto to = any_node();
-    if (cluster_.csvd(to) == nullptr || cluster_.coordinator() == to) return;
-    say(fmt::format("node{} takes the volume away", to + 1));
-    cluster_.csvd(to)->start_volume();
+    auto to = any_node(), volume = any_volume();
+    if (cluster_.csvd(to) == nullptr || cluster_.coordinator(volume) == to) return;
+    say(fmt::format("node{} takes {} away", to + 1, name_of(volume)));
+    cluster_.csvd(to)->start_volume(volume);
   }
 
   /// The target is gone for a moment with all sessions, without APTPL all reservations, and with a
   /// volatile cache whatever of it nobody had flushed.
   void lose_power() {
-    say("the target loses power");
-    if (cluster_.disk->options().write_cache) workload_.power_loss();
-    cluster_.disk->power_loss(world_.random());
+    auto volume = any_volume();
+    say("the target of " + name_of(volume) + " loses power");
+    if (cluster_.volume(volume).disk->options().write_cache) lost_power_(volume);
+    cluster_.power_loss(volume);
   }
   /// Somebody takes all space there is, and gives it back after a while.
   void fill() {
-    auto node = any_node();
-    auto* csvfs = cluster_.mount(node);
+    auto node = any_node(), volume = any_volume();
+    auto* csvfs = cluster_.mount(node, volume);
     if (csvfs == nullptr) return;
-    say(fmt::format("the volume is filled on node{}", node + 1));
+    say(fmt::format("{} is filled on node{}", name_of(volume), node + 1));
     csvfs->process().loop->enter([&] {
       csvfs->programs().spawn(
           hoard(csvfs->mount(), *csvfs->process().loop, ++hoards_, world_.between(100ms, 4s)));
@@ -237,35 +286,101 @@ class Saboteur {
     (void)co_await mount.unlink(kRootInode, name, false);
   }
 
+  void cut(std::size_t one, std::size_t other, bool off) {
+    auto a = Cluster::id(one), b = Cluster::id(other);
+    off ? cluster_.network.part(a, b) : cluster_.network.join(a, b);
+    off ? cluster_.network.part(b, a) : cluster_.network.join(b, a);
+    off ? cluster_.group.part(a, b) : cluster_.group.join(a, b);
+  }
+  /// Two sides that do not hear each other; perhaps halves.
+  void split() {
+    std::vector<bool> side(cluster_.size());
+    std::string text;
+    for (std::size_t node = 0; node < side.size(); ++node) {
+      side[node] = world_.random().chance(1, 2);
+      if (side[node]) text += fmt::format(" node{}", node + 1);
+    }
+    say("the network falls into two, one of them:" + text);
+    auto each = [this, side](bool off) {
+      for (std::size_t one = 0; one < side.size(); ++one)
+        for (std::size_t other = one + 1; other < side.size(); ++other)
+          if (side[one] != side[other]) cut(one, other, off);
+    };
+    each(true);
+    mend_after(world_.between(1s, 14s), [each] { each(false); });
+  }
+  void lose_witness() {
+    if (world_.random().chance(1, 4)) {
+      say("the witness restarts");
+      return cluster_.witness.power_loss();
+    }
+    std::vector<std::size_t> who;
+    bool all = world_.random().chance(1, 2);
+    auto one = any_node();
+    for (std::size_t node = 0; node < cluster_.size(); ++node)
+      if (all || node == one) who.push_back(node);
+    say(all ? std::string{"the witness is gone"}
+            : fmt::format("node{} loses its path to the witness", one + 1));
+    auto reach = [this, who](bool yes) {
+      for (auto node : who)
+        if (cluster_.powered(node))
+          cluster_.witness.set_reachable(Cluster::id(node), Cluster::initiator(node), yes);
+    };
+    reach(false);
+    mend_after(world_.between(200ms, 14s), [reach] { reach(true); });
+  }
+  /// Whoever comes back first has missed what the others did meanwhile.
+  void end_in_turn() {
+    std::vector<std::size_t> order;
+    for (std::size_t node = 0; node < cluster_.size(); ++node)
+      if (cluster_.powered(node)) order.push_back(node);
+    if (order.size() < 2) return;
+    std::rotate(order.begin(),
+                order.begin() + static_cast<std::ptrdiff_t>(world_.random().below(order.size())),
+                order.end());
+    say(fmt::format("the nodes end in turn, node{} first", order.front() + 1));
+    auto end = Duration::zero();
+    for (auto node : order) {
+      world_.after(end, [this, node] {
+        if (!stopped_ && cluster_.powered(node)) cluster_.power_off(node);
+      });
+      // Time for the others to go on without it.
+      end += world_.between(500ms, 8s);
+    }
+    for (auto node : order) {
+      mend_after(end, [this, node] {
+        if (!cluster_.powered(node)) cluster_.power_on(node);
+      });
+      end += world_.between(100ms, 8s);
+    }
+  }
+
   /// It goes on serving its own node's mount, as far as it knows, while another takes the volume.
   void isolate_coordinator() {
-    auto node = cluster_.coordinator();
+    auto volume = any_volume();
+    auto node = cluster_.coordinator(volume);
     if (!node) return;
-    say(fmt::format("node{}, which coordinates, is cut off", *node + 1));
-    auto cut = [this, node](bool off) {
-      for (std::size_t other = 0; other < cluster_.size(); ++other) {
-        if (other == *node) continue;
-        auto a = Cluster::id(*node), b = Cluster::id(other);
-        off ? cluster_.network.part(a, b) : cluster_.network.join(a, b);
-        off ? cluster_.network.part(b, a) : cluster_.network.join(b, a);
-        off ? cluster_.group.part(a, b) : cluster_.group.join(a, b);
-      }
+    say(fmt::format("node{}, which coordinates {}, is cut off", *node + 1, name_of(volume)));
+    auto each = [this, node](bool off) {
+      for (std::size_t other = 0; other < cluster_.size(); ++other)
+        if (other != *node) cut(*node, other, off);
     };
-    cut(true);
-    mend_after(world_.between(1s, 14s), [cut] { cut(false); });
+    each(true);
+    mend_after(world_.between(1s, 14s), [each] { each(false); });
     if (plan_.voting) return;  // the others see to it
     auto to = (*node + 1 + world_.random().below(cluster_.size() - 1)) % cluster_.size();
     // The other nodes' mounts leave a silent coordinator after 5 s, and then wait for the next.
     world_.after(world_.random().chance(1, 2) ? world_.between(0ms, 6s) : world_.between(5s, 9s),
-                 [this, to] {
-                   if (!stopped_ && cluster_.csvd(to) != nullptr) cluster_.csvd(to)->start_volume();
+                 [this, to, volume] {
+                   if (!stopped_ && cluster_.csvd(to) != nullptr)
+                     cluster_.csvd(to)->start_volume(volume);
                  });
   }
 
   World& world_;
   Cluster& cluster_;
-  Workload& workload_;
   const Plan& plan_;
+  std::function<void(std::size_t)> lost_power_;
   std::vector<void (Saboteur::*)()> faults_;
   std::map<std::uint64_t, std::function<void()>> repairs_;
   std::uint64_t next_repair_ = 1, count_ = 0, hoards_ = 0;
@@ -275,6 +390,7 @@ class Saboteur {
 ClusterOptions options_for(Random& random, const Plan& plan, std::string& setting) {
   ClusterOptions options;
   options.nodes = 2 + random.below(plan.voting ? 4 : 3);
+  options.volumes = plan.volumes;
   options.voting = plan.voting;
   bool like_tgt = random.chance(1, 2), large_blocks = random.chance(1, 2);
   auto& disk = options.disk;
@@ -288,6 +404,20 @@ ClusterOptions options_for(Random& random, const Plan& plan, std::string& settin
   disk.fua = random.chance(1, 2);
   disk.unmap_zeroes = random.chance(1, 2);
   disk.max_transfer = random.chance(1, 2) ? 1 << 20 : 256 << 10;
+  bool used = random.chance(1, 2);
+  if (used) disk.found = std::byte{0xa5};
+  std::string witness;
+  if (plan.voting && plan.witness && random.chance(1, 2)) {
+    auto& its = options.witness;
+    its.kind = random.chance(2, 3) ? cluster::WitnessKind::disk : cluster::WitnessKind::share;
+    its.only = random.chance(1, 4);
+    its.disk = disk;
+    // Mostly such that there can be halves.
+    if (random.chance(3, 4)) options.nodes = random.chance(1, 2) ? 2 : 4;
+    witness =
+        fmt::format(", {} witness{}", its.kind == cluster::WitnessKind::disk ? "disk" : "share",
+                    its.only ? " alone" : "");
+  }
   options.broken = plan.broken;
   options.weather.lie_in = plan.lie_in;
   if (plan.lose_paths) {
@@ -296,12 +426,14 @@ ClusterOptions options_for(Random& random, const Plan& plan, std::string& settin
   }
   // Sessions that end while their mounts have hardly been away: much goes on afterwards.
   if (random.chance(1, 2)) options.reconnect_grace = 500ms;
-  setting = fmt::format("{} nodes, {} target, blocks of {}, {}{}", options.nodes,
-                        like_tgt   ? "plain"
-                        : like_lio ? "LIO's"
-                                   : "full",
-                        block, disk.write_cache ? "volatile cache" : "no cache",
-                        disk.write_cache && disk.fua ? " with FUA" : "");
+  auto many = plan.volumes > 1 ? fmt::format(", {} volumes", plan.volumes) : std::string{};
+  setting =
+      fmt::format("{} nodes{}, {} target, blocks of {}, {}{}{}{}", options.nodes, many,
+                  like_tgt   ? "plain"
+                  : like_lio ? "LIO's"
+                             : "full",
+                  block, disk.write_cache ? "volatile cache" : "no cache",
+                  disk.write_cache && disk.fua ? " with FUA" : "", used ? ", used" : "", witness);
   return options;
 }
 
@@ -322,19 +454,36 @@ void add(MountCounters& sum, const MountCounters& one) {
   sum.stale_commits += one.stale_commits;
 }
 
+void add(Workload::Counts& sum, const Workload::Counts& one) {
+  sum.operations += one.operations;
+  sum.writes += one.writes;
+  sum.reads += one.reads;
+  sum.abandoned += one.abandoned;
+  sum.eio += one.eio;
+  sum.loads += one.loads;
+  sum.stores += one.stores;
+  sum.no_space += one.no_space;
+  sum.losses += one.losses;
+}
+
 /// The acts of a run, in order. Each waits for what must come true, within a limit.
 class Run {
  public:
   Run(std::uint64_t seed, const Plan& plan)
-      : plan_{plan},
-        world_{seed},
-        workload_{world_,
-                  cluster_,
-                  {.most_thinking = world_.between(5ms, 40ms), .mappings = plan.mappings}},
-        locks_{world_, cluster_, workload_},
-        cluster_{world_, options_for(world_.random(), plan, setting_)} {
+      : plan_{plan}, world_{seed}, cluster_{world_, options_for(world_.random(), plan, setting_)} {
+    auto thinking = world_.between(5ms, 40ms);
+    for (std::size_t volume = 0; volume < cluster_.volumes(); ++volume) {
+      // As much work as on one volume, spread over them.
+      auto playgrounds = std::max<std::size_t>(1, 4 / cluster_.volumes());
+      uses_.push_back(std::make_unique<Use>(world_, cluster_,
+                                            WorkloadOptions{.volume = volume,
+                                                            .playgrounds = playgrounds,
+                                                            .most_thinking = thinking,
+                                                            .mappings = plan.mappings}));
+    }
     world_.set_verbose(plan.verbose);
     world_.note(setting_);
+    cluster_.on_violation = [this](std::string what) { fail(std::move(what)); };
   }
   ~Run() {
     if (saboteur_) saboteur_->halt();
@@ -345,66 +494,104 @@ class Run {
     bool well = come_up() && work() && calm_down() && look_back() && come_down() && check();
     (void)well;
     Result result;
-    result.violation = workload_.violation();
+    result.violation = violation();
     result.digest = world_.digest();
     result.ended = world_.now();
     result.events = world_.events_run();
     if (saboteur_) result.faults = saboteur_->count();
     result.takeovers = cluster_.takeovers;
-    result.undecided = workload_.undecided();
-    result.counts = workload_.counts;
-    result.locks = locks_.granted;
+    for (const auto& use : uses_) {
+      result.undecided = use->workload.undecided() || result.undecided;
+      add(result.counts, use->workload.counts);
+      result.locks += use->locks.granted;
+    }
+    result.by_witness = cluster_.sides.by_witness();
     result.setting = setting_;
     for (const auto& each : cluster_.counters) add(result.mounts, each);
     for (std::size_t node = 0; node < cluster_.size(); ++node) {
-      if (cluster_.mount(node) != nullptr) {
-        add(result.mounts, cluster_.mount(node)->mount().counters());
-      }
+      for (const auto& use : uses_)
+        if (auto* csvfs = cluster_.mount(node, use->volume))
+          add(result.mounts, csvfs->mount().counters());
     }
     return result;
   }
 
  private:
+  /// The use that programs make of one volume.
+  struct Use {
+    Use(World& world, Cluster& cluster, WorkloadOptions options)
+        : volume{options.volume},
+          workload{world, cluster, options},
+          locks{world, cluster, workload, options.volume} {}
+    std::size_t volume;
+    Workload workload;
+    LockWorkload locks;
+  };
+
+  [[nodiscard]] std::string violation() const {
+    for (const auto& use : uses_)
+      if (!use->workload.violation().empty()) return use->workload.violation();
+    return "";
+  }
+  [[nodiscard]] bool well() const {
+    return std::all_of(uses_.begin(), uses_.end(),
+                       [](const auto& use) { return use->workload.violation().empty(); });
+  }
+  void fail(std::string what) { uses_.front()->workload.fail(std::move(what)); }
+  /// Of each volume, until it is wrong.
+  template <typename F>
+  bool each(F what) {
+    return std::all_of(uses_.begin(), uses_.end(), [&](const auto& use) { return what(*use); });
+  }
+
   bool wait(const char* what, Duration limit, Function<bool()> until) {
-    world_.run([&] { return !workload_.violation().empty() || until(); }, world_.now() + limit);
-    if (!workload_.violation().empty()) return false;
+    world_.run([&] { return !well() || until(); }, world_.now() + limit);
+    if (!well()) return false;
     if (until()) return true;
     std::string text = fmt::format("after {} s still waiting: {}", limit / 1s, what);
-    for (const auto& each : workload_.stuck()) text += "\n  " + each;
-    for (std::size_t node = 0; node < cluster_.size(); ++node) {
-      if (auto* mount = cluster_.mount(node)) {
-        auto state = mount->mount().state();
-        text += fmt::format("\n  node{} mount mode={} session={} {}", node + 1,
-                            static_cast<int>(state.mode), raw(state.session), state.reason);
-      }
-      if (auto* csvd = cluster_.csvd(node)) {
-        text += fmt::format("\n  node{} csvd state={} {}", node + 1,
-                            static_cast<int>(csvd->state()), csvd->reason());
+    for (const auto& use : uses_) {
+      const auto& name = cluster_.volume(use->volume).name;
+      for (const auto& call : use->workload.stuck()) text += "\n  " + name + " " + call;
+      for (std::size_t node = 0; node < cluster_.size(); ++node) {
+        if (auto* mount = cluster_.mount(node, use->volume)) {
+          auto state = mount->mount().state();
+          text += fmt::format("\n  {} node{} mount mode={} session={} {}", name, node + 1,
+                              static_cast<int>(state.mode), raw(state.session), state.reason);
+        }
+        if (auto* csvd = cluster_.csvd(node)) {
+          text +=
+              fmt::format("\n  {} node{} csvd state={} {}", name, node + 1,
+                          static_cast<int>(csvd->state(use->volume)), csvd->reason(use->volume));
+        }
       }
     }
-    workload_.fail(std::move(text));
+    fail(std::move(text));
     return false;
   }
   bool all_direct() const {
     for (std::size_t node = 0; node < cluster_.size(); ++node) {
-      auto* csvfs = cluster_.mount(node);
-      if (csvfs == nullptr || csvfs->mount().state().mode != AccessMode::direct) return false;
+      for (const auto& use : uses_) {
+        auto* csvfs = cluster_.mount(node, use->volume);
+        if (csvfs == nullptr || csvfs->mount().state().mode != AccessMode::direct) return false;
+      }
     }
     return true;
   }
   /// Runs one of the workload's tasks on a node's mount.
   template <typename F>
   bool have(const char* what, Duration limit, std::size_t node, F task) {
-    return have_of(workload_, what, limit, node, task);
+    return each(
+        [&](Use& use) { return have_of(use.workload, use.volume, what, limit, node, task); });
   }
   template <typename F>
   bool have_locks(const char* what, Duration limit, std::size_t node, F task) {
-    return have_of(locks_, what, limit, node, task);
+    return each([&](Use& use) { return have_of(use.locks, use.volume, what, limit, node, task); });
   }
   template <typename W, typename F>
-  bool have_of(W& workload, const char* what, Duration limit, std::size_t node, F task) {
+  bool have_of(W& workload, std::size_t volume, const char* what, Duration limit, std::size_t node,
+               F task) {
     bool done = false;
-    auto* csvfs = cluster_.mount(node);
+    auto* csvfs = cluster_.mount(node, volume);
     csvfs->process().loop->enter(
         [&] { csvfs->programs().spawn((workload.*task)(node, [&done] { done = true; })); });
     return wait(what, limit, [&] { return done; });
@@ -413,57 +600,76 @@ class Run {
   bool come_up() {
     for (std::size_t node = 0; node < cluster_.size(); ++node) {
       cluster_.start_csvd(node);
-      cluster_.start_mount(node);
+      cluster_.start_mounts(node);
     }
     cluster_.govern();
     if (!wait("all mounts usable", 60s, [this] { return all_direct(); })) return false;
     if (!have("the playgrounds", 60s, 0, &Workload::set_up)) return false;
     if (!have_locks("files to lock", 60s, 0, &LockWorkload::set_up)) return false;
-    auto begin = [this](std::size_t node) {
-      workload_.begin(node);
-      locks_.begin(node);
+    auto begin = [this](std::size_t node, std::size_t volume) {
+      uses_[volume]->workload.begin(node);
+      uses_[volume]->locks.begin(node);
     };
     cluster_.on_mounted = begin;
-    cluster_.on_mount_dies = [this](std::size_t node, const std::function<void()>& kill) {
-      locks_.dies([&] { workload_.dies(node, kill); });
+    cluster_.on_mount_dies = [this](std::size_t node, std::size_t volume,
+                                    const std::function<void()>& kill) {
+      auto& use = *uses_[volume];
+      use.locks.dies([&] { use.workload.dies(node, kill); });
     };
-    for (std::size_t node = 0; node < cluster_.size(); ++node) begin(node);
+    for (std::size_t node = 0; node < cluster_.size(); ++node)
+      for (const auto& use : uses_) begin(node, use->volume);
     return true;
   }
   bool work() {
-    saboteur_ = std::make_unique<Saboteur>(world_, cluster_, workload_, plan_);
+    saboteur_ = std::make_unique<Saboteur>(world_, cluster_, plan_, [this](std::size_t volume) {
+      uses_[volume]->workload.power_loss();
+    });
     auto end = world_.now() + plan_.length;
     // Between the events, now and then, what dead mounts left is looked after.
-    for (auto until = world_.now(); until < end && workload_.violation().empty();) {
+    for (auto until = world_.now(); until < end && well();) {
       until = std::min(until + 500ms, end);
-      world_.run([this] { return !workload_.violation().empty(); }, until);
+      world_.run([this] { return !well(); }, until);
       world_.at(until, [] {});
-      workload_.settle_what_is_over();
-      locks_.judge_again();
+      for (const auto& use : uses_) {
+        use->workload.settle_what_is_over();
+        use->locks.judge_again();
+      }
     }
-    if (!workload_.violation().empty()) return false;
+    if (!well()) return false;
     saboteur_->stop();
     return true;
   }
   bool calm_down() {
-    cluster_.weather.stall_in = cluster_.weather.lost_answer_in = 0;
-    workload_.wind_down();
-    locks_.wind_down();
-    if (!wait("programs to end", 180s, [this] { return workload_.running() == 0; })) return false;
-    if (!wait("whoever waits for a lock", 180s, [this] { return locks_.running() == 0; }))
-      return false;
-    if (!wait("all mounts usable again", 120s, [this] { return all_direct(); })) return false;
-    return wait("the dead to be over", 120s, [this] {
-      workload_.settle_what_is_over();
-      return workload_.unsettled() == 0;
-    });
+    for (const auto& use : uses_) {
+      auto& weather = cluster_.volume(use->volume).weather;
+      weather.stall_in = weather.lost_answer_in = 0;
+      use->workload.wind_down();
+      use->locks.wind_down();
+    }
+    auto all = [this](auto what) {
+      return [this, what] {
+        return std::all_of(uses_.begin(), uses_.end(), [&](const auto& use) { return what(*use); });
+      };
+    };
+    return wait("programs to end", 180s,
+                all([](Use& use) { return use.workload.running() == 0; })) &&
+           wait("whoever waits for a lock", 180s,
+                all([](Use& use) { return use.locks.running() == 0; })) &&
+           wait("all mounts usable again", 120s, [this] { return all_direct(); }) &&
+           wait("the dead to be over", 120s, all([](Use& use) {
+                  use.workload.settle_what_is_over();
+                  return use.workload.unsettled() == 0;
+                }));
   }
   bool look_back() {
-    locks_.judge_again();
+    for (const auto& use : uses_) use->locks.judge_again();
     if (!have_locks("all locks", 60s, 0, &LockWorkload::all_is_free)) return false;
-    world_.note(fmt::format("locks: {} granted, {} refused, {} interrupted, {} deadlocks, {} lost",
-                            locks_.granted, locks_.refused, locks_.interrupted, locks_.deadlocks,
-                            locks_.lost));
+    for (const auto& use : uses_) {
+      const auto& locks = use->locks;
+      world_.note(fmt::format(
+          "locks: {} granted, {} refused, {} interrupted, {} deadlocks, {} lost", locks.granted,
+          locks.refused, locks.interrupted, locks.deadlocks, locks.lost));
+    }
     for (std::size_t node = 0; node < cluster_.size(); ++node) {
       if (!have("everything to be read", 120s, node, &Workload::look_at_everything)) return false;
     }
@@ -471,33 +677,36 @@ class Run {
            have("everything to be removed", 120s, 0, &Workload::remove_everything);
   }
   bool come_down() {
-    std::size_t left = cluster_.size();
-    for (std::size_t node = 0; node < cluster_.size(); ++node) {
-      cluster_.mount(node)->end([&left] { --left; });
-    }
+    std::size_t left = cluster_.size() * uses_.size();
+    for (std::size_t node = 0; node < cluster_.size(); ++node)
+      for (const auto& use : uses_) cluster_.mount(node, use->volume)->end([&left] { --left; });
     if (!wait("mounts to end", 60s, [&left] { return left == 0; })) return false;
     cluster_.stop_governing();
-    if (auto node = cluster_.coordinator()) {
+    for (const auto& use : uses_) {
+      auto node = cluster_.coordinator(use->volume);
+      if (!node) continue;
       bool stopped = false;
-      cluster_.csvd(*node)->stop_volume([&stopped] { stopped = true; });
+      cluster_.csvd(*node)->stop_volume([&stopped] { stopped = true; }, use->volume);
       if (!wait("the volume to be given up", 60s, [&stopped] { return stopped; })) return false;
     }
     for (std::size_t node = 0; node < cluster_.size(); ++node) {
-      cluster_.kill_mount(node);
+      for (const auto& use : uses_) cluster_.kill_mount(node, use->volume);
       cluster_.kill_csvd(node);
     }
     return true;
   }
   bool check() {
-    auto report = cluster_.check();
-    if (!report) {
-      workload_.fail("check: " + report.error().message());
-      return false;
-    }
-    world_.note(fmt::format("check: {} inodes, {} extents, {} used blocks", report->inodes,
-                            report->extents, report->used_blocks));
-    for (const auto& problem : report->problems) workload_.fail("check: " + problem);
-    return workload_.violation().empty();
+    return each([this](Use& use) {
+      auto report = cluster_.check(use.volume);
+      if (!report) {
+        fail("check: " + report.error().message());
+        return false;
+      }
+      world_.note(fmt::format("check: {} inodes, {} extents, {} used blocks", report->inodes,
+                              report->extents, report->used_blocks));
+      for (const auto& problem : report->problems) fail("check: " + problem);
+      return well();
+    });
   }
 
   const Plan& plan_;
@@ -505,8 +714,7 @@ class Run {
   std::string setting_;
   // Outlive the cluster, whose end they have a part in.
   std::unique_ptr<Saboteur> saboteur_;
-  Workload workload_;
-  LockWorkload locks_;
+  std::vector<std::unique_ptr<Use>> uses_;  ///< By volume.
   Cluster cluster_;
 };
 
@@ -517,6 +725,7 @@ Plan Plan::mixed(std::uint64_t seed) const {
   auto plan = *this;
   plan.voting = seed % 3 == 1;
   plan.mappings = seed % 3 == 2;
+  if (dice.chance(1, 8)) plan.volumes = 2 + dice.below(3);
   plan.length = dice.chance(1, 4) ? 20s : std::chrono::seconds{3 + dice.below(9)};
   return plan;
 }

@@ -13,11 +13,18 @@ struct Plan {
   bool crash_csvd = true, crash_mount = true, crash_node = true;
   bool break_connections = true, part_network = true, slow_network = true;
   bool lose_paths = true, freeze = true, move = true, isolate = true, fill_lun = true;
-  bool lose_power = true, fill = true;              ///< Of the target; the volume, for a while.
+  bool lose_power = true, fill = true;  ///< Of the target; the volume, for a while.
+  bool split = true;                    ///< The nodes into two sides, in any way.
+  bool lose_witness = true;             ///< By one node, or all; it restarts.
+  bool in_turn = true;  ///< The nodes end, one after the other; the first comes back alone.
+  bool pause = true, set_clock = true;              ///< Of a whole node.
+  bool fill_disk = true;                            ///< A node's own.
   Duration least_calm = 100ms, most_calm = 2500ms;  ///< Between two faults.
   std::uint64_t lie_in = 0;  ///< The storage loses one acknowledged write in so many.
   bool mappings = false;     ///< Programs map files, too.
-  bool voting = false;       ///< The nodes vote; else an administrator gives the volume to one.
+  std::size_t volumes = 1;
+  bool voting = false;  ///< The nodes vote; else an administrator gives the volume to one.
+  bool witness = true;  ///< Half of the clusters whose nodes vote have one.
   Broken broken;
   bool verbose = false;
 
@@ -26,10 +33,12 @@ struct Plan {
     plan.crash_csvd = plan.crash_mount = plan.crash_node = false;
     plan.break_connections = plan.part_network = plan.slow_network = false;
     plan.lose_paths = plan.freeze = plan.move = plan.isolate = plan.fill_lun = false;
-    plan.lose_power = plan.fill = false;
+    plan.lose_power = plan.fill = plan.split = plan.lose_witness = plan.in_turn = false;
+    plan.pause = plan.set_clock = plan.fill_disk = false;
     return plan;
   }
-  /// What `seed` draws of all kinds of lives: plain, with votes, with mappings; one in four long.
+  /// What `seed` draws of all kinds of lives: plain, with votes, with mappings; one in four long,
+  /// one in eight of several volumes.
   [[nodiscard]] Plan mixed(std::uint64_t seed) const;
 };
 
@@ -40,9 +49,10 @@ struct Result {
   Duration ended{};
   std::uint64_t events = 0, faults = 0, takeovers = 0;
   Workload::Counts counts;
-  std::uint64_t locks = 0;  ///< Granted to programs.
-  MountCounters mounts;     ///< Of all mounts together.
-  std::string setting;      ///< In words: the LUN and the nodes of this seed.
+  std::uint64_t locks = 0;       ///< Granted to programs.
+  std::uint64_t by_witness = 0;  ///< How often a side went on because of the witness.
+  MountCounters mounts;          ///< Of all mounts together.
+  std::string setting;           ///< In words: the LUN and the nodes of this seed.
 };
 
 /// One cluster's life: formatted, mounted, worked on while it is sabotaged, calmed down, read back,

@@ -142,6 +142,28 @@ TEST_CASE("simulation: names that a mount goes on watching after they changed ar
   CHECK(first_violation(plan, 4) != "");
 }
 
+TEST_CASE("simulation: old data that shows where zeros should be is found out") {
+  auto plan = Plan::calm();
+  plan.length = 5s;
+  for (bool broken : {false, true}) {
+    plan.broken.zeros_not_made = broken;
+    CHECK((first_violation(plan, 4) != "") == broken);
+  }
+}
+
+TEST_CASE("simulation: a former coordinator that goes on writing metadata is found out") {
+  auto plan = Plan::calm();
+  plan.isolate = true;
+  plan.length = 8s;
+  for (bool broken : {false, true}) {
+    plan.broken.unfenced = broken;
+    auto violation = first_violation(plan, 4, 50);
+    INFO(violation);
+    CHECK((violation.find("one writer of metadata") == 0) == broken);
+    CHECK((violation != "") == broken);
+  }
+}
+
 TEST_CASE("simulation: a request that takes effect twice is found out") {
   auto plan = Plan::calm();
   plan.length = 5s;

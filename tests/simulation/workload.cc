@@ -17,7 +17,10 @@ Task<void> remove(std::unique_ptr<Program> program) { co_await program->remove_e
 }  // namespace
 
 Workload::Workload(World& world, Cluster& cluster, WorkloadOptions options)
-    : world_{world}, cluster_{cluster}, options_{options} {}
+    : world_{world},
+      cluster_{cluster},
+      options_{options},
+      next_stamp_{(Stamp{options.volume} << 32) + 1} {}
 
 Workload::~Workload() = default;
 
@@ -28,9 +31,10 @@ void Workload::fail(std::string what) {
 }
 
 Task<void> Workload::set_up(std::size_t node, std::function<void()> done) {
-  auto& mount = cluster_.mount(node)->mount();
+  auto& mount = cluster_.mount(node, options_.volume)->mount();
   for (std::size_t i = 0; i < options_.playgrounds; ++i) {
-    auto kind = static_cast<Playground::Kind>(i < 3 ? i : world_.random().below(3));
+    auto kind =
+        static_cast<Playground::Kind>(i < 3 ? (i + options_.volume) % 3 : world_.random().below(3));
     auto name = fmt::format("ground{}", i);
     wire::Make what;
     what.set_parent(raw(kRootInode));
@@ -56,7 +60,7 @@ Task<void> Workload::set_up(std::size_t node, std::function<void()> done) {
 }
 
 void Workload::begin(std::size_t node) {
-  auto& csvfs = *cluster_.mount(node);
+  auto& csvfs = *cluster_.mount(node, options_.volume);
   csvfs.process().loop->enter([&] {
     for (auto& ground : playgrounds_) {
       for (auto each : ground->nodes) {
@@ -69,7 +73,7 @@ void Workload::begin(std::size_t node) {
 }
 
 void Workload::dies(std::size_t node, const std::function<void()>& kill) {
-  auto state = cluster_.mount(node)->mount().state();
+  auto state = cluster_.mount(node, options_.volume)->mount().state();
   ghosts_.push_back({.session = state.session, .key = state.key, .settle = {}});
   dying_ = &ghosts_.back();
   kill();
@@ -83,12 +87,12 @@ void Workload::power_loss() {
 }
 
 void Workload::see_who_is_away() {
-  auto coordinator = cluster_.coordinator();
+  auto coordinator = cluster_.coordinator(options_.volume);
   if (!coordinator) return;
-  auto status = cluster_.csvd(*coordinator)->service()->status();
+  auto status = cluster_.csvd(*coordinator)->service(options_.volume)->status();
   for (std::size_t node = 0; node < cluster_.size(); ++node) {
-    if (cluster_.mount(node) == nullptr) continue;
-    auto session = cluster_.mount(node)->mount().state().session;
+    if (cluster_.mount(node, options_.volume) == nullptr) continue;
+    auto session = cluster_.mount(node, options_.volume)->mount().state().session;
     bool lives = std::any_of(status.sessions.begin(), status.sessions.end(),
                              [&](const auto& each) { return each.session == session; });
     if (session == SessionId{} || lives) continue;
@@ -112,10 +116,10 @@ bool Workload::was_touched(const Playground& ground, Number inode, std::size_t n
 
 void Workload::settle_what_is_over() {
   see_who_is_away();
-  auto coordinator = cluster_.coordinator();
+  auto coordinator = cluster_.coordinator(options_.volume);
   if (!coordinator) return;
-  auto status = cluster_.csvd(*coordinator)->service()->status();
-  auto keys = cluster_.disk->registered_keys();
+  auto status = cluster_.csvd(*coordinator)->service(options_.volume)->status();
+  auto keys = cluster_.volume(options_.volume).disk->registered_keys();
   for (auto ghost = ghosts_.begin(); ghost != ghosts_.end();) {
     bool lives = std::any_of(status.sessions.begin(), status.sessions.end(),
                              [&](const auto& each) { return each.session == ghost->session; });
@@ -147,14 +151,14 @@ std::vector<std::string> Workload::stuck() const {
 
 Task<void> Workload::look_at_everything(std::size_t node, std::function<void()> done) {
   for (auto& ground : playgrounds_) {
-    co_await look(std::make_unique<Program>(*this, *ground, node, *cluster_.mount(node),
-                                            world_.random().next()));
+    co_await look(std::make_unique<Program>(
+        *this, *ground, node, *cluster_.mount(node, options_.volume), world_.random().next()));
   }
   done();
 }
 
 Task<void> Workload::remove_everything(std::size_t node, std::function<void()> done) {
-  auto& csvfs = *cluster_.mount(node);
+  auto& csvfs = *cluster_.mount(node, options_.volume);
   for (auto& ground : playgrounds_) {
     co_await remove(std::make_unique<Program>(*this, *ground, node, csvfs, world_.random().next()));
     auto gone = co_await csvfs.mount().unlink(kRootInode, ground->name, true);

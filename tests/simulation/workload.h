@@ -32,12 +32,14 @@ struct Playground {
 };
 
 struct WorkloadOptions {
+  std::size_t volume = 0;  ///< Whose mounts the programs use.
   std::size_t playgrounds = 4;
   Duration most_thinking = 40ms;
   bool mappings = false;
 };
 
-/// Programs on all nodes, and the judge of what they see. A violation ends the run.
+/// Programs on all nodes that use one volume, and the judge of what they see. A violation ends the
+/// run.
 class Workload {
  public:
   Workload(World& world, Cluster& cluster, WorkloadOptions options);

@@ -75,9 +75,15 @@ class SimLoop final : public Loop {
   void cancel(TimerId timer) override;
   [[nodiscard]] bool here() const override;
   [[nodiscard]] const std::string& name() const { return name_; }
+  /// When in the world its clock says so.
+  [[nodiscard]] Duration in_world(TimePoint here) const {
+    return to_world(here.time_since_epoch() - skew_.boot);
+  }
   /// The process stands still (SIGSTOP, a virtual machine that is paused) until then: what is due
   /// meanwhile runs afterwards, in its order. Its clock goes on.
   void freeze(Duration until) { frozen_until_ = std::max(frozen_until_, until); }
+  /// Somebody sets the wall clock; no other one.
+  void set_wall_clock(Duration ahead) { skew_.wall = ahead; }
   /// Runs `work` now as if an event of the loop did, for those who start and end processes; also of
   /// one that stands still, and goes on doing so.
   void enter(Function<void()> work);
