@@ -45,6 +45,10 @@ void fill(Catalog& on) {
   CSV_CHECK(on.set_xattr(file.inode, "user.a", "value", 0, 1000));
   CSV_CHECK(on.link(file.inode, directory.inode, "link", 1000));
   CSV_CHECK(on.make(kRootInode, "symlink", {.mode = S_IFLNK | 0777, .target = "file"}, 1000));
+  auto clone = *on.make(kRootInode, "clone", {.mode = S_IFREG | 0644}, 1000);
+  CSV_CHECK(on.clone(file.inode, 8, 32, clone.inode, 0));
+  CSV_CHECK(on.clone(file.inode, 16, 32, clone.inode, 40));
+  CSV_CHECK(on.grow(clone.inode, 72 * 4096, 1000));
 }
 
 /// Rows that a coordinator finds when it takes over.

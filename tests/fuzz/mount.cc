@@ -182,7 +182,14 @@ class Programs {
       case 11: return ignore(mount_->write(handle(where), at, data, {.append = true}));
       case 12: return ignore(mount_->write(handle(where), at, data, {.durable = true}));
       case 13: return ignore(mount_->sync(handle(where)));
-      case 14: return ignore(mount_->seek(handle(where), at, SEEK_DATA));
+      case 14:
+        if (where % 4 == 3)
+          return ignore(mount_->clone({.from = handle(where),
+                                       .into = handle(where / 4),
+                                       .offset = at,
+                                       .into_offset = at / 2,
+                                       .length = where * 4096}));
+        return ignore(mount_->seek(handle(where), at, SEEK_DATA));
       default: {
         auto closing = handle(where);
         std::erase(handles_, closing);

@@ -257,7 +257,7 @@ std::vector<Seed> seeds() {
   };
   auto both = admitted() + admitted(true);
   wire::Request make, open, release, write, append, read, layout, commit, truncate, unlink, rename,
-      allocate, list, xattr, link, seek, punch, goodbye, returned, look;
+      allocate, list, xattr, link, seek, punch, goodbye, returned, look, clone, shared;
   // The root's "file" is inode 33 in the image: root, folder and its 30 files come before.
   constexpr std::uint64_t kFile = 33;
   make.mutable_make()->set_parent(1);
@@ -312,6 +312,12 @@ std::vector<Seed> seeds() {
   returned.mutable_layout_return()->set_inode(kFile);
   look.mutable_lookup()->set_parent(1);
   look.mutable_lookup()->set_name("file");
+  clone.mutable_clone()->set_inode(kFile);
+  clone.mutable_clone()->set_length(48 * 4096);
+  clone.mutable_clone()->set_into(4);
+  shared = layout;
+  shared.mutable_layout()->set_inode(4);
+  shared.mutable_layout()->set_write(true);
   const std::string content(5000, 'c');
 
   add("nobody", "");
@@ -338,6 +344,9 @@ std::vector<Seed> seeds() {
       both + ask(0, layout) + ask(1, truncate, "", true) + step(wait, "\xff") + step(wait, "\xff"));
   add("foreign-grant", both + ask(0, grant) + step(wait, "\x05") + ask(1, commit, "", true));
   add("allocated", admitted() + ask(0, open) + ask(1, allocate) + ask(1, punch) + ask(0, read));
+  add("cloned", both + ask(0, layout, "", true) + ask(1, clone) + step(answer, sized("\x08\x01")) +
+                    ask(0, shared) + ask(1, write, content) + ask(1, truncate) + ask(1, punch) +
+                    step(wait, "\x32"));
   add("again", admitted() + ask(1, make) + ask(2, make) + ask(2, make) + step(leave) +
                    step(greet, sized("")) + ask(2, make) + step(resumed));
   add("same-id", admitted() + ask(1, make) + ask(9, unlink) + ask(8, look));

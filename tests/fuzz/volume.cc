@@ -185,6 +185,16 @@ Expected<void> change_much(Catalog& on) {
     (void)on.truncate(file->inode, 5000, 3000);
     (void)on.remove_xattr(file->inode, "user.a", 3000);
   }
+  auto file = on.lookup(kRootInode, "file"), clone = on.lookup(kRootInode, "clone");
+  if (file && clone) {
+    (void)on.clone(clone->inode, 4, 30, file->inode, 300);
+    (void)on.clone(file->inode, 10, 20, clone->inode, 2030);
+    (void)on.punch(clone->inode, 50, 8, true, 3000);
+    if (auto runs = on.reserve_space(clone->inode, 6, 0, 8)) {
+      auto replaced = on.replace(clone->inode, 2, *runs);
+      if (!replaced) on.cancel_reservation(*runs);
+    }
+  }
   (void)on.unlink(kRootInode, "file", 3000);
   if (auto orphans = on.orphans({}, 10))
     for (auto inode : *orphans) (void)on.reap(inode);
