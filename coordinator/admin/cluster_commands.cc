@@ -1,10 +1,10 @@
 #include "coordinator/admin/cluster_commands.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "coordinator/admin/admin_server.h"
 #include "coordinator/admin/cluster_requests.h"
@@ -79,7 +79,7 @@ ExitCode change_and_wait(const std::string& socket, const AdminRequest& request,
       return ExitCode::failed;
     }
     terminal.progress(why);
-    std::this_thread::sleep_for(kLook);
+    ::poll(nullptr, 0, static_cast<int>(kLook / 1ms));
   }
   terminal.progress("");
   terminal.out(done + "\n");

@@ -30,16 +30,15 @@ int id_of(const Json& nodes, const std::string& node) {
 /// `not_by`: it must be another one; `by`: this one; 0: whoever.
 std::string of_volume(const Json& volume, const Json& nodes, int not_by, int by) {
   auto name = volume.value("name", "");
-  int given = volume.value("coordinator", 0), serves = volume.value("served", 0);
+  int given = volume.value("coordinator", 0);
+  bool serves = volume.value("served", false);
   if (not_by != 0 && given == not_by)
     return fmt::format("{} is {}'s still: no other node can take it, or they have not decided yet",
                        name, name_of(nodes, given));
   if (by != 0 && given != by) return fmt::format("{} is not given to {}", name, name_of(nodes, by));
-  if (given != 0 && serves == given) return {};
   if (given == 0) return fmt::format("nobody is given {}", name);
-  return fmt::format("{} is given to {}, {}", name, name_of(nodes, given),
-                     serves == 0 ? "and nobody serves it yet"
-                                 : "and " + name_of(nodes, serves) + " serves it still");
+  if (serves) return {};
+  return fmt::format("{} is given to {}, which does not serve it yet", name, name_of(nodes, given));
 }
 
 }  // namespace
@@ -55,8 +54,8 @@ Expected<std::string> left_to_do(const std::string& status, const AdminRequest& 
     int node = request.node.empty() ? 0 : id_of(nodes, request.node);
     if (request.command == "node_drain") {
       for (const auto& each : volumes) {
-        // What nobody coordinates did not leave it.
-        if (each.value("coordinator", 0) == 0 && each.value("served", 0) != node) continue;
+        // What nobody can coordinate has not left it.
+        if (each.value("coordinator", 0) == 0) continue;
         if (auto left = of_volume(each, nodes, node, 0); !left.empty()) return left;
       }
       return std::string{};

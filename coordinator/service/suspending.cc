@@ -138,6 +138,7 @@ Task<Service::Outcome> Service::resume(CallRef call) {
               goes_on.error().message());
     why = goes_on.error().message();
   }
+  if (asked.files_size() == 0) co_return std::move(answer);
   auto others = asked.files_size() - resumed.inodes_size();
   events::report(others == 0 ? events::Severity::info : events::Severity::warning, "session",
                  around_.volume,

@@ -9,7 +9,8 @@ namespace {
 
 struct Volume {
   const char* name;
-  int given, serves;
+  int given;
+  bool served;
 };
 
 std::string status(std::initializer_list<Volume> volumes) {
@@ -17,7 +18,7 @@ std::string status(std::initializer_list<Volume> volumes) {
   for (const auto& each : volumes)
     list += (list.empty() ? "" : ",") + std::string{"{\"name\":\""} + each.name +
             "\",\"coordinator\":" + std::to_string(each.given) +
-            ",\"served\":" + std::to_string(each.serves) + ",\"preferred\":0}";
+            ",\"served\":" + (each.served ? "true" : "false") + ",\"preferred\":0}";
   return R"({"voting":{"nodes":[{"id":1,"name":"a"},{"id":2,"name":"b"}],"volumes":[)" + list +
          "]}}";
 }
@@ -35,20 +36,18 @@ const AdminRequest kMoveAway{.command = "volume_move", .volume = "v"};
 
 TEST_CASE("settled: a node is drained once others serve what it coordinated") {
   CHECK(left(status({}), kDrain).empty());
-  CHECK(left(status({{"v", 1, 1}, {"w", 0, 0}}), kDrain).empty());
-  CHECK(has(left(status({{"v", 2, 2}}), kDrain), "v is b's still"));
-  CHECK(has(left(status({{"u", 1, 1}, {"v", 1, 2}}), kDrain), "v is given to a, and b serves it"));
-  CHECK(has(left(status({{"v", 1, 0}}), kDrain), "nobody serves it yet"));
-  CHECK(has(left(status({{"v", 0, 2}}), kDrain), "nobody is given v"));
+  CHECK(left(status({{"v", 1, true}, {"w", 0, false}}), kDrain).empty());
+  CHECK(has(left(status({{"v", 2, true}}), kDrain), "v is b's still"));
+  CHECK(has(left(status({{"u", 1, true}, {"v", 1, false}}), kDrain), "v is given to a, which"));
 }
 
 TEST_CASE("settled: a volume has moved once whoever it is given to serves it") {
-  CHECK(left(status({{"v", 2, 2}}), kMove).empty());
-  CHECK(has(left(status({{"v", 1, 1}}), kMove), "v is not given to b"));
-  CHECK(has(left(status({{"v", 2, 1}}), kMove), "a serves it still"));
-  CHECK(left(status({{"v", 1, 1}}), kMoveAway).empty());
-  CHECK(has(left(status({{"v", 0, 0}}), kMoveAway), "nobody is given v"));
-  CHECK(has(left(status({{"w", 1, 1}}), kMove), "no volume v"));
+  CHECK(left(status({{"v", 2, true}}), kMove).empty());
+  CHECK(has(left(status({{"v", 1, true}}), kMove), "v is not given to b"));
+  CHECK(has(left(status({{"v", 2, false}}), kMove), "b, which does not serve it yet"));
+  CHECK(left(status({{"v", 1, true}}), kMoveAway).empty());
+  CHECK(has(left(status({{"v", 0, false}}), kMoveAway), "nobody is given v"));
+  CHECK(has(left(status({{"w", 1, true}}), kMove), "no volume v"));
 }
 
 TEST_CASE("settled: what is no status is said to be none") {

@@ -93,10 +93,14 @@ TEST_CASE("check: says which superblock, chunk or page is damaged") {
     CHECK(v.finds("chunk 1"));
   }
   SUBCASE("a page") {
-    for (std::uint32_t page = 2; page < 30; ++page)  // some of them are in the log, whole
+    // Some of them are in the log, whole; without those that list the tables nothing is opened.
+    bool found = false;
+    for (std::uint32_t page = 2; page < 40 && !found; ++page) {
       v.bench.flip_bit(place_of_page(v.info, page) + 1000);
-    CHECK(v.finds("page"));
-    CHECK(v.finds("checksum"));
+      found = v.finds("page") && v.finds("checksum");
+      v.bench.flip_bit(place_of_page(v.info, page) + 1000);
+    }
+    CHECK(found);
   }
 }
 
