@@ -188,6 +188,8 @@ class CatalogDump {
   /// In bytes, one line for each piece in one state.
   Expected<Json> map(std::uint64_t number) {
     Json out = Json::array();
+    bool may_share = false;
+    for (const auto& name : CSV_TRY(tables())) may_share = may_share || name == "shared";
     Statement look{
         "SELECT file_block,count,lun_block,written_count,written,grant_id FROM extents WHERE "
         "inode=?1 ORDER BY file_block"};
@@ -203,12 +205,27 @@ class CatalogDump {
       for (std::uint64_t at = 0; at < count;) {
         auto end = at + 1;
         while (end < count && is_written(end) == is_written(at)) ++end;
+        std::uint64_t named_by = 1;
+        if (may_share) {
+          auto first = row.u64(2) + at;
+          Statement next{
+              "SELECT start,length,count FROM shared WHERE start>=coalesce((SELECT max(start) FROM "
+              "shared WHERE start<=?1),?1) AND start+length>?1 AND start<?2 "
+              "ORDER BY start LIMIT 1"};
+          auto range = database_.use(next, first, row.u64(2) + end);
+          if (CSV_TRY(range.row())) {
+            bool inside = range.u64(0) <= first;
+            if (inside) named_by = range.u64(2);
+            end = std::min(end, (inside ? range.u64(0) + range.u64(1) : range.u64(0)) - row.u64(2));
+          }
+        }
         out.push_back({{"file_offset", (row.u64(0) + at) * volume::kBlockSize},
                        {"length", (end - at) * volume::kBlockSize},
                        {"lun_offset", (row.u64(2) + at) * volume::kBlockSize},
                        {"state", is_written(at)    ? "written"
                                  : row.u64(5) != 0 ? "granted"
                                                    : "unwritten"}});
+        if (named_by > 1) out.back()["shared_by"] = named_by;
         at = end;
       }
     }

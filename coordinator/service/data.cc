@@ -818,8 +818,9 @@ Task<Service::Outcome> Service::truncate(CallRef call, InodeId inode, std::uint6
   }
   CSV_CO_CHECK(co_await touches(call->session, inode, Touch::content));
   if (size < seen.attr.size && size % kBlockSize != 0) {
-    auto tail = std::min(seen.attr.size, blocks_up(size) * kBlockSize);
-    CSV_CO_CHECK(co_await zero_bytes(call->session, inode, size, tail));
+    // To the end of the block: behind the size there may be what a coordinator wrote there and then
+    // died before its transaction.
+    CSV_CO_CHECK(co_await zero_bytes(call->session, inode, size, blocks_up(size) * kBlockSize));
     CSV_CO_CHECK(judge(co_await content_.flush()));
   }
   auto body = [inode, size, change, drop_set_id,

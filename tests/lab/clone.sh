@@ -48,6 +48,8 @@ on node3 cp --reflink=auto "$volume/image" "$volume/cp"
 on node2 cmp "$volume/image" "$volume/cp" || die "what cp made is another"
 (($(used node2) - after <= 2)) || die "what cp made takes space"
 
+[[ $(on node1 csvctl volume dump volume1 --map /copy --json) == *'"shared_by": '* ]] || die "the dump does not say what is shared"
+
 say "written on two nodes, each file has its own"
 note "shared: $(on node2 python3 "$work/overwrite.py" "$volume/copy" C 0 1048576 100)"
 note "private: $(on node2 python3 "$work/overwrite.py" "$volume/copy" C 0 1048576 100)"
