@@ -725,6 +725,10 @@ Task<void> Replica::store_at_witness(Configuration configuration, std::uint64_t 
   auto stored = co_await store;
   if (!stored) {
     log::warning("witness_does_not_store why=\"{}\"", stored.error().message());
+    if (stored.error() != Errc::superseded || view != view_count_) co_return;
+    auto look_up = witness_->read();
+    auto found = co_await look_up;
+    if (found && view == view_count_) outdo(*found);
     co_return;
   }
   if (view != view_count_) co_return;
@@ -732,6 +736,17 @@ Task<void> Replica::store_at_witness(Configuration configuration, std::uint64_t 
   *message.mutable_stored()->mutable_tag() = to_wire(configuration.tag);
   message.mutable_stored()->set_witness(true);
   send(message);
+}
+
+/// Somebody held the witness meanwhile, had an epoch promised there, and did not get as far: it
+/// would store nothing of this one any more. As with a promise on our own disk all begin again,
+/// with one that is higher. Not where it may store what nobody here has: that is waited for.
+void Replica::outdo(const Witness::Memory& memory) {
+  if (state_ != State::formed || memory.tag <= in_force_->tag) return;
+  if (memory.tag.sequence > 0 && memory.configuration.empty()) return;
+  wanted_.promised = std::max(wanted_.promised, promise_of(memory.tag));
+  save();
+  greet_again();
 }
 
 /// What the engine asks in the middle of a change of members is answered from this.

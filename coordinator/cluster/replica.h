@@ -181,6 +181,7 @@ class Replica {
   void save();
   void saved(const Expected<void>& result);
   Task<void> store_at_witness(Configuration configuration, std::uint64_t view);
+  void outdo(const Witness::Memory& memory);
   void check_commit();
   void tidy();
   void enter(State state, std::string reason = {});

@@ -49,6 +49,7 @@ class Sides {
   std::map<ClusterTag, std::string> in_force_;
   std::map<ClusterTag, std::map<std::string, std::uint64_t>> turns_;
   std::map<std::uint64_t, Formed> formed_;  ///< By epoch.
+  std::map<NodeId, std::uint64_t> last_;    ///< Epoch that a node was formed in.
   std::uint64_t by_witness_ = 0;
 };
 
