@@ -77,6 +77,7 @@ Replica::~Replica() {
   with_.loop->cancel(forming_);
   with_.loop->cancel(confirm_timer_);
   with_.loop->cancel(save_again_);
+  with_.loop->cancel(hold_over_);
 }
 
 void Replica::start(Kept kept) {
@@ -95,7 +96,7 @@ void Replica::use_witness(Witness* witness) {
   tasks_.cancel_all();
   arbitrating_ = confirming_ = witness_answers_ = false;
   witness_ = witness;
-  held_until_ = {};
+  held_until_ = proven_until_ = {};
   vote();
   look();
   keep_holding();
@@ -312,7 +313,9 @@ std::optional<TimePoint> Replica::last_granted(NodeId node) const {
 // --- Forming ------------------------------------------------------------------------------------
 
 /// Confirmed since this view began: one that is left from before is the other side's, perhaps.
-bool Replica::holding() const { return held_in_ == view_count_ && with_.loop->now() < held_until_; }
+bool Replica::holding() const {
+  return held_in_ == view_count_ && with_.loop->now() < proven_until_;
+}
 
 /// Of what those who greeted have, of what the witness stores (it may be all that is left of a
 /// majority), and of what has been proposed in this round. Null: nobody has any.
@@ -627,6 +630,7 @@ Task<void> Replica::arbitration(std::uint64_t view) {
   }
   if (!held) {
     log::info("witness_not_held why=\"{}\"", held.error().message());
+    not_proven(held.error());
     enter(State::minority, "the witness is not held: " + held.error().message());
     with_.changed();
     co_await sleep(*with_.loop, with_.timing.retry);
@@ -634,11 +638,35 @@ Task<void> Replica::arbitration(std::uint64_t view) {
     co_return;
   }
   witness_answers_ = true;
-  held_in_ = view_count_;
-  held_until_ = std::max(held_until_, held->sent + with_.timing.hold);
-  vote();
+  proven(*held);
   look();
   with_.changed();
+}
+
+void Replica::proven(const Witness::Hold& hold) {
+  held_in_ = view_count_;
+  proven_until_ = std::max(proven_until_, hold.sent + with_.timing.hold);
+  held_until_ = std::max(held_until_, proven_until_);
+  vote();
+  watch_hold();
+}
+
+/// What was proven before is worth its time, unless another one is known to have taken it.
+void Replica::not_proven(const Error& why) {
+  if (why == Errc::superseded || why == Errc::refused) proven_until_ = {};
+  vote();
+}
+
+/// Nobody may have the witness's vote from when its hold may be another side's: not even for as
+/// long as it takes to be told so by a witness that does not answer.
+void Replica::watch_hold() {
+  with_.loop->cancel(hold_over_);
+  hold_over_ = with_.loop->after(std::max(proven_until_ - with_.loop->now(), Duration{}), [this] {
+    // Proven anew meanwhile.
+    if (with_.loop->now() < proven_until_) return watch_hold();
+    vote();
+    with_.changed();
+  });
 }
 
 /// What the witness remembers, for the cluster that is about to form.
@@ -694,16 +722,15 @@ Task<void> Replica::confirmation() {
   confirming_ = false;
   if (view != view_count_) co_return;
   bool answers = static_cast<bool>(held);
-  if (held) {
-    held_in_ = view_count_;
-    held_until_ = std::max(held_until_, held->sent + with_.timing.hold);
-  }
+  if (held)
+    proven(*held);
+  else
+    not_proven(held.error());
   if (answers != std::exchange(witness_answers_, answers)) {
     if (!answers) log::warning("witness_lost why=\"{}\"", held.error().message());
     tidied_ = {};
     tidy();
   }
-  vote();
   with_.changed();
 }
 
@@ -725,10 +752,11 @@ Task<void> Replica::store_at_witness(Configuration configuration, std::uint64_t 
 /// What the engine asks in the middle of a change of members is answered from this.
 void Replica::vote() {
   if (!stored_) return with_.engine->vote_by([](std::span<const NodeId>) { return false; });
-  auto holder = witness_ != nullptr ? witness_->holder() : std::nullopt;
-  with_.engine->vote_by([ballot = stored_->ballot, holder](std::span<const NodeId> nodes) {
-    bool witness = holder && std::find(nodes.begin(), nodes.end(), *holder) != nodes.end();
-    return majority(ballot, nodes, witness);
+  // Who held it last holds it as long as what he has proven is worth, whatever becomes of the
+  // members meanwhile: nobody else can have taken it.
+  bool holds = with_.loop->now() < proven_until_;
+  with_.engine->vote_by([ballot = stored_->ballot, holds](std::span<const NodeId> nodes) {
+    return majority(ballot, nodes, holds);
   });
 }
 

@@ -181,6 +181,9 @@ class Replica {
   void enter(State state, std::string reason = {});
   void send(wire::GroupMessage& message);
   [[nodiscard]] bool holding() const;
+  void proven(const Witness::Hold& hold);
+  void not_proven(const Error& why);
+  void watch_hold();
   [[nodiscard]] std::vector<NodeId> greeted() const;
   [[nodiscard]] Configuration with_votes(Configuration configuration) const;
   void vote();
@@ -222,7 +225,9 @@ class Replica {
   Witness* witness_ = nullptr;
   bool arbitrating_ = false, confirming_ = false, witness_answers_ = false;
   TimePoint held_until_{};
-  std::uint64_t held_in_ = 0;                  ///< The view in which it was confirmed.
+  TimePoint proven_until_{};                   ///< As far as this node itself has proven it.
+  std::uint64_t held_in_ = 0;                  ///< The view in which this node has.
+  Loop::TimerId hold_over_{};                  ///< When what the witness's vote rests on is over.
   std::optional<Configuration> from_witness_;  ///< What it stores; of a disk.
   ClusterTag witness_promised_;
   Loop::TimerId confirm_timer_{};
