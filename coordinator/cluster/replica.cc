@@ -78,6 +78,7 @@ Replica::~Replica() {
   with_.loop->cancel(confirm_timer_);
   with_.loop->cancel(save_again_);
   with_.loop->cancel(hold_over_);
+  with_.loop->cancel(turn_timer_);
 }
 
 void Replica::start(Kept kept) {
@@ -97,6 +98,9 @@ void Replica::use_witness(Witness* witness) {
   arbitrating_ = confirming_ = witness_answers_ = false;
   witness_ = witness;
   held_until_ = proven_until_ = {};
+  keeper_.reset();
+  kept_from_it_.clear();
+  said_held_ = turn_ = false;
   vote();
   look();
   keep_holding();
@@ -135,6 +139,11 @@ void Replica::begin_round(std::string why) {
   with_.loop->cancel(forming_);
   // The hold is the side's, and this may be another side of it: it is confirmed anew.
   with_.loop->cancel(confirm_timer_);
+  with_.loop->cancel(turn_timer_);
+  turn_timer_ = {};
+  keeper_.reset();
+  kept_from_it_.clear();
+  said_held_ = turn_ = false;
   with_.loop->cancel(patience_);
   patience_ = with_.loop->after(with_.timing.patience, [this] {
     out_of_patience_ = true;
@@ -226,6 +235,7 @@ void Replica::on_message(Member from, const std::string& text) {
     case wire::GroupMessage::kPrepare: take_prepare(from, message); break;
     case wire::GroupMessage::kPromised: take_promised(from, message); break;
     case wire::GroupMessage::kStored: take_stored(from, message); break;
+    case wire::GroupMessage::kHeld: take_held(from, message.held().yes()); break;
     case wire::GroupMessage::kNote: notes_[from.node] = message.note(); break;
     case wire::GroupMessage::BODY_NOT_SET: return;
   }
@@ -335,10 +345,6 @@ const Configuration* Replica::newest_known() const {
 void Replica::look() {
   if (!view_ || (state_ != State::greeting && state_ != State::minority)) return;
   if (greetings_.size() < view_->members.size() && !out_of_patience_) return;
-  // Who has none counts for nothing here: he may have lost what a majority counted on him for.
-  std::vector<NodeId> knowing;
-  for (const auto& [node, said] : greetings_)
-    if (said.configuration) knowing.push_back(node);
   const auto* newest = newest_known();
   if (newest == nullptr) {
     // This node's own greeting would have brought what it has: it is still on its way.
@@ -350,17 +356,46 @@ void Replica::look() {
     return enter(State::minority,
                  "no node here belongs to a cluster yet: csvctl cluster create makes one");
   }
-  if (majority(newest->ballot, knowing, holding())) {
+  auto known = knowing(*newest);
+  bool decides = witness_decides(newest->ballot, known);
+  if (majority(newest->ballot, known, holding())) {
     enter(State::forming, "the members are agreeing on the newest configuration");
     watch_forming();
-    if (steward()) form(*newest);
+    // Where the witness decides, whoever holds it: he alone has its promise.
+    if (decides || steward()) form(*newest);
     return;
   }
-  enter(
-      State::minority,
-      fmt::format("the nodes {} are no majority{}", list(greeted()),
-                  witness_decides(newest->ballot, knowing) ? ", and the witness is not held" : ""));
-  if (witness_decides(newest->ballot, knowing) && steward()) arbitrate();
+  if (!newest->nodes.contains(with_.node))
+    return enter(State::minority,
+                 "this node was taken out of the cluster, and decides nothing for it");
+  enter(State::minority, fmt::format("the nodes {} are no majority{}", list(greeted()),
+                                     decides ? ", and the witness is not held" : ""));
+  if (!decides) return;
+  if (steward() || turn_) arbitrate();
+  wait_for_turn();
+}
+
+/// Whose vote may count. Who has no configuration counts for nothing: he may have lost what a
+/// majority counted on him for. Nor does one that has been taken out since.
+std::vector<NodeId> Replica::knowing(const Configuration& newest) const {
+  std::vector<NodeId> out;
+  for (const auto& [node, said] : greetings_)
+    if (said.configuration && newest.nodes.contains(node)) out.push_back(node);
+  return out;
+}
+
+/// The lowest asks the witness first; it may not reach it, or hang. Who has it then does what has
+/// to be done with it.
+void Replica::wait_for_turn() {
+  if (turn_ || turn_timer_ != Loop::TimerId{} || witness_ == nullptr) return;
+  auto before = std::distance(greetings_.begin(), greetings_.find(with_.node));
+  turn_timer_ = with_.loop->after(with_.timing.patience * before, [this, view = view_count_] {
+    turn_timer_ = {};
+    if (view != view_count_ || keeper_) return;
+    turn_ = true;
+    look();
+    keep_holding();
+  });
 }
 
 /// Whoever was to propose may hang: then another one does, the next one first. Two at once are no
@@ -371,8 +406,18 @@ void Replica::watch_forming() {
   forming_ = with_.loop->after(with_.timing.patience * turn, [this, view = view_count_] {
     if (view != view_count_ || state_ != State::forming) return;
     log::warning("forming_takes_long members={}", list(greeted()));
+    const auto* newest = newest_known();
+    if (newest == nullptr) return;
+    // What rests on a hold that has run out, or on nodes that count no more, is begun again with
+    // what there is now.
+    if (!majority(newest->ballot, knowing(*newest), holding())) {
+      enter(State::minority,
+            "what the members were to agree on rests on the witness, or on nodes "
+            "that are none of the cluster's");
+      return look();
+    }
     watch_forming();
-    if (const auto* newest = newest_known()) form(Configuration{*newest});
+    if (newest->nodes.contains(with_.node)) form(Configuration{*newest});
   });
 }
 
@@ -411,7 +456,9 @@ void Replica::take_promised(Member from, const wire::GroupMessage& message) {
   if (!attempt_ || from_wire(message.promised()) != promise_of(attempt_->configuration.tag)) return;
   auto found = greetings_.find(from.node);
   // As with the greeting: the promise of one who may have lost his memory is worth nothing.
-  if (found == greetings_.end() || !found->second.configuration) return;
+  if (found == greetings_.end() || !found->second.configuration ||
+      !attempt_->configuration.nodes.contains(from.node))
+    return;
   attempt_->promised_by.insert(from.node);
   check_promises();
 }
@@ -438,7 +485,15 @@ Task<void> Replica::have_witness_promise(Configuration configuration, std::uint6
     log::warning("witness_does_not_store why=\"{}\"", stored.error().message());
     co_return;
   }
-  if (!holding()) co_return;
+  if (!holding()) {
+    // It took longer than a hold is worth.
+    auto confirm = witness_->confirm(view_->ring);
+    auto held = co_await confirm;
+    if (view != view_count_) co_return;
+    if (!held) co_return not_proven(held.error());
+    proven(*held);
+    if (!holding() || !attempt_ || attempt_->configuration.tag != tag) co_return;
+  }
   attempt_->promised_by_witness = true;
   check_promises();
 }
@@ -473,7 +528,7 @@ void Replica::take_proposal(Member from, const wire::GroupMessage& message) {
   next.configuration = *read;
   next.forms = said.forms();
   outstanding_ = std::move(next);
-  if (steward() && witness_ != nullptr) tasks_.spawn(store_at_witness(*read, view_count_));
+  if (keeps_witness()) tasks_.spawn(store_at_witness(*read, view_count_));
   wanted_.configuration = *std::move(read);
   save();
   changed_.notify();
@@ -592,7 +647,18 @@ Configuration Replica::with_votes(Configuration configuration) const {
   std::erase_if(present, [this](NodeId node) {
     return node != with_.node && with_.responsive && !with_.responsive(node);
   });
-  auto target = votes_for(voting_rules(configuration), present, witness_answers_ || holding());
+  auto rules = voting_rules(configuration);
+  // Where none of them has the witness, whoever could not get it gives way: another one may yet.
+  auto reaches = [this](NodeId node) { return kept_from_it_.count(node) == 0; };
+  bool some = std::any_of(present.begin(), present.end(), reaches);
+  for (auto node : present) {
+    auto votes = ballot.now.nodes.find(node);
+    bool has_none = votes != ballot.now.nodes.end() && votes->second == 0;
+    // If that is all of them, who has given way goes on doing so.
+    if (!kept_from_it_.empty() && !rules.gives_way && (some ? !reaches(node) : has_none))
+      rules.gives_way = node;
+  }
+  auto target = votes_for(rules, present, witness_answers_ || holding());
   if (target == ballot.now) return configuration;
   Ballot joint{target, ballot.now};
   // Never a change that those who are here could not bring about, or could not live with.
@@ -614,13 +680,18 @@ Task<void> Replica::arbitration(std::uint64_t view) {
   auto confirm = witness_->confirm(ring);
   auto held = co_await confirm;
   if (!held && view == view_count_) {
-    auto challenge = witness_->challenge(ring);
-    held = co_await challenge;
+    // Who may not go on with it takes it from nobody.
+    auto look_first = use_what_it_remembers(view);
+    auto may = co_await look_first;
+    if (!may) held = may.error();
+    if (may && view == view_count_) {
+      auto challenge = witness_->challenge(ring);
+      held = co_await challenge;
+    }
   }
   if (view == view_count_ && held) {
-    auto look_up = witness_->read();
-    auto memory = co_await look_up;
-    auto used = memory ? use_memory(*memory) : Expected<void>{memory.error()};
+    auto look_up = use_what_it_remembers(view);
+    auto used = co_await look_up;
     if (!used) held = used.error();
   }
   arbitrating_ = false;
@@ -631,13 +702,14 @@ Task<void> Replica::arbitration(std::uint64_t view) {
   if (!held) {
     log::info("witness_not_held why=\"{}\"", held.error().message());
     not_proven(held.error());
-    enter(State::minority, "the witness is not held: " + held.error().message());
+    // Another one may have got it meanwhile, and formed the cluster.
+    if (state_ == State::greeting || state_ == State::minority)
+      enter(State::minority, "the witness is not held: " + held.error().message());
     with_.changed();
     co_await sleep(*with_.loop, with_.timing.retry);
     if (view == view_count_) look();
     co_return;
   }
-  witness_answers_ = true;
   proven(*held);
   look();
   with_.changed();
@@ -647,13 +719,59 @@ void Replica::proven(const Witness::Hold& hold) {
   held_in_ = view_count_;
   proven_until_ = std::max(proven_until_, hold.sent + with_.timing.hold);
   held_until_ = std::max(held_until_, proven_until_);
+  witness_answers_ = true;
+  say_held(true);
   vote();
   watch_hold();
+}
+
+void Replica::say_held(bool yes) {
+  if (std::exchange(said_held_, yes) == yes && (yes || kept_from_it_.contains(with_.node))) return;
+  wire::GroupMessage message;
+  message.mutable_held()->set_yes(yes);
+  send(message);
+}
+
+void Replica::take_held(Member from, bool yes) {
+  if (yes) {
+    keeper_ = last_keeper_ = from.node;
+    kept_from_it_.clear();
+    with_.loop->cancel(turn_timer_);
+    turn_timer_ = {};
+    turn_ = false;
+    witness_answers_ = true;
+  } else {
+    kept_from_it_.insert(from.node);
+    if (keeper_ == from.node) keeper_.reset();
+    if (!keeper_) witness_answers_ = false;
+    wait_for_turn();
+  }
+  vote();
+  watch_hold();
+  tidied_ = {};
+  tidy();
+  keep_holding();
+}
+
+/// This node proves the hold, and stores at the witness: whoever holds it in this view, and until
+/// somebody does, who does what one has to do.
+bool Replica::keeps_witness() const {
+  if (witness_ == nullptr) return false;
+  if (!keeper_ || (*keeper_ != with_.node && with_.responsive && !with_.responsive(*keeper_)))
+    return steward() || turn_;
+  return *keeper_ == with_.node;
+}
+
+void Replica::heard() {
+  tidy();
+  look();
+  if (keeps_witness() && confirm_timer_ == Loop::TimerId{}) keep_holding();
 }
 
 /// What was proven before is worth its time, unless another one is known to have taken it.
 void Replica::not_proven(const Error& why) {
   if (why == Errc::superseded || why == Errc::refused) proven_until_ = {};
+  if (with_.loop->now() >= proven_until_) say_held(false);
   vote();
 }
 
@@ -661,12 +779,26 @@ void Replica::not_proven(const Error& why) {
 /// long as it takes to be told so by a witness that does not answer.
 void Replica::watch_hold() {
   with_.loop->cancel(hold_over_);
-  hold_over_ = with_.loop->after(std::max(proven_until_ - with_.loop->now(), Duration{}), [this] {
-    // Proven anew meanwhile.
-    if (with_.loop->now() < proven_until_) return watch_hold();
+  auto now = with_.loop->now();
+  auto next = proven_until_ > now ? proven_until_ : held_until_;
+  if (next <= now) return;
+  hold_over_ = with_.loop->after(next - now, [this] {
+    auto at = with_.loop->now();
+    if (view_ && held_in_ == view_count_ && said_held_ && at >= proven_until_) say_held(false);
     vote();
+    tidied_ = {};
+    tidy();
     with_.changed();
+    watch_hold();
   });
+}
+
+Task<Expected<void>> Replica::use_what_it_remembers(std::uint64_t view) {
+  auto look_up = witness_->read();
+  auto memory = co_await look_up;
+  if (!memory) co_return memory.error();
+  if (view != view_count_) co_return Error{Errc::retry, "the members have changed meanwhile"};
+  co_return use_memory(*memory);
 }
 
 /// What the witness remembers, for the cluster that is about to form.
@@ -678,6 +810,9 @@ Expected<void> Replica::use_memory(const Witness::Memory& memory) {
     if (stored_ && read.cluster != stored_->cluster)
       return Error{Errc::refused, fmt::format("it is the witness of cluster {}", read.cluster)};
     from_witness_ = std::move(read);
+    if (const auto* newest = newest_known(); !newest->nodes.contains(with_.node))
+      return Error{Errc::refused,
+                   "this node was taken out of the cluster, and may not decide with its witness"};
     return {};
   }
   // Only the tag. Whoever promised or stored as much as that has to be here: a partition in time.
@@ -695,13 +830,19 @@ Expected<void> Replica::use_memory(const Witness::Memory& memory) {
 
 void Replica::heard_held_until(TimePoint until) {
   if (until <= held_until_) return;
+  bool anew = held_until_ <= with_.loop->now();
   held_until_ = until;
+  if (anew) vote();
+  watch_hold();
 }
 
-/// While the witness is needed, whoever does such things confirms it each second.
+/// While the witness may be needed, whoever does such things confirms it each second.
 void Replica::keep_holding() {
   with_.loop->cancel(confirm_timer_);
-  if (state_ != State::formed || witness_ == nullptr || !steward()) return;
+  confirm_timer_ = {};
+  // What forms rests on what is held: that must not run out meanwhile.
+  bool forming = state_ == State::forming && held_in_ == view_count_;
+  if ((state_ != State::formed && !forming) || !keeps_witness()) return;
   if (!confirming_) {
     confirming_ = true;
     tasks_.spawn(confirmation());
@@ -721,15 +862,11 @@ Task<void> Replica::confirmation() {
   }
   confirming_ = false;
   if (view != view_count_) co_return;
-  bool answers = static_cast<bool>(held);
-  if (held)
+  if (held) {
     proven(*held);
-  else
+  } else {
+    log::warning("witness_not_confirmed why=\"{}\"", held.error().message());
     not_proven(held.error());
-  if (answers != std::exchange(witness_answers_, answers)) {
-    if (!answers) log::warning("witness_lost why=\"{}\"", held.error().message());
-    tidied_ = {};
-    tidy();
   }
   with_.changed();
 }
@@ -754,9 +891,14 @@ void Replica::vote() {
   if (!stored_) return with_.engine->vote_by([](std::span<const NodeId>) { return false; });
   // Who held it last holds it as long as what he has proven is worth, whatever becomes of the
   // members meanwhile: nobody else can have taken it.
-  bool holds = with_.loop->now() < proven_until_;
-  with_.engine->vote_by([ballot = stored_->ballot, holds](std::span<const NodeId> nodes) {
-    return majority(ballot, nodes, holds);
+  std::optional<NodeId> holder;
+  if (with_.loop->now() < proven_until_)
+    holder = with_.node;
+  else if (last_keeper_ != with_.node && with_.loop->now() < held_until_)
+    holder = last_keeper_;
+  with_.engine->vote_by([ballot = stored_->ballot, holder](std::span<const NodeId> nodes) {
+    bool witness = holder && std::find(nodes.begin(), nodes.end(), *holder) != nodes.end();
+    return majority(ballot, nodes, witness);
   });
 }
 

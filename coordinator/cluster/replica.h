@@ -106,7 +106,7 @@ class Replica {
   /// Until then the witness is held by whatever side this node was on when it was confirmed: worth
   /// a lease for as long.
   [[nodiscard]] TimePoint held_until() const { return held_until_; }
-  /// It did when it was last asked; only the steward asks.
+  /// Somebody of this side holds it, as far as it has been told.
   [[nodiscard]] bool witness_answers() const { return witness_answers_; }
   /// Heard from a node of this side.
   void heard_held_until(TimePoint until);
@@ -114,8 +114,9 @@ class Replica {
   /// nobody here has given it any, as far as is known.
   [[nodiscard]] std::optional<TimePoint> last_granted(NodeId node) const;
 
-  /// A member is heard that was not (Surroundings::responsive): its vote may have to count.
-  void heard() { tidy(); }
+  /// A member is heard that was not, or is not any more (Surroundings::responsive): its vote may
+  /// have to count, and what one has to do may be another's.
+  void heard();
 
   /// What this member says of itself to all; and what each has said last.
   void tell(std::string note);
@@ -164,12 +165,18 @@ class Replica {
   void form(const Configuration& newest);
   [[nodiscard]] std::uint64_t next_epoch(std::uint64_t highest) const;
   [[nodiscard]] std::uint64_t greeted_forced() const;
+  [[nodiscard]] std::vector<NodeId> knowing(const Configuration& newest) const;
+  void take_held(Member from, bool yes);
+  void say_held(bool yes);
+  [[nodiscard]] bool keeps_witness() const;
+  void wait_for_turn();
   void take_prepare(Member from, const wire::GroupMessage& message);
   void take_promised(Member from, const wire::GroupMessage& message);
   void check_promises();
   Task<void> have_witness_promise(Configuration configuration, std::uint64_t view);
   void arbitrate();
   Task<void> arbitration(std::uint64_t view);
+  Task<Expected<void>> use_what_it_remembers(std::uint64_t view);
   Expected<void> use_memory(const Witness::Memory& memory);
   void keep_holding();
   Task<void> confirmation();
@@ -230,7 +237,12 @@ class Replica {
   Loop::TimerId hold_over_{};                  ///< When what the witness's vote rests on is over.
   std::optional<Configuration> from_witness_;  ///< What it stores; of a disk.
   ClusterTag witness_promised_;
-  Loop::TimerId confirm_timer_{};
+  Loop::TimerId confirm_timer_{}, turn_timer_{};
+  /// Who has said in this view that he holds it. Which vote rests on it outlives the view.
+  std::optional<NodeId> keeper_, last_keeper_;
+  std::set<NodeId> kept_from_it_;  ///< Who has said that he cannot, since anybody could.
+  bool said_held_ = false;         ///< As it was said last in this view.
+  bool turn_ = false;              ///< Whose task it is has not got it: this node tries, too.
   Signal changed_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   TaskScope tasks_;

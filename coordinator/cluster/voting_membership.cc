@@ -94,14 +94,9 @@ VotingMembership::~VotingMembership() {
 
 void VotingMembership::tick() {
   std::set<NodeId> heard;
-  bool more = false;
-  for (const auto& peer : beats_.peers()) {
-    if (!peer.present) continue;
-    heard.insert(peer.id);
-    more = more || heard_.count(peer.id) == 0;
-  }
-  heard_ = std::move(heard);
-  if (more) replica_->heard();
+  for (const auto& peer : beats_.peers())
+    if (peer.present) heard.insert(peer.id);
+  if (heard != std::exchange(heard_, heard)) replica_->heard();
   renew();
   note();
   place();

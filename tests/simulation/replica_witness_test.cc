@@ -152,6 +152,7 @@ struct Beside : Bed {
     make_witness = [this](SimLoop& loop, Replica&, std::size_t node) {
       return std::make_unique<OfDisk>(place, loop, id(node));
     };
+    relay();
     begin();
     REQUIRE(change(0, with_witness(only)));
     bool needed = n % 2 == 0 || only;
@@ -161,6 +162,20 @@ struct Beside : Bed {
   }
   ~Beside() {
     for (auto& each : lives) each.reset();
+  }
+  /// As beats do: who holds it tells the others of his side until when.
+  void relay() {
+    for (auto& one : lives)
+      for (std::size_t i = 0; one && i < lives.size(); ++i) {
+        auto left = one->replica->held_until() - one->loop.now();
+        if (left <= Duration{} || !lives[i] || !one->replica->view()) continue;
+        if (!one->replica->member(id(i)) || !one->replica->leases()) continue;
+        auto& other = *lives[i];
+        if (!other.replica->view() || other.replica->view()->ring != one->replica->view()->ring)
+          continue;
+        other.loop.enter([&] { other.replica->heard_held_until(other.loop.now() + left); });
+      }
+    world.after(300ms, [this] { relay(); });
   }
   /// Alone, without the others and without the witness.
   void isolate(std::size_t node) {
@@ -183,7 +198,6 @@ struct Beside : Bed {
         world.now() + time);
     return both;
   }
-  void cut_disk(NodeId node) { place.cut.insert(node); }
 
   Place place;
 };
@@ -221,3 +235,124 @@ TEST_CASE("replica witness: who held it alone and finds it taken loses his vote 
   CHECK(bed.group.votes(id(1)));
 }
 
+TEST_CASE("replica witness: where it alone decides, all of its side cast their votes") {
+  Beside bed{4, 3, true};
+  for (std::size_t i = 0; i < 3; ++i) CHECK(bed.group.votes(id(i)));
+  bed.power_off(0);
+  bed.run_for(bed.group.weather.token + 300ms);
+  REQUIRE(bed.run_until([&] { return bed.formed(1) && bed.formed(2); }));
+  CHECK(bed.run_until([&] { return bed.group.votes(id(1)) && bed.group.votes(id(2)); }));
+}
+
+// ---------------------------------------------------------------------------- forming
+
+TEST_CASE("replica witness: a hold that runs out while it forms is proven anew") {
+  Beside bed{5, 2};
+  bed.power_off(1);
+  // Slower than a hold lasts, twice; then as ever.
+  bed.place.store_takes = 3500ms;
+  bed.run_for(9s);
+  bed.place.store_takes = 4ms;
+  CHECK(bed.run_until([&] { return bed.formed(0); }, 15s));
+}
+
+// ---------------------------------------------------------------------------- who asks
+
+TEST_CASE("replica witness: it is had by whoever reaches it, of four when two die at once") {
+  Beside bed{6, 4};
+  bed.place.cut.insert(id(0));
+  bed.power_off(2);
+  bed.power_off(3);
+  REQUIRE(bed.run_until([&] { return !bed.formed(0) && !bed.formed(1); }));
+  REQUIRE(bed.run_until([&] { return bed.formed(0) && bed.formed(1); }));
+  CHECK(bed.place.holder == id(1));
+  CHECK(bed.change(0, add_volume("made")));
+  // And it goes on being had.
+  bed.run_for(20s);
+  CHECK(bed.formed(0));
+  CHECK(bed.lives[1]->replica->held_until() > bed.lives[1]->loop.now());
+}
+
+TEST_CASE("replica witness: where it alone decides, one node's lost path stops nobody") {
+  Beside bed{7, 3, true};
+  bed.place.cut.insert(id(0));
+  auto holds = [&](std::size_t node) {
+    return bed.lives[node]->replica->held_until() > bed.lives[node]->loop.now();
+  };
+  REQUIRE(bed.run_until([&] { return bed.place.holder != id(0); }));
+  REQUIRE(bed.run_until([&] { return bed.formed(0) && bed.formed(1) && bed.formed(2); }));
+  auto keeper = static_cast<std::size_t>(raw(bed.place.holder)) - 1;
+  bed.run_for(20s);
+  CHECK(holds(keeper));
+  CHECK(bed.formed(0));
+  CHECK(bed.change(0, add_volume("made")));
+  // It forms anew that way, too.
+  bed.power_off(keeper == 1 ? 2 : 1);
+  CHECK(bed.run_until([&] { return bed.formed(0) && bed.formed(keeper) && holds(keeper); }));
+  bed.run_for(10s);
+  CHECK(bed.formed(0));
+}
+
+TEST_CASE("replica witness: of two nodes the one that reaches it is enough") {
+  Beside bed{8, 2};
+  bed.place.cut.insert(id(0));
+  bed.run_for(30s);
+  CHECK(bed.formed(0));
+  CHECK(bed.now(0).ballot.now.witness == 1);
+  bed.power_off(0);
+  CHECK(bed.run_until([&] { return bed.formed(1); }));
+}
+
+TEST_CASE("replica witness: until another has it, the vote is that of who may yet reach it") {
+  Beside bed{9, 2};
+  bed.place.cut = {id(0), id(1)};
+  REQUIRE(bed.run_until([&] { return bed.settled(0) && bed.now(0).ballot.now.witness == 0; }));
+  CHECK(bed.now(0).ballot.now.nodes.at(id(1)) == 1);
+  bed.run_for(30s);
+  // Nobody reaches it: that is no reason to change anything.
+  auto tag = bed.now(0).tag;
+  bed.run_for(30s);
+  CHECK(bed.now(0).tag == tag);
+  bed.place.cut.clear();
+  CHECK(bed.run_until([&] { return bed.settled(0) && bed.now(0).ballot.now.witness == 1; }));
+}
+
+TEST_CASE("replica witness: who is to ask it after one that hangs does") {
+  Beside bed{10, 4};
+  bed.place.cut.insert(id(0));
+  bed.power_off(2);
+  bed.power_off(3);
+  bed.run_for(bed.group.weather.token + 300ms);
+  bed.lives[0]->loop.freeze(bed.world.now() + 15s);
+  REQUIRE(bed.lives[1]->replica->state() == Replica::State::minority);
+  bed.place.asked.clear();
+  auto& other = *bed.lives[1];
+  other.unheard.insert(id(0));
+  other.loop.enter([&] { other.replica->heard(); });
+  CHECK(bed.run_until([&] { return !bed.place.asked.empty(); }, 500ms));
+}
+
+// ---------------------------------------------------------------------------- former nodes
+
+TEST_CASE("replica witness: who was taken out takes it from nobody") {
+  Beside bed{11, 3, true};
+  bed.power_off(2);
+  REQUIRE(bed.run_until([&] { return bed.settled(0) && bed.settled(1); }));
+  REQUIRE(bed.change(0, [](Configuration& next) -> Expected<void> {
+    take_out(next, id(2));
+    return {};
+  }));
+  bed.run_for(3s);
+  bed.power_off(0);
+  bed.power_off(1);
+  bed.run_for(5s);
+  // By what it knows it is one of them.
+  bed.boot(2);
+  bool cast = false;
+  bed.world.run([&] { return cast = bed.group.votes(id(2)); }, bed.world.now() + 15s);
+  CHECK(!cast);
+  CHECK(!bed.formed(2));
+  CHECK(bed.place.holder != id(2));
+  CHECK(bed.lives[2]->replica->state() == Replica::State::minority);
+  CHECK(bed.lives[2]->replica->reason().find("taken out") != std::string::npos);
+}
