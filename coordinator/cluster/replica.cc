@@ -100,7 +100,8 @@ void Replica::use_witness(Witness* witness) {
   held_until_ = proven_until_ = {};
   keeper_.reset();
   kept_from_it_.clear();
-  said_held_ = turn_ = false;
+  said_held_ = turn_ = catching_up_ = false;
+  witness_tag_ = {};
   vote();
   look();
   keep_holding();
@@ -135,7 +136,7 @@ void Replica::begin_round(std::string why) {
   outstanding_.reset();
   attempt_.reset();
   round_tag_.reset();
-  greeted_self_ = out_of_patience_ = forced_ = false;
+  greeted_self_ = out_of_patience_ = false;
   with_.loop->cancel(forming_);
   // The hold is the side's, and this may be another side of it: it is confirmed anew.
   with_.loop->cancel(confirm_timer_);
@@ -272,6 +273,10 @@ void Replica::take_greeting(Member from, const wire::GroupMessage& message) {
     when = std::max(when, now - ago);
   }
   auto known = greeted.promised;
+  if (greeted.configuration) {
+    auto& forced = forced_of_[from.node];
+    forced = std::max(forced, greeted.configuration->tag.forced);
+  }
   if (greeted.configuration) known = std::max(known, greeted.configuration->tag);
   if (round_tag_ &&
       std::tie(known.forced, known.epoch) > std::tie(round_tag_->forced, round_tag_->epoch))
@@ -311,7 +316,10 @@ bool Replica::leases() const {
 
 std::optional<TimePoint> Replica::last_granted(NodeId node) const {
   // Whoever forced this need not share a voter with a majority elsewhere.
-  if (state_ != State::formed || forced_) return std::nullopt;
+  if (state_ != State::formed) return std::nullopt;
+  auto joined = forced_of_.find(node);
+  auto forced = joined == forced_of_.end() ? 0 : joined->second;
+  if (forced < in_force_->tag.forced) return std::nullopt;
   auto found = granted_.find(node);
   if (found == granted_.end()) return std::nullopt;
   // The one voter in common may be the witness: then it is its hold that has to end.
@@ -339,6 +347,14 @@ const Configuration* Replica::newest_known() const {
   if (newest != nullptr && from_witness_) consider(*from_witness_);
   if (newest != nullptr && outstanding_) consider(outstanding_->configuration);
   return newest;
+}
+
+ClusterTag Replica::known_tag() const {
+  // Not what is on the own disk and was not greeted with: the cluster would form without it.
+  const auto* newest = newest_known();
+  auto out = newest != nullptr ? newest->tag : ClusterTag{};
+  if (state_ == State::formed) out = std::max(out, in_force_->tag);
+  return out;
 }
 
 /// Whether those who have greeted may go on; whoever is to propose that does.
@@ -433,7 +449,8 @@ void Replica::form(const Configuration& newest) {
   highest = std::max({highest, wanted_.promised.epoch, prepared_});
   attempt_ = Attempt{newest, {}, false};
   // 0 is what is promised: at the witness it must be told from what is proposed.
-  attempt_->configuration.tag = {newest.tag.forced, next_epoch(highest), 1};
+  auto forced = std::max({newest.tag.forced, witness_promised_.forced, greeted_forced()});
+  attempt_->configuration.tag = {forced, next_epoch(highest), 1};
   prepared_ = attempt_->configuration.tag.epoch;
   wire::GroupMessage message;
   *message.mutable_prepare() = to_wire(promise_of(attempt_->configuration.tag));
@@ -477,7 +494,7 @@ void Replica::check_promises() {
 
 Task<void> Replica::have_witness_promise(Configuration configuration, std::uint64_t view) {
   auto tag = attempt_->configuration.tag;
-  Witness::Memory memory{promise_of(tag), encode(configuration)};
+  Witness::Memory memory{configuration.tag, encode(configuration), promise_of(tag)};
   auto store = witness_->store(std::move(memory));
   auto stored = co_await store;
   if (view != view_count_ || !attempt_ || attempt_->configuration.tag != tag) co_return;
@@ -528,7 +545,6 @@ void Replica::take_proposal(Member from, const wire::GroupMessage& message) {
   next.configuration = *read;
   next.forms = said.forms();
   outstanding_ = std::move(next);
-  if (keeps_witness()) tasks_.spawn(store_at_witness(*read, view_count_));
   wanted_.configuration = *std::move(read);
   save();
   changed_.notify();
@@ -563,6 +579,8 @@ void Replica::saved(const Expected<void>& result) {
       kept.configuration->tag == outstanding_->configuration.tag) {
     *message.mutable_stored()->mutable_tag() = to_wire(kept.configuration->tag);
     send(message);
+    // Only then: a witness must not know of what no node has, or nobody could go on with it.
+    if (keeps_witness()) tasks_.spawn(store_at_witness(*kept.configuration, view_count_));
   }
   if (promises && greeted_self_) {
     *message.mutable_promised() = to_wire(promised_);
@@ -602,7 +620,7 @@ void Replica::check_commit() {
   from_witness_.reset();
   if (forms) {
     with_.loop->cancel(forming_);
-    forced_ = in_force_->tag.forced > greeted_forced();
+    for (auto node : nodes) forced_of_[node] = tag.forced;
     enter(State::formed, "");
     keep_holding();
     // Promised to one who did not get as far: nothing could be changed any more under this epoch.
@@ -613,11 +631,13 @@ void Replica::check_commit() {
   changed_.notify();
 }
 
-/// The highest forced generation that anybody came with.
+/// The highest forced generation that anybody came with, or has promised.
 std::uint64_t Replica::greeted_forced() const {
   std::uint64_t out = 0;
-  for (const auto& [node, said] : greetings_)
+  for (const auto& [node, said] : greetings_) {
+    out = std::max(out, said.promised.forced);
     if (said.configuration) out = std::max(out, said.configuration->tag.forced);
+  }
   return out;
 }
 
@@ -804,7 +824,8 @@ Task<Expected<void>> Replica::use_what_it_remembers(std::uint64_t view) {
 /// What the witness remembers, for the cluster that is about to form.
 Expected<void> Replica::use_memory(const Witness::Memory& memory) {
   from_witness_.reset();
-  witness_promised_ = memory.tag;
+  witness_promised_ = std::max(memory.tag, memory.promised);
+  witness_tag_ = std::max(witness_tag_, memory.tag);
   if (!memory.configuration.empty()) {
     auto read = CSV_TRY(decode(memory.configuration));
     if (stored_ && read.cluster != stored_->cluster)
@@ -815,13 +836,9 @@ Expected<void> Replica::use_memory(const Witness::Memory& memory) {
                    "this node was taken out of the cluster, and may not decide with its witness"};
     return {};
   }
-  // Only the tag. Whoever promised or stored as much as that has to be here: a partition in time.
-  ClusterTag known;
-  for (const auto& [node, said] : greetings_) {
-    known = std::max(known, said.promised);
-    if (said.configuration) known = std::max(known, said.configuration->tag);
-  }
-  if (memory.tag <= known) return {};
+  // Only the tag. Whoever stored as much as that has to be here: a partition in time. A promise
+  // says nothing of what its giver has.
+  if (memory.tag <= known_tag()) return {};
   return Error{
       Errc::superseded,
       "the witness knows a newer configuration than any node here: waiting for a node that "
@@ -864,11 +881,23 @@ Task<void> Replica::confirmation() {
   if (view != view_count_) co_return;
   if (held) {
     proven(*held);
+    if (state_ == State::formed && !outstanding_ && !catching_up_ &&
+        witness_tag_ < in_force_->tag) {
+      catching_up_ = true;
+      tasks_.spawn(have_witness_catch_up(view));
+    }
   } else {
     log::warning("witness_not_confirmed why=\"{}\"", held.error().message());
     not_proven(held.error());
   }
   with_.changed();
+}
+
+/// It could not be reached when that was proposed, or was made the witness since.
+Task<void> Replica::have_witness_catch_up(std::uint64_t view) {
+  auto store = store_at_witness(Configuration{*in_force_}, view);
+  co_await store;
+  catching_up_ = false;
 }
 
 Task<void> Replica::store_at_witness(Configuration configuration, std::uint64_t view) {
@@ -877,8 +906,12 @@ Task<void> Replica::store_at_witness(Configuration configuration, std::uint64_t 
   auto stored = co_await store;
   if (!stored) {
     log::warning("witness_does_not_store why=\"{}\"", stored.error().message());
+    // It has promised more: somebody forms the cluster anew, and will have it store that.
+    if (stored.error() == Errc::superseded)
+      witness_tag_ = std::max(witness_tag_, configuration.tag);
     co_return;
   }
+  witness_tag_ = std::max(witness_tag_, configuration.tag);
   if (view != view_count_) co_return;
   wire::GroupMessage message;
   *message.mutable_stored()->mutable_tag() = to_wire(configuration.tag);
@@ -958,8 +991,10 @@ Task<Expected<void>> Replica::propose(Change change, Duration patience) {
 }
 
 Task<Expected<void>> Replica::force(Duration patience) {
-  if (state_ == State::formed)
-    co_return Error{Errc::refused, "the cluster goes on already: nothing has to be forced"};
+  if (state_ == State::formed) {
+    auto on = force_on(patience);
+    co_return co_await on;
+  }
   if (!stored_ || !view_)
     co_return Error{Errc::refused, stored_ ? "the cluster's engine reaches nobody: " + reason_
                                            : "this node belongs to no cluster"};
@@ -988,6 +1023,23 @@ Task<Expected<void>> Replica::force(Duration patience) {
   with_.loop->cancel(timer);
   if (state_ == State::formed && in_force_->tag >= next.tag) co_return Expected<void>{};
   co_return Error{Errc::retry, "the nodes here have not stored the forced configuration in time"};
+}
+
+/// As one that has promised more than what is in force: all greet again, and form by that. Nobody
+/// loses or gains a vote by it, and nothing that was made is lost.
+Task<Expected<void>> Replica::force_on(Duration patience) {
+  auto forced = std::max({in_force_->tag.forced, greeted_forced(), wanted_.promised.forced}) + 1;
+  auto highest = std::max({in_force_->tag.epoch, wanted_.promised.epoch, prepared_});
+  wanted_.promised = {forced, next_epoch(highest), 0};
+  greeted_self_ = false;
+  save();
+  auto until = with_.loop->now() + patience;
+  auto timer = with_.loop->after(patience, [this] { changed_.notify(); });
+  auto done = [this, forced] { return state_ == State::formed && in_force_->tag.forced >= forced; };
+  while (with_.loop->now() < until && !done()) co_await changed_.wait();
+  with_.loop->cancel(timer);
+  if (done()) co_return Expected<void>{};
+  co_return Error{Errc::retry, "the nodes here have not formed the cluster anew in time"};
 }
 
 Expected<void> Replica::found(Configuration first) {

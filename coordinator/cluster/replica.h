@@ -95,6 +95,9 @@ class Replica {
     if (state_ == State::formed) return &*in_force_;
     return stored_ ? &*stored_ : nullptr;
   }
+  /// Of the newest configuration that anybody here has: what a witness compares with what it
+  /// stores.
+  [[nodiscard]] ClusterTag known_tag() const;
   [[nodiscard]] const std::optional<View>& view() const { return view_; }
   /// Formed now, or was when this view began, not long ago: leases are not cut by a change of
   /// members.
@@ -130,7 +133,8 @@ class Replica {
   using Change = std::function<Expected<void>(Configuration&)>;
   Task<Expected<void>> propose(Change change, Duration patience);
   /// A minority goes on, on an administrator's word: the forced generation grows, and only those
-  /// present have votes. Errc::refused if it goes on already, or has no configuration.
+  /// present have votes. Where it goes on already only the generation grows, as it may have to
+  /// where volumes have seen a forced one that is lost. Errc::refused without a configuration.
   Task<Expected<void>> force(Duration patience);
   /// The first configuration of a new cluster, on this node alone. Errc::refused if there is one.
   Expected<void> found(Configuration first);
@@ -182,6 +186,8 @@ class Replica {
   Task<void> confirmation();
   void save();
   void saved(const Expected<void>& result);
+  Task<Expected<void>> force_on(Duration patience);
+  Task<void> have_witness_catch_up(std::uint64_t view);
   Task<void> store_at_witness(Configuration configuration, std::uint64_t view);
   void check_commit();
   void tidy();
@@ -221,7 +227,9 @@ class Replica {
   std::string note_;
   std::map<NodeId, TimePoint> granted_;
   bool out_of_patience_ = false;
-  bool forced_ = false;  ///< This view was formed by force: nothing is known of the others.
+  /// The highest forced generation that each has come with. Of who has not come with ours nothing
+  /// is known: he may belong to a side that shares no voter with this one.
+  std::map<NodeId, std::uint64_t> forced_of_;
   TimePoint view_since_{};
   Loop::TimerId patience_{}, forming_{};
   std::optional<Attempt> attempt_;
@@ -237,6 +245,8 @@ class Replica {
   Loop::TimerId hold_over_{};                  ///< When what the witness's vote rests on is over.
   std::optional<Configuration> from_witness_;  ///< What it stores; of a disk.
   ClusterTag witness_promised_;
+  ClusterTag witness_tag_;    ///< It stores as much at least.
+  bool catching_up_ = false;  ///< What is in force is being stored there.
   Loop::TimerId confirm_timer_{}, turn_timer_{};
   /// Who has said in this view that he holds it. Which vote rests on it outlives the view.
   std::optional<NodeId> keeper_, last_keeper_;

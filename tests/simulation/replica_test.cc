@@ -444,3 +444,23 @@ TEST_CASE("replica: members who do not heed that a configuration was forced are 
     CHECK(lost == heedless);
   }
 }
+
+TEST_CASE("replica: a cluster that goes on is forced, too, and nothing that was made is lost") {
+  Bed bed{27, 3};
+  bed.begin();
+  REQUIRE(bed.change(1, add_volume("made")));
+  for (std::uint64_t often = 1; often <= 2; ++often) {
+    REQUIRE(bed.force(2));
+    REQUIRE(bed.run_until([&] { return bed.all_formed() && bed.now(0).tag.forced == often; }));
+    CHECK(bed.now(0).ballot.now.total() == 3);
+    CHECK(bed.now(0).volumes.count("made") == 1);
+  }
+  CHECK(bed.change(0, add_volume("later")));
+  // One that was away meanwhile joins it.
+  bed.power_off(1);
+  REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+  REQUIRE(bed.force(0));
+  bed.boot(1);
+  REQUIRE(bed.run_until([&] { return bed.all_formed() && bed.now(1).tag.forced == 3; }));
+  CHECK(bed.broken.empty());
+}

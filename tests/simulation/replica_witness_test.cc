@@ -44,6 +44,7 @@ class OfDisk final : public Witness {
     bool there = co_await reach(place_.store_takes);
     if (!there) co_return gone();
     if (place_.owner != self_) co_return taken();
+    memory.tag = std::max(memory.tag, memory.promised);
     if (place_.memory.tag > memory.tag ||
         (place_.memory.tag == memory.tag && place_.memory.configuration != memory.configuration))
       co_return Error{Errc::superseded, "a newer one is stored"};
@@ -242,6 +243,42 @@ TEST_CASE("replica witness: where it alone decides, all of its side cast their v
   bed.run_for(bed.group.weather.token + 300ms);
   REQUIRE(bed.run_until([&] { return bed.formed(1) && bed.formed(2); }));
   CHECK(bed.run_until([&] { return bed.group.votes(id(1)) && bed.group.votes(id(2)); }));
+}
+
+// ---------------------------------------------------------------------------- what it stores
+
+TEST_CASE("replica witness: it never stores what no node has on its disk") {
+  Beside bed{12, 2};
+  bed.power_off(1);
+  REQUIRE(bed.run_until([&] { return bed.settled(0) && bed.now(0).ballot.now.total() == 1; }));
+  bool ahead = false;
+  auto look = [&] {
+    auto there = decode(bed.place.memory.configuration);
+    ahead = ahead || (there && there->tag > bed.disks[0].configuration->tag);
+    return ahead;
+  };
+  std::optional<Expected<void>> made;
+  for (int i = 0; i < 20; ++i) {
+    auto& life = *bed.lives[0];
+    life.loop.enter([&] {
+      life.tasks.spawn(Bed::ask(*life.replica, add_volume(fmt::format("v{}", i)), 5s, made));
+    });
+    bed.world.run(look, bed.world.now() + 500ms);
+  }
+  CHECK(made);
+  CHECK(!ahead);
+}
+
+TEST_CASE("replica witness: what it has missed it is given when it answers again") {
+  Beside bed{13, 3};
+  bed.place.cut = {id(0), id(1), id(2)};
+  bed.run_for(10s);
+  REQUIRE(bed.change(0, add_volume("missed")));
+  bed.place.cut.clear();
+  CHECK(bed.run_until([&] {
+    auto there = decode(bed.place.memory.configuration);
+    return there && there->volumes.count("missed") == 1;
+  }));
 }
 
 // ---------------------------------------------------------------------------- forming
