@@ -20,7 +20,8 @@ std::unique_ptr<cluster::Witness> configured_witness(AsioLoop& loop, Random& ran
 
 /// Before a cluster is told of it: that there is a witness at the place which can be its. An empty
 /// LUN becomes one. Errors say why it cannot be; nothing is changed then.
-Task<Expected<void>> prepare_witness(AsioLoop& loop, Random& random, const Config& config,
-                                     cluster::WitnessRecord record);
+/// Its id, for the cluster's record of it.
+Task<Expected<std::string>> prepare_witness(AsioLoop& loop, Random& random, const Config& config,
+                                            cluster::WitnessRecord record);
 
 }  // namespace csv

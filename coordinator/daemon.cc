@@ -261,7 +261,7 @@ class Csvd final : public Daemon {
     with.volumes = [this] { return local_volumes(); };
     with.make_witness = [this](const cluster::WitnessRecord& record) {
       return configured_witness(loop_, random_, config_, record, [this] {
-        return voting_ != nullptr ? voting_->tag() : ClusterTag{};
+        return voting_ != nullptr ? voting_->replica().known_tag() : ClusterTag{};
       });
     };
     with.reached = [this] { return reached(); };
@@ -674,8 +674,19 @@ class Csvd final : public Daemon {
       auto tried = *now;
       if (auto may = change(tried); !may) co_return answer(answer_of(may.error()));
     }
+    // One that has the cluster's trust is not made anew: it would have forgotten what it promised.
+    if (const auto* now = voting_->replica().configuration();
+        now != nullptr && now->witness.kind != cluster::WitnessKind::none)
+      co_return answer(answer_of(Expected<void>{}));
     auto prepare = prepare_witness(loop_, random_, config_, std::move(record));
-    if (auto ready = co_await prepare; !ready) co_return answer(answer_of(ready.error()));
+    auto ready = co_await prepare;
+    if (!ready) co_return answer(answer_of(ready.error()));
+    change = [change = std::move(change), id = *ready](cluster::Configuration& next) {
+      auto before = next.witness;
+      auto may = change(next);
+      if (may && !(next.witness == before)) next.witness.id = id;
+      return may;
+    };
     auto task = voting_->replica().propose(std::move(change), kCommandPatience);
     auto result = co_await task;
     answer(answer_of(result));

@@ -84,6 +84,7 @@ std::string encode(const Configuration& configuration) {
   out.mutable_witness()->set_kind(static_cast<std::uint32_t>(configuration.witness.kind));
   out.mutable_witness()->set_place(configuration.witness.place);
   out.mutable_witness()->set_only(configuration.witness.only);
+  out.mutable_witness()->set_id(configuration.witness.id);
   out.mutable_heartbeat()->set_delay_ms(configuration.heartbeat.delay_ms);
   out.mutable_heartbeat()->set_threshold(configuration.heartbeat.threshold);
   for (const auto& each : configuration.heartbeat.isolation_addresses)
@@ -135,7 +136,7 @@ Expected<Configuration> decode(std::string_view bytes) {
   if (from.witness().kind() > static_cast<std::uint32_t>(WitnessKind::share))
     return damaged("the kind of witness");
   out.witness = {static_cast<WitnessKind>(from.witness().kind()), from.witness().place(),
-                 from.witness().only()};
+                 from.witness().only(), from.witness().id()};
   out.heartbeat.delay_ms = from.heartbeat().delay_ms();
   out.heartbeat.threshold = from.heartbeat().threshold();
   for (const auto& each : from.heartbeat().isolation_addresses())
@@ -184,6 +185,9 @@ Expected<void> validate(const Configuration& configuration) {
   if ((configuration.witness.kind == WitnessKind::none) != configuration.witness.place.empty())
     return wrong("a witness has a place");
   if (configuration.witness.place.size() > 4096) return wrong("the witness's place is too long");
+  const auto& id = configuration.witness.id;
+  if (id.size() > 32 || id.find_first_not_of("0123456789abcdef") != std::string::npos)
+    return wrong("the witness's id is not one");
   if (configuration.witness.only && configuration.witness.kind == WitnessKind::none)
     return wrong("only a witness that is there can decide alone");
   const auto& beats = configuration.heartbeat;
@@ -217,7 +221,10 @@ void take_out(Configuration& configuration, NodeId node) {
 }
 
 Expected<void> set_witness(Configuration& configuration, const WitnessRecord& witness) {
-  if (configuration.witness == witness) return {};
+  // Who names the place need not know what was written there.
+  auto same = witness;
+  if (same.id.empty()) same.id = configuration.witness.id;
+  if (configuration.witness == same) return {};
   if (witness.kind != WitnessKind::none &&
       (configuration.witness.kind != WitnessKind::none || configuration.ballot.now.witness > 0))
     return Error{Errc::refused,

@@ -35,6 +35,9 @@ struct WitnessRecord {
   WitnessKind kind = WitnessKind::none;
   std::string place;  ///< disk: a LUN as in iscsi/lun.h; share: a folder that every node mounts.
   bool only = false;  ///< *Disk only*: it outweighs all nodes.
+  /// What was written there when it was made a witness: another one, or an emptied one, remembers
+  /// nothing that this cluster may count on. Empty: made so by a version that did not note it.
+  std::string id = {};
   bool operator==(const WitnessRecord&) const = default;
 };
 

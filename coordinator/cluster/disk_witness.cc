@@ -199,6 +199,8 @@ Task<Expected<Witness::Memory>> DiskWitness::read() {
   return one_at_a_time<Memory>(around_.deadline, read_now(), "reading the witness disk");
 }
 Task<Expected<void>> DiskWitness::store(Memory memory) {
+  // One number says what is stored and what is promised: the configuration has its own, too.
+  memory.tag = std::max(memory.tag, memory.promised);
   return one_at_a_time<void>(around_.deadline, store_now(std::move(memory)),
                              "storing the configuration on the witness disk");
 }
@@ -232,6 +234,7 @@ Task<Expected<Witness::Memory>> DiskWitness::read_once() {
   CSV_CO_TRY(slots, co_await look(*on));
   (void)slots;
   CSV_CO_TRY(found, co_await newest(*on));
+  found.memory.promised = found.memory.tag;
   co_return std::move(found.memory);
 }
 
@@ -306,7 +309,7 @@ Task<Expected<Witness::Hold>> DiskWitness::challenge_once(Watch& watch, std::uin
   BufferRef slots;
   for (;;) {
     CSV_CO_CHECK(co_await wait_for_silence(*on, watch));
-    if (!on->exclusive) CSV_CO_CHECK(co_await take_reservation(*on));
+    if (!on->exclusive) CSV_CO_CHECK(co_await take_reservation(*on, true));
     CSV_CO_TRY(again, co_await look(*on));
     slots = again;
     if (!watch.moved(*slots, around_.node)) break;
@@ -379,6 +382,11 @@ Task<Expected<DiskWitness::ConnectionRef>> DiskWitness::connection() {
   if (header.cluster != around_.cluster)
     co_return Error{Errc::refused, fmt::format("the LUN is the witness of cluster {}, not of {}",
                                                header.cluster, around_.cluster)};
+  if (around_.id && header.id != *around_.id)
+    co_return Error{Errc::refused,
+                    "the LUN was formatted anew since it was made the witness, and has forgotten "
+                    "what it stored: its vote cannot count. csvctl cluster witness none takes it "
+                    "away, and then it can be made one again"};
   made->header = header;
   connection_ = std::move(made);
   co_return connection_;
@@ -426,9 +434,17 @@ Task<Expected<iscsi::Reservation>> DiskWitness::reservation(Connection& on) {
 }
 
 /// From its end on nobody else's write is accepted, and none that was is still to be executed.
-/// Errc::refused if another node was faster.
-Task<Expected<void>> DiskWitness::take_reservation(Connection& on) {
+/// Errc::refused if another node was faster. Unless `from_anybody` it is taken from none but keys
+/// of this life: whoever has come after we looked has waited for it.
+Task<Expected<void>> DiskWitness::take_reservation(Connection& on, bool from_anybody) {
   CSV_CO_TRY(found, co_await reservation(on));
+  bool ours = found.type == ReservationType::none ||
+              std::find(keys_.begin(), keys_.end(), found.holder) != keys_.end();
+  if (!ours && !from_anybody) {
+    held_.reset();
+    holder_ = parts_of(found.holder).node;
+    co_return Error{Errc::superseded, fmt::format("node {} has taken the witness", raw(*holder_))};
+  }
   bool aborted = false;
   if (found.type == ReservationType::none) {
     auto said = co_await reserve(*on.lun, on.key, ReservationType::write_exclusive);
@@ -485,7 +501,7 @@ Task<Expected<DiskWitness::ConnectionRef>> DiskWitness::hold_on() {
   }
   // Looked at before anything is taken, and once more when nobody else can change it.
   CSV_CO_CHECK(co_await still_last(*on));
-  CSV_CO_CHECK(co_await take_reservation(*on));
+  CSV_CO_CHECK(co_await take_reservation(*on, false));
   CSV_CO_CHECK(co_await still_last(*on));
   co_return on;
 }
@@ -582,6 +598,15 @@ Task<Expected<void>> format_witness(iscsi::Lun& lun, std::uint16_t cluster, Rand
   if (std::memcmp(kept->data(), block->data(), disk::kHeaderSize) != 0)
     co_return Error{std::errc::io_error, "the LUN does not keep what is written to it"};
   co_return Expected<void>{};
+}
+
+Task<Expected<disk::WitnessId>> witness_id(iscsi::Lun& lun, std::uint16_t cluster) {
+  CSV_CO_TRY(block, co_await read_blocks(lun, 0, disk::kHeaderSize));
+  CSV_CO_TRY(header, disk::decode_header(block->span()));
+  if (header.cluster != cluster)
+    co_return Error{Errc::refused, fmt::format("the LUN is the witness of cluster {}, not of {}",
+                                               header.cluster, cluster)};
+  co_return header.id;
 }
 
 }  // namespace csv::cluster

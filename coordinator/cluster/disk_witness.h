@@ -42,6 +42,8 @@ class DiskWitness final : public Witness {
     iscsi::LunOpener open_lun;  ///< Answers on `loop`.
     std::uint16_t cluster = 0;
     NodeId node{};
+    /// Of the LUN that was made the witness; none: noted by no one, any will do.
+    std::optional<disk::WitnessId> id = {};
     LeaseTiming timing = {};
     Duration deadline = 5s;          ///< Of a call; challenge() waits for movement beside it.
     Duration command_deadline = 2s;  ///< Of a command; a LUN that exceeds it is opened anew.
@@ -81,7 +83,7 @@ class DiskWitness final : public Witness {
   void drop();
   Task<Expected<void>> enroll(Connection& on);
   Task<Expected<iscsi::Reservation>> reservation(Connection& on);
-  Task<Expected<void>> take_reservation(Connection& on);
+  Task<Expected<void>> take_reservation(Connection& on, bool from_anybody);
   Task<void> forget_former_keys(Connection& on);
   Task<Expected<ConnectionRef>> hold_on();
   Task<Expected<void>> still_last(Connection& on);
@@ -108,5 +110,7 @@ class DiskWitness final : public Witness {
 /// Makes a witness of an empty LUN: Errc::refused, and nothing is changed, if anything lies on it,
 /// if it is smaller than 1 MiB, or if anybody has registered a key there.
 Task<Expected<void>> format_witness(iscsi::Lun& lun, std::uint16_t cluster, Random& random);
+/// Of a LUN that is this cluster's witness.
+Task<Expected<disk::WitnessId>> witness_id(iscsi::Lun& lun, std::uint16_t cluster);
 
 }  // namespace csv::cluster

@@ -77,6 +77,8 @@ Replica::~Replica() {
   with_.loop->cancel(forming_);
   with_.loop->cancel(confirm_timer_);
   with_.loop->cancel(save_again_);
+  with_.loop->cancel(hold_over_);
+  with_.loop->cancel(turn_timer_);
 }
 
 void Replica::start(Kept kept) {
@@ -95,7 +97,11 @@ void Replica::use_witness(Witness* witness) {
   tasks_.cancel_all();
   arbitrating_ = confirming_ = witness_answers_ = false;
   witness_ = witness;
-  held_until_ = {};
+  held_until_ = proven_until_ = {};
+  keeper_.reset();
+  kept_from_it_.clear();
+  said_held_ = turn_ = catching_up_ = false;
+  witness_tag_ = {};
   vote();
   look();
   keep_holding();
@@ -131,10 +137,15 @@ void Replica::begin_round(std::string why) {
   outstanding_.reset();
   attempt_.reset();
   round_tag_.reset();
-  greeted_self_ = out_of_patience_ = forced_ = false;
+  greeted_self_ = out_of_patience_ = false;
   with_.loop->cancel(forming_);
   // The hold is the side's, and this may be another side of it: it is confirmed anew.
   with_.loop->cancel(confirm_timer_);
+  with_.loop->cancel(turn_timer_);
+  turn_timer_ = {};
+  keeper_.reset();
+  kept_from_it_.clear();
+  said_held_ = turn_ = false;
   with_.loop->cancel(patience_);
   patience_ = with_.loop->after(with_.timing.patience, [this] {
     out_of_patience_ = true;
@@ -233,6 +244,7 @@ void Replica::on_message(Member from, const std::string& text) {
     case wire::GroupMessage::kPrepare: take_prepare(from, message); break;
     case wire::GroupMessage::kPromised: take_promised(from, message); break;
     case wire::GroupMessage::kStored: take_stored(from, message); break;
+    case wire::GroupMessage::kHeld: take_held(from, message.held().yes()); break;
     case wire::GroupMessage::kNote: notes_[from.node] = message.note(); break;
     case wire::GroupMessage::BODY_NOT_SET: return;
   }
@@ -269,6 +281,10 @@ void Replica::take_greeting(Member from, const wire::GroupMessage& message) {
     when = std::max(when, now - ago);
   }
   auto known = greeted.promised;
+  if (greeted.configuration) {
+    auto& forced = forced_of_[from.node];
+    forced = std::max(forced, greeted.configuration->tag.forced);
+  }
   if (greeted.configuration) known = std::max(known, greeted.configuration->tag);
   if (round_tag_ &&
       std::tie(known.forced, known.epoch) > std::tie(round_tag_->forced, round_tag_->epoch))
@@ -312,7 +328,10 @@ bool Replica::lets(NodeId node) const {
 
 std::optional<TimePoint> Replica::last_granted(NodeId node) const {
   // Whoever forced this need not share a voter with a majority elsewhere.
-  if (state_ != State::formed || forced_) return std::nullopt;
+  if (state_ != State::formed) return std::nullopt;
+  auto joined = forced_of_.find(node);
+  auto forced = joined == forced_of_.end() ? 0 : joined->second;
+  if (forced < in_force_->tag.forced) return std::nullopt;
   auto found = granted_.find(node);
   if (found == granted_.end()) return std::nullopt;
   // The one voter in common may be the witness: then it is its hold that has to end.
@@ -324,7 +343,9 @@ std::optional<TimePoint> Replica::last_granted(NodeId node) const {
 // --- Forming ------------------------------------------------------------------------------------
 
 /// Confirmed since this view began: one that is left from before is the other side's, perhaps.
-bool Replica::holding() const { return held_in_ == view_count_ && with_.loop->now() < held_until_; }
+bool Replica::holding() const {
+  return held_in_ == view_count_ && with_.loop->now() < proven_until_;
+}
 
 /// Of what those who greeted have, of what the witness stores (it may be all that is left of a
 /// majority), and of what has been proposed in this round. Null: nobody has any.
@@ -340,14 +361,18 @@ const Configuration* Replica::newest_known() const {
   return newest;
 }
 
+ClusterTag Replica::known_tag() const {
+  // Not what is on the own disk and was not greeted with: the cluster would form without it.
+  const auto* newest = newest_known();
+  auto out = newest != nullptr ? newest->tag : ClusterTag{};
+  if (state_ == State::formed) out = std::max(out, in_force_->tag);
+  return out;
+}
+
 /// Whether those who have greeted may go on; whoever is to propose that does.
 void Replica::look() {
   if (!view_ || (state_ != State::greeting && state_ != State::minority)) return;
   if (greetings_.size() < view_->members.size() && !out_of_patience_) return;
-  // Who has none counts for nothing here: he may have lost what a majority counted on him for.
-  std::vector<NodeId> knowing;
-  for (const auto& [node, said] : greetings_)
-    if (said.configuration) knowing.push_back(node);
   const auto* newest = newest_known();
   if (newest == nullptr) {
     // This node's own greeting would have brought what it has: it is still on its way.
@@ -359,17 +384,46 @@ void Replica::look() {
     return enter(State::minority,
                  "no node here belongs to a cluster yet: csvctl cluster create makes one");
   }
-  if (majority(newest->ballot, knowing, holding())) {
+  auto known = knowing(*newest);
+  bool decides = witness_decides(newest->ballot, known);
+  if (majority(newest->ballot, known, holding())) {
     enter(State::forming, "the members are agreeing on the newest configuration");
     watch_forming();
-    if (steward()) form(*newest);
+    // Where the witness decides, whoever holds it: he alone has its promise.
+    if (decides || steward()) form(*newest);
     return;
   }
-  enter(
-      State::minority,
-      fmt::format("the nodes {} are no majority{}", list(greeted()),
-                  witness_decides(newest->ballot, knowing) ? ", and the witness is not held" : ""));
-  if (witness_decides(newest->ballot, knowing) && steward()) arbitrate();
+  if (!newest->nodes.contains(with_.node))
+    return enter(State::minority,
+                 "this node was taken out of the cluster, and decides nothing for it");
+  enter(State::minority, fmt::format("the nodes {} are no majority{}", list(greeted()),
+                                     decides ? ", and the witness is not held" : ""));
+  if (!decides) return;
+  if (steward() || turn_) arbitrate();
+  wait_for_turn();
+}
+
+/// Whose vote may count. Who has no configuration counts for nothing: he may have lost what a
+/// majority counted on him for. Nor does one that has been taken out since.
+std::vector<NodeId> Replica::knowing(const Configuration& newest) const {
+  std::vector<NodeId> out;
+  for (const auto& [node, said] : greetings_)
+    if (said.configuration && newest.nodes.contains(node)) out.push_back(node);
+  return out;
+}
+
+/// The lowest asks the witness first; it may not reach it, or hang. Who has it then does what has
+/// to be done with it.
+void Replica::wait_for_turn() {
+  if (turn_ || turn_timer_ != Loop::TimerId{} || witness_ == nullptr) return;
+  auto before = std::distance(greetings_.begin(), greetings_.find(with_.node));
+  turn_timer_ = with_.loop->after(with_.timing.patience * before, [this, view = view_count_] {
+    turn_timer_ = {};
+    if (view != view_count_ || keeper_) return;
+    turn_ = true;
+    look();
+    keep_holding();
+  });
 }
 
 /// Whoever was to propose may hang: then another one does, the next one first. Two at once are no
@@ -380,8 +434,18 @@ void Replica::watch_forming() {
   forming_ = with_.loop->after(with_.timing.patience * turn, [this, view = view_count_] {
     if (view != view_count_ || state_ != State::forming) return;
     log::warning("forming_takes_long members={}", list(greeted()));
+    const auto* newest = newest_known();
+    if (newest == nullptr) return;
+    // What rests on a hold that has run out, or on nodes that count no more, is begun again with
+    // what there is now.
+    if (!majority(newest->ballot, knowing(*newest), holding())) {
+      enter(State::minority,
+            "what the members were to agree on rests on the witness, or on nodes "
+            "that are none of the cluster's");
+      return look();
+    }
     watch_forming();
-    if (const auto* newest = newest_known()) form(Configuration{*newest});
+    if (newest->nodes.contains(with_.node)) form(Configuration{*newest});
   });
 }
 
@@ -397,7 +461,8 @@ void Replica::form(const Configuration& newest) {
   highest = std::max({highest, wanted_.promised.epoch, prepared_});
   attempt_ = Attempt{newest, {}, false};
   // 0 is what is promised: at the witness it must be told from what is proposed.
-  attempt_->configuration.tag = {newest.tag.forced, next_epoch(highest), 1};
+  auto forced = std::max({newest.tag.forced, witness_promised_.forced, greeted_forced()});
+  attempt_->configuration.tag = {forced, next_epoch(highest), 1};
   prepared_ = attempt_->configuration.tag.epoch;
   wire::GroupMessage message;
   *message.mutable_prepare() = to_wire(promise_of(attempt_->configuration.tag));
@@ -420,7 +485,9 @@ void Replica::take_promised(Member from, const wire::GroupMessage& message) {
   if (!attempt_ || from_wire(message.promised()) != promise_of(attempt_->configuration.tag)) return;
   auto found = greetings_.find(from.node);
   // As with the greeting: the promise of one who may have lost his memory is worth nothing.
-  if (found == greetings_.end() || !found->second.configuration) return;
+  if (found == greetings_.end() || !found->second.configuration ||
+      !attempt_->configuration.nodes.contains(from.node))
+    return;
   attempt_->promised_by.insert(from.node);
   check_promises();
 }
@@ -439,7 +506,7 @@ void Replica::check_promises() {
 
 Task<void> Replica::have_witness_promise(Configuration configuration, std::uint64_t view) {
   auto tag = attempt_->configuration.tag;
-  Witness::Memory memory{promise_of(tag), encode(configuration)};
+  Witness::Memory memory{configuration.tag, encode(configuration), promise_of(tag)};
   auto store = witness_->store(std::move(memory));
   auto stored = co_await store;
   if (view != view_count_ || !attempt_ || attempt_->configuration.tag != tag) co_return;
@@ -447,7 +514,15 @@ Task<void> Replica::have_witness_promise(Configuration configuration, std::uint6
     log::warning("witness_does_not_store why=\"{}\"", stored.error().message());
     co_return;
   }
-  if (!holding()) co_return;
+  if (!holding()) {
+    // It took longer than a hold is worth.
+    auto confirm = witness_->confirm(view_->ring);
+    auto held = co_await confirm;
+    if (view != view_count_) co_return;
+    if (!held) co_return not_proven(held.error());
+    proven(*held);
+    if (!holding() || !attempt_ || attempt_->configuration.tag != tag) co_return;
+  }
   attempt_->promised_by_witness = true;
   check_promises();
 }
@@ -482,7 +557,6 @@ void Replica::take_proposal(Member from, const wire::GroupMessage& message) {
   next.configuration = *read;
   next.forms = said.forms();
   outstanding_ = std::move(next);
-  if (steward() && witness_ != nullptr) tasks_.spawn(store_at_witness(*read, view_count_));
   wanted_.configuration = *std::move(read);
   save();
   changed_.notify();
@@ -517,6 +591,8 @@ void Replica::saved(const Expected<void>& result) {
       kept.configuration->tag == outstanding_->configuration.tag) {
     *message.mutable_stored()->mutable_tag() = to_wire(kept.configuration->tag);
     send(message);
+    // Only then: a witness must not know of what no node has, or nobody could go on with it.
+    if (keeps_witness()) tasks_.spawn(store_at_witness(*kept.configuration, view_count_));
   }
   if (promises && greeted_self_) {
     *message.mutable_promised() = to_wire(promised_);
@@ -556,7 +632,7 @@ void Replica::check_commit() {
   from_witness_.reset();
   if (forms) {
     with_.loop->cancel(forming_);
-    forced_ = in_force_->tag.forced > greeted_forced();
+    for (auto node : nodes) forced_of_[node] = tag.forced;
     enter(State::formed, "");
     keep_holding();
     // Promised to one who did not get as far: nothing could be changed any more under this epoch.
@@ -567,11 +643,13 @@ void Replica::check_commit() {
   changed_.notify();
 }
 
-/// The highest forced generation that anybody came with.
+/// The highest forced generation that anybody came with, or has promised.
 std::uint64_t Replica::greeted_forced() const {
   std::uint64_t out = 0;
-  for (const auto& [node, said] : greetings_)
+  for (const auto& [node, said] : greetings_) {
+    out = std::max(out, said.promised.forced);
     if (said.configuration) out = std::max(out, said.configuration->tag.forced);
+  }
   return out;
 }
 
@@ -601,7 +679,18 @@ Configuration Replica::with_votes(Configuration configuration) const {
   std::erase_if(present, [this](NodeId node) {
     return node != with_.node && with_.responsive && !with_.responsive(node);
   });
-  auto target = votes_for(voting_rules(configuration), present, witness_answers_ || holding());
+  auto rules = voting_rules(configuration);
+  // Where none of them has the witness, whoever could not get it gives way: another one may yet.
+  auto reaches = [this](NodeId node) { return kept_from_it_.count(node) == 0; };
+  bool some = std::any_of(present.begin(), present.end(), reaches);
+  for (auto node : present) {
+    auto votes = ballot.now.nodes.find(node);
+    bool has_none = votes != ballot.now.nodes.end() && votes->second == 0;
+    // If that is all of them, who has given way goes on doing so.
+    if (!kept_from_it_.empty() && !rules.gives_way && (some ? !reaches(node) : has_none))
+      rules.gives_way = node;
+  }
+  auto target = votes_for(rules, present, witness_answers_ || holding());
   if (target == ballot.now) return configuration;
   Ballot joint{target, ballot.now};
   // Never a change that those who are here could not bring about, or could not live with.
@@ -623,13 +712,18 @@ Task<void> Replica::arbitration(std::uint64_t view) {
   auto confirm = witness_->confirm(ring);
   auto held = co_await confirm;
   if (!held && view == view_count_) {
-    auto challenge = witness_->challenge(ring);
-    held = co_await challenge;
+    // Who may not go on with it takes it from nobody.
+    auto look_first = use_what_it_remembers(view);
+    auto may = co_await look_first;
+    if (!may) held = may.error();
+    if (may && view == view_count_) {
+      auto challenge = witness_->challenge(ring);
+      held = co_await challenge;
+    }
   }
   if (view == view_count_ && held) {
-    auto look_up = witness_->read();
-    auto memory = co_await look_up;
-    auto used = memory ? use_memory(*memory) : Expected<void>{memory.error()};
+    auto look_up = use_what_it_remembers(view);
+    auto used = co_await look_up;
     if (!used) held = used.error();
   }
   arbitrating_ = false;
@@ -639,38 +733,124 @@ Task<void> Replica::arbitration(std::uint64_t view) {
   }
   if (!held) {
     log::info("witness_not_held why=\"{}\"", held.error().message());
-    enter(State::minority, "the witness is not held: " + held.error().message());
+    not_proven(held.error());
+    // Another one may have got it meanwhile, and formed the cluster.
+    if (state_ == State::greeting || state_ == State::minority)
+      enter(State::minority, "the witness is not held: " + held.error().message());
     with_.changed();
     co_await sleep(*with_.loop, with_.timing.retry);
     if (view == view_count_) look();
     co_return;
   }
-  witness_answers_ = true;
-  held_in_ = view_count_;
-  held_until_ = std::max(held_until_, held->sent + with_.timing.hold);
-  vote();
+  proven(*held);
   look();
   with_.changed();
+}
+
+void Replica::proven(const Witness::Hold& hold) {
+  held_in_ = view_count_;
+  proven_until_ = std::max(proven_until_, hold.sent + with_.timing.hold);
+  held_until_ = std::max(held_until_, proven_until_);
+  witness_answers_ = true;
+  say_held(true);
+  vote();
+  watch_hold();
+}
+
+void Replica::say_held(bool yes) {
+  if (std::exchange(said_held_, yes) == yes && (yes || kept_from_it_.contains(with_.node))) return;
+  wire::GroupMessage message;
+  message.mutable_held()->set_yes(yes);
+  send(message);
+}
+
+void Replica::take_held(Member from, bool yes) {
+  if (yes) {
+    keeper_ = last_keeper_ = from.node;
+    kept_from_it_.clear();
+    with_.loop->cancel(turn_timer_);
+    turn_timer_ = {};
+    turn_ = false;
+    witness_answers_ = true;
+  } else {
+    kept_from_it_.insert(from.node);
+    if (keeper_ == from.node) keeper_.reset();
+    if (!keeper_) witness_answers_ = false;
+    wait_for_turn();
+  }
+  vote();
+  watch_hold();
+  tidied_ = {};
+  tidy();
+  keep_holding();
+}
+
+/// This node proves the hold, and stores at the witness: whoever holds it in this view, and until
+/// somebody does, who does what one has to do.
+bool Replica::keeps_witness() const {
+  if (witness_ == nullptr) return false;
+  if (!keeper_ || (*keeper_ != with_.node && with_.responsive && !with_.responsive(*keeper_)))
+    return steward() || turn_;
+  return *keeper_ == with_.node;
+}
+
+void Replica::heard() {
+  tidy();
+  look();
+  if (keeps_witness() && confirm_timer_ == Loop::TimerId{}) keep_holding();
+}
+
+/// What was proven before is worth its time, unless another one is known to have taken it.
+void Replica::not_proven(const Error& why) {
+  if (why == Errc::superseded || why == Errc::refused) proven_until_ = {};
+  if (with_.loop->now() >= proven_until_) say_held(false);
+  vote();
+}
+
+/// Nobody may have the witness's vote from when its hold may be another side's: not even for as
+/// long as it takes to be told so by a witness that does not answer.
+void Replica::watch_hold() {
+  with_.loop->cancel(hold_over_);
+  auto now = with_.loop->now();
+  auto next = proven_until_ > now ? proven_until_ : held_until_;
+  if (next <= now) return;
+  hold_over_ = with_.loop->after(next - now, [this] {
+    auto at = with_.loop->now();
+    if (view_ && held_in_ == view_count_ && said_held_ && at >= proven_until_) say_held(false);
+    vote();
+    tidied_ = {};
+    tidy();
+    with_.changed();
+    watch_hold();
+  });
+}
+
+Task<Expected<void>> Replica::use_what_it_remembers(std::uint64_t view) {
+  auto look_up = witness_->read();
+  auto memory = co_await look_up;
+  if (!memory) co_return memory.error();
+  if (view != view_count_) co_return Error{Errc::retry, "the members have changed meanwhile"};
+  co_return use_memory(*memory);
 }
 
 /// What the witness remembers, for the cluster that is about to form.
 Expected<void> Replica::use_memory(const Witness::Memory& memory) {
   from_witness_.reset();
-  witness_promised_ = memory.tag;
+  witness_promised_ = std::max(memory.tag, memory.promised);
+  witness_tag_ = std::max(witness_tag_, memory.tag);
   if (!memory.configuration.empty()) {
     auto read = CSV_TRY(decode(memory.configuration));
     if (stored_ && read.cluster != stored_->cluster)
       return Error{Errc::refused, fmt::format("it is the witness of cluster {}", read.cluster)};
     from_witness_ = std::move(read);
+    if (const auto* newest = newest_known(); !newest->nodes.contains(with_.node))
+      return Error{Errc::refused,
+                   "this node was taken out of the cluster, and may not decide with its witness"};
     return {};
   }
-  // Only the tag. Whoever promised or stored as much as that has to be here: a partition in time.
-  ClusterTag known;
-  for (const auto& [node, said] : greetings_) {
-    known = std::max(known, said.promised);
-    if (said.configuration) known = std::max(known, said.configuration->tag);
-  }
-  if (memory.tag <= known) return {};
+  // Only the tag. Whoever stored as much as that has to be here: a partition in time. A promise
+  // says nothing of what its giver has.
+  if (memory.tag <= known_tag()) return {};
   return Error{
       Errc::superseded,
       "the witness knows a newer configuration than any node here: waiting for a node that "
@@ -679,13 +859,19 @@ Expected<void> Replica::use_memory(const Witness::Memory& memory) {
 
 void Replica::heard_held_until(TimePoint until) {
   if (until <= held_until_) return;
+  bool anew = held_until_ <= with_.loop->now();
   held_until_ = until;
+  if (anew) vote();
+  watch_hold();
 }
 
-/// While the witness is needed, whoever does such things confirms it each second.
+/// While the witness may be needed, whoever does such things confirms it each second.
 void Replica::keep_holding() {
   with_.loop->cancel(confirm_timer_);
-  if (state_ != State::formed || witness_ == nullptr || !steward()) return;
+  confirm_timer_ = {};
+  // What forms rests on what is held: that must not run out meanwhile.
+  bool forming = state_ == State::forming && held_in_ == view_count_;
+  if ((state_ != State::formed && !forming) || !keeps_witness()) return;
   if (!confirming_) {
     confirming_ = true;
     tasks_.spawn(confirmation());
@@ -705,18 +891,25 @@ Task<void> Replica::confirmation() {
   }
   confirming_ = false;
   if (view != view_count_) co_return;
-  bool answers = static_cast<bool>(held);
   if (held) {
-    held_in_ = view_count_;
-    held_until_ = std::max(held_until_, held->sent + with_.timing.hold);
+    proven(*held);
+    if (state_ == State::formed && !outstanding_ && !catching_up_ &&
+        witness_tag_ < in_force_->tag) {
+      catching_up_ = true;
+      tasks_.spawn(have_witness_catch_up(view));
+    }
+  } else {
+    log::warning("witness_not_confirmed why=\"{}\"", held.error().message());
+    not_proven(held.error());
   }
-  if (answers != std::exchange(witness_answers_, answers)) {
-    if (!answers) log::warning("witness_lost why=\"{}\"", held.error().message());
-    tidied_ = {};
-    tidy();
-  }
-  vote();
   with_.changed();
+}
+
+/// It could not be reached when that was proposed, or was made the witness since.
+Task<void> Replica::have_witness_catch_up(std::uint64_t view) {
+  auto store = store_at_witness(Configuration{*in_force_}, view);
+  co_await store;
+  catching_up_ = false;
 }
 
 Task<void> Replica::store_at_witness(Configuration configuration, std::uint64_t view) {
@@ -725,12 +918,16 @@ Task<void> Replica::store_at_witness(Configuration configuration, std::uint64_t 
   auto stored = co_await store;
   if (!stored) {
     log::warning("witness_does_not_store why=\"{}\"", stored.error().message());
-    if (stored.error() != Errc::superseded || view != view_count_) co_return;
+    if (stored.error() != Errc::superseded) co_return;
+    // It has promised more, or stores more: asking it again for this one brings nothing.
+    witness_tag_ = std::max(witness_tag_, configuration.tag);
+    if (view != view_count_) co_return;
     auto look_up = witness_->read();
     auto found = co_await look_up;
     if (found && view == view_count_) outdo(*found);
     co_return;
   }
+  witness_tag_ = std::max(witness_tag_, configuration.tag);
   if (view != view_count_) co_return;
   wire::GroupMessage message;
   *message.mutable_stored()->mutable_tag() = to_wire(configuration.tag);
@@ -742,9 +939,11 @@ Task<void> Replica::store_at_witness(Configuration configuration, std::uint64_t 
 /// would store nothing of this one any more. As with a promise on our own disk all begin again,
 /// with one that is higher. Not where it may store what nobody here has: that is waited for.
 void Replica::outdo(const Witness::Memory& memory) {
-  if (state_ != State::formed || memory.tag <= in_force_->tag) return;
-  if (memory.tag.sequence > 0 && memory.configuration.empty()) return;
-  wanted_.promised = std::max(wanted_.promised, promise_of(memory.tag));
+  auto most = std::max(memory.tag, memory.promised);
+  if (state_ != State::formed || most <= in_force_->tag) return;
+  bool has_it = memory.tag <= in_force_->tag || memory.tag.sequence == 0;
+  if (!has_it && memory.configuration.empty()) return;
+  wanted_.promised = std::max(wanted_.promised, promise_of(most));
   save();
   greet_again();
 }
@@ -752,7 +951,13 @@ void Replica::outdo(const Witness::Memory& memory) {
 /// What the engine asks in the middle of a change of members is answered from this.
 void Replica::vote() {
   if (!stored_) return with_.engine->vote_by([](std::span<const NodeId>) { return false; });
-  auto holder = witness_ != nullptr ? witness_->holder() : std::nullopt;
+  // Who held it last holds it as long as what he has proven is worth, whatever becomes of the
+  // members meanwhile: nobody else can have taken it.
+  std::optional<NodeId> holder;
+  if (with_.loop->now() < proven_until_)
+    holder = with_.node;
+  else if (last_keeper_ != with_.node && with_.loop->now() < held_until_)
+    holder = last_keeper_;
   with_.engine->vote_by([ballot = stored_->ballot, holder](std::span<const NodeId> nodes) {
     bool witness = holder && std::find(nodes.begin(), nodes.end(), *holder) != nodes.end();
     return majority(ballot, nodes, witness);
@@ -815,8 +1020,10 @@ Task<Expected<void>> Replica::propose(Change change, Duration patience) {
 }
 
 Task<Expected<void>> Replica::force(Duration patience) {
-  if (state_ == State::formed)
-    co_return Error{Errc::refused, "the cluster goes on already: nothing has to be forced"};
+  if (state_ == State::formed) {
+    auto on = force_on(patience);
+    co_return co_await on;
+  }
   if (!stored_ || !view_)
     co_return Error{Errc::refused, stored_ ? "the cluster's engine reaches nobody: " + reason_
                                            : "this node belongs to no cluster"};
@@ -845,6 +1052,23 @@ Task<Expected<void>> Replica::force(Duration patience) {
   with_.loop->cancel(timer);
   if (state_ == State::formed && in_force_->tag >= next.tag) co_return Expected<void>{};
   co_return Error{Errc::retry, "the nodes here have not stored the forced configuration in time"};
+}
+
+/// As one that has promised more than what is in force: all greet again, and form by that. Nobody
+/// loses or gains a vote by it, and nothing that was made is lost.
+Task<Expected<void>> Replica::force_on(Duration patience) {
+  auto forced = std::max({in_force_->tag.forced, greeted_forced(), wanted_.promised.forced}) + 1;
+  auto highest = std::max({in_force_->tag.epoch, wanted_.promised.epoch, prepared_});
+  wanted_.promised = {forced, next_epoch(highest), 0};
+  greeted_self_ = false;
+  save();
+  auto until = with_.loop->now() + patience;
+  auto timer = with_.loop->after(patience, [this] { changed_.notify(); });
+  auto done = [this, forced] { return state_ == State::formed && in_force_->tag.forced >= forced; };
+  while (with_.loop->now() < until && !done()) co_await changed_.wait();
+  with_.loop->cancel(timer);
+  if (done()) co_return Expected<void>{};
+  co_return Error{Errc::retry, "the nodes here have not formed the cluster anew in time"};
 }
 
 Expected<void> Replica::found(Configuration first) {

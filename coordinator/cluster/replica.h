@@ -95,6 +95,9 @@ class Replica {
     if (state_ == State::formed) return &*in_force_;
     return stored_ ? &*stored_ : nullptr;
   }
+  /// Of the newest configuration that anybody here has: what a witness compares with what it
+  /// stores.
+  [[nodiscard]] ClusterTag known_tag() const;
   [[nodiscard]] const std::optional<View>& view() const { return view_; }
   /// Formed now, or was when this view began, not long ago: leases are not cut by a change of
   /// members.
@@ -110,7 +113,7 @@ class Replica {
   /// Until then the witness is held by whatever side this node was on when it was confirmed: worth
   /// a lease for as long.
   [[nodiscard]] TimePoint held_until() const { return held_until_; }
-  /// It did when it was last asked; only the steward asks.
+  /// Somebody of this side holds it, as far as it has been told.
   [[nodiscard]] bool witness_answers() const { return witness_answers_; }
   /// Heard from a node of this side.
   void heard_held_until(TimePoint until);
@@ -118,8 +121,9 @@ class Replica {
   /// nobody here has given it any, as far as is known.
   [[nodiscard]] std::optional<TimePoint> last_granted(NodeId node) const;
 
-  /// A member is heard that was not (Surroundings::responsive): its vote may have to count.
-  void heard() { tidy(); }
+  /// A member is heard that was not, or is not any more (Surroundings::responsive): its vote may
+  /// have to count, and what one has to do may be another's.
+  void heard();
 
   /// What this member says of itself to all; and what each has said last.
   void tell(std::string note);
@@ -133,7 +137,8 @@ class Replica {
   using Change = std::function<Expected<void>(Configuration&)>;
   Task<Expected<void>> propose(Change change, Duration patience);
   /// A minority goes on, on an administrator's word: the forced generation grows, and only those
-  /// present have votes. Errc::refused if it goes on already, or has no configuration.
+  /// present have votes. Where it goes on already only the generation grows, as it may have to
+  /// where volumes have seen a forced one that is lost. Errc::refused without a configuration.
   Task<Expected<void>> force(Duration patience);
   /// The first configuration of a new cluster, on this node alone. Errc::refused if there is one.
   Expected<void> found(Configuration first);
@@ -169,17 +174,25 @@ class Replica {
   void form(const Configuration& newest);
   [[nodiscard]] std::uint64_t next_epoch(std::uint64_t highest) const;
   [[nodiscard]] std::uint64_t greeted_forced() const;
+  [[nodiscard]] std::vector<NodeId> knowing(const Configuration& newest) const;
+  void take_held(Member from, bool yes);
+  void say_held(bool yes);
+  [[nodiscard]] bool keeps_witness() const;
+  void wait_for_turn();
   void take_prepare(Member from, const wire::GroupMessage& message);
   void take_promised(Member from, const wire::GroupMessage& message);
   void check_promises();
   Task<void> have_witness_promise(Configuration configuration, std::uint64_t view);
   void arbitrate();
   Task<void> arbitration(std::uint64_t view);
+  Task<Expected<void>> use_what_it_remembers(std::uint64_t view);
   Expected<void> use_memory(const Witness::Memory& memory);
   void keep_holding();
   Task<void> confirmation();
   void save();
   void saved(const Expected<void>& result);
+  Task<Expected<void>> force_on(Duration patience);
+  Task<void> have_witness_catch_up(std::uint64_t view);
   Task<void> store_at_witness(Configuration configuration, std::uint64_t view);
   void outdo(const Witness::Memory& memory);
   void check_commit();
@@ -187,6 +200,9 @@ class Replica {
   void enter(State state, std::string reason = {});
   void send(wire::GroupMessage& message);
   [[nodiscard]] bool holding() const;
+  void proven(const Witness::Hold& hold);
+  void not_proven(const Error& why);
+  void watch_hold();
   [[nodiscard]] std::vector<NodeId> greeted() const;
   [[nodiscard]] Configuration with_votes(Configuration configuration) const;
   void vote();
@@ -217,7 +233,9 @@ class Replica {
   std::string note_;
   std::map<NodeId, TimePoint> granted_;
   bool out_of_patience_ = false;
-  bool forced_ = false;  ///< This view was formed by force: nothing is known of the others.
+  /// The highest forced generation that each has come with. Of who has not come with ours nothing
+  /// is known: he may belong to a side that shares no voter with this one.
+  std::map<NodeId, std::uint64_t> forced_of_;
   TimePoint view_since_{};
   Loop::TimerId patience_{}, forming_{};
   std::optional<Attempt> attempt_;
@@ -229,10 +247,19 @@ class Replica {
   Witness* witness_ = nullptr;
   bool arbitrating_ = false, confirming_ = false, witness_answers_ = false;
   TimePoint held_until_{};
-  std::uint64_t held_in_ = 0;                  ///< The view in which it was confirmed.
+  TimePoint proven_until_{};                   ///< As far as this node itself has proven it.
+  std::uint64_t held_in_ = 0;                  ///< The view in which this node has.
+  Loop::TimerId hold_over_{};                  ///< When what the witness's vote rests on is over.
   std::optional<Configuration> from_witness_;  ///< What it stores; of a disk.
   ClusterTag witness_promised_;
-  Loop::TimerId confirm_timer_{};
+  ClusterTag witness_tag_;    ///< It stores as much at least.
+  bool catching_up_ = false;  ///< What is in force is being stored there.
+  Loop::TimerId confirm_timer_{}, turn_timer_{};
+  /// Who has said in this view that he holds it. Which vote rests on it outlives the view.
+  std::optional<NodeId> keeper_, last_keeper_;
+  std::set<NodeId> kept_from_it_;  ///< Who has said that he cannot, since anybody could.
+  bool said_held_ = false;         ///< As it was said last in this view.
+  bool turn_ = false;              ///< Whose task it is has not got it: this node tries, too.
   Signal changed_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   TaskScope tasks_;

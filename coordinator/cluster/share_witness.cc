@@ -26,7 +26,13 @@ namespace {
 ///       56     8  tag_sequence
 ///       64     2  cluster         another cluster's file
 ///       66     1  node            the holder
-///       67  4029  reserved
+///       67     5  reserved
+///       72     8  promised_forced what may still be stored: one who forms a cluster has to know
+///       80     8  promised_epoch
+///       88     8  id              a file that was made anew, and has forgotten
+///       96  4000  reserved
+///
+/// Version 1 ended with the node; what was promised stood in place of the tag.
 struct SlotBlock {
   std::array<char, 8> magic;
   Le32 crc;
@@ -39,22 +45,34 @@ struct SlotBlock {
   Le64 tag_sequence;
   Le16 cluster;
   std::uint8_t node;
-  std::array<std::byte, 4029> reserved;
+  std::array<std::byte, 5> reserved;
+  Le64 promised_forced;
+  Le64 promised_epoch;
+  Le64 id;
+  std::array<std::byte, 4000> reserved_to_end;
 };
 static_assert(sizeof(SlotBlock) == TagFile::kSlot && alignof(SlotBlock) == 1);
 static_assert(offsetof(SlotBlock, forced) == 40 && offsetof(SlotBlock, node) == 66);
+static_assert(offsetof(SlotBlock, promised_forced) == 72 && offsetof(SlotBlock, id) == 88);
 
 constexpr std::array<char, 8> kMagic = {'C', 'S', 'V', 'S', 'H', 'A', 'R', '\x1a'};
-constexpr std::uint32_t kFormatVersion = 1;
+constexpr std::uint32_t kFormatVersion = 2;
+constexpr std::uint32_t kFormerVersion = 1;
 constexpr std::size_t kSummedFrom = 12;
 constexpr int kTries = 8;  ///< Of an exchange that others of our own side overtake.
 
-bool both_have(const TagFile::Content& content, const ClusterTag& tag) {
+ClusterTag promise_of(const ClusterTag& tag) { return {tag.forced, tag.epoch, 0}; }
+
+bool both_have(const TagFile::Content& content, const ShareTag& wanted) {
   return std::all_of(content.begin(), content.end(), [&](const auto& slot) {
     auto found = decode_share_tag(slot);
-    return found && found->tag == tag;
+    return found && found->tag == wanted.tag && found->promised == wanted.promised;
   });
 }
+
+constexpr std::string_view kHowToReplace =
+    ": its vote cannot count. csvctl cluster witness none takes it away, and then it can be made "
+    "one again";
 
 }  // namespace
 
@@ -70,6 +88,9 @@ TagFile::Slot encode(const ShareTag& tag) {
   block.tag_sequence = tag.tag.sequence;
   block.cluster = tag.cluster;
   block.node = raw(tag.node);
+  block.promised_forced = tag.promised.forced;
+  block.promised_epoch = tag.promised.epoch;
+  block.id = tag.id;
   TagFile::Slot bytes;
   std::memcpy(bytes.data(), &block, sizeof block);
   block.crc = crc32c(std::span{bytes}.subspan(kSummedFrom));
@@ -88,12 +109,18 @@ Expected<ShareTag> decode_share_tag(std::span<const std::byte> slot) {
     return Error{Errc::corrupt, "a slot of the witness file is damaged"};
   if (block.magic != kMagic)
     return Error{Errc::refused, "the file is not a witness: something else lies there"};
-  if (block.format_version != kFormatVersion)
+  std::uint32_t version = block.format_version;
+  if (version != kFormatVersion && version != kFormerVersion)
     return Error{Errc::refused, fmt::format("the witness file has format version {}, this program "
                                             "knows {}",
                                             std::uint32_t{block.format_version}, kFormatVersion)};
-  return ShareTag{block.sequence, block.cluster, NodeId{block.node},
-                  block.life,     block.ring,    {block.forced, block.epoch, block.tag_sequence}};
+  ShareTag out{block.sequence, block.cluster, NodeId{block.node},
+               block.life,     block.ring,    {block.forced, block.epoch, block.tag_sequence}};
+  out.promised = promise_of(out.tag);
+  if (version == kFormerVersion) return out;
+  out.promised = {block.promised_forced, block.promised_epoch, 0};
+  out.id = block.id;
+  return out;
 }
 
 Expected<ShareTag> newest_share_tag(const TagFile::Content& content) {
@@ -134,9 +161,15 @@ Task<Expected<ShareWitness::Seen>> ShareWitness::look() {
       [this](auto done) { around_.file->read(std::move(done)); });
   if (!content) co_return content.error();
   CSV_CO_TRY(now, newest_share_tag(*content));
-  if (now.sequence != 0 && now.cluster != around_.cluster)
+  if (now.sequence == 0)
+    co_return Error{Errc::refused, "the witness file is empty, and has forgotten what it stored" +
+                                       std::string{kHowToReplace}};
+  if (now.cluster != around_.cluster)
     co_return Error{Errc::refused, fmt::format("the file is the witness of cluster {}, not of {}",
                                                now.cluster, around_.cluster)};
+  if (around_.id != 0 && now.id != around_.id)
+    co_return Error{Errc::refused, "the witness file is another one than was made the witness" +
+                                       std::string{kHowToReplace}};
   if (raw(now.node) != 0) holder_ = now.node;
   bool damaged = std::any_of(content->begin(), content->end(), [](const auto& slot) {
     return decode_share_tag(slot).error() == Errc::corrupt;
@@ -165,21 +198,28 @@ Expected<void> ShareWitness::check_own(const ShareTag& found) const {
 
 Task<Expected<Witness::Memory>> ShareWitness::read() {
   CSV_CO_TRY(seen, co_await look());
-  co_return Memory{seen.now.tag, {}};
+  co_return Memory{seen.now.tag, {}, seen.now.promised};
 }
 
 Task<Expected<void>> ShareWitness::store(Memory memory) {
+  bool promises = memory.promised > memory.tag;
+  auto number = promise_of(promises ? memory.promised : memory.tag);
   for (int tries = 0;; ++tries) {
     CSV_CO_TRY(seen, co_await look());
-    if (seen.now.tag > memory.tag)
-      co_return Error{Errc::superseded,
-                      fmt::format("the witness knows configuration {}.{}.{}", seen.now.tag.forced,
-                                  seen.now.tag.epoch, seen.now.tag.sequence)};
-    // In both slots, so that the loss of one brings no older tag back.
-    if (seen.now.tag == memory.tag && both_have(seen.content, memory.tag))
-      co_return Expected<void>{};
     auto next = seen.now;
-    next.tag = memory.tag;
+    next.promised = std::max(next.promised, number);
+    if (!promises) next.tag = memory.tag;
+    // What is stored was proposed by its number, so that is nobody's to be promised any more.
+    bool late = number < seen.now.promised ||
+                (promises ? number <= promise_of(seen.now.tag) : memory.tag < seen.now.tag);
+    if (late)
+      co_return Error{Errc::superseded,
+                      fmt::format("the witness knows configuration {}.{}.{}, and has promised "
+                                  "{}.{}",
+                                  seen.now.tag.forced, seen.now.tag.epoch, seen.now.tag.sequence,
+                                  seen.now.promised.forced, seen.now.promised.epoch)};
+    // In both slots, so that the loss of one brings nothing older back.
+    if (both_have(seen.content, next)) co_return Expected<void>{};
     auto done = co_await change(seen, next);
     if (!done && (!(done.error() == Errc::retry) || tries == kTries)) co_return std::move(done);
   }
@@ -234,6 +274,30 @@ Task<Expected<Witness::Hold>> ShareWitness::challenge(std::uint64_t ring) {
       fmt::format("node {} took the witness file", raw(around_.node)),
       raw(first.now.node) != 0 ? fmt::format("node {} held it", raw(first.now.node)) : "");
   co_return Hold{sent};
+}
+
+Task<Expected<std::uint64_t>> prepare_share_witness(TagFile& file, std::uint16_t cluster,
+                                                    Random& random) {
+  for (int tries = 0;; ++tries) {
+    auto content = co_await completion<Expected<TagFile::Content>>(
+        [&file](auto done) { file.read(std::move(done)); });
+    if (!content) co_return content.error();
+    CSV_CO_TRY(now, newest_share_tag(*content));
+    if (now.sequence != 0 && now.cluster != cluster)
+      co_return Error{Errc::refused, fmt::format("the file is the witness of cluster {}, not of {}",
+                                                 now.cluster, cluster)};
+    // What it remembers it goes on remembering.
+    if (now.id != 0) co_return now.id;
+    ++now.sequence;
+    now.cluster = cluster;
+    now.id = random.next() | 1;
+    auto slot = encode(now);
+    auto place = static_cast<std::size_t>(now.sequence % 2);
+    auto done = co_await completion<Expected<void>>(
+        [&](auto answer) { file.exchange(*content, place, slot, std::move(answer)); });
+    if (done) co_return now.id;
+    if (!(done.error() == Errc::retry) || tries == kTries) co_return done.error();
+  }
 }
 
 }  // namespace csv::cluster

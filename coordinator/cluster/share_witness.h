@@ -17,7 +17,9 @@ struct ShareTag {
   NodeId node{};           ///< Who holds it; 0: nobody yet.
   std::uint64_t life = 0;  ///< His object's; another one for another life.
   std::uint64_t ring = 0;
-  ClusterTag tag;  ///< Of the newest configuration that counts.
+  ClusterTag tag;            ///< Of the newest configuration that was stored.
+  ClusterTag promised = {};  ///< Nothing below it is stored any more; its sequence is 0.
+  std::uint64_t id = 0;      ///< Of the file, given when it was made; 0: by an older version.
   bool operator==(const ShareTag&) const = default;
 };
 TagFile::Slot encode(const ShareTag& tag);
@@ -27,6 +29,11 @@ Expected<ShareTag> decode_share_tag(std::span<const std::byte> slot);
 /// The one in force. All zeros: sequence 0. Errc::refused, Errc::corrupt: not one that can be used.
 Expected<ShareTag> newest_share_tag(const TagFile::Content& content);
 
+/// Makes a witness of a file that is there, and empty; of one that is a witness of this cluster
+/// already it changes nothing. Its id. Errc::refused: it is something else.
+Task<Expected<std::uint64_t>> prepare_share_witness(TagFile& file, std::uint16_t cluster,
+                                                    Random& random);
+
 /// A file on a share as witness: it keeps the configuration's tag only. Every change is an exchange
 /// of the whole content under a lock, so a takeover that succeeds proves by itself that the holder
 /// has not moved since the challenger's last look; the times are the disk witness's.
@@ -35,7 +42,8 @@ Expected<ShareTag> newest_share_tag(const TagFile::Content& content);
 /// cannot get the newer one here: confirm() and challenge() say Errc::superseded ("a partition in
 /// time"), and it has to wait for a node that has it. store() does not need the hold. A slot that
 /// is damaged may have been a later one: confirm() then says Errc::superseded too, and challenge()
-/// repairs it.
+/// repairs it. A file that is empty, or not the one that was made the witness, has forgotten what
+/// it stored and promised: every call says Errc::refused.
 class ShareWitness final : public Witness {
  public:
   struct Surroundings {
@@ -44,7 +52,9 @@ class ShareWitness final : public Witness {
     TagFile* file = nullptr;
     std::uint16_t cluster = 0;
     NodeId node{};
-    std::function<ClusterTag()> own_tag;  ///< Of the newest configuration on this node.
+    std::function<ClusterTag()> own_tag;  ///< Of the newest configuration on this node's side.
+    /// Of the file that was made a witness; 0: made by an older version, any will do.
+    std::uint64_t id = 0;
     LeaseTiming timing = {};
     Duration look_interval = 250ms;
   };

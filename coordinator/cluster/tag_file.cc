@@ -102,7 +102,8 @@ bool serve_open(int file, ::dev_t device, const Question& question, Reply& reply
   return true;
 }
 
-[[noreturn]] void be_helper(int socket, const char* path, ::dev_t device, ::pid_t parent) {
+[[noreturn]] void be_helper(int socket, const char* path, bool create, ::dev_t device,
+                            ::pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(0);
   // Nothing of csvd's may live on in here: a connection to a LUN least of all.
@@ -114,7 +115,7 @@ bool serve_open(int file, ::dev_t device, const Question& question, Reply& reply
     auto count = ::recv(3, &question, sizeof question, 0);
     if (count != static_cast<ssize_t>(sizeof question)) ::_exit(0);
     reply = Reply{};
-    int file = ::open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int file = ::open(path, O_RDWR | (create ? O_CREAT : 0) | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (file < 0) {
       fails(reply, "opening it", errno);
     } else {
@@ -275,7 +276,7 @@ struct SharedTagFile::Helper {
       return errno_error(errno, "making a helper for the witness file");
     auto parent = ::getpid();
     auto child = ::fork();
-    if (child == 0) be_helper(ends[1], options.path.c_str(), device, parent);
+    if (child == 0) be_helper(ends[1], options.path.c_str(), options.create, device, parent);
     ::close(ends[1]);
     if (child < 0) {
       ::close(ends[0]);

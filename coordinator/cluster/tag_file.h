@@ -52,7 +52,10 @@ Expected<void> check_share(const ShareMount& mount);
 class SharedTagFile final : public TagFile {
  public:
   struct Options {
-    std::string path;  ///< Absolute. The file is made if need be; its directory is not.
+    std::string path;  ///< Absolute.
+    /// The file is made if need be; its directory is not. Only where it becomes a witness: one that
+    /// is gone has forgotten what it promised, and an empty one must not take its place.
+    bool create = false;
     Duration deadline = 2s;
     bool any_file_system = false;  ///< For tests: takes what check_share() refuses.
   };

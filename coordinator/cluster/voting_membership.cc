@@ -94,14 +94,9 @@ VotingMembership::~VotingMembership() {
 
 void VotingMembership::tick() {
   std::set<NodeId> heard;
-  bool more = false;
-  for (const auto& peer : beats_.peers()) {
-    if (!peer.present) continue;
-    heard.insert(peer.id);
-    more = more || heard_.count(peer.id) == 0;
-  }
-  heard_ = std::move(heard);
-  if (more) replica_->heard();
+  for (const auto& peer : beats_.peers())
+    if (peer.present) heard.insert(peer.id);
+  if (heard != std::exchange(heard_, heard)) replica_->heard();
   renew();
   note();
   place();
@@ -141,6 +136,10 @@ void VotingMembership::use_configuration() {
     moved_[name] = with_.loop->now();
   }
   if (now->witness == witness_record_) return;
+  // One that was taken away is asked as long as its vote counts.
+  const auto& ballot = now->ballot;
+  bool counts = ballot.now.witness > 0 || (ballot.before && ballot.before->witness > 0);
+  if (now->witness.kind == WitnessKind::none && counts && witness_ != nullptr) return;
   witness_record_ = now->witness;
   replica_->use_witness(nullptr);
   witness_.reset();

@@ -17,8 +17,12 @@ class Witness {
  public:
   /// What it remembers of the cluster.
   struct Memory {
-    ClusterTag tag;             ///< Of the newest configuration that it stores.
+    /// Of the newest configuration that it stores. A disk that has promised more since says that.
+    ClusterTag tag;
     std::string configuration;  ///< The whole of it (disk); empty where only the tag is kept.
+    /// Nothing below this is stored any more. For store(): above `tag` it is promised, and what is
+    /// stored stays (share), or becomes `configuration` (disk); else `tag` is stored.
+    ClusterTag promised = {};
   };
   /// This side holds it.
   struct Hold {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "csvfs/base/asio_loop.h"
+#include "csvfs/base/crc32c.h"
 #include "tests/fakes/node_loop.h"
 
 using namespace csv;
@@ -27,12 +28,20 @@ using csv::fakes::NodeLoop;
 namespace {
 
 constexpr std::uint16_t kCluster = 4711;
+constexpr std::uint64_t kId = 77;
 using Hold = Witness::Hold;
 using Memory = Witness::Memory;
 
 /// What all nodes see, and what each of their calls may suffer.
 struct Share {
-  explicit Share(ManualLoop& its_loop) : loop{&its_loop} {}
+  explicit Share(ManualLoop& its_loop) : loop{&its_loop} {
+    // As it is made.
+    ShareTag made;
+    made.sequence = 1;
+    made.cluster = kCluster;
+    made.id = kId;
+    content[1] = encode(made);
+  }
   ManualLoop* loop;
   TagFile::Content content{};
   Random random{1};
@@ -108,6 +117,7 @@ struct Node {
     around.cluster = kCluster;
     around.node = NodeId{static_cast<std::uint8_t>(number)};
     around.own_tag = [this] { return own; };
+    around.id = kId;
     witness = std::make_unique<ShareWitness>(around);
   }
   template <typename T>
@@ -212,6 +222,85 @@ TEST_CASE("share witness: damage of one slot loses no tag, and no hold is taken 
   }
 }
 
+TEST_CASE("share witness: what is promised is not what is stored") {
+  Pair pair;
+  pair.one.own = {0, 1, 5};
+  REQUIRE(pair.one.store(pair.one.own));
+  auto promise = [&](Node& node, ClusterTag number) {
+    return node.run(node.witness->store({{0, 1, 5}, {}, number}));
+  };
+  CHECK(promise(pair.one, {0, 3, 0}));
+  CHECK(promise(pair.one, {0, 3, 0}));
+  CHECK(pair.two.read()->tag == ClusterTag{0, 1, 5});
+  CHECK(pair.two.read()->promised == ClusterTag{0, 3, 0});
+  // The side has what is stored, and so goes on, whatever came of the promise.
+  CHECK(pair.one.challenge());
+  CHECK(pair.one.confirm());
+  // Who has promised only, elsewhere, has not.
+  pair.two.own = {0, 1, 4};
+  CHECK(pair.two.challenge().error() == Errc::superseded);
+  CHECK(promise(pair.two, {0, 2, 0}).error() == Errc::superseded);
+  CHECK(pair.one.store({0, 1, 6}).error() == Errc::superseded);
+  CHECK(pair.one.store({0, 3, 1}));
+  CHECK(promise(pair.two, {0, 3, 0}).error() == Errc::superseded);
+  CHECK(pair.two.read()->tag == ClusterTag{0, 3, 1});
+  // In both slots.
+  for (const auto& slot : pair.share.content) {
+    CHECK(decode_share_tag(slot)->tag == ClusterTag{0, 3, 1});
+    CHECK(decode_share_tag(slot)->promised == ClusterTag{0, 3, 0});
+  }
+}
+
+TEST_CASE("share witness: a file that has forgotten is no witness") {
+  Pair pair;
+  SUBCASE("empty") { pair.share.content = {}; }
+  SUBCASE("made anew") {
+    ShareTag made;
+    made.sequence = 1;
+    made.cluster = kCluster;
+    made.id = kId + 1;
+    pair.share.content = {TagFile::Slot{}, encode(made)};
+  }
+  auto before = pair.share.content;
+  for (const auto& error : {pair.one.read().error(), pair.one.store({0, 1, 6}).error(),
+                            pair.one.confirm().error(), pair.one.challenge().error()}) {
+    CHECK(error == Errc::refused);
+    CHECK(error.message().find("csvctl cluster witness none") != std::string::npos);
+  }
+  CHECK(pair.share.content == before);
+}
+
+TEST_CASE("share witness: one is made of an empty file, once") {
+  Pair pair;
+  pair.share.content = {};
+  auto made = pair.one.run(prepare_share_witness(pair.one.file, kCluster, pair.one.random));
+  REQUIRE(made);
+  CHECK(*made != 0);
+  CHECK(newest_share_tag(pair.share.content)->id == *made);
+  auto again = pair.two.run(prepare_share_witness(pair.two.file, kCluster, pair.two.random));
+  REQUIRE(again);
+  CHECK(*again == *made);
+  auto other = pair.two.run(prepare_share_witness(pair.two.file, kCluster + 1, pair.two.random));
+  CHECK(other.error() == Errc::refused);
+}
+
+TEST_CASE("share witness: a slot of the former version is read, and what it says is stored") {
+  ShareTag tag{6, kCluster, NodeId{2}, 77, 5, {1, 2, 3}};
+  auto slot = encode(tag);
+  slot[12] = std::byte{1};
+  auto sum = crc32c(std::span{slot}.subspan(12));
+  for (std::size_t i = 0; i < 4; ++i) slot[8 + i] = static_cast<std::byte>(sum >> (8 * i));
+  auto read = decode_share_tag(slot);
+  REQUIRE(read);
+  CHECK(read->tag == tag.tag);
+  CHECK(read->promised == ClusterTag{1, 2, 0});
+  CHECK(read->id == 0);
+  slot[12] = std::byte{3};
+  sum = crc32c(std::span{slot}.subspan(12));
+  for (std::size_t i = 0; i < 4; ++i) slot[8 + i] = static_cast<std::byte>(sum >> (8 * i));
+  CHECK(decode_share_tag(slot).error() == Errc::refused);
+}
+
 TEST_CASE("share witness: another cluster's file, or another kind of file, is left as it is") {
   Pair pair;
   SUBCASE("another cluster's") {
@@ -220,7 +309,10 @@ TEST_CASE("share witness: another cluster's file, or another kind of file, is le
     tag.cluster = 4712;
     pair.share.content[1] = encode(tag);
   }
-  SUBCASE("text") { pair.share.content[0].fill(std::byte{'a'}); }
+  SUBCASE("text") {
+    pair.share.content = {};
+    pair.share.content[0].fill(std::byte{'a'});
+  }
   auto before = pair.share.content;
   CHECK_FALSE(pair.one.read());
   CHECK_FALSE(pair.one.challenge());
@@ -333,7 +425,7 @@ struct Folder {
 
 struct RealFile {
   explicit RealFile(const std::string& path, Duration deadline = 2s)
-      : file{loop, {.path = path, .deadline = deadline, .any_file_system = true}} {
+      : file{loop, {.path = path, .create = true, .deadline = deadline, .any_file_system = true}} {
     loop.start("share");
   }
   Expected<TagFile::Content> read() {
@@ -408,6 +500,14 @@ TEST_CASE("tag file: what is not one is left alone, and what cannot be opened is
   CHECK(nowhere.read().error() == std::errc::no_such_file_or_directory);
   RealFile directory{folder.path};
   CHECK_FALSE(directory.read());
+  // One that is gone is not made anew: it would have forgotten.
+  AsioLoop quiet;
+  quiet.start("share");
+  SharedTagFile gone{quiet, {.path = folder.path + "/gone", .any_file_system = true}};
+  std::promise<Expected<TagFile::Content>> answer;
+  gone.read([&](auto result) { answer.set_value(std::move(result)); });
+  CHECK(answer.get_future().get().error() == std::errc::no_such_file_or_directory);
+  CHECK_FALSE(std::filesystem::exists(folder.path + "/gone"));
   // Without the switch a local directory is refused, before anything is touched.
   AsioLoop loop;
   loop.start("share");

@@ -120,7 +120,7 @@ std::unique_ptr<cluster::Membership> Csvd::voting() {
     return cluster_.witness.witness(
         *process_.loop, process_.random, Cluster::kClusterId, Cluster::id(node_),
         cluster_.witness_opener(process_, node_),
-        [this] { return voting_ != nullptr ? voting_->tag() : ClusterTag{}; });
+        [this] { return voting_ != nullptr ? voting_->replica().known_tag() : ClusterTag{}; });
   };
   auto made = std::make_unique<cluster::VotingMembership>(std::move(with));
   voting_ = made.get();

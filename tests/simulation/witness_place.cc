@@ -152,8 +152,17 @@ std::unique_ptr<cluster::Witness> WitnessPlace::witness(SimLoop& loop, Random& r
                                            .open_lun = std::move(open),
                                            .cluster = cluster,
                                            .node = node});
-  else
+  else {
+    // As `csvctl cluster witness` makes it, once.
+    if (share_ == cluster::TagFile::Content{}) {
+      cluster::ShareTag first;
+      first.sequence = 1;
+      first.cluster = cluster;
+      first.id = 1;
+      share_[1] = encode(first);
+    }
     made = std::make_unique<OnShare>(*this, loop, random, cluster, node, std::move(own_tag));
+  }
   if (!forgery.held_by_all && !forgery.forgets) return made;
   return std::make_unique<Forged>(forgery, loop, std::move(made));
 }
