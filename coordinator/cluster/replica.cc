@@ -322,6 +322,12 @@ bool Replica::leases() const {
          (formed_until_ && with_.loop->now() < *formed_until_ + with_.timing.patience);
 }
 
+bool Replica::majority_for_lease(std::span<const NodeId> nodes, bool witness) const {
+  if (!leases() || !in_force_ || !majority(in_force_->ballot, nodes, witness)) return false;
+  bool newer = state_ != State::formed && stored_ && stored_->tag > in_force_->tag;
+  return !newer || majority(stored_->ballot, nodes, witness);
+}
+
 bool Replica::lets(NodeId node) const {
   return leases() && member(node) && (state_ == State::formed || together_.contains(node));
 }

@@ -102,6 +102,10 @@ class Replica {
   /// Formed now, or was when this view began, not long ago: leases are not cut by a change of
   /// members.
   [[nodiscard]] bool leases() const;
+  /// Whether these nodes, and the witness if `witness`, are enough for one: by the votes in force
+  /// now or until lately, and then by those of what has been accepted since, too. Not by those of
+  /// the disk alone: it may be full, and what it has be older.
+  [[nodiscard]] bool majority_for_lease(std::span<const NodeId> nodes, bool witness) const;
   /// By our answer that node may have one: it is a member, and where this is not formed at the
   /// moment it has been one ever since it was. One that others went on without meanwhile is not
   /// kept alive by somebody who has come over from them.

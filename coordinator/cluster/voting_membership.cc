@@ -180,7 +180,7 @@ void VotingMembership::renew() {
     std::vector<NodeId> nodes;
     for (const auto& [when, node] : heard)
       if (when >= moment) nodes.push_back(node);
-    if (!majority(configuration->ballot, nodes, held >= moment)) continue;
+    if (!replica_->majority_for_lease(nodes, held >= moment)) continue;
     lease_ = moment + with_.timing.term;
     return;
   }
