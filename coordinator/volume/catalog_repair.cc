@@ -45,17 +45,28 @@ class Repairer {
     CSV_TRY(database_.execute("BEGIN; CREATE INDEX entries_by_inode ON entries(inode)"));
     using Step = Expected<void> (Repairer::*)();
     constexpr Step steps[] = {
-        &Repairer::impossible,     &Repairer::numbers,
-        &Repairer::sessions,       &Repairer::lost_inodes,
-        &Repairer::types,          &Repairer::root,
-        &Repairer::presume_shared, &Repairer::free_what_was_being_freed,
-        &Repairer::extents,        &Repairer::shared,
-        &Repairer::overlaps,       &Repairer::count_shared,
-        &Repairer::entries,        &Repairer::attach_lost,
-        &Repairer::trees,          &Repairer::counts,
-        &Repairer::homes,          &Repairer::links,
-        &Repairer::xattrs,         &Repairer::acls,
-        &Repairer::copies,         &Repairer::store_numbers,
+        &Repairer::impossible,
+        &Repairer::numbers,
+        &Repairer::sessions,
+        &Repairer::lost_inodes,
+        &Repairer::types,
+        &Repairer::root,
+        &Repairer::presume_shared,  // while grants tell what can be a clone
+        &Repairer::free_what_was_being_freed,
+        &Repairer::extents,
+        &Repairer::shared,
+        &Repairer::overlaps,
+        &Repairer::count_shared,
+        &Repairer::entries,
+        &Repairer::attach_lost,
+        &Repairer::trees,
+        &Repairer::counts,
+        &Repairer::homes,
+        &Repairer::links,
+        &Repairer::xattrs,
+        &Repairer::acls,
+        &Repairer::copies,
+        &Repairer::store_numbers,
     };
     for (auto step : steps) CSV_TRY((this->*step)());
     CSV_TRY(database_.execute("DROP INDEX entries_by_inode; COMMIT"));
@@ -501,9 +512,9 @@ class Repairer {
     return found;
   }
 
-  /// Without all notes of what is shared a clone looks like damage. Holes would destroy clones by
-  /// the score, and sharing what is no clone destroys nothing: nobody writes to it any more. Only
-  /// written blocks without a grant are ever shared.
+  /// Where notes of what is shared are lost, a clone looks like damage. Holes would destroy clones
+  /// by the score, and sharing what is no clone destroys nothing: nobody writes to it any more.
+  /// Only written blocks without a grant are ever shared.
   Expected<void> presume_shared() {
     if (!options_.shared_lost) return {};
     std::vector<SharedRange> twice;
