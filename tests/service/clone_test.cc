@@ -170,11 +170,11 @@ TEST_CASE("clone: nobody is told of the former place along with another one, whi
     bool content = command.offset >= area && command.length >= kBlock;
     if (content && slow_reads && command.kind == iscsi::RamCommand::Kind::read) {
       ++reads;
-      fate.inside = std::chrono::seconds{1};
+      fate.inside = std::chrono::seconds{2};
     }
     if (content && slow_writes && command.kind == iscsi::RamCommand::Kind::write) {
       ++writes;
-      fate.inside = std::chrono::seconds{1};
+      fate.inside = std::chrono::seconds{2};
     }
     return fate;
   };
