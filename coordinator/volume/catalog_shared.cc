@@ -142,9 +142,9 @@ Expected<std::vector<SqlCatalog::Source>> SqlCatalog::sources(InodeId from, std:
                                             i + (window_of(target) + kWindowBlocks - target));
         Run run{extent.lun_block + i, stop - i};
         found.push_back({extent.file_block + i, run});
-        // What is shared there already has one name more, piece by piece.
+        // What is shared there already has one name more, range by range: of each a row.
         auto ranges = CSV_TRY(shared_in(run.lun_block, run.lun_block + run.count)).size();
-        budget -= std::min<std::uint64_t>(budget, 1 + ranges);
+        budget -= std::min<std::uint64_t>(budget, 1 + ranges / kClonedInStep);
         i = extent.written.next(true, stop, extent.count);
       }
     }
