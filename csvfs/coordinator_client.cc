@@ -1,6 +1,7 @@
 #include "csvfs/coordinator_client.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 #include <vector>
 
@@ -240,6 +241,7 @@ void CoordinatorClient::greeted(const wire::Frame& frame) {
   trouble_ = {};
   backoff_ = kFirstBackoff;
   heard_ = setup_.loop->now();
+  knows_clones_ = reply.clones();
   setup_.loop->cancel(timer_);
   log::info("mount connected volume={} session={} fresh={} epoch={} coordinator={}", setup_.volume,
             raw(session_), fresh, raw(epoch_), connection_->peer());
@@ -255,6 +257,7 @@ void CoordinatorClient::greeted(const wire::Frame& frame) {
       connection_->send(std::move(said));
     }
   }
+  refuse_what_is_unknown();
   for (auto& [id, call] : unanswered_) send(*call);
   protocol::Message done;
   done.frame = this->frame();
@@ -357,6 +360,32 @@ void CoordinatorClient::end_session(Error why) {
     setup_.loop->post([call, ended]() mutable { call->done(std::move(ended)); });
 }
 
+/// An earlier program may take a volume back, and a request for which its protocol has no word it
+/// takes for damage: each repeat would cost the connection. That none of these was done is certain:
+/// the catalog's schema would keep that program away.
+void CoordinatorClient::refuse_what_is_unknown() {
+  if (knows_clones_) return;
+  std::vector<CallPtr> refused;
+  for (auto at = unanswered_.begin(); at != unanswered_.end();) {
+    auto call = at->second;
+    if (!call->request.has_clone()) {
+      ++at;
+      continue;
+    }
+    at = unanswered_.erase(at);
+    if (call->has_slot) slots_[call->request.slot()].busy = false;
+    refused.push_back(std::move(call));
+  }
+  std::erase_if(changing_, [&](const CallPtr& call) {
+    if (!call->request.has_clone()) return false;
+    refused.push_back(call);
+    return true;
+  });
+  for (auto& call : refused)
+    setup_.loop->post(
+        [call] { call->done(errno_error(EOPNOTSUPP, "asking an earlier version to clone")); });
+}
+
 // --- Calling ----------------------------------------------------------------------------------
 
 Task<Expected<CoordinatorClient::Answer>> CoordinatorClient::call(wire::Request request,
@@ -383,6 +412,7 @@ void CoordinatorClient::add(const CallPtr& call) {
   }
   auto& queue = options.early ? early_ : options.changes ? changing_ : plain_;
   queue.push_back(call);
+  if (stage_ == Stage::open) refuse_what_is_unknown();
   pump();
 }
 

@@ -136,6 +136,7 @@ class CoordinatorClient {
   bool take_slot(Call& call);
   void send(Call& call);
   void send_again_later(std::uint64_t id, Duration delay);
+  void refuse_what_is_unknown();
   void finish(const CallPtr& call, Expected<Answer> result);
   wire::Frame frame() const;
 
@@ -157,6 +158,7 @@ class CoordinatorClient {
   Epoch epoch_{};  // the newest known
   Key coordinator_key_{};
   bool open_for_all_ = false;
+  bool knows_clones_ = false;  // whoever answered the last greeting
 
   std::uint64_t next_id_ = 1;
   std::map<std::uint64_t, CallPtr> unanswered_;   // sent at least once; by id, the order of repeats

@@ -168,6 +168,9 @@ Task<Service::Outcome> Service::clone(CallRef call) {
 Task<Expected<void>> Service::unshare(SessionRef on_behalf, InodeId inode, Blocks range) {
   Blocks units{range.first / kUnit * kUnit,
                std::min(kLastBlock, (range.end + kUnit - 1) / kUnit * kUnit)};
+  // The lock is of the units only, and a layout asked for elsewhere reaches further than its own:
+  // even if nobody holds anything now, it must not be given what is about to move.
+  auto hold = layouts_.hold(inode, units, true);
   // The content stays, so kernels may keep their pages. But it moves.
   auto alone = co_await quiet(on_behalf, inode, {.layouts = units, .reads_too = true}, units);
   if (!alone) co_return alone.error();

@@ -409,7 +409,11 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
     // Its place changes, for which others' layouts to read must come back.
     lock.release();
     shared.end = std::min(shared.end, shared.first + kMostUnshared);
-    CSV_CO_CHECK(co_await unshare(session, inode, shared));
+    auto moved = co_await unshare(session, inode, shared);
+    // There may be enough for the blocks that are written, of which a redirected write copies no
+    // more.
+    if (!moved && is_space_short(moved.error())) co_return false;
+    if (!moved) co_return moved.error();
     co_return true;
   }
   if (missing) CSV_CO_CHECK(co_await make_stable(session, inode, std::move(pieces)));

@@ -202,7 +202,6 @@ Expected<void> SqlCatalog::add_blocks(InodeId inode, std::int64_t blocks) {
 
 Expected<std::uint64_t> SqlCatalog::free_some(InodeId inode, std::uint64_t first, std::uint64_t end,
                                               std::uint64_t& budget) {
-  std::vector<Run> freed;
   GrantChanges grants;
   std::int64_t blocks = 0;
   auto at = first;
@@ -221,6 +220,7 @@ Expected<std::uint64_t> SqlCatalog::free_some(InodeId inode, std::uint64_t first
     window.split(at);
     window.split(until);
     std::vector<Extent> kept;
+    std::vector<Run> freed;
     for (const auto& row : window.rows) {
       if (row.end() <= at || row.file_block >= until) {
         kept.push_back(row);
@@ -230,12 +230,12 @@ Expected<std::uint64_t> SqlCatalog::free_some(InodeId inode, std::uint64_t first
       blocks -= static_cast<std::int64_t>(row.count);
       grants[row.grant] -= static_cast<std::int64_t>(row.unwritten());
     }
-    budget -= std::min(budget, 1 + window.before.size());
     window.rows = std::move(kept);
     CSV_TRY(store_window(window));
+    auto ranges = CSV_TRY(drop_names(freed));
+    budget -= std::min(budget, 1 + window.before.size() + ranges);
     at = until;
   }
-  CSV_TRY(drop_names(freed));
   CSV_TRY(add_blocks(inode, blocks));
   CSV_TRY(settle_grants(grants));
   return std::min(at, end);

@@ -51,6 +51,7 @@ class Repairer {
         &Repairer::lost_inodes,
         &Repairer::types,
         &Repairer::root,
+        &Repairer::presume_shared,  // while grants tell what can be a clone
         &Repairer::free_what_was_being_freed,
         &Repairer::extents,
         &Repairer::shared,
@@ -511,20 +512,84 @@ class Repairer {
     return found;
   }
 
+  /// Where notes of what is shared are lost, a clone looks like damage. Holes would destroy clones
+  /// by the score, and sharing what is no clone destroys nothing: nobody writes to it any more.
+  /// Only written blocks without a grant are ever shared.
+  Expected<void> presume_shared() {
+    if (!options_.shared_lost) return {};
+    std::vector<SharedRange> twice;
+    CSV_TRY(for_each_named(database_, [&](const SharedRange& named) {
+      if (named.count > 1) twice.push_back(named);
+    }));
+    std::map<std::uint64_t, std::int64_t> names;  // how many more, or fewer, from there on
+    CSV_TRY(for_each_written(twice, [&](std::uint64_t, const SharedRange& part) {
+      ++names[part.start];
+      --names[part.end()];
+    }));
+    std::int64_t now = 0;
+    std::uint64_t from = 0;
+    for (auto [at, change] : names) {
+      bool was = now > 1;
+      now += change;
+      if (!was && now > 1) from = at;
+      if (was && now <= 1) presumed_.push_back({from, at - from, 0});
+    }
+    std::map<std::uint64_t, std::uint64_t> files;
+    CSV_TRY(for_each_written(presumed_, [&](std::uint64_t inode, const SharedRange& part) {
+      files[inode] += part.length;
+    }));
+    for (auto [inode, blocks] : files)
+      did("inode {}: {} of its blocks have another name, and notes of what files share are lost: "
+          "they count as shared. If they never were, one of the files shows what the other wrote",
+          inode, blocks);
+    return {};
+  }
+
+  /// Calls `tell(inode, part)` for the written parts within `ranges` of extents without a grant.
+  template <typename F>
+  Expected<void> for_each_written(const std::vector<SharedRange>& ranges, F tell) {
+    auto look = [&](Query& row) {
+      auto extent = read_extent(row, 1);
+      if (extent.count == 0 || extent.count > kWindowBlocks || extent.lun_block < area_first_ ||
+          extent.lun_block - area_first_ >= area_blocks_)
+        return;
+      auto first = extent.lun_block;
+      for (const auto& range : within(ranges, first, first + extent.count)) {
+        auto at = range.start - first, end = at + range.length;
+        while ((at = extent.written.next(true, at, end)) < end) {
+          auto stop = extent.written.next(false, at, end);
+          tell(row.u64(0), SharedRange{first + at, stop - at, 0});
+          at = stop;
+        }
+      }
+    };
+    if (ranges.empty()) return {};
+    return rows("SELECT inode," CSV_EXTENT_COLUMNS " FROM extents WHERE grant_id=0", look);
+  }
+
   /// That blocks are noted as shared is what tells a clone from damage; their count follows from
   /// the extents. What the catalog itself has nobody shares.
   Expected<void> shared() {
-    std::vector<SharedRange> noted;
-    CSV_TRY(rows("SELECT start,length FROM shared ORDER BY start", [&](Query& row) {
+    std::vector<SharedRange> all;
+    CSV_TRY(rows("SELECT start,length FROM shared", [&](Query& row) {
       auto from = std::max<std::int64_t>(row.i64(0), static_cast<std::int64_t>(area_first_));
       auto most = static_cast<std::int64_t>(area_first_ + area_blocks_);
       if (row.i64(0) < 0 || row.i64(0) >= most || row.i64(1) <= 0 || row.i64(1) > most) return;
-      if (!noted.empty()) from = std::max(from, static_cast<std::int64_t>(noted.back().end()));
       auto to = std::min(row.i64(0) + row.i64(1), most);
       if (from < to)
-        noted.push_back(
-            {static_cast<std::uint64_t>(from), static_cast<std::uint64_t>(to - from), 0});
+        all.push_back({static_cast<std::uint64_t>(from), static_cast<std::uint64_t>(to - from), 0});
     }));
+    for (auto range : presumed_) {
+      range.length = std::min(range.end(), area_first_ + area_blocks_) - range.start;
+      all.push_back(range);
+    }
+    std::sort(all.begin(), all.end(),
+              [](const auto& a, const auto& b) { return a.start < b.start; });
+    std::vector<SharedRange> noted;
+    for (const auto& range : all) {
+      auto from = noted.empty() ? range.start : std::max(range.start, noted.back().end());
+      if (from < range.end()) noted.push_back({from, range.end() - from, 0});
+    }
     std::vector<std::uint64_t> chunks;
     for (auto at : info_.chunks) chunks.push_back(at / kBlockSize);
     std::sort(chunks.begin(), chunks.end());
@@ -1076,6 +1141,7 @@ class Repairer {
   const std::uint64_t area_first_, area_blocks_;
   std::map<std::string, std::uint64_t> numbers_;
   std::vector<SharedRange> shared_;     ///< What was noted, in order; counts mean nothing.
+  std::vector<SharedRange> presumed_;   ///< The same, of what must have been.
   std::set<std::uint64_t> made_files_;  ///< Whose size follows from their extents.
   std::uint64_t lost_and_found_ = 0;
   CatalogRepair result_;

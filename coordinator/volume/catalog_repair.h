@@ -13,6 +13,9 @@ struct CatalogRepairOptions {
   /// The catalog is older than the volume: numbers go on far above whatever may have been given out
   /// since.
   bool from_copy = false;
+  /// Files may share blocks, and rows that say which are missing: what several extents name is
+  /// taken for a clone wherever it can be one.
+  bool shared_lost = false;
 };
 
 /// What was done to a catalog, a sentence each.

@@ -85,6 +85,7 @@ void SqlCatalog::undo_totals(const Counters& to) {
   counters_.free = to.free;
   counters_.dying = to.dying;
   counters_.inodes = to.inodes;
+  counters_.schema = to.schema;
 }
 
 Expected<void> SqlCatalog::give_up_transaction() {

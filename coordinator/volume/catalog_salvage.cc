@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "coordinator/volume/btree_reader.h"
 #include "coordinator/volume/catalog_sql.h"
@@ -12,6 +13,11 @@ namespace {
 
 using Kind = StoredValue::Kind;
 constexpr std::string_view kShared = "shared";
+
+/// Added to a catalog of an earlier program: nobody knows where.
+bool is_later(std::string_view table) {
+  return table == kShared || table == "suspended" || table == "suspended_files";
+}
 
 /// A table as the schema of today has it, and how rows get into it.
 class Table {
@@ -114,14 +120,18 @@ class Salvager {
       bool all = true;
       if (auto root = roots_.find(table.name()); root != roots_.end())
         all = reader_.walk(root->second, [&](StoredRow&& row) { put(table, std::move(row)); });
-      else if (table.name() == kShared)
-        shared_is_gone_ = true;
+      else if (is_later(table.name()))
+        gone_.insert(table.name());
       else
         result_.losses.push_back(fmt::format("table {} is gone", table.name()));
       if (!all)
         result_.losses.push_back(fmt::format("table {}: pages of it are lost, {} rows were read",
                                              table.name(), result_.rows - rows));
       whole = whole && all;
+      if (table.name() == kShared) {
+        shares_ = result_.rows > rows;
+        shared_is_whole_ = shared_is_whole_ && all && !gone_.contains(table.name());
+      }
       CSV_TRY(Expected<void>{failure_});
       CSV_TRY(Expected<void>{source_.health()});
     }
@@ -133,20 +143,23 @@ class Salvager {
 
  private:
   /// From the database's own list; where that is lost, where a new catalog has them, since a root
-  /// never moves.
+  /// never moves. Of later tables that says nothing, and what lies there would be taken for theirs.
   void find_roots() {
     bool listed = reader_.walk(1, [&](StoredRow&& row) {
       if (row.size() == 5 && row[0].bytes == "table" && row[3].kind == Kind::integer)
         roots_[row[1].bytes] = static_cast<std::uint32_t>(row[3].integer);
     });
-    if (listed && !roots_.empty()) return;
+    listed_ = listed && !roots_.empty();
+    if (listed_) return;
     result_.losses.push_back("the list of tables (page 1) is damaged");
-    for (const auto& table : tables_) roots_.emplace(table.name(), table.usual_root());
+    for (const auto& table : tables_)
+      if (!is_later(table.name())) roots_.emplace(table.name(), table.usual_root());
   }
 
   void put(Table& table, StoredRow&& row) {
     if (!failure_) return;
     if (!table.fits(row)) {
+      shared_is_whole_ = shared_is_whole_ && table.name() != kShared;
       result_.losses.push_back(fmt::format("table {}: a row that has not its shape", table.name()));
       return;
     }
@@ -160,8 +173,10 @@ class Salvager {
       failure_ = done.error();
     else if (*done)
       ++result_.rows;
-    else
+    else {
+      shared_is_whole_ = shared_is_whole_ && table.name() != kShared;
       result_.losses.push_back(fmt::format("table {}: two rows with one key", table.name()));
+    }
   }
 
   Expected<void> collect_strays() {
@@ -204,9 +219,12 @@ class Salvager {
     if (known && !is_known_schema(row.u64(0)))
       return Error{Errc::refused, fmt::format("the catalog has schema {}, this program knows {}",
                                               row.u64(0), kSchemaVersion)};
-    // Made by an earlier program, it never had one.
-    if (shared_is_gone_ && !(known && row.u64(0) == kSchemaPlain))
-      result_.losses.push_back(fmt::format("table {} is gone", kShared));
+    // Made by an earlier program, it never had them.
+    bool plain = known && row.u64(0) == kSchemaPlain;
+    if (listed_ && !plain)
+      for (const auto& name : gone_)
+        result_.losses.push_back(fmt::format("table {} is gone", name));
+    result_.shared_lost = !shared_is_whole_ && (!plain || shares_);
     return {};
   }
 
@@ -217,7 +235,8 @@ class Salvager {
   std::map<std::string, std::uint32_t> roots_;
   Salvage result_;
   std::int64_t last_resort_ = -1;
-  bool shared_is_gone_ = false;
+  std::set<std::string> gone_;  ///< Of the later tables.
+  bool listed_ = true, shared_is_whole_ = true, shares_ = false;
   Expected<void> failure_;
 };
 

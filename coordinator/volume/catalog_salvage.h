@@ -15,6 +15,8 @@ struct Salvage {
   std::uint64_t rows = 0;
   /// What could not be read or not be put in, in words. Empty: every row is there.
   std::vector<std::string> losses;
+  /// Files may share blocks, and rows that say which are missing.
+  bool shared_lost = false;
 };
 /// Puts every row that can be read from `source` into the empty tables of `into`: page by page,
 /// whatever SQLite would say to them. Of two rows with one key the first counts. Rows of leaves

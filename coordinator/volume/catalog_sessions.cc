@@ -49,10 +49,10 @@ Expected<void> SqlCatalog::forget_session(SessionId session) {
 
 Expected<void> SqlCatalog::suspend(SuspendedRow& row) {
   CSV_TRY(forget_suspended(row.node));
-  counters_.schema = kSchemaVersion;
   row.next_inode = InodeId{counters_.next_inode};
   CSV_TRY(database_->run(sql_->put_suspended, row.node, row.session, row.incarnation, row.listed,
                          row.next_inode));
+  counters_.schema = kSchemaVersion;
   return touch_suspended(row.node, row.files);
 }
 

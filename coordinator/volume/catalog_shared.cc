@@ -45,7 +45,7 @@ Expected<std::vector<SharedRange>> SqlCatalog::shared_in(std::uint64_t first, st
   return found;
 }
 
-Expected<void> SqlCatalog::count_names(Run run, bool more, std::vector<Run>& unnamed) {
+Expected<std::uint64_t> SqlCatalog::count_names(Run run, bool more, std::vector<Run>& unnamed) {
   auto first = run.lun_block, end = first + run.count;
   std::vector<SharedRange> before, after;
   {
@@ -87,14 +87,19 @@ Expected<void> SqlCatalog::count_names(Run run, bool more, std::vector<Run>& unn
   for (const auto& range : after)
     if (std::find(before.begin(), before.end(), range) == before.end())
       CSV_TRY(database_->run(sql_->put_shared, range.start, range.length, range.count));
-  return {};
+  return before.size();
 }
 
-Expected<void> SqlCatalog::drop_names(std::span<const Run> runs) {
-  if (!any_shared()) return add_dying(runs);
+Expected<std::uint64_t> SqlCatalog::drop_names(std::span<const Run> runs) {
+  std::uint64_t touched = 0;
+  if (!any_shared()) {
+    CSV_TRY(add_dying(runs));
+    return touched;
+  }
   std::vector<Run> unnamed;
-  for (const auto& run : runs) CSV_TRY(count_names(run, false, unnamed));
-  return add_dying(unnamed);
+  for (const auto& run : runs) touched += CSV_TRY(count_names(run, false, unnamed));
+  CSV_TRY(add_dying(unnamed));
+  return touched;
 }
 
 // --- Cloning --------------------------------------------------------------------
@@ -135,8 +140,11 @@ Expected<std::vector<SqlCatalog::Source>> SqlCatalog::sources(InodeId from, std:
         auto target = at + (extent.file_block + i - first);
         auto stop = std::min<std::uint64_t>(extent.written.next(false, i, extent.count),
                                             i + (window_of(target) + kWindowBlocks - target));
-        found.push_back({extent.file_block + i, {extent.lun_block + i, stop - i}});
-        --budget;
+        Run run{extent.lun_block + i, stop - i};
+        found.push_back({extent.file_block + i, run});
+        // What is shared there already has one name more, range by range: of each a row.
+        auto ranges = CSV_TRY(shared_in(run.lun_block, run.lun_block + run.count)).size();
+        budget -= std::min<std::uint64_t>(budget, 1 + ranges / kClonedInStep);
         i = extent.written.next(true, stop, extent.count);
       }
     }
@@ -166,9 +174,12 @@ Expected<Catalog::Progress> SqlCatalog::clone(InodeId from, std::uint64_t first,
     CSV_TRY(finish_freeing(into, at, onto));
   }
   auto pieces = CSV_TRY(sources(from, first, end, at, budget));
-  CSV_TRY(no_grants_in(into, at, at + (end - first)));
-  counters_.schema = kSchemaVersion;
-  auto freed = CSV_TRY(free_some(into, at, at + (end - first), budget));
+  auto freed = at;
+  for (onto = at + (end - first); freed < onto && budget > 0;) {
+    auto until = std::min(onto, window_of(freed) + kWindowBlocks);
+    CSV_TRY(no_grants_in(into, freed, until));
+    freed = CSV_TRY(free_some(into, freed, until, budget));
+  }
   end = first + (freed - at);
   std::vector<Run> unnamed;
   std::int64_t blocks = 0;
@@ -184,6 +195,7 @@ Expected<Catalog::Progress> SqlCatalog::clone(InodeId from, std::uint64_t first,
       extent.written.set(0, extent.count, true);
       window.rows.push_back(extent);
       blocks += static_cast<std::int64_t>(extent.count);
+      counters_.schema = kSchemaVersion;
       CSV_TRY(count_names({extent.lun_block, extent.count}, true, unnamed));
     }
     CSV_TRY(store_window(window));

@@ -200,6 +200,7 @@ Expected<std::unique_ptr<Database>> Repair::start_from_catalog(iscsi::BlockingLu
   auto source = CSV_TRY(CatalogSource::open(lun, info_));
   auto salvage = CSV_TRY(salvage_catalog(*source, *database));
   bool lossy = !salvage.losses.empty();
+  shared_lost_ = salvage.shared_lost;
   for (auto& loss : salvage.losses) warnings_.push_back(std::move(loss));
   if (lossy)
     for (const auto& copy : CSV_TRY(find_copies(lun, info_.id, info_.data_offset, kGroupSize)))
@@ -243,6 +244,9 @@ Expected<std::unique_ptr<Database>> Repair::start_from_copy(iscsi::BlockingLun& 
       !is_known_schema(static_cast<std::uint64_t>(version)))
     return Error{Errc::refused, fmt::format("the copy has schema {}, this program knows {}",
                                             version, kSchemaVersion)};
+  shared_lost_ = CSV_TRY(database->value(
+                     "SELECT (SELECT value FROM kv WHERE key='schema_version')>3 AND NOT EXISTS("
+                     "SELECT 1 FROM sqlite_schema WHERE type='table' AND name='shared')")) != 0;
   CSV_TRY(database->execute(kLaterTables));
   warnings_.push_back(
       "files and directories are as they were when the copy was taken: what was made since is "
@@ -327,8 +331,8 @@ Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions
     bool from_copy = options.source != RepairOptions::Source::catalog;
     auto database = from_copy ? CSV_TRY(start_from_copy(lun, options))
                               : CSV_TRY(start_from_catalog(lun, options));
-    auto repaired = CSV_TRY(
-        repair_catalog(*database, info_, {static_cast<std::int64_t>(options.now), from_copy}));
+    auto repaired = CSV_TRY(repair_catalog(
+        *database, info_, {static_cast<std::int64_t>(options.now), from_copy, shared_lost_}));
     for (auto& action : repaired.actions) actions_.push_back(std::move(action));
     if (repaired.more > 0)
       actions_.push_back(fmt::format("and {} more repairs like these", repaired.more));

@@ -66,7 +66,7 @@ class Repair {
   std::string work_file_;
   std::vector<std::string> findings_, actions_, warnings_;
   bool rewrites_superblocks_ = false;
-  bool in_place_ = false;
+  bool in_place_ = false, shared_lost_ = false;
   std::optional<std::vector<std::uint64_t>> chunks_;  ///< Where the new catalog goes.
 };
 

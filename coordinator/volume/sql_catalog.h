@@ -234,7 +234,8 @@ class SqlCatalog final : public Catalog, public CopySpace {
   /// The rows in [first, end) are gone and their space dying: at once if that is little work, else
   /// in steps (maintain).
   Expected<void> free_blocks(InodeId inode, std::uint64_t first, std::uint64_t end);
-  /// The same for as much as the budget (windows and rows) allows; where it stopped.
+  /// The same for as much as the budget (windows, rows, ranges of `shared`) allows; where it
+  /// stopped.
   Expected<std::uint64_t> free_some(InodeId inode, std::uint64_t first, std::uint64_t end,
                                     std::uint64_t& budget);
   Expected<void> add_freeing(InodeId inode, FreeingSpan span);
@@ -245,7 +246,8 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Expected<void> step_freeing();
   Expected<void> add_dying(std::span<const Run> runs);
   /// Extents that named these have gone: what nobody names any more is dying. The one way there.
-  Expected<void> drop_names(std::span<const Run> runs);
+  /// How many ranges of `shared` it met, each a few rows of work.
+  Expected<std::uint64_t> drop_names(std::span<const Run> runs);
   Expected<void> add_blocks(InodeId inode, std::int64_t blocks);
   Expected<std::uint64_t> goal_of(InodeId inode, std::uint64_t file_block);
   Expected<InodeId> folder_of(InodeId inode);
@@ -260,8 +262,9 @@ class SqlCatalog final : public Catalog, public CopySpace {
   [[nodiscard]] bool any_shared() const { return counters_.schema == kSchemaVersion; }
   /// What is shared of [first, end) on the LUN, cut to it.
   Expected<std::vector<SharedRange>> shared_in(std::uint64_t first, std::uint64_t end);
-  /// One name more, or less, of a run; what has no name then is added to `unnamed`.
-  Expected<void> count_names(Run run, bool more, std::vector<Run>& unnamed);
+  /// One name more, or less, of a run; what has no name then is added to `unnamed`. How many ranges
+  /// of `shared` lay there.
+  Expected<std::uint64_t> count_names(Run run, bool more, std::vector<Run>& unnamed);
   /// What a clone of [first, end) takes from the front with so many rows; `end` becomes how far.
   Expected<std::vector<Source>> sources(InodeId from, std::uint64_t first, std::uint64_t& end,
                                         std::uint64_t at, std::uint64_t budget);

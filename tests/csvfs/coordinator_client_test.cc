@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <cerrno>
+
 #include "tests/fakes/manual_loop.h"
 
 using namespace csv;
@@ -31,6 +33,43 @@ class Mute final : public protocol::Connection {
   [[nodiscard]] std::string peer() const override { return "mute"; }
   [[nodiscard]] bool speaks_for(NodeId) const override { return true; }
   [[nodiscard]] std::size_t queued_bytes() const override { return 0; }
+};
+
+/// A coordinator as each greeting finds it, and what the mount said to it since.
+struct Greeter {
+  bool clones = true;
+  std::uint64_t epoch = 3;
+  std::vector<wire::Request> asked;
+  std::function<void()> hang_up;
+};
+class Greeting final : public protocol::Connection {
+ public:
+  Greeting(fakes::ManualLoop& loop, Greeter& greeter) : loop_{&loop}, greeter_{&greeter} {}
+  void start(Function<void(protocol::Message)> received, Function<void(Error)> ended) override {
+    received_ = std::make_shared<Function<void(protocol::Message)>>(std::move(received));
+    auto end = std::make_shared<Function<void(Error)>>(std::move(ended));
+    greeter_->hang_up = [end] { (*end)(Error{Errc::closed}); };
+  }
+  void send(protocol::Message message) override {
+    if (message.frame.has_request()) greeter_->asked.push_back(message.frame.request());
+    if (!message.frame.has_hello()) return;
+    protocol::Message answer;
+    answer.frame.set_epoch(greeter_->epoch);
+    answer.frame.set_coordinator_key(1);
+    answer.frame.mutable_hello_reply()->set_session(5);
+    answer.frame.mutable_hello_reply()->set_clones(greeter_->clones);
+    loop_->post(
+        [to = received_, answer = std::move(answer)]() mutable { (*to)(std::move(answer)); });
+  }
+  void close() override {}
+  [[nodiscard]] std::string peer() const override { return "greeting"; }
+  [[nodiscard]] bool speaks_for(NodeId) const override { return true; }
+  [[nodiscard]] std::size_t queued_bytes() const override { return 0; }
+
+ private:
+  fakes::ManualLoop* loop_;
+  Greeter* greeter_;
+  std::shared_ptr<Function<void(protocol::Message)>> received_;
 };
 
 struct Bed {
@@ -80,4 +119,67 @@ TEST_CASE(
 TEST_CASE(
     "coordinator client: who does not answer a greeting is left once another one coordinates") {
   says_nothing(true, 10s);
+}
+
+TEST_CASE("coordinator client: clones are not asked of an earlier version, again or at first") {
+  fakes::ManualLoop loop;
+  Idle owner;
+  Greeter greeter;
+  CoordinatorClient client{
+      {.loop = &loop,
+       .connect =
+           [&](protocol::Connected done) {
+             done(std::unique_ptr<protocol::Connection>{new Greeting{loop, greeter}});
+           },
+       .elsewhere = {},
+       .newest_epoch = {},
+       .volume = "volume1",
+       .node = NodeId{1}},
+      owner};
+  TaskScope tasks;
+  std::vector<Expected<CoordinatorClient::Answer>> answers;
+  auto ask = [&](bool clone) {
+    wire::Request request;
+    if (clone)
+      request.mutable_clone()->set_inode(2);
+    else
+      request.mutable_set_attr()->set_inode(2);
+    tasks.spawn([](CoordinatorClient& to, wire::Request what, auto& into) -> Task<void> {
+      into.push_back(co_await to.call(std::move(what), {.changes = true}));
+    }(client, std::move(request), answers));
+  };
+  loop.run_for(1ms);
+  client.open();
+  ask(true);
+  ask(false);
+  loop.settle();
+  CHECK(greeter.asked.size() == 2);
+  // One of the same version asks nobody else.
+  ++greeter.epoch;
+  greeter.asked.clear();
+  greeter.hang_up();
+  loop.run_for(100ms);
+  CHECK(greeter.asked.size() == 2);
+  CHECK(answers.empty());
+  // An earlier one hears of what it knows.
+  ++greeter.epoch;
+  greeter.clones = false;
+  greeter.asked.clear();
+  greeter.hang_up();
+  ask(true);  // in between
+  loop.run_for(100ms);
+  REQUIRE(greeter.asked.size() == 1);
+  CHECK(greeter.asked[0].has_set_attr());
+  ask(true);  // later, by who has not heard of it yet
+  loop.settle();
+  CHECK(greeter.asked.size() == 1);
+  REQUIRE(answers.size() == 3);
+  for (const auto& answer : answers) CHECK(answer.error().to_errno() == EOPNOTSUPP);
+  // Their slots are free, and the next sequence is one that was never used.
+  ask(false);
+  loop.settle();
+  REQUIRE(greeter.asked.size() == 2);
+  CHECK(greeter.asked[1].slot() == 0);
+  CHECK(greeter.asked[1].sequence() == 2);
+  client.stop();
 }

@@ -160,6 +160,62 @@ TEST_CASE("clone: a layout to write is of blocks of its own, and no one keeps on
   CHECK(world.problems().empty());
 }
 
+TEST_CASE("clone: nobody is told of the former place along with another one, while it changes") {
+  World world;
+  std::atomic<bool> slow_reads{false}, slow_writes{false};
+  std::atomic<int> reads{0}, writes{0};
+  auto area = world.info.data_offset;
+  world.coordinator_plan = [&, area](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    bool content = command.offset >= area && command.length >= kBlock;
+    if (content && slow_reads && command.kind == iscsi::RamCommand::Kind::read) {
+      ++reads;
+      fate.inside = std::chrono::seconds{2};
+    }
+    if (content && slow_writes && command.kind == iscsi::RamCommand::Kind::write) {
+      ++writes;
+      fate.inside = std::chrono::seconds{2};
+    }
+    return fate;
+  };
+  Coordinator coordinator{world, 1};
+  Files f{world};
+  f.connect(coordinator);
+  REQUIRE(f.clone().cloned().length() == kMiB);
+  // What says that the asker itself has a layout there is gone by the time it is made ready, as if
+  // somebody had recalled it: the file is kept from it until then.
+  slow_reads = true;
+  wire::Request read;
+  read.mutable_read()->set_inode(f.into);
+  read.mutable_read()->set_length(kBlock);
+  auto reading = f.b.send(read);
+  REQUIRE(world.eventually([&] { return reads > 0; }));
+  wire::Request request;
+  auto& layout = *request.mutable_layout();
+  layout.set_inode(f.into);
+  layout.set_offset(5 * kUnit);
+  layout.set_length(kBlock);
+  layout.set_write(true);
+  auto id = f.a.send(request);
+  wire::Request back;
+  back.mutable_layout_return()->set_inode(f.into);
+  REQUIRE(f.a.call(back).failure().code() == 0);
+  REQUIRE(!f.b.answered(reading));
+  slow_reads = false;
+  slow_writes = true;
+  REQUIRE(world.eventually([&] { return writes > 0; }));
+  slow_writes = false;
+  CHECK(!f.a.answered(id));
+  auto given = f.b.layout(f.into, 0, kBlock, false);
+  CHECK(!f.a.answered(id));
+  REQUIRE(given.segments_size() > 0);
+  for (const auto& segment : given.segments())
+    CHECK(segment.offset() + segment.length() <= 5 * kUnit);
+  CHECK(f.a.wait(id).layout().segments_size() > 0);
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
 TEST_CASE("clone: of the source those who write are asked, of the target all") {
   World world;
   Coordinator coordinator{world, 1};
@@ -312,13 +368,19 @@ TEST_CASE("clone: where there is no space, what is shared stays as it is") {
     if (free_blocks(f.a) == left) break;
   }
   CHECK(is_errno(f.a.write(f.into, 10, "no"), ENOSPC));
-  wire::Request request;
-  request.mutable_layout()->set_inode(f.into);
-  request.mutable_layout()->set_length(kBlock);
-  request.mutable_layout()->set_write(true);
-  CHECK(is_errno(f.a.call(request), ENOSPC));
+  CHECK(f.a.layout(f.into, 0, kBlock, true).shipped());
   CHECK(is_errno(f.a.truncate(f.into, 100), ENOSPC));
   f.check_alike();
+  // For a block, and not for what a layout is copied in.
+  REQUIRE(f.a.truncate(full, f.a.attr(full).size()).failure().code() == 0);
+  auto last = f.a.attr(full).blocks() * 512 - kBlock;
+  REQUIRE(allocate(f.a, full, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, last, kBlock)
+              .failure()
+              .code() == 0);
+  CHECK(f.a.layout(f.into, kUnit, kBlock, true).shipped());
+  CHECK(f.a.write(f.into, kUnit, std::string(kBlock, 'w')).failure().code() == 0);
+  CHECK((f.b.read(f.into, kUnit, kBlock) == std::string(kBlock, 'w')));
+  CHECK((f.b.read(f.from, kUnit, kBlock) == std::string(kBlock, 'x')));
   REQUIRE(f.a.unlink("full").failure().code() == 0);
   CHECK(f.a.write(f.into, 10, "yes").failure().code() == 0);
   CHECK(f.a.read(f.from, 10, 3) == "xxx");

@@ -781,6 +781,21 @@ bool History::refuse(Id id) {
   return true;
 }
 
+bool History::shorten(Id id, std::uint64_t length) {
+  if (gave_up_) return true;
+  Configs next;
+  for (const auto& [key, config] : configs_)
+    if (!config.done.contains(id)) put(next, config);
+  auto& op = pending_.at(id).op;
+  if (next.empty()) {
+    why_ = sim::describe(op) + fmt::format(" did {}, but all that it does was seen", length);
+    return false;
+  }
+  op.length = length;
+  keep(std::move(next));
+  return true;
+}
+
 void History::settle(Id id) {
   // A look that was abandoned is nothing to wait for.
   if (gave_up_ || !pending_.contains(id)) return;

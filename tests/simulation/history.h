@@ -86,6 +86,8 @@ class History {
   /// It was refused for want of something that is not known here, and so did nothing. False as with
   /// end().
   bool refuse(Id id);
+  /// It did only so much of what it began with. False as with end().
+  bool shorten(Id id, std::uint64_t length);
   /// Nobody will hear the answer. It may still happen, until settle() says that it cannot.
   void abandon(Id id);
   /// Nothing more will come of it: it was done before now, or never will be.

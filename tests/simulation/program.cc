@@ -124,6 +124,11 @@ class Program::Call {
       workload_.fail(ground_.name + " " + name_ + ": " + ground_.history.why());
     }
   }
+  void shortened(std::uint64_t length) {
+    op_.length = length;
+    if (id_ && !ground_.history.shorten(*id_, length))
+      workload_.fail(ground_.name + " " + name_ + ": " + ground_.history.why());
+  }
   void refused(const Outcome& outcome) {
     over_ = true;
     workload_.world_.note(name_ + " " + text_ + " -> refused, " + describe(outcome));
@@ -837,7 +842,7 @@ Task<void> Program::allocate(std::size_t at, std::uint32_t mode, std::uint64_t o
   if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
 }
 
-/// As cp does: what cannot be cloned is written. Together that is one write, as to the size.
+/// As cp does: what cannot be cloned is written, and the one may go well where the other does not.
 Task<void> Program::clone(std::size_t at, std::size_t into_at) {
   constexpr std::uint64_t kBlock = 4096, kLeast = 16, kMost = 256;
   auto from = open_[at], into = open_[into_at];
@@ -874,15 +879,24 @@ Task<void> Program::clone(std::size_t at, std::size_t into_at) {
     co_await csvfs_.pages().after_punch(InodeId{into.inode}, into_offset, done);
   }
   if (outcome.error == EOPNOTSUPP) outcome = {};
+  std::optional<Call> rest;
+  if (done > 0 && done < length) {
+    call.shortened(done);
+    co_await finish(call, outcome, into.session);
+    op.offset += done;
+    op.length -= done;
+    rest.emplace(*this, op);
+  }
+  auto& last = rest ? *rest : call;
   if (outcome.error == 0 && done < length) {
     Buffer data{length - done};
     fill_pattern(data.span(), into_offset + done, stamp);
-    call.writes(into.inode, into_offset + done, into_offset + length, stamp, {&csvfs_, false});
+    last.writes(into.inode, into_offset + done, into_offset + length, stamp, {&csvfs_, false});
     co_await csvfs_.pages().before_write(InodeId{into.inode}, into_offset + done, length - done);
     auto written = co_await mount().write(into.handle, into_offset + done, data.span(), {});
     if (!written) outcome = outcome_of(written.error());
   }
-  co_await finish(call, outcome, into.session);
+  co_await finish(last, outcome, into.session);
   if (outcome.error == EIO)
     for (auto inode : {from.inode, into.inode})
       if (handle_of(inode)) co_await close(*handle_of(inode));

@@ -256,6 +256,62 @@ TEST_CASE("catalog: a clone of many pieces comes in steps, each of bounded work"
   CHECK(v.problems() == "");
 }
 
+TEST_CASE("catalog: a row over many ranges that are shared is freed and cloned in steps, too") {
+  TestCatalog v{8 * kGiB};
+  auto a = v.file("a").inode, b = v.file("b").inode, c = v.file("c").inode;
+  constexpr std::uint64_t kBlocks = 40 * 2048;
+  v.must([&](Catalog& x) { return x.fill(a, 0, kBlocks); });
+  v.must([&](Catalog& x) { return x.grow(a, kBlocks * kBlockSize, v.now); });
+  auto write = [&](std::uint64_t from) {
+    for (auto at = from; at < kBlocks;)
+      v.must([&](Catalog& x) -> Expected<void> {
+        for (int i = 0; i < 1024; ++i, at += 2) CSV_TRY(x.mark_written(a, at, 1));
+        return {};
+      });
+  };
+  auto shared = [&] { return value(v, "SELECT count(*) FROM shared"); };
+  write(0);
+  clone(v, a, 0, kBlocks, b, 0);
+  write(1);
+  REQUIRE(shared() == kBlocks / 2);
+  CHECK(value(v, "SELECT count(*) FROM extents WHERE inode=" + std::to_string(raw(a))) == 40);
+  // A window has 1024 of them, and one is begun as long as anything is left of the step.
+  constexpr std::int64_t kMost = 2 * 1024 + 1024;
+  SUBCASE("cloned") {
+    auto cloned = clone_once(v, a, 0, kBlocks, c, 0);
+    REQUIRE(cloned);
+    CHECK(cloned->done == 2048);
+    CHECK(v.problems() == "");
+  }
+  SUBCASE("freed") {
+    v.must([&](Catalog& x) { return x.unlink(kRootInode, "a", v.now); });
+    v.must([&](Catalog& x) { return x.reap(a); });
+    for (auto before = static_cast<std::int64_t>(kBlocks) / 2; before > 0;) {
+      auto now = shared();
+      CHECK(before - now <= kMost);
+      before = now;
+      REQUIRE(v.catalog->maintain());
+    }
+    CHECK(v.problems() == "");
+  }
+}
+
+TEST_CASE("catalog: only where it gets to, a clone minds what is granted") {
+  TestCatalog v{8 * kGiB};
+  auto session = v.must([](Catalog& c) { return c.new_session(NodeId{1}, 7); }).id;
+  auto a = v.file("a").inode, b = v.file("b").inode;
+  v.place(a, 0, 20'000);
+  v.place(b, 0, 2048);
+  for (std::uint64_t at = 2048; at < 8192; at += 4) v.place(b, at, 2);
+  auto grant = v.must([&](Catalog& c) { return c.new_grant(session, b); });
+  v.place(b, 18'000, 20, BlockState::granted, grant);
+  auto cloned = clone_once(v, a, 0, 20'000, b, 0);
+  REQUIRE_MESSAGE(cloned, cloned.error().message());
+  CHECK(cloned->done < 18'000);
+  CHECK(clone_once(v, a, 0, 2048, b, 17'000).error() == Errc::refused);
+  CHECK(v.problems() == "");
+}
+
 TEST_CASE("catalog: at most 1 GiB is cloned at once, and holes cost nothing") {
   TestCatalog v{8 * kGiB};
   auto a = v.file("a").inode, b = v.file("b").inode;
@@ -302,6 +358,20 @@ TEST_CASE("catalog: a clone for which there are no pages, or that is refused, ch
   CHECK(undone.error() == Errc::refused);
   CHECK(places(v, b, 0, 100) == was);
   CHECK(v.states(a, 0, 100) == "w100");
+  // Nor does what shared nothing: programs that do not know of it can go on.
+  auto c = v.file("c").inode;
+  v.place(c, 0, 100, BlockState::unwritten);
+  clone(v, c, 0, 100, b, 0);
+  CHECK(v.states(b, 0, 100) == "h100");
+  auto suspended = v.change([&](Catalog& x) -> Expected<void> {
+    SuspendedRow row;
+    row.node = NodeId{3};
+    CSV_TRY(x.suspend(row));
+    return Error{Errc::refused, "undone"};
+  });
+  CHECK(suspended.error() == Errc::refused);
+  v.file("d");
+  CHECK(value(v, "SELECT value FROM kv WHERE key='schema_version'") == 3);
   CHECK(v.problems() == "");
 }
 
