@@ -44,6 +44,8 @@ void FileTable::forget_unused(const FilePtr& file) {
 void FileTable::end_session() {
   for (auto& [inode, file] : files_) {
     file->ended = true;
+    file->doubtful = file->doubtful || std::any_of(file->unanswered.begin(), file->unanswered.end(),
+                                                   [](const bool* shows) { return *shows; });
     file->extents.clear();
     file->changed.notify();
   }

@@ -3,6 +3,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "csvfs/base/ids.h"
@@ -61,9 +62,12 @@ struct File {
   /// nobody has touched it since.
   enum class Fate { not_known, goes_on, over };
   Fate fate = Fate::not_known;
-  /// A change of it was sent whose outcome nobody will ever know: it must not go on as if nothing
-  /// had happened.
+  /// A change of it was sent, and who asked for it was not answered before the session ended: done
+  /// again it could stand there twice, or undo what others have done since. It must not go on.
   bool doubtful = false;
+  /// For each change that is under way, whether it may have taken effect where others can see, and
+  /// change, it. (Unanswered)
+  std::set<const bool*> unanswered;
 
   ExtentMap extents;
   std::uint64_t size = 0;  ///< As last heard of. A hint: it decides how to ask, never the answer.
@@ -121,6 +125,28 @@ class InFlight {
  private:
   FilePtr file_;
   std::list<File::Range>::iterator at_;
+};
+
+/// A change of a file that somebody waits for, for as long as it lives. If the session ends after
+/// may_show(), and before that, the file is doubtful.
+class Unanswered {
+ public:
+  explicit Unanswered(FilePtr file) : file_{std::move(file)} { file_->unanswered.insert(&shows_); }
+  Unanswered(const Unanswered&) = delete;
+  Unanswered& operator=(const Unanswered&) = delete;
+  ~Unanswered() {
+    file_->unanswered.erase(&shows_);
+    // The end of a session takes it up, but does not wait for who hears of it later.
+    if (shows_ && !succeeded_ && file_->ended) file_->doubtful = true;
+  }
+  void may_show() { shows_ = true; }
+  void succeeded() { succeeded_ = true; }
+  /// For CoordinatorClient::CallOptions.
+  [[nodiscard]] bool* sent() { return &shows_; }
+
+ private:
+  FilePtr file_;
+  bool shows_ = false, succeeded_ = false;
 };
 
 /// The files that programs have open or that there are layouts of, by inode. One loop.

@@ -366,6 +366,18 @@ bool IoPath::worth_a_layout(const File& file, std::uint64_t offset, std::uint64_
 Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
                                             std::span<const std::byte> data,
                                             Mount::WriteOptions options, Interrupt* interrupt) {
+  Unanswered change{file};
+  auto result = co_await write_however(file, offset, data, options, interrupt, change);
+  if (result) change.succeeded();
+  co_return std::move(result);
+}
+
+/// What is in flight under a layout nobody else sees before our session has ended, and by then it
+/// counts that he did. Whatever loses that protection and is not answered may show.
+Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t offset,
+                                                    std::span<const std::byte> data,
+                                                    Mount::WriteOptions options,
+                                                    Interrupt* interrupt, Unanswered& change) {
   auto end = offset + data.size();
   int asked = 0;
   std::uint64_t verifier = 0;
@@ -374,19 +386,20 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
     // Whoever recalls pages holds new layouts back until these are written.
     bool recalled = options.pages && file->pages.is_closed({offset, end});
     if (options.append || loop_->now() < file->shipped_until)
-      co_return co_await write_redirected(file, offset, data, options, interrupt);
+      co_return co_await write_redirected(file, offset, data, options, interrupt, change);
     auto plan = plan_write(*file, offset, end);
     // Pages never make a file longer, and into a grant is longer.
     if (plan && options.pages && plan->pieces.back().state == ExtentMap::State::granted)
-      co_return co_await write_redirected(file, offset, data, options, interrupt);
+      co_return co_await write_redirected(file, offset, data, options, interrupt, change);
     if (!plan) {
       if (recalled || ++asked > kTries || !worth_a_layout(*file, offset, end))
-        co_return co_await write_redirected(file, offset, data, options, interrupt);
+        co_return co_await write_redirected(file, offset, data, options, interrupt, change);
       CSV_CO_TRY(layout, co_await ask(file, offset, data.size(), true, interrupt));
       // It answered, and it is not enough: asking again would bring the same.
       bool enough = !layout.shipped && (layout.crossed || !usable_now(*file) ||
                                         plan_write(*file, offset, end).has_value());
-      if (!enough) co_return co_await write_redirected(file, offset, data, options, interrupt);
+      if (!enough)
+        co_return co_await write_redirected(file, offset, data, options, interrupt, change);
       continue;
     }
     auto last_granted = plan->pieces.back().state == ExtentMap::State::granted;
@@ -404,6 +417,7 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
     // Of the volume's own space only the coordinator speaks: this is the thin LUN's.
     if (!written && written.error() == std::errc::no_space_on_device) {
       in_flight.reset();
+      change.may_show();
       admission_->waits(written.error());
       file->wrote = true;  // some of it perhaps
       // It never becomes an error: space can be had by deleting files, or from who runs the
@@ -417,27 +431,30 @@ Task<Expected<std::uint32_t>> IoPath::write(FilePtr file, std::uint64_t offset,
       admission_->lost(path, written.error());
       // Still in flight as far as anybody knows: a recall waits for this too.
       co_await outcome_known(file, path);
+      if (!file->ended) change.may_show();
       continue;
     }
-    in_flight->landed();
+    auto granted = [](const auto& piece) { return piece.state == ExtentMap::State::granted; };
+    bool grows = std::any_of(plan->pieces.begin(), plan->pieces.end(), granted);
+    bool in_place = !std::all_of(plan->pieces.begin(), plan->pieces.end(), granted);
     file->wrote = true;
-    // Perhaps answered before the target lost it.
-    if (verifier_.value_or(0) != verifier) continue;
-    bool in_place = std::any_of(plan->pieces.begin(), plan->pieces.end(), [](const auto& piece) {
-      return piece.state == ExtentMap::State::write;
-    });
+    bool repeats = verifier_.value_or(0) != verifier;  // perhaps answered before it was lost
+    if (in_place && (grows || repeats) && !file->ended) change.may_show();
+    if (grows) in_flight->landed();
+    if (repeats) continue;
     if (in_place && !options.durable) written_volatile(file);
-    auto committed = co_await commit(file, *plan, verifier);
+    auto committed = co_await commit(file, *plan, verifier, change);
     if (!committed) {
       if (committed.error() == Errc::session_ended) co_return over();
       if (committed.error() != Errc::stale_commit) co_return committed.error();
       ++counters_->stale_commits;
       if (++asked > kTries)
-        co_return co_await write_redirected(file, offset, data, options, interrupt);
+        co_return co_await write_redirected(file, offset, data, options, interrupt, change);
       continue;
     }
-    in_flight.reset();
+    // Still in flight meanwhile: it would be written again over what others may write then.
     if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, nullptr));
+    in_flight.reset();
     ++counters_->direct_writes;
     counters_->direct_write_bytes += data.size();
     co_return static_cast<std::uint32_t>(data.size());
@@ -468,7 +485,8 @@ Task<Expected<void>> IoPath::write_pieces(std::shared_ptr<LunPath> path, const P
 }
 
 /// Makes what was written into grants part of the file, in order of offset.
-Task<Expected<void>> IoPath::commit(FilePtr file, const Plan& plan, std::uint64_t verifier) {
+Task<Expected<void>> IoPath::commit(FilePtr file, const Plan& plan, std::uint64_t verifier,
+                                    Unanswered& change) {
   for (std::size_t i = 0; i < plan.pieces.size(); ++i) {
     auto piece = plan.pieces[i];
     if (piece.state != ExtentMap::State::granted) continue;
@@ -485,6 +503,7 @@ Task<Expected<void>> IoPath::commit(FilePtr file, const Plan& plan, std::uint64_
     CoordinatorClient::CallOptions options;
     options.changes = true;
     options.session = file->session;
+    options.sent = change.sent();
     auto answer = co_await client_->call(std::move(request), options);
     if (!answer) {
       if (answer.error() == Errc::stale_commit) file->extents.drop_grant(piece.grant);
@@ -503,7 +522,7 @@ Task<Expected<void>> IoPath::commit(FilePtr file, const Plan& plan, std::uint64_
 Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64_t offset,
                                                        std::span<const std::byte> data,
                                                        Mount::WriteOptions options,
-                                                       Interrupt* interrupt) {
+                                                       Interrupt* interrupt, Unanswered& change) {
   std::uint64_t done = 0;
   while (done < data.size()) {
     auto part = data.subspan(done, std::min<std::size_t>(data.size() - done, kMostRedirected));
@@ -519,15 +538,8 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     how.session = file->session;
     how.bulk = part;
     how.interrupt = done == 0 ? interrupt : nullptr;
-    bool sent = false;
-    how.sent = &sent;
-    auto answered = co_await client_->call(std::move(request), how);
-    if (!answered) {
-      // Done again, at what is the end by then, it could stand there twice.
-      if (options.append && (sent || done > 0) && file->ended) file->doubtful = true;
-      co_return answered.error();
-    }
-    const auto& answer = *answered;
+    how.sent = change.sent();
+    CSV_CO_TRY(answer, co_await client_->call(std::move(request), how));
     const auto& written = answer.reply.written();
     if (written.length() == 0 || written.length() > part.size())
       co_return Error{std::errc::io_error, "the coordinator wrote nothing"};

@@ -90,7 +90,12 @@ class IoPath {
   Task<Expected<void>> write_pieces(std::shared_ptr<LunPath> path, const Plan& plan,
                                     std::uint64_t offset, std::span<const std::byte> data,
                                     bool durable);
-  Task<Expected<void>> commit(FilePtr file, const Plan& plan, std::uint64_t verifier);
+  Task<Expected<void>> commit(FilePtr file, const Plan& plan, std::uint64_t verifier,
+                              Unanswered& change);
+  Task<Expected<std::uint32_t>> write_however(FilePtr file, std::uint64_t offset,
+                                              std::span<const std::byte> data,
+                                              Mount::WriteOptions options, Interrupt* interrupt,
+                                              Unanswered& change);
   Task<Expected<void>> flush_everything(FilePtr file, Interrupt* interrupt);
   void written_volatile(const FilePtr& file);
   Task<void> trim_volatile(FilePtr file);
@@ -99,7 +104,8 @@ class IoPath {
                                                  std::uint32_t length);
   Task<Expected<std::uint32_t>> write_redirected(FilePtr file, std::uint64_t offset,
                                                  std::span<const std::byte> data,
-                                                 Mount::WriteOptions options, Interrupt* interrupt);
+                                                 Mount::WriteOptions options, Interrupt* interrupt,
+                                                 Unanswered& change);
   [[nodiscard]] std::uint64_t block_size() const;
 
   Loop* loop_;

@@ -553,6 +553,52 @@ TEST_CASE("mount: handles with a change that nobody will ever know of do not go 
   CHECK(error_of(world.wait(mount.read(file.handle, 0, 100))) == EIO);
 }
 
+TEST_CASE(
+    "mount: an append that was answered, and not flushed when the session ended, stands once") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto log = create(world, mount, "log");
+  write(world, mount, log.handle, 0, pattern(100, 1));
+  auto record = pattern(50, 2);
+  Mount::WriteOptions append;
+  append.append = append.durable = true;
+  std::atomic<int> flushes{0};
+  world.post([&] {
+    world.mount_plan = [&](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind == RamCommand::Kind::flush && ++flushes == 1) fate.inside = 2s;
+      return fate;
+    };
+  });
+  auto appending = world.begin(mount.write(log.handle, 0, record, append));
+  while (flushes == 0) world.wait(sleep(world.loop(), 1ms));
+  at.cut();
+  at.heal();
+  CHECK(error_of(appending->get()) == EIO);
+  CHECK(world.wait(mount.attr(InodeId{log.attr.inode()}))->size() == 150);
+}
+
+TEST_CASE("mount: a write that took effect, and was not answered, is not made over another's") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto file = create(world, mount, "file");
+  write(world, mount, file.handle, 0, pattern(200, 1));  // there is no layout of it
+  auto data = pattern(100, 5), theirs = pattern(100, 6);
+  world.post([&] { world.lose_answers_of = 2; });
+  auto writing = world.begin(mount.write(file.handle, 10, data, {}));
+  world.wait(sleep(world.loop(), 100ms));
+  auto opened = open(world, other, "file");
+  REQUIRE(read(world, other, opened.handle, 10, 100) == data);
+  write(world, other, opened.handle, 10, theirs);
+  CHECK(world.wait(other.sync(opened.handle)));
+  world.wait(other.close(opened.handle));
+  at.cut();
+  world.post([&] { world.lose_answers_of = 0; });
+  at.heal();
+  CHECK(error_of(writing->get()) == EIO);
+  CHECK(read(world, other, open(world, other, "file").handle, 10, 100) == theirs);
+}
+
 TEST_CASE("mount: handles go on after a takeover that the mount was away for") {
   CutOff at;
   auto& [world, mount, other, session] = at;
