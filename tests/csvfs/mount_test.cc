@@ -622,6 +622,35 @@ TEST_CASE("mount: handles go on after a takeover that the mount was away for") {
   CHECK(error_of(world.wait(mount.read(base.handle, 0, 4096))) == 0);
 }
 
+TEST_CASE("mount: what goes on too late, and was given up, is neither open nor locked for ever") {
+  auto options = CutOff::quick();
+  options.timing.reconnect_grace = options.timing.lease_term = 1500ms;
+  options.resume_within = 100ms;
+  CutOff at{World{options}};
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", 8192);
+  Mount::LockWish wish;
+  wish.kind = LockKind::whole_file;
+  wish.type = LockType::write;
+  wish.owner = 1;
+  REQUIRE(world.wait(mount.lock(file.handle, wish)));
+  at.cut();
+  // Nobody can say what node 3 has locked before its session has ended, too.
+  world.kill_mount(3);
+  world.take_over();
+  world.cut_off(0);
+  CHECK(error_of(world.wait(mount.read(file.handle, 0, 4096))) == EIO);
+  world.wait(mount.close(file.handle));
+  auto& third = world.mount(4);
+  auto again = open(world, third, "file");
+  int locked = EAGAIN;
+  for (int i = 0; i < 200 && locked == EAGAIN; ++i) {
+    world.wait(sleep(world.loop(), 20ms));
+    locked = error_of(world.wait(third.lock(again.handle, wish)));
+  }
+  CHECK(locked == 0);
+}
+
 TEST_CASE("mount: handles of an ended session fail at once if the node is kept out") {
   CutOff at;
   auto& [world, mount, other, session] = at;
