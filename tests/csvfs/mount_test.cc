@@ -625,7 +625,7 @@ TEST_CASE("mount: handles go on after a takeover that the mount was away for") {
 TEST_CASE("mount: what goes on too late, and was given up, is neither open nor locked for ever") {
   auto options = CutOff::quick();
   options.timing.reconnect_grace = options.timing.lease_term = 1500ms;
-  options.resume_within = 100ms;
+  options.resume_within = 600ms;
   CutOff at{World{options}};
   auto& [world, mount, other, session] = at;
   auto file = written_file(world, mount, "file", 8192);
