@@ -157,6 +157,7 @@ class Csvd final : public Daemon {
   void close(Duration patience, Function<void()> done) override {
     log::info("csvd_closing");
     loop_.cancel(restart_anyway_);
+    loop_.cancel(arm_later_);
     loss_.reset();
     listener_.reset();
     closed_ = std::move(done);
@@ -279,7 +280,22 @@ class Csvd final : public Daemon {
     return {};
   }
 
+  /// Opening it pets it. A former life of csvd may have left it counting for a reason that is still
+  /// there, so it is left alone until that is gone.
   Expected<void> arm_watchdog() {
+    if (auto why = not_closed(); !why.empty() && loop_.now() >= membership_->open_until()) {
+      if (std::exchange(watchdog_waits_, why) != why)
+        log::warning("watchdog_left_alone why=\"{}\"", why);
+      loop_.cancel(arm_later_);
+      arm_later_ = loop_.after(1s, [this] {
+        auto armed = arm_watchdog();
+        if (armed) return;
+        log::error("watchdog_not_armed why=\"{}\"", armed.error().message());
+        events::report(events::Severity::error, "watchdog", "", "it could not be armed",
+                       armed.error().message());
+      });
+      return {};
+    }
     auto device = CSV_TRY(cluster::open_watchdog(config_.watchdog));
     cluster::Watchdog::Surroundings with;
     with.loop = &loop_;
@@ -291,13 +307,14 @@ class Csvd final : public Daemon {
   }
 
   /// Without a lease of this node's. A mount whose slot moves is alive, and asks its own gate,
-  /// which a coordinator that hears it may hold open; one that has paused sends nothing; one that
-  /// stands still in between may have begun what it will send when it goes on.
+  /// which a coordinator that hears it may hold open; one that has said since that its gate is
+  /// closed sends nothing; one that stands still in between may have begun what it will send when
+  /// it goes on. That it is paused says nothing: it is so without a coordinator, under a lease.
   std::string not_closed() {
     for (std::size_t i = 0; i < places_.size(); ++i) {
       auto mount = board_->mount(places_[i]);
-      if (!mount || mount->pid == 0 || mount->mode == AccessMode::paused ||
-          mount->mode == AccessMode::unavailable || loop_.now() - mount->reached < kMountSpeaks)
+      if (!mount || cluster::sends_nothing(*mount, board_->open_until(places_[i])) ||
+          loop_.now() - mount->reached < kMountSpeaks)
         continue;
       if (::kill(static_cast<pid_t>(mount->pid), 0) != 0 && errno == ESRCH) continue;
       return fmt::format(
@@ -341,6 +358,12 @@ class Csvd final : public Daemon {
   /// Whoever waits for the answer to a command gets it first. A quorum may be back by then.
   void restart_if_due(bool commands_had_their_time = false) {
     if (!restart_ || (commands_ > 0 && !commands_had_their_time) || closed_) return;
+    // The next life would pet what this one does not.
+    if (watchdog_ && !watchdog_->state().withheld.empty()) {
+      loop_.cancel(restart_anyway_);
+      restart_anyway_ = loop_.after(1s, [this] { restart_if_due(true); });
+      return;
+    }
     auto restart = std::exchange(restart_, nullptr);
     if (loss_->state().step() == cluster::QuorumLoss::Step::restarting)
       restart();
@@ -853,9 +876,10 @@ class Csvd final : public Daemon {
   std::map<NodeId, bool> present_;  ///< Of the peers, as was last said.
   Function<void()> closed_;
   std::function<void()> restart_;  ///< Wanted, and not done yet.
-  Loop::TimerId restart_anyway_{};
-  int commands_ = 0;      ///< Of administrators, under way.
-  bool leaving_ = false;  ///< One of them takes this node out of the cluster.
+  Loop::TimerId restart_anyway_{}, arm_later_{};
+  std::string watchdog_waits_;  ///< For what, before it is armed.
+  int commands_ = 0;            ///< Of administrators, under way.
+  bool leaving_ = false;        ///< One of them takes this node out of the cluster.
   TaskScope tasks_;
 };
 

@@ -205,6 +205,8 @@ class Daemon {
     out.reason = state.reason.substr(0, 127);
     out.since = state.since;
     out.reached = state.reached;
+    out.gate_closed = mount_->says_closed();
+    out.said = loop_.now();
     out.counters = mount_->counters();
     board_.publish(out);
   }

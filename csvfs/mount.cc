@@ -33,9 +33,6 @@ constexpr Duration kPatience = 1s;
 /// The same for the root's attributes, which are not wrong before that: longer than the coordinator
 /// waits for others who may know them by heart.
 constexpr Duration kRootPatience = 5s;
-/// How long handles wait for a new session, once theirs is known to have ended: as long as a
-/// coordinator waits for a mount that owes it an answer.
-constexpr Duration kResumeWithin = 30s;
 /// Files that are asked for in one message.
 constexpr std::size_t kResumeAtOnce = 512;
 /// How long the end in good order waits for one thing; after that it is an end like a crash.
@@ -128,6 +125,7 @@ class VolumeMount final : public Mount, private Client::Owner {
                                                                 : found->second.file->session;
   }
   [[nodiscard]] MountCounters counters() const override;
+  bool says_closed() override { return said_closed_ = loop_->now() >= may_send_until(); }
   [[nodiscard]] State state() const override {
     auto now = state_;
     now.reached = admission_.reached();
@@ -161,6 +159,9 @@ class VolumeMount final : public Mount, private Client::Owner {
   /// This node's lease, or the coordinator's word for it: a node whose csvd is away goes on as long
   /// as it is heard by who coordinates.
   [[nodiscard]] TimePoint open_until() const {
+    return said_closed_ ? TimePoint{} : may_send_until();
+  }
+  [[nodiscard]] TimePoint may_send_until() const {
     return std::max(surroundings_.open_until(), answered_until_);
   }
   Task<Expected<Client::Answer>> ask(wire::Request request);
@@ -174,6 +175,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   [[nodiscard]] FilePtr suspended(InodeId inode) const;
   Task<void> resume(SessionId ended);
   Task<Expected<void>> resume_some(SessionId ended, SessionId session, std::vector<FilePtr> some);
+  Task<void> unlock_again(SessionId session, wire::LockOf lock);
   Task<void> limit_waiting(SessionId ended);
   void goes_on(const FilePtr& file, SessionId session);
   void give_up(std::vector<FilePtr> files);
@@ -184,8 +186,12 @@ class VolumeMount final : public Mount, private Client::Owner {
   Handle add_handle(const FilePtr& file, const OpenOptions& options);
   Task<Expected<wire::Attr>> fetch_attr(InodeId inode);
   Task<Expected<wire::FsStat>> fetch_statistics();
-  Task<Expected<wire::Attr>> open_there(InodeId inode, OpenOptions options, Interrupt* interrupt);
-  Task<Expected<Opened>> opened(wire::Attr attr, OpenOptions options, bool say_again);
+  struct OpenedThere {
+    wire::Attr attr;
+    SessionId session{};  ///< Under which it is open.
+  };
+  Task<Expected<OpenedThere>> open_there(InodeId inode, OpenOptions options, Interrupt* interrupt);
+  Task<Expected<Opened>> opened(OpenedThere there, OpenOptions options, bool say_again);
   void open_answered();
   Task<void> release(FilePtr file);
   Task<void> release_at_rest(FilePtr file);
@@ -235,7 +241,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   std::optional<wire::Attr> root_;
   std::optional<wire::FsStat> statistics_;
   bool admitted_once_ = false;
-  bool leaving_ = false, told_of_pause_ = false;
+  bool leaving_ = false, told_of_pause_ = false, said_closed_ = false;
   std::string farewell_trouble_ = "it was not ended";
   Epoch greeted_in_{};
   bool coordinator_clones_ = false;  ///< One of an earlier version does not know how.
@@ -254,6 +260,7 @@ void VolumeMount::declare(wire::Hello& hello) {
   std::size_t layouts = 0;
   for (const auto& [inode, file] : files_.all()) {
     if (file->handles > 0) hello.add_open_inodes(raw(inode));
+    if (file->pages.writers > 0) hello.add_write_inodes(raw(inode));
     if (file->pages.any()) hello.add_page_inodes(raw(inode));
     bool holds = !file->extents.empty() || !file->in_flight.empty() || file->asking > 0;
     if (!holds || ++layouts > static_cast<std::size_t>(protocol::kMaxLayoutInodes)) continue;
@@ -322,10 +329,17 @@ Task<void> VolumeMount::resume(SessionId ended) {
   auto session = client_.session();
   auto all = suspended_;
   std::size_t before = all.size();
-  for (std::size_t at = 0; at < all.size(); at += kResumeAtOnce) {
+  for (std::size_t at = 0; at < all.size();) {
     std::vector<FilePtr> some;
-    for (auto i = at; i < std::min(all.size(), at + kResumeAtOnce); ++i)
-      if (all[i]->fate == File::Fate::not_known) some.push_back(all[i]);
+    std::size_t locks = 0;
+    for (; at < all.size() && some.size() < kResumeAtOnce; ++at) {
+      if (all[at]->fate != File::Fate::not_known) continue;
+      auto more = locks_.suspended(all[at]->inode).size();
+      auto most = static_cast<std::size_t>(protocol::kMaxHeldLocks);
+      if (!some.empty() && locks + more > most) break;
+      locks += more;
+      some.push_back(all[at]);
+    }
     // It fails if that session has ended, too, and then nothing is left to be decided.
     if (!co_await resume_some(ended, session, std::move(some))) co_return;
   }
@@ -363,8 +377,12 @@ Task<Expected<void>> VolumeMount::resume_some(SessionId ended, SessionId session
     one.set_inode(raw(file->inode));
     one.set_truncation(file->truncation);
     one.set_size(file->size);
+    one.set_writes(std::any_of(handles_.begin(), handles_.end(), [&](const auto& each) {
+      return each.second.file == file && each.second.writes;
+    }));
     for (auto& lock : locks) *body.add_locks() = std::move(lock);
   }
+  auto locks = body.locks();
   give_up(std::move(over));
   Client::CallOptions options;
   options.early = true;
@@ -377,26 +395,46 @@ Task<Expected<void>> VolumeMount::resume_some(SessionId ended, SessionId session
   }
   std::set<std::uint64_t> resumed{answer->reply.resumed().inodes().begin(),
                                   answer->reply.resumed().inodes().end()};
-  std::vector<InodeId> again;
-  std::vector<FilePtr> unused;
+  std::vector<FilePtr> again, unused;
+  std::set<InodeId> in_vain;
   for (const auto& file : some) {
-    if (file->fate != File::Fate::not_known) continue;
-    if (!resumed.contains(raw(file->inode))) {
-      give_up({file});
-      continue;
-    }
-    goes_on(file, session);
-    auto now = files_.find(file->inode);
+    bool said = resumed.contains(raw(file->inode));
+    if (file->fate == File::Fate::not_known && (!said || file->doubtful)) give_up({file});
+    if (!said) continue;
+    if (file->fate == File::Fate::not_known)
+      goes_on(file, session);
+    else
+      in_vain.insert(file->inode);
+    auto now = files_.get(file->inode, session);
     if (now->handles == 0)
       unused.push_back(now);
     else if (released_.contains(file->inode))
-      again.push_back(file->inode);
+      again.push_back(now);
   }
   open_answered();
+  // It took too long, and was given up: the coordinator must not keep it open and locked.
+  for (const auto& lock : locks)
+    if (in_vain.contains(InodeId{lock.inode()})) tasks_.spawn(unlock_again(session, lock));
   // As in opened(): its Release may have undone this.
-  for (auto inode : again) (void)co_await open_there(inode, {}, nullptr);
+  for (const auto& file : again) {
+    OpenOptions how;
+    how.writes = file->pages.writers > 0;
+    (void)co_await open_there(file->inode, how, nullptr);
+  }
   for (const auto& file : unused) co_await release(file);
   co_return Expected<void>{};
+}
+
+Task<void> VolumeMount::unlock_again(SessionId session, wire::LockOf lock) {
+  wire::Request request;
+  lock.set_first(0);
+  lock.set_last(LockRange::kLast);
+  lock.clear_type();
+  *request.mutable_unlock()->mutable_what() = std::move(lock);
+  request.mutable_unlock()->set_forget(true);
+  Client::CallOptions options;
+  options.session = session;
+  (void)co_await client_.call(std::move(request), options);
 }
 
 void VolumeMount::goes_on(const FilePtr& file, SessionId session) {
@@ -431,7 +469,7 @@ void VolumeMount::give_up(std::vector<FilePtr> files) {
 }
 
 Task<void> VolumeMount::limit_waiting(SessionId ended) {
-  co_await sleep(*loop_, kResumeWithin);
+  co_await sleep(*loop_, surroundings_.resume_within);
   auto late = suspended_;
   std::erase_if(late, [ended](const auto& file) { return file->session != ended; });
   give_up(std::move(late));
@@ -923,8 +961,8 @@ Task<Expected<FilePtr>> VolumeMount::live(Handle handle, Interrupt* interrupt) {
   }
 }
 
-Task<Expected<wire::Attr>> VolumeMount::open_there(InodeId inode, OpenOptions how,
-                                                   Interrupt* interrupt) {
+Task<Expected<VolumeMount::OpenedThere>> VolumeMount::open_there(InodeId inode, OpenOptions how,
+                                                                 Interrupt* interrupt) {
   wire::Request request;
   request.mutable_open()->set_inode(raw(inode));
   request.mutable_open()->set_truncate(how.truncate);
@@ -935,7 +973,7 @@ Task<Expected<wire::Attr>> VolumeMount::open_there(InodeId inode, OpenOptions ho
   options.changes = how.truncate;  // otherwise it may be said twice
   options.interrupt = interrupt;
   CSV_CO_TRY(answer, co_await client_.call(std::move(request), options));
-  co_return std::move(*answer.reply.mutable_attr());
+  co_return OpenedThere{std::move(*answer.reply.mutable_attr()), answer.session};
 }
 
 Task<Expected<Mount::Opened>> VolumeMount::open(InodeId inode, OpenOptions options,
@@ -946,12 +984,12 @@ Task<Expected<Mount::Opened>> VolumeMount::open(InodeId inode, OpenOptions optio
   for (auto before = files_.find(inode); before && before->returning && !before->ended;)
     co_await before->changed.wait();
   ++opens_;
-  auto attr = co_await open_there(inode, options, interrupt);
-  if (!attr) {
+  auto there = co_await open_there(inode, options, interrupt);
+  if (!there) {
     open_answered();
-    co_return attr.error();
+    co_return there.error();
   }
-  co_return co_await opened(std::move(*attr), options, false);
+  co_return co_await opened(std::move(*there), options, false);
 }
 
 Task<Expected<Mount::Opened>> VolumeMount::create(Caller caller, wire::Make what,
@@ -967,18 +1005,30 @@ Task<Expected<Mount::Opened>> VolumeMount::create(Caller caller, wire::Make what
   }
   // A coordinator that answers its predecessor's work from the slot's row knows of no open file.
   bool unknown = answer->sent_in != answer->answered_in;
-  co_return co_await opened(std::move(*answer->reply.mutable_attr()), options, unknown);
+  OpenedThere there{std::move(*answer->reply.mutable_attr()), answer->session};
+  co_return co_await opened(std::move(there), options, unknown);
 }
 
 /// The coordinator has counted the file as open. `say_again`: or it may not have. Nor does it if
 /// another handle was closed, and the Release sent, before the answer to this opening came.
-Task<Expected<Mount::Opened>> VolumeMount::opened(wire::Attr attr, OpenOptions options,
+Task<Expected<Mount::Opened>> VolumeMount::opened(OpenedThere there, OpenOptions options,
                                                   bool say_again) {
-  InodeId inode{attr.inode()};
-  auto session = client_.session();
-  while (auto pending = suspended(inode)) co_await pending->changed.wait();
-  say_again = say_again || client_.session() != session;
-  auto file = files_.get(inode, client_.session());
+  InodeId inode{there.attr.inode()};
+  OpenOptions once_more;
+  once_more.writes = options.writes;
+  for (;;) {
+    while (auto pending = suspended(inode)) co_await pending->changed.wait();
+    if (client_.session() == there.session) break;
+    // What it was opened under has ended meanwhile, and there may be no other one yet.
+    auto again = co_await open_there(inode, once_more, nullptr);
+    if (!again) {
+      open_answered();
+      co_return again.error();
+    }
+    there = std::move(*again);
+  }
+  auto& attr = there.attr;
+  auto file = files_.get(inode, there.session);
   learn(*file, attr);
   if (options.truncate) file->pages.trim(0);
   auto handle = add_handle(file, options);
@@ -986,7 +1036,7 @@ Task<Expected<Mount::Opened>> VolumeMount::opened(wire::Attr attr, OpenOptions o
   open_answered();
   if (say_again) {
     while (file->returning && !file->ended) co_await file->changed.wait();
-    auto again = co_await open_there(inode, {}, nullptr);
+    auto again = co_await open_there(inode, once_more, nullptr);
     if (!again) {
       co_await close(handle);
       co_return again.error();

@@ -38,6 +38,9 @@ struct MountSurroundings {
   std::function<TimePoint()> open_until;
   std::string volume;
   NodeId node{};
+  /// How long handles wait for a new session, once theirs is known to have ended: as long as a
+  /// coordinator waits for a mount that owes it an answer.
+  Duration resume_within = std::chrono::seconds{30};
   /// Bytes for what grows with the number of files that are touched: a quarter for names and
   /// attributes that are watched, half for layouts. What programs have open comes on top.
   std::uint64_t memory = 96ull << 20;
@@ -208,6 +211,9 @@ class Mount {
     TimePoint reached{};  ///< A write of our heartbeat slot that was sent then has been answered.
   };
   [[nodiscard]] virtual State state() const = 0;
+  /// The lease has run out. Then nothing is sent to the LUN before this is asked again, even if it
+  /// runs again: who is told so may rely on it until he is told otherwise.
+  virtual bool says_closed() = 0;
 };
 
 }  // namespace csv

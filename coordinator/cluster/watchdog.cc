@@ -51,6 +51,10 @@ class DescriptorWatchdog final : public WatchdogDevice {
 
 }  // namespace
 
+bool sends_nothing(const BoardMount& mount, TimePoint open_until) {
+  return mount.pid == 0 || (mount.gate_closed && mount.said >= open_until);
+}
+
 std::unique_ptr<WatchdogDevice> watchdog_on(int descriptor) {
   return std::make_unique<DescriptorWatchdog>(descriptor);
 }
@@ -89,7 +93,7 @@ Expected<std::unique_ptr<Watchdog>> Watchdog::start(std::unique_ptr<WatchdogDevi
     log::warning("watchdog_timeout asked_s={} set_s={}", timeout / 1s, *counts_to / 1s);
   std::unique_ptr<Watchdog> made{new Watchdog{std::move(device), *counts_to, std::move(with)}};
   if (auto petted = made->pet(); !petted) {
-    made->end();
+    made->disarm();
     return petted.error();
   }
   log::info("watchdog_armed timeout_s={}", *counts_to / 1s);
@@ -112,9 +116,7 @@ Expected<void> Watchdog::pet() {
 
 void Watchdog::tick() {
   timer_ = with_.loop->after(kTick, [this] { tick(); });
-  std::string why;
-  if (given_up_) why = state_.withheld;
-  if (why.empty() && !with_.lease_runs()) why = with_.not_closed();
+  auto why = why_not();
   if (why.empty())
     if (auto petted = pet(); !petted) why = petted.error().message();
   if (why == state_.withheld) return;
@@ -136,9 +138,22 @@ void Watchdog::give_up(std::string why) {
   state_.withheld = std::move(why);
 }
 
+std::string Watchdog::why_not() const {
+  if (given_up_) return state_.withheld;
+  return with_.lease_runs() ? "" : with_.not_closed();
+}
+
 void Watchdog::end() {
   with_.loop->cancel(timer_);
   if (device_ == nullptr) return;
+  auto why = why_not();
+  if (why.empty()) return disarm();
+  log::warning("watchdog_counts_on timeout_s={} why=\"{}\"", state_.timeout / 1s, why);
+  device_.reset();
+}
+
+void Watchdog::disarm() {
+  with_.loop->cancel(timer_);
   if (auto disarmed = device_->disarm(); !disarmed)
     log::warning("watchdog_not_disarmed why=\"{}\"", disarmed.error().message());
   device_.reset();

@@ -5,6 +5,7 @@
 
 #include "csvfs/base/error.h"
 #include "csvfs/base/loop.h"
+#include "csvfs/base/status_board.h"
 
 namespace csv::cluster {
 
@@ -26,6 +27,10 @@ Expected<std::unique_ptr<WatchdogDevice>> open_watchdog(const std::string& path)
 /// The same over a descriptor, which it owns, that somebody has opened.
 std::unique_ptr<WatchdogDevice> watchdog_on(int descriptor);
 
+/// What a mount has said of itself since the node's lease ran out at `open_until`: nothing of it
+/// goes to the LUN. No process is one that has ended.
+bool sends_nothing(const BoardMount& mount, TimePoint open_until);
+
 /// Pets a watchdog as long as this node cannot do harm: its lease runs, or nothing of it can send
 /// anything. It is petted from the loop, so a csvd that hangs, or a machine that does, is reset;
 /// and so is one whose lease has run out while a mount may still believe in it. Fencing at the LUN
@@ -46,7 +51,8 @@ class Watchdog {
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  /// An end in good order: the device is disarmed, and not petted any more.
+  /// An end in good order: the device is not petted any more, and disarmed if it would be petted
+  /// now; else it counts on.
   void end();
   /// The machine is being rebooted: nothing pets any more, so a reboot that hangs ends, too.
   void give_up(std::string why);
@@ -61,6 +67,8 @@ class Watchdog {
  private:
   Watchdog(std::unique_ptr<WatchdogDevice> device, Duration timeout, Surroundings with);
   void tick();
+  void disarm();
+  [[nodiscard]] std::string why_not() const;  ///< It must not be petted; empty: it may.
   Expected<void> pet();
 
   std::unique_ptr<WatchdogDevice> device_;

@@ -65,6 +65,7 @@ Expected<void> check(const wire::Hello& hello) {
   CSV_TRY(length_between("hello.volume", hello.volume(), 1, kMaxVolumeName));
   CSV_TRY(node("hello.node", hello.node()));
   CSV_TRY(list("hello.open_inodes", hello.open_inodes_size(), kMaxOpenInodes));
+  CSV_TRY(list("hello.write_inodes", hello.write_inodes_size(), kMaxOpenInodes));
   CSV_TRY(list("hello.page_inodes", hello.page_inodes_size(), kMaxOpenInodes));
   CSV_TRY(list("hello.read_inodes", hello.read_inodes_size(), kMaxLayoutInodes));
   return list("hello.layout_inodes", hello.layout_inodes_size(), kMaxLayoutInodes);

@@ -168,7 +168,7 @@ Task<Service::Outcome> Service::make(CallRef call) {
   if (!outcome) co_return std::move(outcome);
   InodeId made{outcome->reply.attr().inode()};
   if (first_made_ == InodeId{}) first_made_ = made;
-  if (call->request.make().open()) opened(call->session, made);
+  if (call->request.make().open()) opened(call->session, made, true);
   if (call->request.make().nameless()) orphaned(made);
   co_return std::move(outcome);
 }
@@ -226,7 +226,7 @@ Task<Service::Outcome> Service::open(CallRef call) {
   if (had) session->opened_again.insert(inode);
   // Before anything is looked up, so that a file that loses its last name now is kept for us.
   if (reaping_.contains(inode)) co_return errno_error(ESTALE, "the file has been removed");
-  opened(session, inode);
+  opened(session, inode, asked.writes());
   Outcome outcome = Answer{};
   auto noted = Expected<void>{};
   if (asked.writes()) noted = co_await touches(session, inode, Touch::content);
@@ -454,14 +454,17 @@ Task<void> Service::note_reading(InodeId inode) {
 
 // ---------------------------------------------------------------------------- open files
 
-void Service::opened(const SessionRef& session, InodeId inode) {
+/// `writes` stays until the last handle is closed: nobody says when the last of those is.
+void Service::opened(const SessionRef& session, InodeId inode, bool writes) {
   if (session->gone) return;
   session->open.insert(inode);
+  if (writes) session->open_to_write.insert(inode);
   openers_[inode].insert(session->id);
 }
 
 void Service::closed(const SessionRef& session, InodeId inode) {
   session->open.erase(inode);
+  session->open_to_write.erase(inode);
   session->opened_again.erase(inode);
   auto found = openers_.find(inode);
   if (found == openers_.end()) return;

@@ -134,6 +134,8 @@ class Service final : public VolumeService {
 
   // suspending.cc
   [[nodiscard]] std::optional<volume::SuspendedRow> what_to_suspend(const Session& session) const;
+  [[nodiscard]] bool writes_it(InodeId inode, SessionId except) const;
+  void note_for_absent(const SessionRef& by, InodeId inode);
   Task<Expected<void>> touches(SessionRef by, InodeId inode, Touch how);
   Task<Expected<void>> write_marks(std::vector<Suspended::Mark> marks);
   Task<Expected<void>> note_marks(std::vector<Suspended::Mark> marks);
@@ -222,7 +224,7 @@ class Service final : public VolumeService {
   /// Some of them; all, or what somebody else began to write, if asked often enough.
   Task<void> write_accesses();
   Task<void> keep_accesses();
-  void opened(const SessionRef& session, InodeId inode);
+  void opened(const SessionRef& session, InodeId inode, bool writes);
   void closed(const SessionRef& session, InodeId inode);
   void orphaned(InodeId inode);
 
@@ -380,6 +382,7 @@ class Service final : public VolumeService {
   std::map<FileLocks::Ticket, Completion<FileLocks::Verdict>::Done> lock_waiters_;
 
   Suspended suspended_;
+  std::multiset<NodeId> forgetting_;  ///< Whose rows of these are on their way out of the catalog.
   std::map<SessionId, SessionRef> sessions_;        ///< Live and ending ones.
   std::map<Key, volume::AdmissionRow> admissions_;  ///< As committed, or about to be fenced.
   std::map<InodeId, std::set<SessionId>> openers_;

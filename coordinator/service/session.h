@@ -76,7 +76,11 @@ struct Session {
   Key registering{};  ///< Asked for and not admitted yet.
 
   std::set<InodeId> open;
-  std::set<InodeId> opened_again;   ///< Of these: a later Open counts on an earlier one.
+  std::set<InodeId> open_to_write;  ///< Of these, by a handle that programs may write through.
+  /// What others touched, in content, since it was last heard of: should it end, that counts.
+  std::set<InodeId> touched_meanwhile;
+  bool all_touched_meanwhile = false;  ///< Too many, or nobody knows which.
+  std::set<InodeId> opened_again;      ///< Of these: a later Open counts on an earlier one.
   bool layouts_unlisted = false;    ///< Holds more layouts than it could say: any file's, but for
   std::set<InodeId> unlisted_told;  ///< these, which were recalled since.
 

@@ -209,7 +209,9 @@ void Service::attach(const SessionRef& session, const LinkRef& link, const wire:
 }
 
 void Service::declare(const SessionRef& session, const wire::Hello& hello) {
-  for (auto inode : hello.open_inodes()) opened(session, InodeId{inode});
+  for (auto inode : hello.open_inodes()) opened(session, InodeId{inode}, false);
+  for (auto inode : hello.write_inodes())
+    if (session->open.contains(InodeId{inode})) opened(session, InodeId{inode}, true);
   if (session->declared) return;  // what it holds it got from us: we know at least as much
   std::set<std::uint64_t> only_read{hello.read_inodes().begin(), hello.read_inodes().end()};
   std::vector<InodeId> written;
@@ -218,6 +220,7 @@ void Service::declare(const SessionRef& session, const wire::Hello& hello) {
     if (!only_read.contains(inode)) written.push_back(InodeId{inode});
   }
   for (auto inode : hello.page_inodes()) written.push_back(InodeId{inode});
+  written.insert(written.end(), session->open_to_write.begin(), session->open_to_write.end());
   for (auto inode : hello.page_inodes())
     layouts_.add_pages(InodeId{inode}, session->id, kWholeFile, true);
   session->layouts_unlisted = hello.layouts_unlisted();
@@ -263,6 +266,8 @@ void Service::send_notice(const SessionRef& session, const Asked& asked) {
 void Service::resume_done(const SessionRef& session) {
   session->resumed = session->settled = true;
   session->unsettled_ticks = 0;
+  session->touched_meanwhile.clear();
+  session->all_touched_meanwhile = false;
   reap_due_.notify();
   sessions_changed_.notify();
   auto all = session->asked;

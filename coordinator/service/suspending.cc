@@ -20,6 +20,11 @@ std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) con
     bool writes_unseen = !other->declared && !lease_is_over(*other);
     if (writes_unseen || other->layouts_unlisted) return std::nullopt;
   }
+  if (session.all_touched_meanwhile) return std::nullopt;
+  auto touched = [&](InodeId inode) {
+    return layouts_.may_write(inode, session.id) || writes_it(inode, session.id) ||
+           session.touched_meanwhile.contains(inode);
+  };
   SuspendedRow row;
   row.node = session.node;
   row.session = session.id;
@@ -28,17 +33,47 @@ std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) con
   row.next_inode = InodeId{std::numeric_limits<std::int64_t>::max()};
   if (row.listed) {
     for (auto inode : session.open)
-      row.files[inode] = layouts_.may_write(inode, session.id) ? Touch::content : Touch::none;
+      row.files[inode] = touched(inode) ? Touch::content : Touch::none;
     return row;
   }
+  for (const auto& [id, other] : sessions_)
+    if (id != session.id)
+      for (auto inode : other->open_to_write) row.files[inode] = Touch::content;
+  for (auto inode : session.touched_meanwhile) row.files[inode] = Touch::content;
   for (auto inode : layouts_.written_by_others(session.id)) row.files[inode] = Touch::content;
   if (row.files.size() > Suspended::kMostTouched) return std::nullopt;
   return row;
 }
 
+/// Somebody else has it open to write it.
+bool Service::writes_it(InodeId inode, SessionId except) const {
+  auto found = openers_.find(inode);
+  if (found == openers_.end()) return false;
+  return std::any_of(found->second.begin(), found->second.end(), [&](SessionId id) {
+    if (id == except) return false;
+    auto session = sessions_.find(id);
+    return session != sessions_.end() && session->second->open_to_write.contains(inode);
+  });
+}
+
+/// Sessions that are away, or have not said what they hold, or are being ended, may turn out to
+/// have ended by now. One that comes back goes on as if it had never been away, so this is kept no
+/// longer than until then, and in memory.
+void Service::note_for_absent(const SessionRef& by, InodeId inode) {
+  for (const auto& [id, session] : sessions_) {
+    bool present = session->connected() && session->resumed && !session->ending;
+    if (session == by || present || session->all_touched_meanwhile) continue;
+    session->touched_meanwhile.insert(inode);
+    if (session->touched_meanwhile.size() <= Suspended::kMostTouched) continue;
+    session->touched_meanwhile.clear();
+    session->all_touched_meanwhile = true;
+  }
+}
+
 /// Durable before the effect, or the answer, that makes it true: a coordinator that takes over must
 /// not let anybody go on with what was touched.
 Task<Expected<void>> Service::touches(SessionRef by, InodeId inode, Touch how) {
+  if (how == Touch::content) note_for_absent(by, inode);
   if (suspended_.empty()) co_return Expected<void>{};
   auto marks = suspended_.unmarked(inode, how, by->node, by->incarnation);
   if (marks.empty()) co_return Expected<void>{};
@@ -67,6 +102,11 @@ Task<Expected<void>> Service::note_marks(std::vector<Suspended::Mark> marks) {
 
 /// A session that comes back to a new coordinator may write all of this by itself, at once.
 void Service::declared_writing(const SessionRef& session, std::span<const InodeId> inodes) {
+  for (auto inode : inodes) note_for_absent(session, inode);
+  if (session->layouts_unlisted)
+    for (const auto& [id, other] : sessions_)
+      if (other != session && !(other->connected() && other->resumed))
+        other->all_touched_meanwhile = true;
   if (suspended_.empty()) return;
   std::vector<Suspended::Mark> all;
   for (auto inode : inodes) {
@@ -96,12 +136,17 @@ Task<void> Service::forget_in_background(std::vector<NodeId> nodes) {
 Task<Expected<void>> Service::forget_suspended(std::vector<NodeId> nodes) {
   std::erase_if(nodes, [this](NodeId node) { return suspended_.find(node) == nullptr; });
   if (nodes.empty()) co_return Expected<void>{};
-  for (auto node : nodes) suspended_.forget(node);
-  auto body = [nodes = std::move(nodes)](Catalog& catalog) -> Expected<void> {
+  for (auto node : nodes) {
+    suspended_.forget(node);
+    forgetting_.insert(node);
+  }
+  auto body = [nodes](Catalog& catalog) -> Expected<void> {
     for (auto node : nodes) CSV_TRY(catalog.forget_suspended(node));
     return {};
   };
-  co_return co_await writer_.change(std::move(body));
+  CSV_CO_CHECK(co_await writer_.change(std::move(body)));  // a failure stops the service
+  for (auto node : nodes) forgetting_.erase(forgetting_.find(node));
+  co_return Expected<void>{};
 }
 
 /// Changes nothing in the catalog, so that it may be asked again, of a new coordinator too; what
@@ -126,7 +171,7 @@ Task<Service::Outcome> Service::resume(CallRef call) {
       if (InodeId{one.inode()} == inode) locks.push_back(wish_of(session->id, one));
     // Before anything is looked up, so that a file that loses its last name now is kept for it.
     bool had = session->open.contains(inode);
-    if (!reaping_.contains(inode)) opened(session, inode);
+    if (!reaping_.contains(inode)) opened(session, inode, file.writes());
     auto goes_on = co_await resume_file(session, SessionId{asked.session()}, file, locks);
     if (goes_on) {
       resumed.add_inodes(raw(inode));

@@ -282,7 +282,8 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
         return refuse_request(Errc::corrupt, "the slot's stored reply cannot be read");
       // The former coordinator knew that this opened the file; we may not.
       if (request.has_open() || (request.has_make() && request.make().open()))
-        opened(session, InodeId{reply.attr().inode()});
+        opened(session, InodeId{reply.attr().inode()},
+               request.has_make() || request.open().writes());
       if (session->answering_again.insert(request.slot()).second)
         tasks_.spawn(answer_again(session, std::move(request), frame.id(), std::move(reply)));
       return;

@@ -133,6 +133,15 @@ std::uint64_t to_milliseconds(TimePoint time) {
   return static_cast<std::uint64_t>(time.time_since_epoch() / std::chrono::milliseconds{1});
 }
 
+/// So does the process' word.
+constexpr std::uint64_t kClosedBit = 1ull << 32;
+constexpr int kSaidShift = 33;
+constexpr Duration kSaidUnit = 100ms;  // rounded down: never later than it was
+std::uint64_t to_word_beside_pid(const BoardMount& mount) {
+  auto said = static_cast<std::uint64_t>(mount.said.time_since_epoch() / kSaidUnit);
+  return (mount.gate_closed ? kClosedBit : 0) | said << kSaidShift;
+}
+
 class MappedBoard final : public StatusBoard {
  public:
   explicit MappedBoard(ipc::mapped_region region)
@@ -192,7 +201,7 @@ class MappedBoard final : public StatusBoard {
   void publish(std::size_t at, const BoardMount& mount) override {
     std::array<std::uint64_t, 3 + kReasonWords + kCounters> words{};
     Packer out{words};
-    out.number(mount.pid);
+    out.number(mount.pid | to_word_beside_pid(mount));
     out.number(static_cast<std::uint64_t>(mount.mode) | to_milliseconds(mount.reached)
                                                             << kModeBits);
     out.number(to_word(mount.since));
@@ -206,8 +215,11 @@ class MappedBoard final : public StatusBoard {
     if (!words) return std::nullopt;
     Unpacker in{*words};
     BoardMount out;
-    out.pid = static_cast<std::uint32_t>(in.number());
     auto word = in.number();
+    out.pid = static_cast<std::uint32_t>(word);
+    out.gate_closed = (word & kClosedBit) != 0;
+    out.said = TimePoint{kSaidUnit * static_cast<Duration::rep>(word >> kSaidShift)};
+    word = in.number();
     auto mode = word & ((1u << kModeBits) - 1);
     out.reached = TimePoint{std::chrono::milliseconds{word >> kModeBits}};
     out.mode = mode <= static_cast<std::uint64_t>(AccessMode::redirected)

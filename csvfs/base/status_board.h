@@ -50,6 +50,9 @@ struct BoardMount {
   /// When the last write of its heartbeat slot that the LUN has answered was sent; in milliseconds,
   /// the clock's beginning: never, or it does not say.
   TimePoint reached{};
+  /// It sends nothing to the LUN any more, until it has said otherwise here.
+  bool gate_closed = false;
+  TimePoint said{};  ///< When, in whole tenths of a second; or earlier versions, which do not say.
   MountCounters counters;
 };
 

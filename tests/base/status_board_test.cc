@@ -85,6 +85,8 @@ TEST_CASE("status board: what one side publishes the other reads, field by field
   CHECK(mount.open_until(at) == TimePoint{5s});
 
   BoardMount said = mount_of(77);
+  said.gate_closed = true;
+  said.said = TimePoint{123'456ms};
   auto& c = said.counters;
   std::uint64_t n = 100;
   for (auto* value : {&c.operations, &c.direct_reads, &c.direct_read_bytes, &c.direct_writes,
@@ -96,6 +98,8 @@ TEST_CASE("status board: what one side publishes the other reads, field by field
   auto got = csvd->mount(at);
   REQUIRE(got);
   CHECK(got->pid == 77);
+  CHECK(got->gate_closed);
+  CHECK(got->said == TimePoint{123'400ms});
   CHECK(got->reason == said.reason);
   CHECK(got->counters.operations == 100);
   CHECK(got->counters.redirected_reads == 105);

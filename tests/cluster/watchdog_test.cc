@@ -96,6 +96,13 @@ TEST_CASE("watchdog: petted from the loop, while the lease runs or nobody can se
     CHECK(bed.said.gone);
     CHECK(bed.pets_in(60s) == 0);
   }
+  SUBCASE("an end, while it would not be petted, leaves it counting") {
+    bed.lease = false;
+    (*dog)->end();
+    CHECK(!bed.said.disarmed);
+    CHECK(bed.said.gone);
+    CHECK(bed.pets_in(60s) == 0);
+  }
   SUBCASE("the end of a process that crashed does not") {
     dog->reset();
     CHECK(!bed.said.disarmed);
@@ -120,6 +127,23 @@ TEST_CASE("watchdog: one that cannot be had as it is needed is refused, and does
   CHECK(bed.said.disarmed);
   CHECK(bed.said.gone);
   CHECK(bed.pets_in(10s) == 0);
+}
+
+TEST_CASE(
+    "watchdog: a mount sends nothing if it says so, and has said it since the lease ran out") {
+  auto lease = TimePoint{50s};
+  BoardMount mount;
+  CHECK(cluster::sends_nothing(mount, lease));  // there is none
+  mount.pid = 7;
+  mount.said = TimePoint{51s};
+  mount.mode = AccessMode::paused;  // no coordinator, say: what has a layout goes on
+  CHECK(!cluster::sends_nothing(mount, lease));
+  mount.gate_closed = true;
+  CHECK(cluster::sends_nothing(mount, lease));
+  mount.said = TimePoint{49s};  // an earlier gap, and there has been a lease since
+  CHECK(!cluster::sends_nothing(mount, lease));
+  mount.said = {};  // one of an earlier version
+  CHECK(!cluster::sends_nothing(mount, lease));
 }
 
 TEST_CASE("watchdog: what is said to the kernel, and what it is said of") {

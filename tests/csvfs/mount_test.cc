@@ -622,6 +622,63 @@ TEST_CASE("mount: handles go on after a takeover that the mount was away for") {
   CHECK(error_of(world.wait(mount.read(base.handle, 0, 4096))) == 0);
 }
 
+TEST_CASE("mount: what goes on too late, and was given up, is neither open nor locked for ever") {
+  auto options = CutOff::quick();
+  options.timing.reconnect_grace = options.timing.lease_term = 1500ms;
+  options.resume_within = 600ms;
+  CutOff at{World{options}};
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", 8192);
+  Mount::LockWish wish;
+  wish.kind = LockKind::whole_file;
+  wish.type = LockType::write;
+  wish.owner = 1;
+  REQUIRE(world.wait(mount.lock(file.handle, wish)));
+  at.cut();
+  // Nobody can say what node 3 has locked before its session has ended, too.
+  world.kill_mount(3);
+  world.take_over();
+  world.cut_off(0);
+  CHECK(error_of(world.wait(mount.read(file.handle, 0, 4096))) == EIO);
+  world.wait(mount.close(file.handle));
+  auto& third = world.mount(4);
+  auto again = open(world, third, "file");
+  int locked = EAGAIN;
+  for (int i = 0; i < 200 && locked == EAGAIN; ++i) {
+    world.wait(sleep(world.loop(), 20ms));
+    locked = error_of(world.wait(third.lock(again.handle, wish)));
+  }
+  CHECK(locked == 0);
+}
+
+TEST_CASE("mount: what is opened while two sessions end is open under the one that follows") {
+  auto options = CutOff::quick();
+  options.timing.reconnect_grace = options.timing.lease_term = 1500ms;
+  CutOff at{World{options}};
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", 8192);
+  Mount::LockWish wish;
+  wish.kind = LockKind::whole_file;
+  wish.type = LockType::write;
+  wish.owner = 1;
+  REQUIRE(world.wait(mount.lock(file.handle, wish)));
+  world.cut_off(2);
+  auto opening = world.begin(mount.open(InodeId{file.attr.inode()}, {}));
+  at.cut();
+  // Until its session has ended, too, nobody can say whether the lock is free.
+  world.kill_mount(3);
+  world.take_over();
+  at.heal();
+  CHECK_FALSE(opening->ready_within(100ms));
+  at.cut();
+  at.heal();
+  auto opened = opening->get();
+  REQUIRE_MESSAGE(opened, opened.error().message());
+  CHECK(mount.session_of(opened->handle) == mount.state().session);
+  CHECK(read(world, mount, opened->handle, 0, 8192) == pattern(8192, 1));
+  CHECK(error_of(world.wait(mount.read(file.handle, 0, 4096))) == EIO);
+}
+
 TEST_CASE("mount: handles of an ended session fail at once if the node is kept out") {
   CutOff at;
   auto& [world, mount, other, session] = at;

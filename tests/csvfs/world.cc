@@ -222,6 +222,7 @@ MountSurroundings World::surroundings(int number, std::shared_ptr<iscsi::RamDisk
   around.volume = kVolume;
   around.node = NodeId{static_cast<std::uint8_t>(number)};
   around.memory = options_.mount_memory;
+  around.resume_within = options_.resume_within;
   return around;
 }
 

@@ -32,6 +32,7 @@ class World {
     std::uint64_t size = 512ull << 20;
     service::Timing timing;
     std::uint64_t coordinator_memory = 320ull << 20, mount_memory = 96ull << 20;
+    Duration resume_within = 30s;
     std::string identity = "naa.6001405c5f000001";
   };
   explicit World(Options options);

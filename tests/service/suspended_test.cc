@@ -261,6 +261,80 @@ TEST_CASE("suspended: who may write a file at the end of the other's session has
   CHECK(world.resumed() == world.but(world.files[0]));
 }
 
+TEST_CASE(
+    "suspended: what was touched while the mount was away, and its session had not ended yet") {
+  Cut world;
+  auto file = world.files[0];
+  auto expected = world.but(file);
+  SUBCASE("opened for writing, and still so") {
+    world.a.disconnect();
+    CHECK(is_good(world.b.call(open_request(file, true))));
+    world.gone();
+  }
+  SUBCASE("opened for writing, and closed") {
+    world.a.disconnect();
+    CHECK(is_good(world.b.call(open_request(file, true))));
+    wire::Request release;
+    release.mutable_release()->set_inode(file);
+    CHECK(is_good(world.b.call(release)));
+    world.gone();
+  }
+  SUBCASE("opened for writing, as it says to a new coordinator") {
+    world.a.disconnect();
+    CHECK(is_good(world.b.call(open_request(file, true))));
+    world.first->crash();
+    world.b.disconnect();
+    world.second.emplace(world.world, 2);
+    wire::Hello says;
+    for (auto each : world.files) says.add_open_inodes(each);
+    says.add_write_inodes(file);
+    REQUIRE(!world.b.connect(*world.second, says).code());
+    world.b.resume_done();
+    world.gone();
+  }
+  SUBCASE("touched, and it came back in between") {
+    world.a.disconnect();
+    CHECK(is_good(world.b.write(file, 10, "y")));
+    REQUIRE(!world.a.connect(*world.first).code());
+    world.a.resume_done();
+    world.a.attr(file);  // which has been heard
+    world.cut();
+    expected = world.files;
+  }
+  CHECK(world.resumed() == expected);
+}
+
+TEST_CASE("suspended: a node is off only once nothing is kept for it, over takeovers too") {
+  Cut world;
+  world.cut();
+  std::atomic<bool> fenced = false;
+  world.first->crash();
+  world.b.disconnect();
+  world.world.cluster_knows = [&](Surroundings& around) {
+    around.fenced = [&] {
+      std::map<NodeId, std::uint64_t> out;
+      if (fenced) out[NodeId{1}] = 1;
+      return out;
+    };
+  };
+  world.second.emplace(world.world, 2);
+  REQUIRE(!world.b.connect(*world.second).code());
+  world.b.resume_done();
+  fenced = true;
+  REQUIRE(
+      world.world.eventually([&] { return world.second->service().off().contains(NodeId{1}); }));
+  world.second->crash();
+  world.b.disconnect();
+  fenced = false;
+  Coordinator third{world.world, 4};
+  REQUIRE(!world.a2.connect(third).code());
+  world.a2.admit();
+  auto reply = world.a2.call(world.request());
+  CHECK(is_good(reply));
+  CHECK(reply.resumed().inodes_size() == 0);
+  world.a2.disconnect();
+}
+
 TEST_CASE("suspended: what the mount has seen of a file must still be there") {
   Cut world;
   world.cut();
