@@ -1017,7 +1017,10 @@ Task<Expected<Mount::Opened>> VolumeMount::opened(OpenedThere there, OpenOptions
   OpenOptions once_more;
   once_more.writes = options.writes;
   for (;;) {
-    while (auto pending = suspended(inode)) co_await pending->changed.wait();
+    while (auto pending = suspended(inode)) {
+      co_await pending->changed.wait();
+      say_again = true;  // another coordinator may have come meanwhile, and not have heard of it
+    }
     if (client_.session() == there.session) break;
     // What it was opened under has ended meanwhile, and there may be no other one yet.
     auto again = co_await open_there(inode, once_more, nullptr);

@@ -329,7 +329,11 @@ bool Replica::majority_for_lease(std::span<const NodeId> nodes, bool witness) co
 }
 
 bool Replica::lets(NodeId node) const {
-  return leases() && member(node) && (state_ == State::formed || together_.contains(node));
+  if (!leases() || !member(node)) return false;
+  if (state_ == State::formed) return true;
+  // Nor by one who has accepted more than was in force: others may have formed on it since.
+  bool newer = stored_ && in_force_ && stored_->tag > in_force_->tag;
+  return together_.contains(node) && !newer;
 }
 
 std::optional<TimePoint> Replica::last_granted(NodeId node) const {
@@ -899,8 +903,10 @@ Task<void> Replica::confirmation() {
   if (view != view_count_) co_return;
   if (held) {
     proven(*held);
-    if (state_ == State::formed && !outstanding_ && !catching_up_ &&
-        witness_tag_ < in_force_->tag) {
+    // What waits for its word would wait for ever if its one store had failed, or was nobody's.
+    const auto* lacks = outstanding_ ? &outstanding_->configuration : &*in_force_;
+    bool is_kept = !outstanding_ || (stored_ && stored_->tag == lacks->tag);
+    if (state_ == State::formed && is_kept && !catching_up_ && witness_tag_ < lacks->tag) {
       catching_up_ = true;
       tasks_.spawn(have_witness_catch_up(view));
     }
@@ -913,7 +919,7 @@ Task<void> Replica::confirmation() {
 
 /// It could not be reached when that was proposed, or was made the witness since.
 Task<void> Replica::have_witness_catch_up(std::uint64_t view) {
-  auto store = store_at_witness(Configuration{*in_force_}, view);
+  auto store = store_at_witness(outstanding_ ? outstanding_->configuration : *in_force_, view);
   co_await store;
   catching_up_ = false;
 }

@@ -210,8 +210,8 @@ Task<Expected<void>> ShareWitness::store(Memory memory) {
     next.promised = std::max(next.promised, number);
     if (!promises) next.tag = memory.tag;
     // What is stored was proposed by its number, so that is nobody's to be promised any more.
-    bool late = number < seen.now.promised ||
-                (promises ? number <= promise_of(seen.now.tag) : memory.tag < seen.now.tag);
+    bool late = number < seen.now.promised || memory.tag < seen.now.tag ||
+                (promises && number <= promise_of(seen.now.tag));
     if (late)
       co_return Error{Errc::superseded,
                       fmt::format("the witness knows configuration {}.{}.{}, and has promised "

@@ -224,6 +224,7 @@ Task<Service::Outcome> Service::open(CallRef call) {
   InodeId inode{asked.inode()};
   bool had = session->open.contains(inode);
   if (had) session->opened_again.insert(inode);
+  session->opened_by_resume.erase(inode);
   // Before anything is looked up, so that a file that loses its last name now is kept for us.
   if (reaping_.contains(inode)) co_return errno_error(ESTALE, "the file has been removed");
   opened(session, inode, asked.writes());
@@ -466,6 +467,8 @@ void Service::closed(const SessionRef& session, InodeId inode) {
   session->open.erase(inode);
   session->open_to_write.erase(inode);
   session->opened_again.erase(inode);
+  session->opened_by_resume.erase(inode);
+  session->written_together.erase(inode);
   auto found = openers_.find(inode);
   if (found == openers_.end()) return;
   found->second.erase(session->id);

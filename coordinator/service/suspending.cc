@@ -23,7 +23,7 @@ std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) con
   if (session.all_touched_meanwhile) return std::nullopt;
   auto touched = [&](InodeId inode) {
     return layouts_.may_write(inode, session.id) || writes_it(inode, session.id) ||
-           session.touched_meanwhile.contains(inode);
+           session.touched_meanwhile.contains(inode) || session.written_together.contains(inode);
   };
   SuspendedRow row;
   row.node = session.node;
@@ -40,6 +40,7 @@ std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) con
     if (id != session.id)
       for (auto inode : other->open_to_write) row.files[inode] = Touch::content;
   for (auto inode : session.touched_meanwhile) row.files[inode] = Touch::content;
+  for (auto inode : session.written_together) row.files[inode] = Touch::content;
   for (auto inode : layouts_.written_by_others(session.id)) row.files[inode] = Touch::content;
   if (row.files.size() > Suspended::kMostTouched) return std::nullopt;
   return row;
@@ -58,11 +59,14 @@ bool Service::writes_it(InodeId inode, SessionId except) const {
 
 /// Sessions that are away, or have not said what they hold, or are being ended, may turn out to
 /// have ended by now. One that comes back goes on as if it had never been away, so this is kept no
-/// longer than until then, and in memory.
+/// longer than until then, and in memory. But two that write a file together never go on with it:
+/// write layouts do not exclude each other, and an answer that was lost is not known to be.
 void Service::note_for_absent(const SessionRef& by, InodeId inode) {
   for (const auto& [id, session] : sessions_) {
     bool present = session->connected() && session->resumed && !session->ending;
-    if (session == by || present || session->all_touched_meanwhile) continue;
+    if (session == by) continue;
+    if (session->open_to_write.contains(inode)) session->written_together.insert(inode);
+    if (present || session->all_touched_meanwhile) continue;
     session->touched_meanwhile.insert(inode);
     if (session->touched_meanwhile.size() <= Suspended::kMostTouched) continue;
     session->touched_meanwhile.clear();
@@ -170,14 +174,17 @@ Task<Service::Outcome> Service::resume(CallRef call) {
     for (const auto& one : asked.locks())
       if (InodeId{one.inode()} == inode) locks.push_back(wish_of(session->id, one));
     // Before anything is looked up, so that a file that loses its last name now is kept for it.
-    bool had = session->open.contains(inode);
+    if (!session->open.contains(inode)) session->opened_by_resume.insert(inode);
     if (!reaping_.contains(inode)) opened(session, inode, file.writes());
     auto goes_on = co_await resume_file(session, SessionId{asked.session()}, file, locks);
     if (goes_on) {
       resumed.add_inodes(raw(inode));
       continue;
     }
-    if (!had) closed(session, inode);
+    // Nor does what an earlier try of the same was given, whose answer got lost.
+    for (const auto& lock : locks) file_locks_.forget(inode, lock.kind, lock.owner);
+    if (!locks.empty()) tell_lock_waiters();
+    if (session->opened_by_resume.contains(inode)) closed(session, inode);
     if (!(goes_on.error() == Errc::refused)) co_return goes_on.error();
     log::info("not resumed node={} inode={} why=\"{}\"", raw(session->node), raw(inode),
               goes_on.error().message());

@@ -236,6 +236,7 @@ Task<void> LockWorkload::all_is_free(std::size_t node, std::function<void()> don
       wish.kind = kind;
       wish.owner = kDescriptor - 1;
       wish.type = LockType::write;
+      wish.wait = true;  // who was interrupted, and offered a lock in that moment, turns it down
       auto locked = co_await mount.lock(opened->handle, wish);
       if (!locked) judge_.fail("a lock is left: " + locked.error().message());
       if (locked) (void)co_await mount.unlock(opened->handle, wish);
