@@ -744,13 +744,15 @@ TEST_CASE("repair: whichever page of the catalog is lost, the others' rows are t
     auto left = v.problems();
     CHECK_MESSAGE(left == "", left);
     auto after = v.files();
-    // What is there with the old blocks is as it was, if not under its old name.
+    // What is there under its own name and with the old blocks is as it was, also in a directory
+    // that was found again without its name.
+    auto last = [](const std::string& of) { return of.substr(of.rfind('/')); };
+    std::set<std::pair<std::string, std::string>> now;
+    for (const auto& [name, text] : after) now.emplace(last(name), text);
     std::size_t same = 0, kept = 0;
-    std::set<std::string> now;
-    for (const auto& [name, text] : after) now.insert(text);
     for (const auto& [name, text] : before) {
       if (auto found = after.find(name); found != after.end() && found->second == text) ++same;
-      kept += now.contains(text) ? 1 : 0;
+      kept += now.count({last(name), text});
     }
     (same == before.size() ? whole : lossy) += 1;
     // One page has at most some hundred rows.
