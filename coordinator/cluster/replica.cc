@@ -904,9 +904,11 @@ Task<void> Replica::confirmation() {
   if (held) {
     proven(*held);
     // What waits for its word would wait for ever if its one store had failed, or was nobody's.
-    const auto* lacks = outstanding_ ? &outstanding_->configuration : &*in_force_;
-    bool is_kept = !outstanding_ || (stored_ && stored_->tag == lacks->tag);
-    if (state_ == State::formed && is_kept && !catching_up_ && witness_tag_ < lacks->tag) {
+    auto lacks = outstanding_ ? outstanding_->configuration.tag
+                 : in_force_  ? in_force_->tag
+                              : ClusterTag{};
+    bool is_kept = !outstanding_ || (stored_ && stored_->tag == lacks);
+    if (state_ == State::formed && is_kept && !catching_up_ && witness_tag_ < lacks) {
       catching_up_ = true;
       tasks_.spawn(have_witness_catch_up(view));
     }
