@@ -39,6 +39,7 @@
 #include "csvfs/base/random.h"
 #include "csvfs/base/status_board.h"
 #include "csvfs/base/thread_worker.h"
+#include "csvfs/base/wake_latency.h"
 #include "iscsi/configured_lun.h"
 
 namespace csv {
@@ -120,6 +121,8 @@ class Csvd final : public Daemon {
         random_{Random::from_system()},
         incarnation_{random_.next() | 1},
         started_{loop.now()},
+        wake_latency_{loop,
+                      config_.hold_wake_latency ? machine_wake_latency() : Function<void(bool)>{}},
         farewells_{loop},
         first_messages_{
             loop, 5s, 256,
@@ -475,6 +478,7 @@ class Csvd final : public Daemon {
       out.reached_by_others = [this, name = volume.name] {
         return voting_->reached_by_peers(name);
       };
+    out.requested = [this] { wake_latency_.request(); };
     out.tag = membership_->tag();
     out.node = config_.node;
     out.cluster = config_.cluster;
@@ -852,6 +856,7 @@ class Csvd final : public Daemon {
   TimePoint started_;
   std::shared_ptr<int> workers_ = std::make_shared<int>(0);
   protocol::HostTransport network_;
+  WakeLatency wake_latency_;
   Farewells farewells_;
   std::unique_ptr<admin::AdminServer> admin_;
   std::unique_ptr<StatusBoard> board_;

@@ -13,6 +13,7 @@
 #include "csvfs/base/io_process.h"
 #include "csvfs/base/log.h"
 #include "csvfs/base/status_board.h"
+#include "csvfs/base/wake_latency.h"
 #include "csvfs/finder.h"
 #include "csvfs/fuse_session.h"
 #include "csvfs/mount.h"
@@ -22,6 +23,7 @@ namespace csv {
 namespace {
 
 constexpr Duration kTick = 1s;
+constexpr Duration kGatePoll = 20ms;  ///< The gate is a number in shared memory: nobody calls.
 constexpr Duration kEndWithin = 15s;
 
 /// The board as the mount sees it: csvd may come later than we do, and go and come again.
@@ -93,7 +95,9 @@ class Daemon {
         transport_{transport},
         board_{options_.board, options_.volume},
         finder_{{&loop, &transport, peers_of(config), [this] { return board_.coordinator(); }}},
-        random_{Random::from_system()} {
+        random_{Random::from_system()},
+        wake_latency_{loop,
+                      config.hold_wake_latency ? machine_wake_latency() : Function<void(bool)>{}} {
     MountSurroundings surroundings;
     surroundings.loop = &loop_;
     surroundings.random = &random_;
@@ -139,6 +143,7 @@ class Daemon {
     FuseSession::Options fuse;
     fuse.source = options_.volume;
     fuse.flags = options_.mount_flags;
+    fuse.requested = [this] { wake_latency_.request(); };
     auto session =
         FuseSession::start(loop_, *mount_, options_.mountpoint, fuse, [this] { leave(); });
     if (!session) {
@@ -192,23 +197,26 @@ class Daemon {
     loop_.stop();
   }
 
+  /// A mount that has said it is closed stays so until it is asked again.
   void tick() {
-    tick_once();
-    loop_.after(kTick, [this] { tick(); });
+    bool closed = tick_once();
+    loop_.after(closed ? kGatePoll : kTick, [this] { tick(); });
   }
 
-  void tick_once() {
-    auto state = mount_->state();
+  /// Whether the gate is closed.
+  bool tick_once() {
     BoardMount out;
+    out.gate_closed = mount_->says_closed();
+    auto state = mount_->state();
     out.pid = static_cast<std::uint32_t>(::getpid());
     out.mode = session_ ? state.mode : AccessMode::unavailable;
     out.reason = state.reason.substr(0, 127);
     out.since = state.since;
     out.reached = state.reached;
-    out.gate_closed = mount_->says_closed();
     out.said = loop_.now();
     out.counters = mount_->counters();
     board_.publish(out);
+    return out.gate_closed;
   }
 
   DaemonOptions options_;
@@ -219,6 +227,7 @@ class Daemon {
   BoardView board_;
   Finder finder_;
   Random random_;
+  WakeLatency wake_latency_;
   bool leaving_ = false, finished_ = false;
   Expected<void> result_;
   std::unique_ptr<FuseSession> session_;

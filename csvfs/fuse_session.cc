@@ -180,6 +180,7 @@ class Session final : public FuseSession {
   }
 
   Expected<void> open(const std::string& mountpoint, const Options& options, int descriptor) {
+    requested_ = options.requested;
     if (options.dying) dying_ = options.dying;
     Arguments arguments{{"csvfs"}};
     session_ = fuse_session_new(arguments.get(), &fuse_ops(), sizeof(fuse_lowlevel_ops), &state_);
@@ -277,6 +278,7 @@ class Session final : public FuseSession {
       request.size = static_cast<std::size_t>(received);
       translate(state_, request);
       ++operations_;
+      if (requested_) requested_();
       fuse_session_process_buf(session_, &request);
       if (fuse_session_exited(session_) != 0) return ended();
     }
@@ -339,6 +341,7 @@ class Session final : public FuseSession {
   bool ended_ = false;
   std::string mountpoint_;
   std::uint64_t operations_ = 0;
+  std::function<void()> requested_;
   std::function<bool(pid_t)> dying_ = is_dying;
   std::list<std::weak_ptr<Owed>> interrupted_;
   bool looking_ = false;

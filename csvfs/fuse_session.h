@@ -25,6 +25,7 @@ class FuseSession {
   struct Options {
     std::string source;  ///< What df and /proc/mounts show: the volume's name.
     MountFlags flags;
+    std::function<void()> requested = {};  ///< With each request of the kernel's; may be empty.
     /// Whether a thread is being killed. Where none is given: from /proc.
     std::function<bool(pid_t)> dying;
   };

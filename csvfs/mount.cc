@@ -127,7 +127,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   [[nodiscard]] MountCounters counters() const override;
   bool says_closed() override { return said_closed_ = loop_->now() >= may_send_until(); }
   [[nodiscard]] State state() const override {
-    auto now = state_;
+    auto now = judge();
     now.reached = admission_.reached();
     return now;
   }
@@ -561,13 +561,13 @@ Mount::State VolumeMount::judge() const {
     now.reason = "requests wait: " + waiting->message();
   else
     now.mode = AccessMode::direct;
+  // Of the mode: what it waits for may change meanwhile.
+  now.since = now.mode == state_.mode ? state_.since : loop_->now();
   return now;
 }
 
 void VolumeMount::look() {
   auto now = judge();
-  // Of the mode: what it waits for may change meanwhile.
-  now.since = now.mode == state_.mode ? state_.since : loop_->now();
   if (now.mode != state_.mode)
     log::info("mount mode={} volume={} session={} reason=\"{}\"",
               now.mode == AccessMode::direct ? "direct" : "paused", surroundings_.volume,

@@ -303,6 +303,7 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
   session->requests.emplace(call->id, bytes);
   session->request_bytes += bytes;
   ++session->total_requests;
+  if (around_.requested) around_.requested();
   tasks_.spawn(handle(std::move(call)));
 }
 

@@ -74,6 +74,7 @@ struct Surroundings {
   /// The volume's LUN has answered a command that another node sent no earlier than this; none:
   /// nothing is known of others.
   std::function<TimePoint()> reached_by_others = {};
+  std::function<void()> requested = {};  ///< With each request of a mount's; may be empty.
   NodeId node{};
   std::uint16_t cluster = 0;
   ClusterTag tag;

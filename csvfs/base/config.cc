@@ -141,6 +141,7 @@ Expected<Config> read(const toml::table& root, const std::string& file) {
                           "not reset the machine before its mounts have closed");
   if (out.watchdog.empty() && root["node"]["watchdog_timeout_s"])
     return node.clash("watchdog_timeout_s", "it belongs to watchdog, which is not there");
+  out.hold_wake_latency = CSV_TRY(node.boolean("hold_wake_latency", true));
   CSV_TRY(node.nothing_else());
 
   std::set<NodeId> ids{out.node};

@@ -63,6 +63,7 @@ struct Config {
   /// A device's path (coordinator/cluster/watchdog.h); empty: none is used.
   std::string watchdog;
   Duration watchdog_timeout = kShortestWatchdog;  ///< Whole seconds.
+  bool hold_wake_latency = true;                  ///< csvfs/base/wake_latency.h
   NodeId node{};
   std::string node_name;
   std::string listen;  ///< "address:port", numeric; where mounts and peers reach this csvd.
