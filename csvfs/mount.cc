@@ -125,9 +125,13 @@ class VolumeMount final : public Mount, private Client::Owner {
                                                                 : found->second.file->session;
   }
   [[nodiscard]] MountCounters counters() const override;
-  bool says_closed() override { return said_closed_ = loop_->now() >= may_send_until(); }
+  bool says_closed() override {
+    said_closed_ = loop_->now() >= may_send_until();
+    look();  // wakes nobody before the caller has passed it on
+    return said_closed_;
+  }
   [[nodiscard]] State state() const override {
-    auto now = judge();
+    auto now = state_;
     now.reached = admission_.reached();
     return now;
   }
@@ -561,13 +565,13 @@ Mount::State VolumeMount::judge() const {
     now.reason = "requests wait: " + waiting->message();
   else
     now.mode = AccessMode::direct;
-  // Of the mode: what it waits for may change meanwhile.
-  now.since = now.mode == state_.mode ? state_.since : loop_->now();
   return now;
 }
 
 void VolumeMount::look() {
   auto now = judge();
+  // Of the mode: what it waits for may change meanwhile.
+  now.since = now.mode == state_.mode ? state_.since : loop_->now();
   if (now.mode != state_.mode)
     log::info("mount mode={} volume={} session={} reason=\"{}\"",
               now.mode == AccessMode::direct ? "direct" : "paused", surroundings_.volume,

@@ -76,7 +76,7 @@ on node1 csvctl volume add volume2 "$lun2" | grep -q 'csvd has taken: volume2' |
 on node1 csvctl volume start volume2
 on node1 mount -t csvfs volume2 /clusterstorage/volume2
 on node1 sh -c 'echo here >/clusterstorage/volume2/file'
-says node1 'volume2 .*node1 +direct +/clusterstorage/volume2' volume list
+comes node1 'volume2 .*node1 +direct +/clusterstorage/volume2' volume list
 comes node1 'All is well' status
 on node1 sed -i 's/^sessions = 2/sessions = 3/' /etc/csvfs/csvd.toml
 says node1 'only after csvd was restarted: volume volume1' reload
