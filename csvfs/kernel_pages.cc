@@ -218,6 +218,18 @@ std::vector<Range> parts(std::vector<Range> ranges) {
 
 }  // namespace
 
+void KernelPages::target_lost() {
+  for (const auto& [inode, file] : io_->files().all())
+    if (!file->pages.held.all().empty()) tasks_.spawn(renew(file));
+}
+
+Task<void> KernelPages::renew(FilePtr file) {
+  ++file->pages.renewed;
+  co_await clear(file, {0, kEnd});
+  --file->pages.renewed;
+  file->changed.notify();
+}
+
 // --- The lease --------------------------------------------------------------------------------
 
 /// What programs see in pages is answered by nobody: without a lease it has to go.

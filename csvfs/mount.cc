@@ -288,6 +288,7 @@ void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
     events::report(events::Severity::error, "lun", surroundings_.volume,
                    "the target lost power, and what its write cache held: files written and not "
                    "synced since will answer one fsync with EIO");
+    pages_.target_lost();
     // Should it live still: what is under way on it may have been taken back.
     admission_.lost(admission_.path(), Error{Errc::lun_lost, "the target lost power"});
   }
@@ -1111,6 +1112,7 @@ Task<Expected<Mount::Content>> VolumeMount::read(Handle handle, std::uint64_t of
     CSV_CO_TRY(file, co_await live(handle));
     if (length == 0) co_return Content{};
     bool counts = handles_.at(handle).accessed;
+    while (file->pages.renewed > 0 && !file->ended) co_await file->changed.wait();
     auto content = co_await io_.read(file, offset, length);
     if (!content && do_again(*file, content.error())) continue;
     timed(counters_.reads, counters_.read_us, began);

@@ -455,6 +455,9 @@ void Replica::watch_forming() {
       return look();
     }
     watch_forming();
+    // Enough of them are here, but some may be unable to store (a full disk): its voice may be
+    // what is missing, and the next turn has it.
+    if (!holding() && keeps_witness()) arbitrate();
     if (newest->nodes.contains(with_.node)) form(Configuration{*newest});
   });
 }
@@ -601,8 +604,6 @@ void Replica::saved(const Expected<void>& result) {
       kept.configuration->tag == outstanding_->configuration.tag) {
     *message.mutable_stored()->mutable_tag() = to_wire(kept.configuration->tag);
     send(message);
-    // Only then: a witness must not know of what no node has, or nobody could go on with it.
-    if (keeps_witness()) tasks_.spawn(store_at_witness(*kept.configuration, view_count_));
   }
   if (promises && greeted_self_) {
     *message.mutable_promised() = to_wire(promised_);
@@ -621,10 +622,15 @@ void Replica::saved(const Expected<void>& result) {
 
 void Replica::take_stored(Member from, const wire::GroupMessage& message) {
   if (!outstanding_ || from_wire(message.stored().tag()) != outstanding_->configuration.tag) return;
-  if (message.stored().witness())
+  if (message.stored().witness()) {
     outstanding_->stored_by_witness = true;
-  else
+  } else {
+    // Only now: a witness must not know of what no node has, or nobody could go on with it. Not
+    // when this one has it: its disk may be full.
+    if (outstanding_->stored_on.empty() && keeps_witness())
+      tasks_.spawn(store_at_witness(outstanding_->configuration, view_count_));
     outstanding_->stored_on.insert(from.node);
+  }
   check_commit();
 }
 
@@ -907,7 +913,7 @@ Task<void> Replica::confirmation() {
     auto lacks = outstanding_ ? outstanding_->configuration.tag
                  : in_force_  ? in_force_->tag
                               : ClusterTag{};
-    bool is_kept = !outstanding_ || (stored_ && stored_->tag == lacks);
+    bool is_kept = !outstanding_ || !outstanding_->stored_on.empty();
     if (state_ == State::formed && is_kept && !catching_up_ && witness_tag_ < lacks) {
       catching_up_ = true;
       tasks_.spawn(have_witness_catch_up(view));

@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -27,10 +28,11 @@ struct Life {
   /// Of a node's way to the witness; null where there is none.
   using MakeWitness = std::function<std::unique_ptr<Witness>(SimLoop&, Replica&, std::size_t)>;
 
-  Life(World& world, Group& group, std::size_t node, Kept& content, MakeWitness make_witness = {})
+  Life(World& world, Group& group, std::size_t node, Kept& content, MakeWitness make_witness = {},
+       const bool* full = nullptr)
       : loop{world, "node" + std::to_string(node + 1), {}},
         engine{group.engine(loop, id(node))},
-        disk{world, loop, content} {
+        disk{world, loop, content, full} {
     Replica::Surroundings around;
     around.loop = &loop;
     around.engine = engine.get();
@@ -79,7 +81,8 @@ struct Life {
 };
 
 struct Bed {
-  explicit Bed(std::uint64_t seed, std::size_t n) : world{seed}, group{world}, disks(n), lives(n) {}
+  explicit Bed(std::uint64_t seed, std::size_t n)
+      : world{seed}, group{world}, disks(n), full(n), lives(n) {}
   ~Bed() {
     for (auto& each : lives) each.reset();
   }
@@ -98,7 +101,8 @@ struct Bed {
   }
   /// Its csvd alone: the engine's group is as it was.
   void restart(std::size_t node) {
-    lives[node] = std::make_unique<Life>(world, group, node, disks[node], make_witness);
+    lives[node] =
+        std::make_unique<Life>(world, group, node, disks[node], make_witness, &full[node]);
     lives[node]->on_change = [this, node] { judge(node); };
   }
   void kill(std::size_t node) { lives[node].reset(); }
@@ -214,6 +218,7 @@ struct Bed {
   World world;
   Group group;
   std::vector<Kept> disks;
+  std::deque<bool> full;  ///< Which of them take nothing.
   std::vector<std::unique_ptr<Life>> lives;
   std::map<ClusterTag, Configuration> in_force;
   std::string broken;

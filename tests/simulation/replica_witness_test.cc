@@ -283,6 +283,17 @@ TEST_CASE("replica witness: what it has missed it is given when it answers again
 
 // ---------------------------------------------------------------------------- forming
 
+TEST_CASE("replica witness: of two nodes one whose disk is full keeps nobody from going on") {
+  for (std::size_t full : {0, 1}) {
+    Beside bed{14, 2};
+    bed.full[full] = true;
+    bed.restart(1 - full);
+    REQUIRE(bed.run_until([&] { return !bed.formed(0) || !bed.formed(1); }));
+    CHECK(bed.run_until([&] { return bed.formed(0) && bed.formed(1); }));
+    CHECK(bed.change(1 - full, add_volume("made")));
+  }
+}
+
 TEST_CASE("replica witness: a hold that runs out while it forms is proven anew") {
   Beside bed{5, 2};
   bed.power_off(1);
