@@ -1387,6 +1387,7 @@ TEST_CASE("takeover: a power loss of the storage keeps everything that was ackno
     a.admit();
     file = a.create("f");
     REQUIRE(a.write(file, 0, "written into new space").failure().code() == 0);
+    REQUIRE(a.truncate(file, kBlock).failure().code() == 0);
     auto layout = a.layout(file, kBlock, 64 * 1024, true);
     REQUIRE(layout.grant() != 0);
     REQUIRE(a.lun_write(layout.segments(layout.segments_size() - 1).lun_offset(),
