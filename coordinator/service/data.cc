@@ -66,6 +66,9 @@ bool is_space_short(const Error& error) {
   return error == std::error_code{ENOSPC, std::generic_category()};
 }
 
+/// Or it has yet to become free, for which it was waited in vain.
+bool is_space_wanting(const Error& error) { return is_space_short(error) || error == Errc::retry; }
+
 Expected<void> must_be_file(const volume::Attr& attr) {
   if (S_ISREG(attr.mode)) return {};
   return errno_error(S_ISDIR(attr.mode) ? EISDIR : EINVAL, "not a regular file");
@@ -414,7 +417,7 @@ Task<Expected<Service::Prepared>> Service::prepare_write(SessionRef session, Ino
     auto moved = co_await unshare(session, inode, shared);
     // There may be enough for the blocks that are written, of which a redirected write copies no
     // more.
-    if (!moved && is_space_short(moved.error())) co_return Prepared::no;
+    if (!moved && is_space_wanting(moved.error())) co_return Prepared::no;
     if (!moved) co_return moved.error();
     co_return Prepared::yes;
   }
@@ -481,7 +484,7 @@ Task<Expected<void>> Service::give_grant(SessionRef session, InodeId inode, Bloc
                                          std::uint64_t least) {
   least = std::min(least, hole.count());
   auto reserved = co_await reserve(session, inode, hole.count());
-  if (!reserved && is_space_short(reserved.error()) && least < hole.count())
+  if (!reserved && is_space_wanting(reserved.error()) && least < hole.count())
     reserved = co_await reserve(session, inode, least);
   if (!reserved) co_return reserved.error();
   auto runs = std::move(*reserved);

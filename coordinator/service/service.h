@@ -348,7 +348,8 @@ class Service final : public VolumeService {
   Task<Expected<HeartbeatSlot>> read_slot(NodeId node);
   Task<void> maintain();
   /// One round of making freed blocks free. False: there was nothing to be done, and nothing has
-  /// become free since times_freed_ was `freed_before`.
+  /// become free since times_freed_ was `freed_before`. Errc::retry: a request has waited long
+  /// enough with its locks.
   Task<Expected<bool>> free_space(SessionRef on_behalf, std::uint64_t freed_before);
   Task<Expected<bool>> free_dying();
   Task<void> find_orphans();
