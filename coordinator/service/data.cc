@@ -649,7 +649,8 @@ Task<Service::Outcome> Service::write(CallRef call) {
     auto alone =
         co_await quiet(session, inode, {.layouts = range, .reads_too = moves, .pages = pages});
     if (!alone) co_return alone.error();
-    if (std::exchange(clear_grants, false)) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
+    bool cleared = std::exchange(clear_grants, false);
+    if (cleared) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
     CSV_CO_TRY(seen, co_await look_where_to_write(call));
     if (asked.within() && seen.offset + length > seen.attr.size) {
       cancel_reservation(std::move(seen.reserved));
@@ -671,6 +672,11 @@ Task<Service::Outcome> Service::write(CallRef call) {
     if (anything_in_the_way(session, inode, all)) {
       range = needed;
     } else if (any_granted(seen.map)) {
+      if (cleared) {
+        cancel_reservation(std::move(seen.reserved));
+        co_return Error{Errc::corrupt, "blocks of inode " + std::to_string(raw(inode)) +
+                                           " are granted to a session that there is not"};
+      }
       // Granted to nobody that holds it: left from before a takeover. Certain only once nobody
       // holds anything of the file.
       range = kWholeFile;

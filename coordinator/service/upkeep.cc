@@ -400,14 +400,20 @@ Task<void> Service::reap(InodeId inode) {
 Task<void> Service::clean_up_ended() {
   for (;;) {
     auto all = ended_;
+    bool failed = false;
     for (auto session : all) {
       auto cleaned = co_await clean_up(session);
-      // Stays in the catalog for the next takeover.
-      if (!cleaned)
-        log::warning("session not cleaned up session={} reason=\"{}\"", raw(session),
-                     cleaned.error().message());
-      ended_.erase(session);
+      if (cleaned) {
+        ended_.erase(session);
+        continue;
+      }
+      // Not forgotten: whoever finds blocks of its grants takes them from those he knows of.
+      failed = true;
+      log::warning("session not cleaned up session={} reason=\"{}\"", raw(session),
+                   cleaned.error().message());
     }
+    if (failed) co_await sleep(loop_, kCleanAgain);
+    if (!serving()) co_return;
     if (ended_.empty()) co_await clean_due_.wait();
   }
 }

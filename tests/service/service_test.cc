@@ -6,7 +6,10 @@
 
 #include "coordinator/protocol/failure.h"
 #include "coordinator/service/takeover.h"
+#include "coordinator/volume/database.h"
+#include "coordinator/volume/volume.h"
 #include "csvfs/base/heartbeat_slot.h"
+#include "iscsi/blocking_lun.h"
 #include "tests/service/harness.h"
 
 using namespace csv;
@@ -1688,4 +1691,41 @@ TEST_CASE(
   CHECK(is_errno(insist(a, waits), ESTALE));
   coordinator.close();
   CHECK(world.problems().empty());
+}
+
+TEST_CASE(
+    "write: to blocks that are granted to nobody there is, is refused, and not tried for ever") {
+  World world;
+  std::uint64_t file = 0;
+  {
+    Coordinator former{world, 1};
+    Client a{world, 1, 11};
+    REQUIRE(!a.connect(former).code());
+    a.admit();
+    file = a.create("f");
+    REQUIRE(a.layout(file, 0, 16 * kMiB, true).grant() != 0);
+  }
+  {
+    // A catalog that is damaged so.
+    auto lun = world.disk->connect(world.loop, world.lun_options(3));
+    REQUIRE(lun);
+    ThreadBlocking blocking;
+    iscsi::BlockingLun io{**lun, blocking};
+    REQUIRE(io.register_key(make_key({4711, NodeId{63}, KeyRole::mount, 1})));
+    auto store = csv::volume::open_catalog_store(io, world.info, world.random);
+    REQUIRE_MESSAGE(store, store.error().message());
+    auto database = csv::volume::Database::open((*store)->path(), (*store)->vfs(), {});
+    REQUIRE_MESSAGE(database, database.error().message());
+    auto done = (*database)->execute("UPDATE extents SET grant_id=999 WHERE file_block>=2048");
+    REQUIRE_MESSAGE(done, done.error().message());
+    REQUIRE((*database)->checkpoint());
+  }
+  Coordinator next{world, 2};
+  Client again{world, 1, 12}, b{world, 2, 22};
+  REQUIRE(!again.connect(next).code());
+  REQUIRE(!b.connect(next).code());
+  auto refused = b.write(file, 8 * kMiB, "to what was granted");
+  CHECK_MESSAGE(error_of(refused) == Errc::corrupt, refused.failure().message());
+  CHECK(b.write(file, 0, "to what was granted to one who is gone").failure().code() == 0);
+  CHECK(b.create("and all else goes on") != 0);
 }
