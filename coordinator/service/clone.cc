@@ -41,7 +41,7 @@ struct Sizes {
 };
 
 /// How many of the bytes asked for can share blocks. The last block may be shared although the file
-/// ends inside of it, if that becomes the end of the other one as well: behind it are zeros.
+/// ends inside of it, if that becomes the end of the other one as well.
 std::uint64_t whole_blocks(const wire::Clone& asked, Sizes sizes) {
   auto left = sizes.from - std::min(sizes.from, asked.offset());
   auto bytes = std::min({asked.length(), kMostCloned, left});
@@ -136,6 +136,8 @@ Task<Service::Outcome> Service::clone(CallRef call) {
       if (anything_in_the_way(session, into, target)) continue;
     }
     CSV_CO_CHECK(co_await touches(session, into, Touch::content));
+    if (asked.into_offset() > sizes.into)
+      CSV_CO_CHECK(co_await clear_behind_end(session, into, sizes.into));
     // What was written there is as durable as the clone is: who syncs the one file has it.
     CSV_CO_CHECK(judge(co_await content_.flush()));
     auto body = [call, bytes, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {

@@ -66,6 +66,9 @@ bool is_space_short(const Error& error) {
   return error == std::error_code{ENOSPC, std::generic_category()};
 }
 
+/// Or it has yet to become free, for which it was waited in vain.
+bool is_space_wanting(const Error& error) { return is_space_short(error) || error == Errc::retry; }
+
 Expected<void> must_be_file(const volume::Attr& attr) {
   if (S_ISREG(attr.mode)) return {};
   return errno_error(S_ISDIR(attr.mode) ? EISDIR : EINVAL, "not a regular file");
@@ -241,6 +244,7 @@ Task<Service::Outcome> Service::layout(CallRef call) {
 
   if (asked.pages() != 0) co_return co_await claim_pages(call, inode, range);
   Layouts::Hold hold;
+  bool prepared = false;  // as far as it can be
   for (int round = 0; round < kLayoutRounds; ++round) {
     if (asked.write() && layouts_.shipped(inode)) co_return shipped_answer();
     // Who has not come back yet may have mapped it. Through us it can be read at once, and written
@@ -293,13 +297,14 @@ Task<Service::Outcome> Service::layout(CallRef call) {
     }
     auto ready = lay_out_for_writing(layout, seen->map, range, seen->attr.size,
                                      layouts_.grant(inode, session->id));
-    if (ready == range.count() || (ready > 0 && round > 0)) {
+    if (ready == range.count() || prepared || (ready > 0 && round > 0)) {
       keep_layouts_bounded(session);
       co_return std::move(answer);
     }
     lock.release();
     CSV_CO_TRY(can_be, co_await prepare_write(session, inode, range, seen->attr.size));
-    if (!can_be) co_return shipped_answer();
+    if (can_be == Prepared::no) co_return shipped_answer();
+    prepared = can_be == Prepared::as_far_as_it_is;
   }
   // Others keep taking away what was made ready: let the coordinator do it.
   co_return shipped_answer();
@@ -367,9 +372,9 @@ Task<Service::Outcome> Service::claim_pages(CallRef call, InodeId inode, Blocks 
 }
 
 /// Makes what it can of `asked` writable under a layout: below the end stable, beyond it granted.
-/// False where neither is possible.
-Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, Blocks asked,
-                                            std::uint64_t size_seen) {
+/// `no` where neither is possible.
+Task<Expected<Service::Prepared>> Service::prepare_write(SessionRef session, InodeId inode,
+                                                         Blocks asked, std::uint64_t size_seen) {
   bool beyond = asked.end > blocks_up(size_seen);
   Blocks steps{step_down(asked.first), std::min(kLastBlock, step_up(asked.end))};
   auto lock = co_await locks_.lock(inode, {steps.first, beyond ? kLastBlock : steps.end},
@@ -403,7 +408,7 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
     auto alone = co_await quiet(session, inode, {.layouts = kWholeFile});
     if (!alone) co_return alone.error();
     CSV_CO_CHECK(co_await drop_unknown_grants(inode));
-    co_return true;
+    co_return Prepared::yes;
   }
   if (shared.first < shared.end) {
     // Its place changes, for which others' layouts to read must come back.
@@ -412,13 +417,21 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
     auto moved = co_await unshare(session, inode, shared);
     // There may be enough for the blocks that are written, of which a redirected write copies no
     // more.
-    if (!moved && is_space_short(moved.error())) co_return false;
+    if (!moved && is_space_wanting(moved.error())) co_return Prepared::no;
     if (!moved) co_return moved.error();
-    co_return true;
+    co_return Prepared::yes;
   }
   if (missing) CSV_CO_CHECK(co_await make_stable(session, inode, std::move(pieces)));
-  if (asked.end <= inside || !beyond) co_return true;
+  if (asked.end <= inside || !beyond) co_return Prepared::yes;
 
+  // A commit would put what is behind an end inside of a block into the middle of the file, and
+  // cannot clear it: others may be writing there. Who writes through us does, and then goes on from
+  // a block's boundary. An end that a commit leaves inside of a block has zeros behind it, and
+  // whatever else moves the end takes the grants back.
+  if (auto last = seen.attr.size / kBlockSize; last < inside) {
+    CSV_CO_TRY(end, co_await look(inode, {last, last + 1}));
+    if (is_content(end.map.front())) co_return Prepared::as_far_as_it_is;
+  }
   auto from = std::max(asked.first, inside);
   auto step = std::clamp(blocks_up(seen.attr.size) / 8, kStep, kLargestGrant);
   Blocks ahead{from, std::min(kLastBlock, std::max(from + step, asked.end))};
@@ -427,13 +440,14 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
     if (each.state == BlockState::granted && each.grant == mine) continue;
     // Space that fallocate put beyond the end: writing there directly, before the size says so,
     // would leave content beyond the end. What was found before it can be used.
-    if (each.state != BlockState::hole) co_return each.file_block > from;
-    if (each.file_block >= asked.end) co_return true;
+    if (each.state != BlockState::hole)
+      co_return each.file_block > from ? Prepared::yes : Prepared::no;
+    if (each.file_block >= asked.end) co_return Prepared::yes;
     auto least = asked.end - each.file_block;
     CSV_CO_CHECK(co_await give_grant(session, inode, blocks_of(each), least));
-    co_return true;
+    co_return Prepared::yes;
   }
-  co_return true;
+  co_return Prepared::yes;
 }
 
 /// Pieces below the end that are holes or unwritten become written zeros: from then on their
@@ -470,7 +484,7 @@ Task<Expected<void>> Service::give_grant(SessionRef session, InodeId inode, Bloc
                                          std::uint64_t least) {
   least = std::min(least, hole.count());
   auto reserved = co_await reserve(session, inode, hole.count());
-  if (!reserved && is_space_short(reserved.error()) && least < hole.count())
+  if (!reserved && is_space_wanting(reserved.error()) && least < hole.count())
     reserved = co_await reserve(session, inode, least);
   if (!reserved) co_return reserved.error();
   auto runs = std::move(*reserved);
@@ -635,7 +649,8 @@ Task<Service::Outcome> Service::write(CallRef call) {
     auto alone =
         co_await quiet(session, inode, {.layouts = range, .reads_too = moves, .pages = pages});
     if (!alone) co_return alone.error();
-    if (std::exchange(clear_grants, false)) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
+    bool cleared = std::exchange(clear_grants, false);
+    if (cleared) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
     CSV_CO_TRY(seen, co_await look_where_to_write(call));
     if (asked.within() && seen.offset + length > seen.attr.size) {
       cancel_reservation(std::move(seen.reserved));
@@ -652,11 +667,16 @@ Task<Service::Outcome> Service::write(CallRef call) {
       pages.first = needed.first;
     }
     // What is shared is written elsewhere: layouts to read it must come back, too.
-    moves = any_shared(seen.map);
+    moves = any_shared(seen.map) || seen.last == BlockState::shared;
     InTheWay all{.layouts = needed, .reads_too = moves, .pages = pages};
     if (anything_in_the_way(session, inode, all)) {
       range = needed;
     } else if (any_granted(seen.map)) {
+      if (cleared) {
+        cancel_reservation(std::move(seen.reserved));
+        co_return Error{Errc::corrupt, "blocks of inode " + std::to_string(raw(inode)) +
+                                           " are granted to a session that there is not"};
+      }
       // Granted to nobody that holds it: left from before a takeover. Certain only once nobody
       // holds anything of the file.
       range = kWholeFile;
@@ -682,6 +702,9 @@ Task<Expected<Service::WriteLook>> Service::look_where_to_write(CallRef call) {
     if (length > kMaxSize - seen.offset) return errno_error(EFBIG, "write");
     auto range = blocks_of(seen.offset, length);
     seen.map = CSV_TRY(catalog.map(inode, range.first, range.count()));
+    auto last = seen.attr.size / kBlockSize;
+    if (last < range.first && seen.attr.size % kBlockSize != 0)
+      seen.last = CSV_TRY(catalog.map(inode, last, 1)).front().state;
     auto needed = space_needed(seen.map);
     if (needed == 0) return seen;
     auto runs = catalog.reserve_space(inode, needed, 0, kMostRuns);
@@ -705,7 +728,11 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
   auto end = offset + length;
   auto range = blocks_of(offset, length);
   auto runs = std::move(seen.reserved);
-  auto composed = co_await compose(call, offset, seen.map);
+  auto composed = co_await compose(call, offset, seen.map, seen.attr.size);
+  if (composed && seen.last) {
+    auto cleared = co_await clear_behind_end(call->session, inode, seen.attr.size);
+    if (!cleared) composed = cleared.error();
+  }
   if (!composed) {
     cancel_reservation(std::move(runs));
     co_return composed.error();
@@ -770,10 +797,10 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
   co_return std::move(outcome);
 }
 
-/// Whole blocks as they are to stand: the request's content, around it what was there, and zeros
-/// where nothing was. Bytes beyond the end are zeros on the LUN already, so they stay so.
+/// Whole blocks as they are to stand: the request's content, around it what was there of the file
+/// with this `size`, and zeros where nothing was.
 Task<Expected<Content::BufferRef>> Service::compose(CallRef call, std::uint64_t offset,
-                                                    std::vector<Mapping> map) {
+                                                    std::vector<Mapping> map, std::uint64_t size) {
   std::uint64_t length = call->content->size();
   auto range = blocks_of(offset, length);
   auto skip = offset % kBlockSize;
@@ -792,6 +819,9 @@ Task<Expected<Content::BufferRef>> Service::compose(CallRef call, std::uint64_t 
   bool same_block = skip != 0 && range.count() == 1;
   if ((offset + length) % kBlockSize != 0 && !same_block) keep(range.end - 1);
   CSV_CO_CHECK(judge(co_await content_.read(image, std::move(pieces))));
+  auto inside = size - std::min(size, range.first * kBlockSize);
+  auto behind = image->span().subspan(std::min<std::uint64_t>(inside, image->size()));
+  std::fill(behind.begin(), behind.end(), std::byte{});
   auto from = call->content->span();
   std::copy(from.begin(), from.end(), image->span().begin() + static_cast<std::ptrdiff_t>(skip));
   co_return image;
@@ -821,12 +851,8 @@ Task<Service::Outcome> Service::truncate(CallRef call, InodeId inode, std::uint6
     seen = std::move(again);
   }
   CSV_CO_CHECK(co_await touches(call->session, inode, Touch::content));
-  if (size < seen.attr.size && size % kBlockSize != 0) {
-    // To the end of the block: behind the size there may be what a coordinator wrote there and then
-    // died before its transaction.
-    CSV_CO_CHECK(co_await zero_bytes(call->session, inode, size, blocks_up(size) * kBlockSize));
-    CSV_CO_CHECK(judge(co_await content_.flush()));
-  }
+  auto former = seen.attr.size;
+  if (size > former) CSV_CO_CHECK(co_await clear_behind_end(call->session, inode, former));
   auto body = [inode, size, change, drop_set_id,
                now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
     CSV_TRY(catalog.truncate(inode, size, now));
@@ -836,17 +862,55 @@ Task<Service::Outcome> Service::truncate(CallRef call, InodeId inode, std::uint6
     fill(*reply.mutable_attr(), attr);
     return reply;
   };
-  co_return co_await settle(call, std::move(body));
+  auto outcome = co_await settle(call, std::move(body));
+  // Not before: it would be gone from a file that stays as long as it was, should we die, or the
+  // session end, in between. So it may also be left undone.
+  if (outcome && size < former)
+    (void)co_await zero_bytes(call->session, inode, size, blocks_up(size) * kBlockSize,
+                              {.of_shared = false});
+  co_return std::move(outcome);
+}
+
+/// Behind the end of a file, up to the end of its block, there may be anything: a write that ended
+/// before its transaction, what a truncation cut off, of a shared block the rest of the other file.
+/// Nobody reads it. Whoever moves the end on, and does not write from it on, first comes here,
+/// alone with the block (with those who read under a layout, if it is not shared).
+Task<Expected<void>> Service::clear_behind_end(SessionRef on_behalf, InodeId inode,
+                                               std::uint64_t size) {
+  // Past the volatile cache before the transaction that shows it.
+  co_return co_await zero_bytes(on_behalf, inode, size, blocks_up(size) * kBlockSize,
+                                {.durable = Content::Durable::yes});
+}
+
+/// As quiet(), of the whole file, for what may move the end to `end` and does not write from the
+/// former one on.
+Task<Expected<Service::Quiet>> Service::quiet_to_grow(SessionRef on_behalf, InodeId inode,
+                                                      InTheWay what, std::uint64_t end) {
+  for (;;) {
+    auto alone = co_await quiet(on_behalf, inode, what);
+    if (!alone) co_return alone.error();
+    CSV_CO_TRY(file, co_await look(inode, {}));
+    auto size = file.attr.size, last = size / kBlockSize;
+    if (end <= size || size % kBlockSize == 0) co_return std::move(alone);
+    CSV_CO_TRY(seen, co_await look(inode, {last, last + 1}));
+    auto state = seen.map.front().state;
+    what.layouts = {std::min(what.layouts.first, last), std::max(what.layouts.end, last + 1)};
+    what.reads_too = what.reads_too || state == BlockState::shared;  // it moves
+    if (anything_in_the_way(on_behalf, inode, what)) continue;
+    CSV_CO_CHECK(co_await clear_behind_end(on_behalf, inode, size));
+    co_return std::move(alone);
+  }
 }
 
 /// [from, to) lies in one block, of which nobody has a layout.
 Task<Expected<void>> Service::zero_bytes(SessionRef on_behalf, InodeId inode, std::uint64_t from,
-                                         std::uint64_t to) {
+                                         std::uint64_t to, Zeros how) {
   if (from >= to) co_return Expected<void>{};
   auto block = from / kBlockSize;
   CSV_CO_TRY(seen, co_await look(inode, {block, block + 1}));
   const auto& piece = seen.map.front();
   if (!is_content(piece)) co_return Expected<void>{};
+  if (piece.state == BlockState::shared && !how.of_shared) co_return Expected<void>{};
   auto buffer = std::make_shared<Buffer>(kBlockSize);
   std::vector<Content::Piece> whole{{piece.lun_block * kBlockSize, 0, kBlockSize}};
   CSV_CO_CHECK(judge(co_await content_.read(buffer, whole)));
@@ -854,7 +918,7 @@ Task<Expected<void>> Service::zero_bytes(SessionRef on_behalf, InodeId inode, st
   std::fill(part_to_clear.begin(), part_to_clear.end(), std::byte{});
   if (piece.state == BlockState::shared)
     co_return co_await move_to_own(on_behalf, inode, piece, buffer);
-  CSV_CO_CHECK(judge(co_await content_.write(buffer, whole)));
+  CSV_CO_CHECK(judge(co_await content_.write(buffer, whole, how.durable)));
   co_return Expected<void>{};
 }
 
@@ -894,7 +958,7 @@ Task<Expected<void>> Service::fill_holes(SessionRef on_behalf, InodeId inode, Bl
   co_return Expected<void>{};
 }
 
-/// The end of an allocation: the size, unless it is to be kept.
+/// The end of an allocation: the size, unless it is to be kept. Under quiet_to_grow().
 Task<Service::Outcome> Service::settle_size(CallRef call, bool keep_size) {
   const auto& asked = call->request.allocate();
   InodeId inode{asked.inode()};
@@ -916,14 +980,16 @@ Task<Service::Outcome> Service::fill_space(CallRef call) {
   const auto& asked = call->request.allocate();
   InodeId inode{asked.inode()};
   auto range = blocks_of(asked.offset(), asked.length());
-  auto alone = co_await quiet(call->session, inode, {.layouts = kWholeFile});
+  bool keep_size = (asked.mode() & FALLOC_FL_KEEP_SIZE) != 0;
+  auto end = keep_size ? 0 : asked.offset() + asked.length();
+  auto alone = co_await quiet_to_grow(call->session, inode, {.layouts = kWholeFile}, end);
   if (!alone) co_return alone.error();
   CSV_CO_CHECK(co_await touches(call->session, inode, Touch::content));
   CSV_CO_TRY(seen, co_await look(inode, range));
   // Granted blocks are not holes, but would become some again when the grant ends.
   if (any_granted(seen.map)) CSV_CO_CHECK(co_await drop_unknown_grants(inode));
   CSV_CO_CHECK(co_await fill_holes(call->session, inode, range));
-  co_return co_await settle_size(call, (asked.mode() & FALLOC_FL_KEEP_SIZE) != 0);
+  co_return co_await settle_size(call, keep_size);
 }
 
 /// Zeros in the blocks that a range covers only in part. Returns those that it covers wholly, where
@@ -934,9 +1000,9 @@ Task<Expected<Blocks>> Service::zero_edges(SessionRef on_behalf, InodeId inode,
   bool to_the_end = end >= seen.attr.size;
   Blocks inner{blocks_up(offset), to_the_end ? blocks_up(end) : end / kBlockSize};
   CSV_CO_CHECK(
-      co_await zero_bytes(on_behalf, inode, offset, std::min(end, inner.first * kBlockSize)));
+      co_await zero_bytes(on_behalf, inode, offset, std::min(end, inner.first * kBlockSize), {}));
   if (!to_the_end && inner.end >= inner.first)
-    CSV_CO_CHECK(co_await zero_bytes(on_behalf, inode, inner.end * kBlockSize, end));
+    CSV_CO_CHECK(co_await zero_bytes(on_behalf, inode, inner.end * kBlockSize, end, {}));
   // Before the transaction that answers for it.
   CSV_CO_CHECK(judge(co_await content_.flush()));
   co_return inner;
@@ -972,8 +1038,9 @@ Task<Service::Outcome> Service::zero_range(CallRef call) {
   InodeId inode{asked.inode()};
   auto end = asked.offset() + asked.length();
   auto range = blocks_of(asked.offset(), asked.length());
+  bool keep_size = (asked.mode() & FALLOC_FL_KEEP_SIZE) != 0;
   InTheWay all{.layouts = {range.first, kLastBlock}, .reads_too = true, .pages = range};
-  auto alone = co_await quiet(call->session, inode, all);
+  auto alone = co_await quiet_to_grow(call->session, inode, all, keep_size ? 0 : end);
   if (!alone) co_return alone.error();
   CSV_CO_CHECK(co_await touches(call->session, inode, Touch::content));
   CSV_CO_TRY(inner, co_await zero_edges(call->session, inode, asked.offset(), end));
@@ -986,7 +1053,7 @@ Task<Service::Outcome> Service::zero_range(CallRef call) {
     inner.first += progress.done;
   }
   CSV_CO_CHECK(co_await fill_holes(call->session, inode, range));
-  co_return co_await settle_size(call, (asked.mode() & FALLOC_FL_KEEP_SIZE) != 0);
+  co_return co_await settle_size(call, keep_size);
 }
 
 }  // namespace csv::service

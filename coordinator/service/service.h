@@ -276,14 +276,18 @@ class Service final : public VolumeService {
     std::uint64_t offset = 0;
     std::vector<volume::Mapping> map;   ///< Of the blocks from `offset` on.
     std::vector<volume::Run> reserved;  ///< For its holes; empty also where space was short.
+    /// Of the file's last block, if it is none of these, and what is behind the end in it would
+    /// come to be in the middle.
+    std::optional<volume::BlockState> last;
   };
   Task<Expected<WriteLook>> look_where_to_write(CallRef call);
   Task<Outcome> write_alone(CallRef call, WriteLook seen);
   Task<Expected<Content::BufferRef>> compose(CallRef call, std::uint64_t offset,
-                                             std::vector<volume::Mapping> map);
+                                             std::vector<volume::Mapping> map, std::uint64_t size);
   Task<Outcome> claim_pages(CallRef call, InodeId inode, Blocks range);
-  Task<Expected<bool>> prepare_write(SessionRef session, InodeId inode, Blocks asked,
-                                     std::uint64_t size_seen);
+  enum class Prepared { yes, no, as_far_as_it_is };
+  Task<Expected<Prepared>> prepare_write(SessionRef session, InodeId inode, Blocks asked,
+                                         std::uint64_t size_seen);
   Task<Expected<void>> make_stable(SessionRef on_behalf, InodeId inode,
                                    std::vector<volume::Mapping> pieces);
   Task<Expected<void>> give_grant(SessionRef session, InodeId inode, Blocks hole,
@@ -292,8 +296,15 @@ class Service final : public VolumeService {
                                                    std::uint64_t count);
   void cancel_reservation(std::vector<volume::Run> runs);
   Task<void> cancel_reservation_now(std::vector<volume::Run> runs);
+  struct Zeros {
+    Content::Durable durable = Content::Durable::no;
+    bool of_shared = true;  ///< Else what is shared stays as it is.
+  };
   Task<Expected<void>> zero_bytes(SessionRef on_behalf, InodeId inode, std::uint64_t from,
-                                  std::uint64_t to);
+                                  std::uint64_t to, Zeros how);
+  Task<Expected<void>> clear_behind_end(SessionRef on_behalf, InodeId inode, std::uint64_t size);
+  Task<Expected<Quiet>> quiet_to_grow(SessionRef on_behalf, InodeId inode, InTheWay what,
+                                      std::uint64_t end);
   Task<Expected<Blocks>> zero_edges(SessionRef on_behalf, InodeId inode, std::uint64_t offset,
                                     std::uint64_t end);
   Task<Expected<void>> fill_holes(SessionRef on_behalf, InodeId inode, Blocks range);
@@ -337,7 +348,8 @@ class Service final : public VolumeService {
   Task<Expected<HeartbeatSlot>> read_slot(NodeId node);
   Task<void> maintain();
   /// One round of making freed blocks free. False: there was nothing to be done, and nothing has
-  /// become free since times_freed_ was `freed_before`.
+  /// become free since times_freed_ was `freed_before`. Errc::retry: a request has waited long
+  /// enough with its locks.
   Task<Expected<bool>> free_space(SessionRef on_behalf, std::uint64_t freed_before);
   Task<Expected<bool>> free_dying();
   Task<void> find_orphans();

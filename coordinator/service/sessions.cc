@@ -64,7 +64,10 @@ Task<void> Service::greet(LinkRef link, wire::Hello hello) {
     co_return;
   }
   // One at a time, so that two connections of one mount cannot make two sessions.
-  while (greeting_.contains(node)) co_await sessions_changed_.wait();
+  while (greeting_.contains(node)) {
+    co_await sessions_changed_.wait();
+    if (!link->connection) co_return;  // it has come anew, and counts once
+  }
   Greeting turn{greeting_, node, sessions_changed_};
   auto session = co_await session_for(hello);
   if (!link->connection) co_return;

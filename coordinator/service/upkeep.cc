@@ -15,6 +15,9 @@ constexpr std::size_t kReapersAtOnce = 128;
 constexpr std::size_t kDyingAtOnce = 256;
 constexpr std::uint64_t kDropAtOnce = 1u << 16;
 constexpr Duration kPrune = 5s;
+/// A request waits so long for a reaping, and is then asked again.
+constexpr Duration kReapPatience = 1s;
+constexpr Duration kCleanAgain = 5s;
 constexpr Duration kPathLook = 250ms;
 /// A command of another node that was sent so much later than ours: had it been stopped by what
 /// stopped ours, it would not have been answered.
@@ -273,11 +276,22 @@ Task<Expected<bool>> Service::free_space(SessionRef on_behalf, std::uint64_t fre
   if (space.dying == 0 && !space.freeing) {
     // Nothing is left to free; but what was may have become free after the space was found short.
     if (!reaping) co_return times_freed_ != freed_before;
-    // The reaping may wait for an answer of this very session, whose end waits for us.
+    // The reaping may wait for us: for this session's answer, whose end waits for this request, for
+    // another one's, of which a request waits for the file that we have locked, or for that file
+    // itself. So all is let go of before long. Nobody is told that there is no space meanwhile.
+    auto patience_ends = loop_.now() + kReapPatience;
+    auto nudge = loop_.after(kReapPatience, [this, alive = std::weak_ptr{alive_}] {
+      if (!alive.expired()) reap_due_.notify();
+    });
     auto ending = [&] { return on_behalf != nullptr && on_behalf->ending; };
-    while (reaping_goes_on() && times_reaped_ == reaped_before && !ending())
-      co_await reap_due_.wait();
+    auto patient = [&] { return on_behalf == nullptr || loop_.now() < patience_ends; };
+    auto goes_on = [&] { return reaping_goes_on() && times_reaped_ == reaped_before; };
+    while (goes_on() && !ending() && patient()) co_await reap_due_.wait();
+    loop_.cancel(nudge);
     if (ending()) co_return Error{Errc::session_ended, "the session has ended"};
+    if (goes_on() && on_behalf != nullptr)
+      co_return Error{Errc::retry,
+                      "the volume is full, and space of a deleted file is to be freed"};
     co_return true;
   }
   if (space.freeing) co_await writer_.maintain();
@@ -386,14 +400,20 @@ Task<void> Service::reap(InodeId inode) {
 Task<void> Service::clean_up_ended() {
   for (;;) {
     auto all = ended_;
+    bool failed = false;
     for (auto session : all) {
       auto cleaned = co_await clean_up(session);
-      // Stays in the catalog for the next takeover.
-      if (!cleaned)
-        log::warning("session not cleaned up session={} reason=\"{}\"", raw(session),
-                     cleaned.error().message());
-      ended_.erase(session);
+      if (cleaned) {
+        ended_.erase(session);
+        continue;
+      }
+      // Not forgotten: whoever finds blocks of its grants takes them from those he knows of.
+      failed = true;
+      log::warning("session not cleaned up session={} reason=\"{}\"", raw(session),
+                   cleaned.error().message());
     }
+    if (failed) co_await sleep(loop_, kCleanAgain);
+    if (!serving()) co_return;
     if (ended_.empty()) co_await clean_due_.wait();
   }
 }

@@ -448,7 +448,8 @@ void Service::disconnected(const LinkRef& link) {
   }
   auto session = keep->session.lock();
   keep->session.reset();
-  if (!session || session->link != keep) return;
+  // Its Hello may be waiting for another one.
+  if (!session || session->link != keep) return sessions_changed_.notify();
   session->link = nullptr;
   session->resumed = false;
   session->disconnected_at = loop_.now();

@@ -241,11 +241,11 @@ class Catalog {
   virtual Expected<std::uint64_t> drop_grants(SessionId session, InodeId inode,
                                               std::uint64_t limit) = 0;
   virtual Expected<GrantId> new_grant(SessionId session, InodeId inode) = 0;
-  /// Size becomes at least `size` (a write beyond the end).
+  /// Size becomes at least `size` (a write beyond the end). What the last block holds behind the
+  /// former end is the caller's business, here and in truncate().
   virtual Expected<Attr> grow(InodeId inode, std::uint64_t size, std::int64_t now) = 0;
   /// Size becomes exactly this. Shrinking: blocks beyond are freed in steps (maintain), the
-  /// truncation counter grows. The bytes of the last block beyond the size must be zeroed by the
-  /// caller, before. Growing: a hole.
+  /// truncation counter grows; the last block stays as it is. Growing: a hole.
   virtual Expected<Attr> truncate(InodeId inode, std::uint64_t size, std::int64_t now) = 0;
   /// [first, first + count) becomes a hole (freed; always all of it at once) or unwritten (kept:
   /// what is a hole stays one, what is shared becomes one; grants on it end).

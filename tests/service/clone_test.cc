@@ -369,14 +369,13 @@ TEST_CASE("clone: where there is no space, what is shared stays as it is") {
   }
   CHECK(is_errno(f.a.write(f.into, 10, "no"), ENOSPC));
   CHECK(f.a.layout(f.into, 0, kBlock, true).shipped());
-  CHECK(is_errno(f.a.truncate(f.into, 100), ENOSPC));
+  constexpr auto kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  CHECK(is_errno(allocate(f.a, f.into, kPunch, 10, 100), ENOSPC));
   f.check_alike();
   // For a block, and not for what a layout is copied in.
   REQUIRE(f.a.truncate(full, f.a.attr(full).size()).failure().code() == 0);
   auto last = f.a.attr(full).blocks() * 512 - kBlock;
-  REQUIRE(allocate(f.a, full, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, last, kBlock)
-              .failure()
-              .code() == 0);
+  REQUIRE(allocate(f.a, full, kPunch, last, kBlock).failure().code() == 0);
   CHECK(f.a.layout(f.into, kUnit, kBlock, true).shipped());
   CHECK(f.a.write(f.into, kUnit, std::string(kBlock, 'w')).failure().code() == 0);
   CHECK((f.b.read(f.into, kUnit, kBlock) == std::string(kBlock, 'w')));

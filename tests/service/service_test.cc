@@ -6,7 +6,10 @@
 
 #include "coordinator/protocol/failure.h"
 #include "coordinator/service/takeover.h"
+#include "coordinator/volume/database.h"
+#include "coordinator/volume/volume.h"
 #include "csvfs/base/heartbeat_slot.h"
+#include "iscsi/blocking_lun.h"
 #include "tests/service/harness.h"
 
 using namespace csv;
@@ -1387,6 +1390,7 @@ TEST_CASE("takeover: a power loss of the storage keeps everything that was ackno
     a.admit();
     file = a.create("f");
     REQUIRE(a.write(file, 0, "written into new space").failure().code() == 0);
+    REQUIRE(a.truncate(file, kBlock).failure().code() == 0);
     auto layout = a.layout(file, kBlock, 64 * 1024, true);
     REQUIRE(layout.grant() != 0);
     REQUIRE(a.lun_write(layout.segments(layout.segments_size() - 1).lun_offset(),
@@ -1591,4 +1595,137 @@ TEST_CASE("open files: an Open right after a Release counts, whatever the Releas
   auto other = a.create("other");
   CHECK(!a.truncate(other, 4096).failure().code());
   CHECK(a.read(file, 0, 7) == "content");
+}
+
+// ---------------------------------------------------------------------------- a full volume
+
+namespace {
+
+void fill_up(Client& client) {
+  auto free = [&] {
+    wire::Request request;
+    request.mutable_stat_fs();
+    return client.call(request).fs_stat().free_blocks();
+  };
+  auto full = client.create("full", false);
+  for (auto left = free(), before = left + 1; left > 0 && left != before; left = free()) {
+    before = left;
+    wire::Request request;
+    auto& body = *request.mutable_allocate();
+    body.set_inode(full);
+    body.set_mode(FALLOC_FL_KEEP_SIZE);
+    body.set_offset(client.attr(full).blocks() * 512);
+    body.set_length(left * kBlock);
+    REQUIRE(client.change(request).failure().code() == 0);
+  }
+}
+
+/// As a mount does with what it is told to ask again.
+wire::Reply insist(Client& client, std::uint64_t id) {
+  for (int times = 1;; ++times) {
+    for (int i = 0; i < 4000 && client.answers(id) < times; ++i)
+      pause(std::chrono::milliseconds{5});
+    REQUIRE(client.answers(id) == times);
+    auto reply = client.wait(id);
+    if (error_of(reply) != Errc::retry) return reply;
+    client.send_again(id);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("full: who waits for the space of a deleted file does not keep others from answering") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f"), gone = a.create("gone", false);
+  REQUIRE(a.write(gone, 0, std::string(8192, 'g')).failure().code() == 0);
+  REQUIRE(b.layout(gone, 0, 8192, false).segments_size() > 0);
+  fill_up(a);
+  b.answer_recalls(false);
+  REQUIRE(a.unlink("gone").failure().code() == 0);
+  REQUIRE(is_asked(b));
+  auto waits = a.send(a.prepared(write_request(file, false), 3), bytes_of("x"));
+  pause(std::chrono::milliseconds{50});
+  CHECK(!a.answered(waits));
+  // The end of the session that is to answer waits for its write, and that for the file.
+  b.send(b.prepared(write_request(file, false), 0), bytes_of("y"));
+  pause(std::chrono::milliseconds{50});
+  b.disconnect();
+  Client again{world, 2, 23};
+  REQUIRE(!again.connect(coordinator).code());
+  CHECK(insist(a, waits).written().length() == 1);
+  CHECK(a.read(file, 0, 10) == "x");
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
+TEST_CASE(
+    "full: a write to a file that is deleted meanwhile does not wait for the file's own end") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f"), gone = a.create("gone", false);
+  CHECK(b.layout(gone, 0, kBlock, false).size() == 0);
+  fill_up(a);
+  b.answer_recalls(false);
+  REQUIRE(a.unlink("gone").failure().code() == 0);
+  REQUIRE(is_asked(b));
+  REQUIRE(a.unlink("f").failure().code() == 0);
+  auto waits = a.send(a.prepared(write_request(file, false), 3), bytes_of("x"));
+  pause(std::chrono::milliseconds{50});
+  // A program that is killed while it writes lets go of what it has open.
+  wire::Request release;
+  release.mutable_release()->set_inode(file);
+  REQUIRE(a.call(release).failure().code() == 0);
+  CHECK(!a.answered(waits));
+  b.answer_held();
+  CHECK(is_errno(insist(a, waits), ESTALE));
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
+TEST_CASE(
+    "write: to blocks that are granted to nobody there is, is refused, and not tried for ever") {
+  World world;
+  std::uint64_t file = 0;
+  {
+    Coordinator former{world, 1};
+    Client a{world, 1, 11};
+    REQUIRE(!a.connect(former).code());
+    a.admit();
+    file = a.create("f");
+    REQUIRE(a.layout(file, 0, 16 * kMiB, true).grant() != 0);
+  }
+  {
+    // A catalog that is damaged so.
+    auto lun = world.disk->connect(world.loop, world.lun_options(3));
+    REQUIRE(lun);
+    ThreadBlocking blocking;
+    iscsi::BlockingLun io{**lun, blocking};
+    REQUIRE(io.register_key(make_key({4711, NodeId{63}, KeyRole::mount, 1})));
+    auto store = csv::volume::open_catalog_store(io, world.info, world.random);
+    REQUIRE_MESSAGE(store, store.error().message());
+    auto database = csv::volume::Database::open((*store)->path(), (*store)->vfs(), {});
+    REQUIRE_MESSAGE(database, database.error().message());
+    auto done = (*database)->execute("UPDATE extents SET grant_id=999 WHERE file_block>=2048");
+    REQUIRE_MESSAGE(done, done.error().message());
+    REQUIRE((*database)->checkpoint());
+  }
+  Coordinator next{world, 2};
+  Client again{world, 1, 12}, b{world, 2, 22};
+  REQUIRE(!again.connect(next).code());
+  REQUIRE(!b.connect(next).code());
+  auto refused = b.write(file, 8 * kMiB, "to what was granted");
+  CHECK_MESSAGE(error_of(refused) == Errc::corrupt, refused.failure().message());
+  CHECK(b.write(file, 0, "to what was granted to one who is gone").failure().code() == 0);
+  CHECK(b.create("and all else goes on") != 0);
 }

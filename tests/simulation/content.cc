@@ -55,8 +55,13 @@ FileContent::Id FileContent::begin(std::uint64_t from, std::uint64_t to, Stamp s
     prune_at_ = writes_.size() * 2 + 64;
   }
   auto id = next_++;
-  writes_[id] = {
-      .from = from, .to = to, .stamp = stamp, .began = now, .by = how.by, .durable = how.durable};
+  writes_[id] = {.from = from,
+                 .to = to,
+                 .stamp = stamp,
+                 .began = now,
+                 .by = how.by,
+                 .durable = how.durable,
+                 .mapped = how.mapped};
   tell({from, to, stamp, 0});
   return id;
 }
@@ -211,6 +216,16 @@ void FileContent::settle(Id write, Duration now) {
   if (found == writes_.end()) return;
   found->second.ended = now;
   found->second.certain = false;
+}
+
+void FileContent::ends_at(std::uint64_t size, Duration since) {
+  for (auto at = writes_.begin(); at != writes_.end();) {
+    auto& write = at->second;
+    bool over = write.ended <= since && !write.certain && !write.answered && !write.doubtful;
+    bool shows = write.copy || write.stamp != 0;
+    if (over && shows && !write.mapped) write.to = std::min(write.to, size);
+    at = write.to <= write.from ? writes_.erase(at) : std::next(at);
+  }
 }
 
 /// Forgets what is wholly under one later write that had ended before any read that is under way

@@ -35,6 +35,7 @@ class FileContent {
   struct How {
     Writer by = nullptr;
     bool durable = false;  ///< Once it has ended.
+    bool mapped = false;   ///< Stored into a page, of which more may be kept than the file has.
   };
   /// Of a write, or with stamp 0 of zeros (a truncate, a punched hole).
   Id begin(std::uint64_t from, std::uint64_t to, Stamp stamp, Duration now, How how);
@@ -58,6 +59,10 @@ class FileContent {
   /// A read is under way; what it may show is kept until it is over.
   void begin_read(Duration now) { reads_.insert(now); }
   void end_read(Duration began) { reads_.erase(reads_.find(began)); }
+  /// A read that began at `since` found the end there. What is behind it is nothing: a write whose
+  /// end nobody heard, and of which nothing more could come by then, does not show there any more,
+  /// however long the file becomes.
+  void ends_at(std::uint64_t size, Duration since);
   /// What is wrong with what a read that began at `since` and ends `now` got, if anything.
   std::optional<std::string> judge(std::uint64_t offset, std::span<const std::byte> got,
                                    Duration since, Duration now);
@@ -84,6 +89,7 @@ class FileContent {
     bool flushed = false;   ///< A power loss changes nothing any more.
     bool answered = false;  ///< With success.
     bool doubtful = false;  ///< Power was lost, and a sync has yet to say what became of it.
+    bool mapped = false;
   };
   /// A copy that is under way, of this file's content.
   struct Follower {

@@ -742,6 +742,7 @@ Task<std::uint64_t> Program::read(std::size_t at, std::uint64_t offset, std::uin
     if (wrong) {
       workload_.fail(fmt::format("{} {} inode {}: {}", ground_.name, name_, open.inode, *wrong));
     }
+    if (got->length < length) ground_.files[open.inode].ends_at(offset + got->length, call.began());
   }
   co_await finish(call, outcome, open.session);
   if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
@@ -799,7 +800,7 @@ Task<void> Program::store_into_mapping(std::size_t at, std::uint64_t offset, std
   std::vector<std::byte> data(length);
   fill_pattern(data, offset, stamp);
   Call call{*this, fmt::format("store inode={} {}+{} w{}", open.inode, offset, length, stamp)};
-  call.writes(open.inode, offset, offset + length, stamp, {&csvfs_, false});
+  call.writes(open.inode, offset, offset + length, stamp, {&csvfs_, false, true});
   PageCache::File file{InodeId{open.inode}, open.session, open.handle};
   auto stored = co_await csvfs_.pages().store(file, offset, std::move(data));
   auto outcome = stored ? Outcome{} : outcome_of(stored.error());

@@ -288,6 +288,36 @@ TEST_CASE("content: a write of unknown outcome may have been made or not, but no
   CHECK(!content.judge(0, zeros, 15ms, 70ms));
 }
 
+TEST_CASE("content: what was behind the end of a file when that was seen does not come to show") {
+  std::vector<std::byte> bytes(2048), short_one(1024), grown(2048);
+  fill_pattern(bytes, 0, 1);
+  fill_pattern(short_one, 0, 1);
+  fill_pattern(grown, 0, 1);
+  std::fill(grown.begin() + 1024, grown.end(), std::byte{});
+  for (bool seen : {false, true}) {
+    CAPTURE(seen);
+    FileContent content;
+    content.end(content.begin(0, 1024, 1, 1ms), 2ms);
+    auto append = content.begin(1024, 2048, 1, 10ms);
+    // As long as something may yet come of it the end says nothing.
+    content.ends_at(1024, 12ms);
+    content.settle(append, 20ms);
+    content.ends_at(1024, 15ms);
+    content.ends_at(1500, 30ms);
+    if (seen) content.ends_at(1024, 30ms);
+    CHECK(!content.judge(0, short_one, 30ms, 31ms));
+    CHECK(content.judge(0, bytes, 40ms, 41ms).has_value());
+    CHECK(!content.judge(0, grown, 50ms, 51ms));
+    auto partly = grown;
+    std::copy(bytes.begin() + 1024, bytes.begin() + 1500, partly.begin() + 1024);
+    CHECK(content.judge(1024, std::span{partly}.subspan(1024, 476), 60ms, 61ms).has_value());
+  }
+  FileContent content;
+  content.settle(content.begin(1024, 2048, 1, 10ms), 20ms);
+  content.ends_at(1500, 30ms);
+  CHECK(!content.judge(1024, std::span{bytes}.subspan(1024, 476), 40ms, 41ms));
+}
+
 TEST_CASE("history: what a look under way may have seen does not multiply the explanations") {
   History history{10};
   Op make;
