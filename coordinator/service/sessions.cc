@@ -225,6 +225,9 @@ void Service::declare(const SessionRef& session, const wire::Hello& hello) {
     layouts_.add_pages(InodeId{inode}, session->id, kWholeFile, true);
   session->layouts_unlisted = hello.layouts_unlisted();
   session->declared = true;
+  // What others have written together with it, or while it was away, the former coordinator knew.
+  ++touches_;
+  for (auto inode : session->open_to_write) session->written_together[inode] = touches_;
   declared_writing(session, written);
   sessions_changed_.notify();
   reap_due_.notify();
@@ -266,8 +269,7 @@ void Service::send_notice(const SessionRef& session, const Asked& asked) {
 void Service::resume_done(const SessionRef& session) {
   session->resumed = session->settled = true;
   session->unsettled_ticks = 0;
-  session->touched_meanwhile.clear();
-  session->all_touched_meanwhile = false;
+  touched_while_away(session);
   reap_due_.notify();
   sessions_changed_.notify();
   auto all = session->asked;
@@ -599,6 +601,7 @@ Task<void> Service::watch() {
     for (auto node : suspended_.nodes())
       if (kept_out(node)) out.push_back(node);
     if (!out.empty()) tasks_.spawn(forget_in_background(std::move(out)));
+    look_who_writes_alone();
     nudge_all();
   }
 }

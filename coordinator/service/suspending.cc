@@ -11,6 +11,31 @@ namespace csv::service {
 using volume::Catalog;
 using volume::SuspendedRow;
 
+namespace {
+
+constexpr int kSettledInTick = 8;
+
+/// That marks are on their way into the catalog.
+class Marking {
+ public:
+  using All = std::multimap<std::pair<NodeId, InodeId>, Touch>;
+  Marking(All& all, const std::vector<Suspended::Mark>& marks) : all_{&all} {
+    for (const auto& mark : marks)
+      at_.push_back(all.insert({{mark.node, mark.inode}, mark.touched}));
+  }
+  Marking(const Marking&) = delete;
+  Marking& operator=(const Marking&) = delete;
+  ~Marking() {
+    for (auto at : at_) all_->erase(at);
+  }
+
+ private:
+  All* all_;
+  std::vector<All::iterator> at_;
+};
+
+}  // namespace
+
 /// Right before the transaction that ends the session is handed in: whatever is handed in before it
 /// came first, and whatever comes after finds what is suspended. Nothing if others may be writing
 /// what nobody knows of.
@@ -40,7 +65,7 @@ std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) con
     if (id != session.id)
       for (auto inode : other->open_to_write) row.files[inode] = Touch::content;
   for (auto inode : session.touched_meanwhile) row.files[inode] = Touch::content;
-  for (auto inode : session.written_together) row.files[inode] = Touch::content;
+  for (const auto& [inode, touch] : session.written_together) row.files[inode] = Touch::content;
   for (auto inode : layouts_.written_by_others(session.id)) row.files[inode] = Touch::content;
   if (row.files.size() > Suspended::kMostTouched) return std::nullopt;
   return row;
@@ -62,16 +87,88 @@ bool Service::writes_it(InodeId inode, SessionId except) const {
 /// longer than until then, and in memory. But two that write a file together never go on with it:
 /// write layouts do not exclude each other, and an answer that was lost is not known to be.
 void Service::note_for_absent(const SessionRef& by, InodeId inode) {
+  ++touches_;
   for (const auto& [id, session] : sessions_) {
     bool present = session->connected() && session->resumed && !session->ending;
     if (session == by) continue;
-    if (session->open_to_write.contains(inode)) session->written_together.insert(inode);
+    if (session->open_to_write.contains(inode)) {
+      session->written_together[inode] = touches_;
+      if (by->open_to_write.contains(inode)) by->written_together[inode] = touches_;
+    }
     if (present || session->all_touched_meanwhile) continue;
     session->touched_meanwhile.insert(inode);
     if (session->touched_meanwhile.size() <= Suspended::kMostTouched) continue;
     session->touched_meanwhile.clear();
     session->all_touched_meanwhile = true;
   }
+}
+
+/// It is back. What others did meanwhile matters to it no more, but for what it has had under way
+/// all the time.
+void Service::touched_while_away(const SessionRef& session) {
+  ++touches_;
+  for (auto inode : session->open_to_write)
+    if (session->all_touched_meanwhile || session->touched_meanwhile.contains(inode))
+      session->written_together[inode] = touches_;
+  session->touched_meanwhile.clear();
+  session->all_touched_meanwhile = false;
+}
+
+bool Service::writes_alone(const Session& session, InodeId inode) const {
+  if (writes_it(inode, session.id) || layouts_.may_write(inode, session.id)) return false;
+  return std::none_of(sessions_.begin(), sessions_.end(), [&](const auto& each) {
+    const auto& other = *each.second;
+    return each.first != session.id &&
+           (unknown_holder(other, inode) || unlisted_holder(other, inode));
+  });
+}
+
+/// At every tick, and of a few files: so that one which others open all the time is not asked back
+/// any more often, and all that is open not at once after a takeover.
+void Service::look_who_writes_alone() {
+  for (const auto& [id, session] : sessions_) {
+    const auto& marks = session->written_together;
+    if (session->settling || marks.empty() || !session->resumed || session->ending) continue;
+    bool any = std::any_of(marks.begin(), marks.end(),
+                           [&](const auto& each) { return writes_alone(*session, each.first); });
+    if (!any) continue;
+    session->settling = true;
+    tasks_.spawn(settle_writes(session));
+  }
+}
+
+/// Others wrote a file together with the session, and do not any more. Once it has given back what
+/// it writes under, nothing of what they may have seen, and written over, is under way.
+Task<void> Service::settle_writes(SessionRef session) {
+  auto marks = session->written_together;
+  int asked = 0;
+  for (auto mark : marks) {
+    if (asked == kSettledInTick) break;
+    auto inode = mark.first;
+    auto stands = [&] {
+      auto found = session->written_together.find(inode);
+      return found != session->written_together.end() && found->second == mark.second;
+    };
+    if (!session->resumed || session->ending) break;
+    if (!stands() || !writes_alone(*session, inode)) continue;
+    bool unlisted = unlisted_holder(*session, inode);
+    auto holders = layouts_.holders(inode, kWholeFile, false);
+    bool holds = unlisted || layouts_.may_have_grant(inode, session->id) ||
+                 std::find(holders.begin(), holders.end(), session->id) != holders.end();
+    if (holds) {
+      ++asked;
+      auto hold = layouts_.hold(inode, kWholeFile, false);
+      auto back = ask_back(session, inode, {.range = kWholeFile, .reads_too = unlisted});
+      back.asked->must_come_back = false;  // nobody waits for it
+      while (!back.asked->answered && session->resumed && stands())
+        co_await back.asked->changed.wait();
+      // Its answer may still come, and only says more than we then know.
+      if (!back.asked->answered) continue;
+      if (!co_await came_back(session, inode, back.what)) co_return;  // the service has stopped
+    }
+    if (stands()) session->written_together.erase(inode);
+  }
+  session->settling = false;
 }
 
 /// Durable before the effect, or the answer, that makes it true: a coordinator that takes over must
@@ -81,6 +178,7 @@ Task<Expected<void>> Service::touches(SessionRef by, InodeId inode, Touch how) {
   if (suspended_.empty()) co_return Expected<void>{};
   auto marks = suspended_.unmarked(inode, how, by->node, by->incarnation);
   if (marks.empty()) co_return Expected<void>{};
+  Marking marking{marking_, marks};
   CSV_CO_CHECK(co_await write_marks(marks));
   co_return co_await note_marks(std::move(marks));
 }
@@ -178,6 +276,8 @@ Task<Service::Outcome> Service::resume(CallRef call) {
     if (!reaping_.contains(inode)) opened(session, inode, file.writes());
     auto goes_on = co_await resume_file(session, SessionId{asked.session()}, file, locks);
     if (goes_on) {
+      // As with an opening: who has it suspended, too, may not go on with it any more.
+      if (file.writes()) CSV_CO_CHECK(co_await touches(session, inode, Touch::content));
       resumed.add_inodes(raw(inode));
       continue;
     }
@@ -220,7 +320,11 @@ Task<Expected<void>> Service::resume_file(SessionRef session, SessionId ended,
   for (const auto& lock : locks)
     ways = ways | Touch::write_locked |
            (lock.type == LockType::write ? Touch::read_locked : Touch::none);
-  if (!suspended_.untouched(*row, inode, ways))
+  auto marking = marking_.equal_range({session->node, inode});
+  bool about_to_be = std::any_of(marking.first, marking.second, [&](const auto& each) {
+    return (each.second & ways) != Touch::none;
+  });
+  if (about_to_be || !suspended_.untouched(*row, inode, ways))
     co_return refuse("another node has written, locked or opened it for writing");
   // What the mount has seen of it, and what is: nothing of its content is gone.
   if (attr->truncation != file.truncation() || attr->size < file.size())
