@@ -135,6 +135,11 @@ class Service final : public VolumeService {
   // suspending.cc
   [[nodiscard]] std::optional<volume::SuspendedRow> what_it_leaves(const Session& session) const;
   [[nodiscard]] std::optional<volume::SuspendedRow> what_to_suspend(const Session& session) const;
+  [[nodiscard]] std::vector<volume::SuspendedRow> rows_to_begin(InodeId inode) const;
+  [[nodiscard]] bool counts_against(const Session& session, InodeId inode) const;
+  [[nodiscard]] static volume::SuspendedRow nothing_of(const Session& session);
+  Task<Expected<void>> begin_rows(std::vector<volume::SuspendedRow> rows);
+  void look_whose_rows_end();
   [[nodiscard]] bool writes_it(InodeId inode, SessionId except) const;
   void note_for_absent(const SessionRef& by, InodeId inode);
   void touched_while_away(const SessionRef& session);
@@ -148,6 +153,8 @@ class Service final : public VolumeService {
   void declared_writing(const SessionRef& session, std::span<const InodeId> inodes);
   Task<Expected<void>> forget_suspended(std::vector<NodeId> nodes);
   Task<void> forget_in_background(std::vector<NodeId> nodes);
+  Task<Expected<void>> give_up_suspended(std::vector<NodeId> nodes);
+  Task<void> give_up_in_background(std::vector<NodeId> nodes);
   Task<Outcome> resume(CallRef call);
   Task<Expected<void>> resume_file(SessionRef session, SessionId ended, wire::Resume::File file,
                                    std::vector<FileLocks::Wish> locks);

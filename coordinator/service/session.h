@@ -68,9 +68,10 @@ struct Session {
   bool resumed = false;   ///< On this connection, it has repeated what was unanswered.
   bool settled = false;   ///< Since the takeover it has, once, repeated what was unanswered.
   bool ending = false, gone = false;
-  bool fenced = false;        ///< Ends, or has ended, without a goodbye.
-  TimePoint vouched_until{};  ///< It may answer until then from what it watches.
-  Signal over;                ///< When gone.
+  bool end_handed_in = false;  ///< And with it what is kept of it, if anything.
+  bool fenced = false;         ///< Ends, or has ended, without a goodbye.
+  TimePoint vouched_until{};   ///< It may answer until then from what it watches.
+  Signal over;                 ///< When gone.
 
   Key key{};          ///< Admitted: the one under which it does I/O. Key{}: none.
   Key registering{};  ///< Asked for and not admitted yet.

@@ -13,8 +13,6 @@ using volume::SuspendedRow;
 
 namespace {
 
-constexpr int kSettledInTick = 8;
-
 /// That marks are on their way into the catalog.
 class Marking {
  public:
@@ -36,10 +34,9 @@ class Marking {
 
 }  // namespace
 
-/// Right before the transaction that ends the session is handed in: whatever is handed in before it
-/// came first, and whatever comes after finds what is suspended. Nothing if others may be writing
-/// what nobody knows of.
-std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) const {
+/// What it has open, as far as we know, and what others have done to that. Nothing if they may be
+/// writing what nobody knows of.
+std::optional<SuspendedRow> Service::what_it_leaves(const Session& session) const {
   for (const auto& [id, other] : sessions_) {
     if (id == session.id) continue;
     bool writes_unseen = !other->declared && !lease_is_over(*other);
@@ -69,6 +66,66 @@ std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) con
   for (auto inode : layouts_.written_by_others(session.id)) row.files[inode] = Touch::content;
   if (row.files.size() > Suspended::kMostTouched) return std::nullopt;
   return row;
+}
+
+/// Right before the transaction that ends the session is handed in: whatever is handed in before it
+/// came first, and whatever comes after finds what is suspended.
+std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) const {
+  auto row = what_it_leaves(session);
+  const auto* known = suspended_.find(session.node);
+  if (known == nullptr || known->incarnation != session.incarnation) return row;
+  // Of a session that came from a former coordinator, and not to us, the rows know more than we do;
+  // since they are there they have heard of whatever was touched.
+  if (!session.declared) {
+    row = *known;
+    row->session = session.id;
+  }
+  for (const auto& [what, touched] : marking_)
+    if (row && what.first == session.node) {
+      auto& all = row->files[what.second];
+      all = all | touched;
+    }
+  return row;
+}
+
+/// Should this coordinator die, the next one may have to end a session that it knows nothing of. So
+/// what counts against it is in the catalog before it takes effect: of a file that it has open,
+/// and that is touched while it is away, or written together with it.
+std::vector<SuspendedRow> Service::rows_to_begin(InodeId inode) const {
+  std::vector<SuspendedRow> rows;
+  for (const auto& [id, session] : sessions_)
+    if (!session->end_handed_in && counts_against(*session, inode) &&
+        suspended_.find(session->node) == nullptr)
+      rows.push_back(what_it_leaves(*session).value_or(nothing_of(*session)));
+  return rows;
+}
+
+bool Service::counts_against(const Session& session, InodeId inode) const {
+  if (session.declared && !session.open.contains(inode)) return false;
+  return session.written_together.contains(inode) || session.touched_meanwhile.contains(inode) ||
+         session.all_touched_meanwhile;
+}
+
+/// A row by which nothing of it goes on.
+SuspendedRow Service::nothing_of(const Session& session) {
+  SuspendedRow nothing;
+  nothing.node = session.node;
+  nothing.session = session.id;
+  nothing.incarnation = session.incarnation;
+  nothing.listed = true;
+  return nothing;
+}
+
+/// Nothing counts against it any more.
+void Service::look_whose_rows_end() {
+  std::vector<NodeId> over;
+  for (const auto& [id, session] : sessions_) {
+    const auto* row = suspended_.find(session->node);
+    if (row != nullptr && row->session == id && session->resumed && !session->ending &&
+        session->written_together.empty())
+      over.push_back(session->node);
+  }
+  if (!over.empty()) tasks_.spawn(forget_in_background(std::move(over)));
 }
 
 /// Somebody else has it open to write it.
@@ -123,8 +180,7 @@ bool Service::writes_alone(const Session& session, InodeId inode) const {
   });
 }
 
-/// At every tick, and of a few files: so that one which others open all the time is not asked back
-/// any more often, and all that is open not at once after a takeover.
+/// At every tick, so that a file that others open all the time is not asked back any more often.
 void Service::look_who_writes_alone() {
   for (const auto& [id, session] : sessions_) {
     const auto& marks = session->written_together;
@@ -141,9 +197,7 @@ void Service::look_who_writes_alone() {
 /// it writes under, nothing of what they may have seen, and written over, is under way.
 Task<void> Service::settle_writes(SessionRef session) {
   auto marks = session->written_together;
-  int asked = 0;
   for (auto mark : marks) {
-    if (asked == kSettledInTick) break;
     auto inode = mark.first;
     auto stands = [&] {
       auto found = session->written_together.find(inode);
@@ -156,7 +210,6 @@ Task<void> Service::settle_writes(SessionRef session) {
     bool holds = unlisted || layouts_.may_have_grant(inode, session->id) ||
                  std::find(holders.begin(), holders.end(), session->id) != holders.end();
     if (holds) {
-      ++asked;
       auto hold = layouts_.hold(inode, kWholeFile, false);
       auto back = ask_back(session, inode, {.range = kWholeFile, .reads_too = unlisted});
       back.asked->must_come_back = false;  // nobody waits for it
@@ -174,13 +227,57 @@ Task<void> Service::settle_writes(SessionRef session) {
 /// Durable before the effect, or the answer, that makes it true: a coordinator that takes over must
 /// not let anybody go on with what was touched.
 Task<Expected<void>> Service::touches(SessionRef by, InodeId inode, Touch how) {
-  if (how == Touch::content) note_for_absent(by, inode);
+  if (how == Touch::content) {
+    note_for_absent(by, inode);
+    if (auto rows = rows_to_begin(inode); !rows.empty())
+      CSV_CO_CHECK(co_await begin_rows(std::move(rows)));
+  }
   if (suspended_.empty()) co_return Expected<void>{};
   auto marks = suspended_.unmarked(inode, how, by->node, by->incarnation);
+  // What others do to the files of a session that is there is no matter of its row.
+  std::erase_if(marks, [&](const auto& mark) {
+    auto live = sessions_.find(suspended_.find(mark.node)->session);
+    return live != sessions_.end() &&
+           (how != Touch::content || !counts_against(*live->second, inode));
+  });
+  const auto* own = suspended_.find(by->node);
+  if (how == Touch::content && by->written_together.contains(inode) && own != nullptr &&
+      own->incarnation == by->incarnation && suspended_.untouched(*own, inode, how))
+    marks.push_back({by->node, inode, how});
   if (marks.empty()) co_return Expected<void>{};
   Marking marking{marking_, marks};
   CSV_CO_CHECK(co_await write_marks(marks));
   co_return co_await note_marks(std::move(marks));
+}
+
+Task<Expected<void>> Service::begin_rows(std::vector<SuspendedRow> rows) {
+  auto body = [rows](Catalog& catalog) mutable -> Expected<void> {
+    for (auto& row : rows) CSV_TRY(catalog.suspend(row));
+    return {};
+  };
+  CSV_CO_CHECK(co_await writer_.change(std::move(body)));
+  // Only now, or who touches the same would find it there, and not wait for it. What its end has
+  // written meanwhile came later.
+  for (auto& row : rows)
+    if (suspended_.find(row.node) == nullptr && sessions_.contains(row.session))
+      suspended_.add(std::move(row));
+  co_return Expected<void>{};
+}
+
+/// Nothing that is kept for these nodes may be gone on with. Of a session that has not ended that
+/// must be said: without a row nothing counts against it.
+Task<Expected<void>> Service::give_up_suspended(std::vector<NodeId> nodes) {
+  std::vector<SuspendedRow> nothing;
+  std::erase_if(nodes, [&](NodeId node) {
+    const auto* row = suspended_.find(node);
+    auto live = row == nullptr ? sessions_.end() : sessions_.find(row->session);
+    if (live == sessions_.end()) return false;
+    nothing.push_back(nothing_of(*live->second));
+    return true;
+  });
+  for (const auto& row : nothing) suspended_.forget(row.node);
+  if (!nothing.empty()) CSV_CO_CHECK(co_await begin_rows(std::move(nothing)));
+  co_return co_await forget_suspended(std::move(nodes));
 }
 
 Task<Expected<void>> Service::write_marks(std::vector<Suspended::Mark> marks) {
@@ -199,7 +296,7 @@ Task<Expected<void>> Service::note_marks(std::vector<Suspended::Mark> marks) {
               static_cast<unsigned>(mark.touched));
     if (!suspended_.note(mark)) full.push_back(mark.node);
   }
-  co_return co_await forget_suspended(std::move(full));
+  co_return co_await give_up_suspended(std::move(full));
 }
 
 /// A session that comes back to a new coordinator may write all of this by itself, at once.
@@ -224,11 +321,15 @@ void Service::declared_writing(const SessionRef& session, std::span<const InodeI
   for (const auto& mark : all)
     if (!suspended_.note(mark)) given_up.push_back(mark.node);
   if (!all.empty()) tasks_.spawn(write_in_background(std::move(all)));
-  if (!given_up.empty()) tasks_.spawn(forget_in_background(std::move(given_up)));
+  if (!given_up.empty()) tasks_.spawn(give_up_in_background(std::move(given_up)));
 }
 
 Task<void> Service::write_in_background(std::vector<Suspended::Mark> marks) {
   (void)co_await write_marks(std::move(marks));  // a failure stops the service
+}
+
+Task<void> Service::give_up_in_background(std::vector<NodeId> nodes) {
+  (void)co_await give_up_suspended(std::move(nodes));
 }
 
 Task<void> Service::forget_in_background(std::vector<NodeId> nodes) {
@@ -258,9 +359,16 @@ Task<Service::Outcome> Service::resume(CallRef call) {
   const auto& asked = call->request.resume();
   if (asked.done()) {
     const auto* row = suspended_.find(session->node);
-    if (row != nullptr && row->incarnation == session->incarnation) {
+    if (row == nullptr || row->incarnation != session->incarnation || row->session == session->id)
+      co_return Answer{};
+    if (session->written_together.empty()) {
       CSV_CO_CHECK(co_await forget_suspended(std::vector<NodeId>(1, session->node)));
+      co_return Answer{};
     }
+    // What counted against this one stood there, too.
+    suspended_.forget(session->node);
+    std::vector<SuspendedRow> its(1, what_it_leaves(*session).value_or(nothing_of(*session)));
+    CSV_CO_CHECK(co_await begin_rows(std::move(its)));
     co_return Answer{};
   }
   Answer answer;

@@ -412,10 +412,103 @@ TEST_CASE("suspended: so has who was away while it was touched, under a new coor
   REQUIRE(is_good(cut.b.call(release_request(file))));
   if (under_the_former) cut.take_over();
   declare(cut, cut.a, cut.coordinator());
-  // What else it has open to write the new one cannot know either, until it has given it back.
-  if (goes_on) cut.gives_back(cut.a, file, cut.files.size());
+  if (goes_on) cut.gives_back(cut.a, file);
   cut.cut();
-  CHECK(cut.resumed() == (goes_on ? cut.files : std::vector<std::uint64_t>{}));
+  CHECK(cut.resumed() == (goes_on ? cut.files : cut.but(file)));
+}
+
+TEST_CASE(
+    "suspended: what was touched under a former coordinator, of who does not come to the next") {
+  Cut cut;
+  auto& a = cut.a;
+  auto& b = cut.b;
+  auto file = cut.files[0];
+  bool goes_on = false;
+  SUBCASE("opened for writing while it was away, and closed") {
+    a.disconnect();
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    REQUIRE(is_good(b.call(release_request(file))));
+  }
+  SUBCASE("and another one ends it, which does not know that either") {
+    a.disconnect();
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    REQUIRE(is_good(b.call(release_request(file))));
+    cut.world.timing.reconnect_grace = std::chrono::hours{1};
+    cut.take_over();
+    cut.world.timing.reconnect_grace = std::chrono::milliseconds{100};
+    cut.second->crash();
+    b.disconnect();
+    cut.second.reset();
+    cut.second.emplace(cut.world, 4);
+    REQUIRE(!b.connect(*cut.second).code());
+    b.resume_done();
+  }
+  SUBCASE("opened for writing while it was there, and it may have a write under way") {
+    REQUIRE(a.layout(file, 0, kBlock, true).write());
+    a.answer_recalls(false);
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    REQUIRE(is_good(b.call(release_request(file))));
+    a.disconnect();
+  }
+  SUBCASE("it opened it when the other one had it open") {
+    REQUIRE(is_good(a.call(release_request(file))));
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    REQUIRE(is_good(a.call(open_request(file, true))));
+    REQUIRE(a.layout(file, 0, kBlock, true).write());
+    a.answer_recalls(false);
+    REQUIRE(is_good(b.call(release_request(file))));
+    a.disconnect();
+  }
+  SUBCASE("opened for writing while it was there, and nothing is under way") {
+    REQUIRE(a.layout(file, 0, kBlock, true).write());
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    REQUIRE(is_good(b.call(release_request(file))));
+    cut.gives_back(a, file);
+    std::this_thread::sleep_for(std::chrono::seconds{1});  // for what is kept of that to go
+    a.disconnect();
+    goes_on = true;
+  }
+  SUBCASE("what it did not have open") {
+    REQUIRE(is_good(a.call(release_request(file))));
+    a.disconnect();
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    cut.files.erase(cut.files.begin());
+    cut.seen.erase(cut.seen.begin());
+    goes_on = true;
+  }
+  if (!cut.second) cut.take_over();
+  cut.gone();
+  CHECK(cut.resumed() == (goes_on ? cut.files : cut.but(file)));
+}
+
+TEST_CASE("suspended: nothing is kept for who is thrown out while somebody touches what it has") {
+  Cut cut;
+  std::atomic<bool> fenced = false;
+  cut.first->crash();
+  cut.b.disconnect();
+  cut.a.disconnect();
+  cut.world.cluster_knows = [&](Surroundings& around) {
+    around.fenced = [&] {
+      std::map<NodeId, std::uint64_t> out;
+      if (fenced) out[NodeId{1}] = 1;
+      return out;
+    };
+  };
+  cut.world.timing.reconnect_grace = std::chrono::hours{1};
+  cut.second.emplace(cut.world, 2);
+  REQUIRE(!cut.b.connect(*cut.second).code());
+  cut.b.resume_done();
+  REQUIRE(is_good(cut.b.call(open_request(cut.files[0], true))));  // there is a row now
+  fenced = true;
+  cut.gone();
+  cut.second->crash();
+  cut.b.disconnect();
+  fenced = false;
+  cut.second.reset();
+  cut.second.emplace(cut.world, 4);
+  REQUIRE(!cut.b.connect(*cut.second).code());
+  cut.b.resume_done();
+  CHECK(cut.resumed().empty());
 }
 
 TEST_CASE("suspended: what is about to be touched when the mount comes back is touched") {
