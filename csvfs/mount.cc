@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <deque>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <optional>
@@ -320,9 +321,12 @@ void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
 /// LUN, and one that was not is done again. Not what the kernel kept pages of: stores into them may
 /// be lost (A3).
 void VolumeMount::session_ended(const Error&) {
-  give_up(std::exchange(suspended_, {}));  // of a session before that one
   ended_session_ = greeted_session_;
+  // What is left of a session before that one waits on, until its own time is over: the coordinator
+  // keeps it with what this one leaves.
   std::vector<FilePtr> over;
+  std::copy_if(suspended_.begin(), suspended_.end(), std::back_inserter(over),
+               [](const auto& file) { return file->doubtful; });
   for (const auto& [inode, file] : files_.all()) {
     if (file->handles == 0) continue;
     bool stores = file->pages.any() || !file->pages.reading.empty();
@@ -358,7 +362,7 @@ Task<void> VolumeMount::resume(SessionId ended) {
       locks += more;
       some.push_back(all[at]);
     }
-    // It fails if that session has ended, too, and then nothing is left to be decided.
+    // It fails if that session has ended, too, and then the next one is asked.
     if (!co_await resume_some(ended, session, std::move(some))) co_return;
   }
   auto on = static_cast<std::size_t>(std::count_if(

@@ -76,15 +76,25 @@ std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) con
   if (known == nullptr || known->incarnation != session.incarnation) return row;
   // Of a session that came from a former coordinator, and not to us, the rows know more than we do;
   // since they are there they have heard of whatever was touched.
-  if (!session.declared) {
+  // And if the mount has not said that it has heard what goes on of the session before, it may
+  // still ask: for what both of them leave.
+  bool before = known->session != session.id;
+  if (!session.declared || (before && !row)) {
     row = *known;
     row->session = session.id;
+  } else if (before) {
+    row->listed = row->listed && known->listed;
+    for (auto [inode, touched] : known->files) {
+      auto& all = row->files[inode];
+      all = all | touched;
+    }
   }
   for (const auto& [what, touched] : marking_)
     if (row && what.first == session.node) {
       auto& all = row->files[what.second];
       all = all | touched;
     }
+  if (row && row->files.size() > Suspended::kMostTouched) return std::nullopt;
   return row;
 }
 

@@ -622,6 +622,35 @@ TEST_CASE("mount: handles go on after a takeover that the mount was away for") {
   CHECK(error_of(world.wait(mount.read(base.handle, 0, 4096))) == 0);
 }
 
+TEST_CASE("mount: handles go on after two ends, with nothing heard in between") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", kMiB);
+  auto touched = written_file(world, mount, "touched", kMiB);
+  Mount::LockWish wish;
+  wish.kind = LockKind::whole_file;
+  wish.type = LockType::write;
+  wish.owner = 1;
+  REQUIRE(world.wait(mount.lock(file.handle, wish)));
+  at.cut();
+  world.post([&] { world.lose_resumes_of = 2; });
+  at.heal();
+  auto later = written_file(world, mount, "later", 8192);
+  auto reading = world.begin(mount.read(file.handle, 0, 4096));
+  at.cut();
+  auto theirs = world.wait(other.open(InodeId{touched.attr.inode()}, {.writes = true}));
+  REQUIRE(theirs);
+  world.wait(other.close(theirs->handle));
+  world.post([&] { world.lose_resumes_of = 0; });
+  at.heal();
+  CHECK(error_of(reading->get()) == 0);
+  CHECK(read(world, mount, file.handle, 0, kMiB) == pattern(kMiB, 1));
+  CHECK(read(world, mount, later.handle, 0, 8192) == pattern(8192, 1));
+  CHECK(error_of(world.wait(mount.read(touched.handle, 0, 4096))) == EIO);
+  auto seen = open(world, other, "file");
+  CHECK(error_of(world.wait(other.lock(seen.handle, wish))) == EAGAIN);
+}
+
 TEST_CASE("mount: what goes on too late, and was given up, is neither open nor locked for ever") {
   auto options = CutOff::quick();
   options.timing.reconnect_grace = options.timing.lease_term = 1500ms;

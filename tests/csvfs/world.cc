@@ -58,6 +58,7 @@ class World::Cuttable final : public protocol::Connection {
       ++world_->lost_notice_replies;
       return;
     }
+    if (message.frame.request().has_resume() && world_->lose_resumes_of == number) return;
     if (!cut_) inner_->send(std::move(message));
   }
   void close() override { inner_->close(); }

@@ -481,6 +481,38 @@ TEST_CASE(
   CHECK(cut.resumed() == (goes_on ? cut.files : cut.but(file)));
 }
 
+TEST_CASE("suspended: what a session leaves that ended before the mount had heard what goes on") {
+  Cut cut;
+  cut.cut();
+  Client next{cut.world, 1, 11};
+  REQUIRE(!next.connect(cut.coordinator()).code());
+  next.admit();
+  auto gone_on = cut.files;
+  bool takes_over = false;
+  SUBCASE("it had not asked") {}
+  SUBCASE("it had not heard the answer") { REQUIRE(is_good(next.call(cut.request()))); }
+  SUBCASE("it had opened more, and others touched what it had left") {
+    cut.files.push_back(next.create("four"));
+    cut.seen.push_back(next.attr(cut.files.back()));
+    REQUIRE(is_good(cut.b.call(open_request(cut.files[0], true))));
+    REQUIRE(is_good(cut.b.call(release_request(cut.files[0]))));
+    gone_on = cut.but(cut.files[0]);
+  }
+  SUBCASE("nor did it come to a new coordinator") { takes_over = true; }
+  SUBCASE("nor did it come to a new coordinator, and others touched what it had left") {
+    REQUIRE(is_good(cut.b.call(open_request(cut.files[0], true))));
+    REQUIRE(is_good(cut.b.call(release_request(cut.files[0]))));
+    gone_on = cut.but(cut.files[0]);
+    takes_over = true;
+  }
+  auto its = next.session();
+  next.disconnect();
+  if (takes_over) cut.take_over();
+  cut.gone();
+  cut.ended = its;
+  CHECK(cut.resumed() == gone_on);
+}
+
 TEST_CASE("suspended: nothing is kept for who is thrown out while somebody touches what it has") {
   Cut cut;
   std::atomic<bool> fenced = false;
