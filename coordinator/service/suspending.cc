@@ -75,9 +75,9 @@ std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) con
   const auto* known = suspended_.find(session.node);
   if (known == nullptr || known->incarnation != session.incarnation) return row;
   // Of a session that came from a former coordinator, and not to us, the rows know more than we do;
-  // since they are there they have heard of whatever was touched.
-  // And if the mount has not said that it has heard what goes on of the session before, it may
-  // still ask: for what both of them leave.
+  // since they are there they have heard of whatever was touched. And if the mount has not said
+  // that it has heard what goes on of the session before, it may still ask: for what both of them
+  // leave.
   bool before = known->session != session.id;
   if (!session.declared || (before && !row)) {
     row = *known;
@@ -247,7 +247,7 @@ Task<Expected<void>> Service::touches(SessionRef by, InodeId inode, Touch how) {
   // What others do to the files of a session that is there is no matter of its row.
   std::erase_if(marks, [&](const auto& mark) {
     auto live = sessions_.find(suspended_.find(mark.node)->session);
-    return live != sessions_.end() &&
+    return live != sessions_.end() && !live->second->end_handed_in &&
            (how != Touch::content || !counts_against(*live->second, inode));
   });
   const auto* own = suspended_.find(by->node);

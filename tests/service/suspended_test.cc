@@ -58,6 +58,8 @@ struct Cut {
       iscsi::RamFate fate;
       if (slow && command.kind == iscsi::RamCommand::Kind::write)
         fate.inside = std::chrono::milliseconds{100};
+      if (slow_fences && command.kind == iscsi::RamCommand::Kind::reservation)
+        fate.inside = std::chrono::seconds{1};
       return fate;
     };
     first.emplace(world, 3);
@@ -129,6 +131,7 @@ struct Cut {
   }
 
   std::atomic<bool> slow{false};  ///< Whatever the coordinator writes.
+  std::atomic<bool> slow_fences{false};
   World world;
   std::optional<Coordinator> first, second;
   Client a{world, 1, 11}, b{world, 2, 22}, a2{world, 1, 11};
@@ -488,7 +491,7 @@ TEST_CASE("suspended: what a session leaves that ended before the mount had hear
   REQUIRE(!next.connect(cut.coordinator()).code());
   next.admit();
   auto gone_on = cut.files;
-  bool takes_over = false;
+  bool takes_over = false, while_it_ends = false;
   SUBCASE("it had not asked") {}
   SUBCASE("it had not heard the answer") { REQUIRE(is_good(next.call(cut.request()))); }
   SUBCASE("it had opened more, and others touched what it had left") {
@@ -505,8 +508,18 @@ TEST_CASE("suspended: what a session leaves that ended before the mount had hear
     gone_on = cut.but(cut.files[0]);
     takes_over = true;
   }
+  SUBCASE("others touch what it had left while it ends") {
+    while_it_ends = true;
+    gone_on = cut.but(cut.files[0]);
+  }
   auto its = next.session();
+  cut.slow_fences = while_it_ends;
   next.disconnect();
+  if (while_it_ends) {
+    std::this_thread::sleep_for(std::chrono::milliseconds{700});
+    REQUIRE(is_good(cut.b.call(open_request(cut.files[0], true))));
+    REQUIRE(is_good(cut.b.call(release_request(cut.files[0]))));
+  }
   if (takes_over) cut.take_over();
   cut.gone();
   cut.ended = its;
