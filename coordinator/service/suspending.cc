@@ -111,7 +111,8 @@ std::vector<SuspendedRow> Service::rows_to_begin(InodeId inode) const {
 }
 
 bool Service::counts_against(const Session& session, InodeId inode) const {
-  if (session.declared && !session.open.contains(inode)) return false;
+  bool may_have = session.declared ? session.open.contains(inode) : older_than_takeover(inode);
+  if (!may_have) return false;
   return session.written_together.contains(inode) || session.touched_meanwhile.contains(inode) ||
          session.all_touched_meanwhile;
 }
@@ -261,14 +262,15 @@ Task<Expected<void>> Service::touches(SessionRef by, InodeId inode, Touch how) {
 }
 
 Task<Expected<void>> Service::begin_rows(std::vector<SuspendedRow> rows) {
-  auto body = [rows](Catalog& catalog) mutable -> Expected<void> {
+  auto body =
+      [rows = std::move(rows)](Catalog& catalog) mutable -> Expected<std::vector<SuspendedRow>> {
     for (auto& row : rows) CSV_TRY(catalog.suspend(row));
-    return {};
+    return std::move(rows);
   };
-  CSV_CO_CHECK(co_await writer_.change(std::move(body)));
+  CSV_CO_TRY(begun, co_await writer_.change(std::move(body)));
   // Only now, or who touches the same would find it there, and not wait for it. What its end has
   // written meanwhile came later.
-  for (auto& row : rows)
+  for (auto& row : begun)
     if (suspended_.find(row.node) == nullptr && sessions_.contains(row.session))
       suspended_.add(std::move(row));
   co_return Expected<void>{};
