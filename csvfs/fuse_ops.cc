@@ -341,10 +341,16 @@ Task<void> link(FuseState& state, Reply reply, InodeId inode, InodeId parent, st
     std::move(reply).error(made.error());
 }
 
-Task<void> open(FuseState& state, Reply reply, InodeId inode, Mount::OpenOptions options) {
-  auto opened = co_await state.mount->open(inode, options, reply.interrupt());
+Task<void> open(FuseState& state, Reply reply, fuse_ino_t node, Mount::OpenOptions options) {
+  auto opened = co_await state.mount->open(FuseState::inode_of(node), options, reply.interrupt());
   if (!opened) {
     std::move(reply).error(opened.error());
+    co_return;
+  }
+  // Its session ended meanwhile: what old mappings of it still store must not find a good handle.
+  if (state.is_past(node)) {
+    std::move(reply).error(ESTALE);
+    co_await state.mount->close(opened->handle);
     co_return;
   }
   if (!std::move(reply).opened(raw(opened->handle))) co_await state.mount->close(opened->handle);
@@ -750,8 +756,7 @@ void op_open(fuse_req_t request, fuse_ino_t node, fuse_file_info* file) {
   if (state.is_past(node)) return Reply{request}.error(ESTALE);
   auto options = open_options(state, file->flags, body_of<fuse_open_in>(state).open_flags);
   options.truncate = (file->flags & O_TRUNC) != 0;
-  state.requests.spawn(
-      open(state, reply_to(request, options.truncate), FuseState::inode_of(node), options));
+  state.requests.spawn(open(state, reply_to(request, options.truncate), node, options));
 }
 
 void op_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode,

@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <deque>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <optional>
 #include <set>
 #include <utility>
 
+#include "coordinator/protocol/failure.h"
 #include "coordinator/protocol/limits.h"
 #include "coordinator/protocol/relatime.h"
 #include "csvfs/admission.h"
@@ -143,7 +146,10 @@ class VolumeMount final : public Mount, private Client::Owner {
   void greeted(const wire::HelloReply& reply, bool fresh) override;
   void session_ended(const Error& why) override;
   void connection_changed() override {
-    if (!client_.connected()) watched_.forget_all();
+    if (!client_.connected()) {
+      watched_.forget_all();
+      told_in_vain();
+    }
     // Fenced by command, or no longer of the cluster: nothing is kept.
     if (!client_.connected() && client_.trouble() == Errc::refused) give_up(suspended_);
     look();
@@ -156,6 +162,7 @@ class VolumeMount final : public Mount, private Client::Owner {
     answered_until_ =
         std::max(answered_until_, sent_at + std::chrono::milliseconds{reply.vouched_ms()});
     watched_.replied(request, id, sent_at, reply);
+    if (request.has_get_attr()) knows_times(InodeId{request.get_attr().inode()}, id, reply);
   }
   void put_off(const Error& why) override { admission_.waits(why); }
   void noticed(std::uint64_t id, const wire::Notice& notice) override;
@@ -205,6 +212,10 @@ class VolumeMount final : public Mount, private Client::Owner {
   Task<void> answer_recall(std::uint64_t id, wire::Recall what);
   Task<void> answer_recall_of_pages(std::uint64_t id, wire::Recall what);
   void say_what_was_written(std::uint64_t id, InodeId inode);
+  void knows_times(InodeId inode, std::uint64_t id, const wire::Reply& reply);
+  void told_in_vain();
+  Task<void> say_wrote(InodeId inode);
+  Task<void> ask_for_times(InodeId inode);
   Task<Expected<void>> tell_wrote(FilePtr file);
   Task<Expected<void>> quiet();
   Task<Expected<void>> say_goodbye();
@@ -242,6 +253,14 @@ class VolumeMount final : public Mount, private Client::Owner {
   SessionId ended_session_{}, greeted_session_{};
   int opens_ = 0;               // openings not answered yet
   std::set<InodeId> released_;  // meanwhile
+  /// With the answer to a notice the coordinator was told that a file was written, and it is not
+  /// known yet that its times say so.
+  struct Told {
+    InodeId inode;
+    std::uint64_t after;  // what was requested until then
+  };
+  std::deque<Told> told_;
+  bool asking_for_times_ = false;
   std::optional<wire::Attr> root_;
   std::optional<wire::FsStat> statistics_;
   bool admitted_once_ = false;
@@ -307,9 +326,12 @@ void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
 /// LUN, and one that was not is done again. Not what the kernel kept pages of: stores into them may
 /// be lost (A3).
 void VolumeMount::session_ended(const Error&) {
-  give_up(std::exchange(suspended_, {}));  // of a session before that one
   ended_session_ = greeted_session_;
+  // What is left of a session before that one waits on, until its own time is over: the coordinator
+  // keeps it with what this one leaves.
   std::vector<FilePtr> over;
+  std::copy_if(suspended_.begin(), suspended_.end(), std::back_inserter(over),
+               [](const auto& file) { return file->doubtful; });
   for (const auto& [inode, file] : files_.all()) {
     if (file->handles == 0) continue;
     bool stores = file->pages.any() || !file->pages.reading.empty();
@@ -345,7 +367,7 @@ Task<void> VolumeMount::resume(SessionId ended) {
       locks += more;
       some.push_back(all[at]);
     }
-    // It fails if that session has ended, too, and then nothing is left to be decided.
+    // It fails if that session has ended, too, and then the next one is asked.
     if (!co_await resume_some(ended, session, std::move(some))) co_return;
   }
   auto on = static_cast<std::size_t>(std::count_if(
@@ -525,7 +547,47 @@ void VolumeMount::say_what_was_written(std::uint64_t id, InodeId inode) {
   bool wrote = reply.wrote();
   if (wrote) watched_.doubt(inode, client_.last_id() + 1);
   bool said = client_.answer(id, std::move(reply));
-  if (!said && wrote) files_.find(inode)->wrote = true;
+  if (!wrote) return;
+  if (said)
+    told_.push_back({inode, client_.last_id()});
+  else
+    files_.find(inode)->wrote = true;
+}
+
+/// The times that it was told of earlier are in the catalog in the order in which it was told.
+void VolumeMount::knows_times(InodeId inode, std::uint64_t id, const wire::Reply& reply) {
+  auto code = protocol::decode(reply.failure());
+  if (code.code() && code.to_errno() != ESTALE) return;
+  auto last = std::find_if(told_.rbegin(), told_.rend(), [&](const Told& told) {
+    return told.inode == inode && told.after < id;
+  });
+  told_.erase(told_.begin(), last.base());
+}
+
+/// The answer may have been lost with the connection, or the coordinator have died before it did
+/// anything with it. Told twice it does no harm.
+void VolumeMount::told_in_vain() {
+  std::set<InodeId> inodes;
+  for (const auto& told : std::exchange(told_, {})) inodes.insert(told.inode);
+  for (auto inode : inodes) {
+    auto file = files_.find(inode);
+    if (file && file->handles > 0)
+      file->wrote = true;
+    else
+      tasks_.spawn(say_wrote(inode));
+  }
+}
+
+Task<void> VolumeMount::say_wrote(InodeId inode) {
+  wire::Request request;
+  request.mutable_wrote()->set_inode(raw(inode));
+  (void)co_await client_.call(std::move(request));  // nothing to be done for a file that is gone
+}
+
+Task<void> VolumeMount::ask_for_times(InodeId inode) {
+  asking_for_times_ = true;
+  (void)co_await fetch_attr(inode);
+  asking_for_times_ = false;
 }
 
 Task<void> VolumeMount::follow_admission() {
@@ -546,6 +608,7 @@ Task<void> VolumeMount::tick() {
   for (;;) {
     (void)co_await fetch_statistics();
     if (!root_) (void)co_await fetch_attr(kRootInode);
+    if (!told_.empty() && !asking_for_times_) tasks_.spawn(ask_for_times(told_.back().inode));
     look();
     co_await sleep(*loop_, kTick);
   }
@@ -735,6 +798,9 @@ void VolumeMount::sending(wire::Request& request, std::uint64_t id) {
     auto& body = *request.mutable_set_attr();
     body.set_wrote(take_wrote(InodeId{body.inode()}) || body.wrote());
     body.set_accessed(take_accessed(InodeId{body.inode()}) || body.accessed());
+    // It comes after the answer, and must not be overtaken by what is told once more.
+    if (body.has_mtime() || body.mtime_now())
+      std::erase_if(told_, [&](const auto& told) { return raw(told.inode) == body.inode(); });
   }
   watched_.sending(request, id);
 }

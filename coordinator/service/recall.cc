@@ -322,11 +322,11 @@ Task<void> Service::ask_who_wrote(SessionRef asker, InodeId inode) {
   }
   auto give_up = loop_.now() + around_.timing.lease_term;
   for (auto& wait : waits) {
-    // One that is away is not fenced for the sake of a time stamp; it says later what it wrote.
+    // One that is away is not fenced for the sake of a time stamp; it says later what it wrote, and
+    // its answer, however late, says it for the last time.
     while (!wait.asked->answered && !lease_is_over(*wait.session) && !asker->ending &&
            loop_.now() < give_up)
       co_await wait.asked->changed.wait();
-    if (!wait.asked->answered) wait.session->asked.erase(wait.asked->id);
   }
 }
 

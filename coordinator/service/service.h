@@ -133,9 +133,19 @@ class Service final : public VolumeService {
   bool is_overdue(Session& session) const;
 
   // suspending.cc
+  [[nodiscard]] std::optional<volume::SuspendedRow> what_it_leaves(const Session& session) const;
   [[nodiscard]] std::optional<volume::SuspendedRow> what_to_suspend(const Session& session) const;
+  [[nodiscard]] std::vector<volume::SuspendedRow> rows_to_begin(InodeId inode) const;
+  [[nodiscard]] bool counts_against(const Session& session, InodeId inode) const;
+  [[nodiscard]] static volume::SuspendedRow nothing_of(const Session& session);
+  Task<Expected<void>> begin_rows(std::vector<volume::SuspendedRow> rows);
+  void look_whose_rows_end();
   [[nodiscard]] bool writes_it(InodeId inode, SessionId except) const;
   void note_for_absent(const SessionRef& by, InodeId inode);
+  void touched_while_away(const SessionRef& session);
+  [[nodiscard]] bool writes_alone(const Session& session, InodeId inode) const;
+  void look_who_writes_alone();
+  Task<void> settle_writes(SessionRef session);
   Task<Expected<void>> touches(SessionRef by, InodeId inode, Touch how);
   Task<Expected<void>> write_marks(std::vector<Suspended::Mark> marks);
   Task<Expected<void>> note_marks(std::vector<Suspended::Mark> marks);
@@ -143,6 +153,8 @@ class Service final : public VolumeService {
   void declared_writing(const SessionRef& session, std::span<const InodeId> inodes);
   Task<Expected<void>> forget_suspended(std::vector<NodeId> nodes);
   Task<void> forget_in_background(std::vector<NodeId> nodes);
+  Task<Expected<void>> give_up_suspended(std::vector<NodeId> nodes);
+  Task<void> give_up_in_background(std::vector<NodeId> nodes);
   Task<Outcome> resume(CallRef call);
   Task<Expected<void>> resume_file(SessionRef session, SessionId ended, wire::Resume::File file,
                                    std::vector<FileLocks::Wish> locks);
@@ -394,6 +406,8 @@ class Service final : public VolumeService {
   std::map<FileLocks::Ticket, Completion<FileLocks::Verdict>::Done> lock_waiters_;
 
   Suspended suspended_;
+  std::multimap<std::pair<NodeId, InodeId>, Touch> marking_;  ///< On their way into it.
+  std::uint64_t touches_ = 0;                                 ///< So far, of content.
   std::multiset<NodeId> forgetting_;  ///< Whose rows of these are on their way out of the catalog.
   std::map<SessionId, SessionRef> sessions_;        ///< Live and ending ones.
   std::map<Key, volume::AdmissionRow> admissions_;  ///< As committed, or about to be fenced.

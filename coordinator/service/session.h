@@ -68,9 +68,10 @@ struct Session {
   bool resumed = false;   ///< On this connection, it has repeated what was unanswered.
   bool settled = false;   ///< Since the takeover it has, once, repeated what was unanswered.
   bool ending = false, gone = false;
-  bool fenced = false;        ///< Ends, or has ended, without a goodbye.
-  TimePoint vouched_until{};  ///< It may answer until then from what it watches.
-  Signal over;                ///< When gone.
+  bool end_handed_in = false;  ///< And with it what is kept of it, if anything.
+  bool fenced = false;         ///< Ends, or has ended, without a goodbye.
+  TimePoint vouched_until{};   ///< It may answer until then from what it watches.
+  Signal over;                 ///< When gone.
 
   Key key{};          ///< Admitted: the one under which it does I/O. Key{}: none.
   Key registering{};  ///< Asked for and not admitted yet.
@@ -82,9 +83,12 @@ struct Session {
   bool all_touched_meanwhile = false;  ///< Too many, or nobody knows which.
   std::set<InodeId> opened_again;      ///< Of these: a later Open counts on an earlier one.
   std::set<InodeId> opened_by_resume;  ///< And of these none does: they count by a Resume alone.
-  /// Of those open to write: others touched their content at the same time. A write of it whose
-  /// answer was lost is not made again: somebody may have read it, and written over it since.
-  std::set<InodeId> written_together;
+  /// Of those open to write: others touched their content at the same time, and since then it has
+  /// not been seen that nothing of ours is under way (settle_writes). A write whose answer was lost
+  /// is not made again there: somebody may have read it, and written over it since. With the
+  /// number of the last such touch.
+  std::map<InodeId, std::uint64_t> written_together;
+  bool settling = false;            ///< Somebody sees to that.
   bool layouts_unlisted = false;    ///< Holds more layouts than it could say: any file's, but for
   std::set<InodeId> unlisted_told;  ///< these, which were recalled since.
 

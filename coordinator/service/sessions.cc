@@ -228,6 +228,14 @@ void Service::declare(const SessionRef& session, const wire::Hello& hello) {
     layouts_.add_pages(InodeId{inode}, session->id, kWholeFile, true);
   session->layouts_unlisted = hello.layouts_unlisted();
   session->declared = true;
+  // What others have written together with it, or while it was away, the former coordinator knew.
+  if (const auto* row = suspended_.find(session->node);
+      row != nullptr && row->session == session->id) {
+    ++touches_;
+    for (auto inode : session->open_to_write)
+      if (!suspended_.untouched(*row, inode, Touch::content))
+        session->written_together[inode] = touches_;
+  }
   declared_writing(session, written);
   sessions_changed_.notify();
   reap_due_.notify();
@@ -269,8 +277,7 @@ void Service::send_notice(const SessionRef& session, const Asked& asked) {
 void Service::resume_done(const SessionRef& session) {
   session->resumed = session->settled = true;
   session->unsettled_ticks = 0;
-  session->touched_meanwhile.clear();
-  session->all_touched_meanwhile = false;
+  touched_while_away(session);
   reap_due_.notify();
   sessions_changed_.notify();
   auto all = session->asked;
@@ -456,13 +463,17 @@ Task<void> Service::end_session(SessionRef session, std::string why, End how) {
     if (row.session == session->id) keys.push_back(key);
   std::optional<volume::SuspendedRow> keep;
   if (how == End::fenced) keep = what_to_suspend(*session);
+  session->end_handed_in = true;
+  bool kept = keep.has_value();
   // What an earlier session of it left is this one's, or nobody's.
-  if (!keep && !co_await forget_suspended(std::vector<NodeId>(1, session->node))) co_return;
+  if (!kept && !co_await forget_suspended(std::vector<NodeId>(1, session->node))) co_return;
   auto fenced = co_await fence(
       std::move(keys), session->id,
       !session->fenced || session->key == Key{} ? Fencing::Left::nothing : Fencing::Left::maybe,
       std::move(keep));
   if (!fenced) co_return;  // stopped: what it held stays its own
+  // Begun before, and in memory only since: the end's transaction has removed it.
+  if (!kept) suspended_.forget(session->node);
 
   session->gone = true;
   if (session->fenced && session->link) {
@@ -508,12 +519,16 @@ Task<Expected<void>> Service::fence(std::vector<Key> keys, SessionId ends, Fenci
     rows.push_back(found->second);
   }
   auto keeps = keep ? keep->node : NodeId{};
+  auto forgets = NodeId{};
+  if (auto session = sessions_.find(ends); session != sessions_.end() && !keep)
+    forgets = session->second->node;
   auto next_inode = std::make_shared<InodeId>();
   if (keep) suspended_.add(*keep);
-  auto mark = [rows, ends, keep = std::move(keep),
+  auto mark = [rows, ends, forgets, keep = std::move(keep),
                next_inode](volume::Catalog& catalog) mutable -> Expected<void> {
     for (const auto& row : rows) CSV_TRY(catalog.put_admission(row));
     if (ends != SessionId{}) CSV_TRY(catalog.end_session(ends));
+    if (forgets != NodeId{}) CSV_TRY(catalog.forget_suspended(forgets));
     if (!keep) return {};
     CSV_TRY(catalog.suspend(*keep));
     *next_inode = keep->next_inode;
@@ -602,6 +617,8 @@ Task<void> Service::watch() {
     for (auto node : suspended_.nodes())
       if (kept_out(node)) out.push_back(node);
     if (!out.empty()) tasks_.spawn(forget_in_background(std::move(out)));
+    look_who_writes_alone();
+    look_whose_rows_end();
     nudge_all();
   }
 }

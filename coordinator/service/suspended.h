@@ -13,8 +13,9 @@ using volume::Touch;
 
 /// What mounts had open whose sessions were ended without a goodbye, and what others have done to
 /// it since: a mount that comes back may go on with exactly what nobody touched (A3). One session a
-/// node, the last that ended. The rows are in the catalog; this is what they say, so that nothing
-/// is written that stands there already. Only decides. Loop's thread.
+/// node, the last that ended; or one that has not, for a successor who may have to end it. The rows
+/// are in the catalog; this is what they say, so that nothing is written that stands there already.
+/// Only decides. Loop's thread.
 class Suspended {
  public:
   /// Files of one node: beyond that many what was open is not listed; beyond as many that were

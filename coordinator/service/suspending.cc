@@ -11,10 +11,32 @@ namespace csv::service {
 using volume::Catalog;
 using volume::SuspendedRow;
 
-/// Right before the transaction that ends the session is handed in: whatever is handed in before it
-/// came first, and whatever comes after finds what is suspended. Nothing if others may be writing
-/// what nobody knows of.
-std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) const {
+namespace {
+
+/// That marks are on their way into the catalog.
+class Marking {
+ public:
+  using All = std::multimap<std::pair<NodeId, InodeId>, Touch>;
+  Marking(All& all, const std::vector<Suspended::Mark>& marks) : all_{&all} {
+    for (const auto& mark : marks)
+      at_.push_back(all.insert({{mark.node, mark.inode}, mark.touched}));
+  }
+  Marking(const Marking&) = delete;
+  Marking& operator=(const Marking&) = delete;
+  ~Marking() {
+    for (auto at : at_) all_->erase(at);
+  }
+
+ private:
+  All* all_;
+  std::vector<All::iterator> at_;
+};
+
+}  // namespace
+
+/// What it has open, as far as we know, and what others have done to that. Nothing if they may be
+/// writing what nobody knows of.
+std::optional<SuspendedRow> Service::what_it_leaves(const Session& session) const {
   for (const auto& [id, other] : sessions_) {
     if (id == session.id) continue;
     bool writes_unseen = !other->declared && !lease_is_over(*other);
@@ -40,10 +62,81 @@ std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) con
     if (id != session.id)
       for (auto inode : other->open_to_write) row.files[inode] = Touch::content;
   for (auto inode : session.touched_meanwhile) row.files[inode] = Touch::content;
-  for (auto inode : session.written_together) row.files[inode] = Touch::content;
+  for (const auto& [inode, touch] : session.written_together) row.files[inode] = Touch::content;
   for (auto inode : layouts_.written_by_others(session.id)) row.files[inode] = Touch::content;
   if (row.files.size() > Suspended::kMostTouched) return std::nullopt;
   return row;
+}
+
+/// Right before the transaction that ends the session is handed in: whatever is handed in before it
+/// came first, and whatever comes after finds what is suspended.
+std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) const {
+  auto row = what_it_leaves(session);
+  const auto* known = suspended_.find(session.node);
+  if (known == nullptr || known->incarnation != session.incarnation) return row;
+  // Of a session that came from a former coordinator, and not to us, the rows know more than we do;
+  // since they are there they have heard of whatever was touched. And if the mount has not said
+  // that it has heard what goes on of the session before, it may still ask: for what both of them
+  // leave.
+  bool before = known->session != session.id;
+  if (!session.declared || (before && !row)) {
+    row = *known;
+    row->session = session.id;
+  } else if (before) {
+    row->listed = row->listed && known->listed;
+    for (auto [inode, touched] : known->files) {
+      auto& all = row->files[inode];
+      all = all | touched;
+    }
+  }
+  for (const auto& [what, touched] : marking_)
+    if (row && what.first == session.node) {
+      auto& all = row->files[what.second];
+      all = all | touched;
+    }
+  if (row && row->files.size() > Suspended::kMostTouched) return std::nullopt;
+  return row;
+}
+
+/// Should this coordinator die, the next one may have to end a session that it knows nothing of. So
+/// what counts against it is in the catalog before it takes effect: of a file that it has open,
+/// and that is touched while it is away, or written together with it.
+std::vector<SuspendedRow> Service::rows_to_begin(InodeId inode) const {
+  std::vector<SuspendedRow> rows;
+  for (const auto& [id, session] : sessions_)
+    if (!session->end_handed_in && counts_against(*session, inode) &&
+        suspended_.find(session->node) == nullptr)
+      rows.push_back(what_it_leaves(*session).value_or(nothing_of(*session)));
+  return rows;
+}
+
+bool Service::counts_against(const Session& session, InodeId inode) const {
+  bool may_have = session.declared ? session.open.contains(inode) : older_than_takeover(inode);
+  if (!may_have) return false;
+  return session.written_together.contains(inode) || session.touched_meanwhile.contains(inode) ||
+         session.all_touched_meanwhile;
+}
+
+/// A row by which nothing of it goes on.
+SuspendedRow Service::nothing_of(const Session& session) {
+  SuspendedRow nothing;
+  nothing.node = session.node;
+  nothing.session = session.id;
+  nothing.incarnation = session.incarnation;
+  nothing.listed = true;
+  return nothing;
+}
+
+/// Nothing counts against it any more.
+void Service::look_whose_rows_end() {
+  std::vector<NodeId> over;
+  for (const auto& [id, session] : sessions_) {
+    const auto* row = suspended_.find(session->node);
+    if (row != nullptr && row->session == id && session->resumed && !session->ending &&
+        session->written_together.empty())
+      over.push_back(session->node);
+  }
+  if (!over.empty()) tasks_.spawn(forget_in_background(std::move(over)));
 }
 
 /// Somebody else has it open to write it.
@@ -62,10 +155,14 @@ bool Service::writes_it(InodeId inode, SessionId except) const {
 /// longer than until then, and in memory. But two that write a file together never go on with it:
 /// write layouts do not exclude each other, and an answer that was lost is not known to be.
 void Service::note_for_absent(const SessionRef& by, InodeId inode) {
+  ++touches_;
   for (const auto& [id, session] : sessions_) {
     bool present = session->connected() && session->resumed && !session->ending;
     if (session == by) continue;
-    if (session->open_to_write.contains(inode)) session->written_together.insert(inode);
+    if (session->open_to_write.contains(inode)) {
+      session->written_together[inode] = touches_;
+      if (by->open_to_write.contains(inode)) by->written_together[inode] = touches_;
+    }
     if (present || session->all_touched_meanwhile) continue;
     session->touched_meanwhile.insert(inode);
     if (session->touched_meanwhile.size() <= Suspended::kMostTouched) continue;
@@ -74,15 +171,125 @@ void Service::note_for_absent(const SessionRef& by, InodeId inode) {
   }
 }
 
+/// It is back. What others did meanwhile matters to it no more, but for what it has had under way
+/// all the time.
+void Service::touched_while_away(const SessionRef& session) {
+  ++touches_;
+  for (auto inode : session->open_to_write)
+    if (session->all_touched_meanwhile || session->touched_meanwhile.contains(inode))
+      session->written_together[inode] = touches_;
+  session->touched_meanwhile.clear();
+  session->all_touched_meanwhile = false;
+}
+
+bool Service::writes_alone(const Session& session, InodeId inode) const {
+  if (writes_it(inode, session.id) || layouts_.may_write(inode, session.id)) return false;
+  return std::none_of(sessions_.begin(), sessions_.end(), [&](const auto& each) {
+    const auto& other = *each.second;
+    return each.first != session.id &&
+           (unknown_holder(other, inode) || unlisted_holder(other, inode));
+  });
+}
+
+/// At every tick, so that a file that others open all the time is not asked back any more often.
+void Service::look_who_writes_alone() {
+  for (const auto& [id, session] : sessions_) {
+    const auto& marks = session->written_together;
+    if (session->settling || marks.empty() || !session->resumed || session->ending) continue;
+    bool any = std::any_of(marks.begin(), marks.end(),
+                           [&](const auto& each) { return writes_alone(*session, each.first); });
+    if (!any) continue;
+    session->settling = true;
+    tasks_.spawn(settle_writes(session));
+  }
+}
+
+/// Others wrote a file together with the session, and do not any more. Once it has given back what
+/// it writes under, nothing of what they may have seen, and written over, is under way.
+Task<void> Service::settle_writes(SessionRef session) {
+  auto marks = session->written_together;
+  for (auto mark : marks) {
+    auto inode = mark.first;
+    auto stands = [&] {
+      auto found = session->written_together.find(inode);
+      return found != session->written_together.end() && found->second == mark.second;
+    };
+    if (!session->resumed || session->ending) break;
+    if (!stands() || !writes_alone(*session, inode)) continue;
+    bool unlisted = unlisted_holder(*session, inode);
+    auto holders = layouts_.holders(inode, kWholeFile, false);
+    bool holds = unlisted || layouts_.may_have_grant(inode, session->id) ||
+                 std::find(holders.begin(), holders.end(), session->id) != holders.end();
+    if (holds) {
+      auto hold = layouts_.hold(inode, kWholeFile, false);
+      auto back = ask_back(session, inode, {.range = kWholeFile, .reads_too = unlisted});
+      back.asked->must_come_back = false;  // nobody waits for it
+      while (!back.asked->answered && session->resumed && stands())
+        co_await back.asked->changed.wait();
+      // Its answer may still come, and only says more than we then know.
+      if (!back.asked->answered) continue;
+      if (!co_await came_back(session, inode, back.what)) co_return;  // the service has stopped
+    }
+    if (stands()) session->written_together.erase(inode);
+  }
+  session->settling = false;
+}
+
 /// Durable before the effect, or the answer, that makes it true: a coordinator that takes over must
 /// not let anybody go on with what was touched.
 Task<Expected<void>> Service::touches(SessionRef by, InodeId inode, Touch how) {
-  if (how == Touch::content) note_for_absent(by, inode);
+  if (how == Touch::content) {
+    note_for_absent(by, inode);
+    if (auto rows = rows_to_begin(inode); !rows.empty())
+      CSV_CO_CHECK(co_await begin_rows(std::move(rows)));
+  }
   if (suspended_.empty()) co_return Expected<void>{};
   auto marks = suspended_.unmarked(inode, how, by->node, by->incarnation);
+  // What others do to the files of a session that is there is no matter of its row.
+  std::erase_if(marks, [&](const auto& mark) {
+    auto live = sessions_.find(suspended_.find(mark.node)->session);
+    return live != sessions_.end() && !live->second->end_handed_in &&
+           (how != Touch::content || !counts_against(*live->second, inode));
+  });
+  const auto* own = suspended_.find(by->node);
+  if (how == Touch::content && by->written_together.contains(inode) && own != nullptr &&
+      own->incarnation == by->incarnation && suspended_.untouched(*own, inode, how))
+    marks.push_back({by->node, inode, how});
   if (marks.empty()) co_return Expected<void>{};
+  Marking marking{marking_, marks};
   CSV_CO_CHECK(co_await write_marks(marks));
   co_return co_await note_marks(std::move(marks));
+}
+
+Task<Expected<void>> Service::begin_rows(std::vector<SuspendedRow> rows) {
+  auto body =
+      [rows = std::move(rows)](Catalog& catalog) mutable -> Expected<std::vector<SuspendedRow>> {
+    for (auto& row : rows) CSV_TRY(catalog.suspend(row));
+    return std::move(rows);
+  };
+  CSV_CO_TRY(begun, co_await writer_.change(std::move(body)));
+  // Only now, or who touches the same would find it there, and not wait for it. What its end has
+  // written meanwhile came later.
+  for (auto& row : begun)
+    if (suspended_.find(row.node) == nullptr && sessions_.contains(row.session))
+      suspended_.add(std::move(row));
+  co_return Expected<void>{};
+}
+
+/// Nothing that is kept for these nodes may be gone on with. Of a session that has not ended that
+/// must be said: without a row nothing counts against it.
+Task<Expected<void>> Service::give_up_suspended(std::vector<NodeId> nodes) {
+  std::vector<SuspendedRow> nothing;
+  std::erase_if(nodes, [&](NodeId node) {
+    const auto* row = suspended_.find(node);
+    auto live = row == nullptr ? sessions_.end() : sessions_.find(row->session);
+    if (live == sessions_.end()) return false;
+    nothing.push_back(nothing_of(*live->second));
+    return true;
+  });
+  for (const auto& row : nothing) suspended_.forget(row.node);
+  if (!nothing.empty()) CSV_CO_CHECK(co_await begin_rows(std::move(nothing)));
+  co_return co_await forget_suspended(std::move(nodes));
 }
 
 Task<Expected<void>> Service::write_marks(std::vector<Suspended::Mark> marks) {
@@ -101,7 +308,7 @@ Task<Expected<void>> Service::note_marks(std::vector<Suspended::Mark> marks) {
               static_cast<unsigned>(mark.touched));
     if (!suspended_.note(mark)) full.push_back(mark.node);
   }
-  co_return co_await forget_suspended(std::move(full));
+  co_return co_await give_up_suspended(std::move(full));
 }
 
 /// A session that comes back to a new coordinator may write all of this by itself, at once.
@@ -126,11 +333,15 @@ void Service::declared_writing(const SessionRef& session, std::span<const InodeI
   for (const auto& mark : all)
     if (!suspended_.note(mark)) given_up.push_back(mark.node);
   if (!all.empty()) tasks_.spawn(write_in_background(std::move(all)));
-  if (!given_up.empty()) tasks_.spawn(forget_in_background(std::move(given_up)));
+  if (!given_up.empty()) tasks_.spawn(give_up_in_background(std::move(given_up)));
 }
 
 Task<void> Service::write_in_background(std::vector<Suspended::Mark> marks) {
   (void)co_await write_marks(std::move(marks));  // a failure stops the service
+}
+
+Task<void> Service::give_up_in_background(std::vector<NodeId> nodes) {
+  (void)co_await give_up_suspended(std::move(nodes));
 }
 
 Task<void> Service::forget_in_background(std::vector<NodeId> nodes) {
@@ -160,9 +371,16 @@ Task<Service::Outcome> Service::resume(CallRef call) {
   const auto& asked = call->request.resume();
   if (asked.done()) {
     const auto* row = suspended_.find(session->node);
-    if (row != nullptr && row->incarnation == session->incarnation) {
+    if (row == nullptr || row->incarnation != session->incarnation || row->session == session->id)
+      co_return Answer{};
+    if (session->written_together.empty()) {
       CSV_CO_CHECK(co_await forget_suspended(std::vector<NodeId>(1, session->node)));
+      co_return Answer{};
     }
+    // What counted against this one stood there, too.
+    suspended_.forget(session->node);
+    std::vector<SuspendedRow> its(1, what_it_leaves(*session).value_or(nothing_of(*session)));
+    CSV_CO_CHECK(co_await begin_rows(std::move(its)));
     co_return Answer{};
   }
   Answer answer;
@@ -178,6 +396,8 @@ Task<Service::Outcome> Service::resume(CallRef call) {
     if (!reaping_.contains(inode)) opened(session, inode, file.writes());
     auto goes_on = co_await resume_file(session, SessionId{asked.session()}, file, locks);
     if (goes_on) {
+      // As with an opening: who has it suspended, too, may not go on with it any more.
+      if (file.writes()) CSV_CO_CHECK(co_await touches(session, inode, Touch::content));
       resumed.add_inodes(raw(inode));
       continue;
     }
@@ -220,7 +440,11 @@ Task<Expected<void>> Service::resume_file(SessionRef session, SessionId ended,
   for (const auto& lock : locks)
     ways = ways | Touch::write_locked |
            (lock.type == LockType::write ? Touch::read_locked : Touch::none);
-  if (!suspended_.untouched(*row, inode, ways))
+  auto marking = marking_.equal_range({session->node, inode});
+  bool about_to_be = std::any_of(marking.first, marking.second, [&](const auto& each) {
+    return (each.second & ways) != Touch::none;
+  });
+  if (about_to_be || !suspended_.untouched(*row, inode, ways))
     co_return refuse("another node has written, locked or opened it for writing");
   // What the mount has seen of it, and what is: nothing of its content is gone.
   if (attr->truncation != file.truncation() || attr->size < file.size())

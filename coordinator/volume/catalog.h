@@ -98,10 +98,11 @@ constexpr Touch operator&(Touch a, Touch b) {
   return Touch(static_cast<std::uint8_t>(a) & static_cast<std::uint8_t>(b));
 }
 
-/// What a mount had open when its session was ended without a goodbye. One a node.
+/// What a mount had open when its session was ended without a goodbye; or, while it lives, when
+/// something first counted against it. One a node.
 struct SuspendedRow {
   NodeId node{};
-  SessionId session{};  ///< The one that was ended.
+  SessionId session{};  ///< The one that was ended, or may be.
   std::uint64_t incarnation = 0;
   /// `files` are all it had open; else what it had is not known, and `files` are those that others
   /// have touched.

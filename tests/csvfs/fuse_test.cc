@@ -602,6 +602,10 @@ TEST_CASE("fuse: a file whose handles a fence has ended is another one to the ke
   auto same = world.wait(other.open(InodeId{file.node}, {.writes = true}));
   REQUIRE(same);
   world.wait(other.close(same->handle));
+  fuse_open_in in{};
+  in.flags = O_RDWR;
+  auto crossing = kernel.send(FUSE_OPEN, file.node, Kernel::bytes(in));
+  world.wait(sleep(world.loop(), 50ms));
   world.cut_off(0);
   for (int i = 0;
        i < 1000 && (mount.state().session == session || mount.state().mode != AccessMode::direct);
@@ -612,8 +616,7 @@ TEST_CASE("fuse: a file whose handles a fence has ended is another one to the ke
   CHECK(kernel.release(kept) == 0);
   // What a program left in an old mapping is refused, and its inode opens no new way.
   CHECK(kernel.write(file, 0, pattern(4096, 2), 0, FUSE_WRITE_CACHE) == EIO);
-  fuse_open_in in{};
-  in.flags = O_RDWR;
+  CHECK(kernel.answer(crossing) == ESTALE);  // nor what was under way over the end
   CHECK(kernel.call(FUSE_OPEN, file.node, Kernel::bytes(in)) == ESTALE);
   REQUIRE(kernel.lookup("file") == 0);
   auto entry = kernel.body<fuse_entry_out>();

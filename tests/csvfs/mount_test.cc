@@ -622,6 +622,35 @@ TEST_CASE("mount: handles go on after a takeover that the mount was away for") {
   CHECK(error_of(world.wait(mount.read(base.handle, 0, 4096))) == 0);
 }
 
+TEST_CASE("mount: handles go on after two ends, with nothing heard in between") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", kMiB);
+  auto touched = written_file(world, mount, "touched", kMiB);
+  Mount::LockWish wish;
+  wish.kind = LockKind::whole_file;
+  wish.type = LockType::write;
+  wish.owner = 1;
+  REQUIRE(world.wait(mount.lock(file.handle, wish)));
+  at.cut();
+  world.post([&] { world.lose_resumes_of = 2; });
+  at.heal();
+  auto later = written_file(world, mount, "later", 8192);
+  auto reading = world.begin(mount.read(file.handle, 0, 4096));
+  at.cut();
+  auto theirs = world.wait(other.open(InodeId{touched.attr.inode()}, {.writes = true}));
+  REQUIRE(theirs);
+  world.wait(other.close(theirs->handle));
+  world.post([&] { world.lose_resumes_of = 0; });
+  at.heal();
+  CHECK(error_of(reading->get()) == 0);
+  CHECK(read(world, mount, file.handle, 0, kMiB) == pattern(kMiB, 1));
+  CHECK(read(world, mount, later.handle, 0, 8192) == pattern(8192, 1));
+  CHECK(error_of(world.wait(mount.read(touched.handle, 0, 4096))) == EIO);
+  auto seen = open(world, other, "file");
+  CHECK(error_of(world.wait(other.lock(seen.handle, wish))) == EAGAIN);
+}
+
 TEST_CASE("mount: what goes on too late, and was given up, is neither open nor locked for ever") {
   auto options = CutOff::quick();
   options.timing.reconnect_grace = options.timing.lease_term = 1500ms;
@@ -676,7 +705,74 @@ TEST_CASE("mount: what is opened while two sessions end is open under the one th
   REQUIRE_MESSAGE(opened, opened.error().message());
   CHECK(mount.session_of(opened->handle) == mount.state().session);
   CHECK(read(world, mount, opened->handle, 0, 8192) == pattern(8192, 1));
-  CHECK(error_of(world.wait(mount.read(file.handle, 0, 4096))) == EIO);
+  CHECK(error_of(world.wait(mount.read(file.handle, 0, 4096))) == 0);  // and goes on
+  auto seen = open(world, world.mount(4), "file");
+  CHECK(error_of(world.wait(world.mount(4).lock(seen.handle, wish))) == EAGAIN);
+}
+
+TEST_CASE("mount: what an answer to the coordinator said of times, and was lost, is said again") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", kMiB);
+  InodeId inode{file.attr.inode()};
+  auto seen = open(world, other, "file");
+  auto before = world.wait(mount.attr(inode))->mtime();
+  world.wait(sleep(world.loop(), 20ms));
+  write(world, mount, file.handle, 0, pattern(8192, 3));
+  world.post([&] { world.lose_notice_replies_of = 2; });
+  auto wait_for_loss = [&] {
+    while (world.lost_notice_replies == 0) world.wait(sleep(world.loop(), 5ms));
+    world.post([&] { world.lose_notice_replies_of = 0; });
+  };
+  auto seen_by_other = [&] { return world.wait(other.attr(inode))->mtime(); };
+  SUBCASE("asked for it by who looks, and the connection broke") {
+    auto looking = world.begin(other.attr(inode));
+    wait_for_loss();
+    world.cut_connections();
+    CHECK(looking->get()->mtime() > before);
+  }
+  SUBCASE("with what was recalled, and the connection broke") {
+    auto data = pattern(10, 4);
+    auto writing = world.begin(other.write(seen.handle, 5, data, {}));
+    wait_for_loss();
+    world.cut_connections();
+    CHECK(writing->get());
+    CHECK(seen_by_other() > before);
+  }
+  SUBCASE("and the coordinator died") {
+    auto looking = world.begin(other.attr(inode));
+    wait_for_loss();
+    world.take_over();
+    CHECK(looking->get());  // which may have been answered before the one that wrote had come
+    CHECK(error_of(world.wait(mount.lookup(kRootInode, "nothing"))) == ENOENT);
+    CHECK(seen_by_other() > before);
+  }
+  SUBCASE("but not over a time that was set since") {
+    auto looking = world.begin(other.attr(inode));
+    wait_for_loss();
+    wire::SetAttr times;
+    times.set_inode(file.attr.inode());
+    times.set_mtime(4711);
+    CHECK(world.wait(mount.change(times, nullptr, std::nullopt)));
+    world.cut_connections();
+    CHECK(looking->get());
+    CHECK(seen_by_other() == 4711);
+  }
+  world.wait(mount.close(file.handle));
+}
+
+TEST_CASE("mount: times that the coordinator is known to have are not told again") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", kMiB);
+  InodeId inode{file.attr.inode()};
+  write(world, mount, file.handle, 0, pattern(8192, 3));
+  auto seen = world.wait(other.attr(inode))->mtime();
+  world.wait(sleep(world.loop(), 1500ms));  // in which it looks whether the coordinator has them
+  world.cut_connections();
+  CHECK(world.wait(mount.attr(inode))->mtime() == seen);
+  CHECK(world.wait(other.attr(inode))->mtime() == seen);
+  world.wait(mount.close(file.handle));
 }
 
 TEST_CASE("mount: handles of an ended session fail at once if the node is kept out") {

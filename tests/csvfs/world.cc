@@ -54,6 +54,11 @@ class World::Cuttable final : public protocol::Connection {
     inner_->start(std::move(heard), [closed = closed_](Error why) { (*closed)(std::move(why)); });
   }
   void send(protocol::Message message) override {
+    if (message.frame.has_notice_reply() && world_->lose_notice_replies_of == number) {
+      ++world_->lost_notice_replies;
+      return;
+    }
+    if (message.frame.request().has_resume() && world_->lose_resumes_of == number) return;
     if (!cut_) inner_->send(std::move(message));
   }
   void close() override { inner_->close(); }

@@ -98,7 +98,10 @@ class World {
 
   // Read on the loop: set them there (post).
   bool refuse_connections = false;
-  int lose_answers_of = 0;  ///< What is said to that mount does not arrive.
+  int lose_answers_of = 0;         ///< What is said to that mount does not arrive.
+  int lose_notice_replies_of = 0;  ///< What that mount answers when it is asked does not arrive.
+  std::atomic<int> lost_notice_replies{0};
+  int lose_resumes_of = 0;  ///< Nor what it asks to go on with.
   int fenced_node = 0;      ///< By command.
   TimePoint open_until = TimePoint::max();
   TimePoint mounts_open_until = TimePoint::max();  ///< Beside that, by their own csvd.

@@ -233,7 +233,8 @@ struct Client::State {
   bool answer_recalls = true, says_wrote = false, fenced = false;
   std::deque<std::pair<std::uint64_t, wire::Recall>> held;
   std::size_t recalls = 0;
-  bool answer_unwatches = true;
+  bool answer_unwatches = true, answer_queries = true;
+  std::set<std::uint64_t> held_queries;
   std::set<std::uint64_t> held_unwatches;
   std::vector<std::uint64_t> unwatched;
 
@@ -266,7 +267,10 @@ struct Client::State {
   }
   void noticed(std::uint64_t id, const wire::Notice& notice) {
     if (notice.has_fenced()) fenced = true;
-    if (notice.has_query_wrote()) answer(id, says_wrote);
+    if (notice.has_query_wrote()) {
+      if (answer_queries) return answer(id, says_wrote);
+      held_queries.insert(id);
+    }
     if (notice.has_unwatch()) {
       const auto& what = notice.unwatch();
       unwatched.insert(unwatched.end(), what.inodes().begin(), what.inodes().end());
@@ -529,6 +533,21 @@ void Client::answer_held(bool wrote) {
 
 void Client::says_wrote(bool wrote) {
   world_->run([&] { state_->says_wrote = wrote; });
+}
+
+void Client::answer_queries(bool at_once) {
+  world_->run([&] { state_->answer_queries = at_once; });
+}
+
+std::size_t Client::answer_held_queries(bool wrote) {
+  std::size_t count = 0;
+  world_->run([&] {
+    for (auto id : std::exchange(state_->held_queries, {})) {
+      state_->answer(id, wrote);
+      ++count;
+    }
+  });
+  return count;
 }
 
 std::vector<std::uint64_t> Client::unwatched() {

@@ -121,6 +121,9 @@ class Client {
   void answer_held(bool wrote = false);
   /// What it says if asked whether it wrote.
   void says_wrote(bool wrote);
+  /// Whether it says so at once; else with answer_held_queries.
+  void answer_queries(bool at_once);
+  std::size_t answer_held_queries(bool wrote);
   std::size_t recalls();
   /// What it was told not to watch any more, so far. Answered at once, unless told otherwise.
   std::vector<std::uint64_t> unwatched();

@@ -626,6 +626,26 @@ TEST_CASE("attributes: whoever writes directly is asked before the times are tol
   CHECK(a.attr(file).mtime() > before.mtime());
 }
 
+TEST_CASE("attributes: who says too late what it wrote says it all the same") {
+  World world;
+  world.timing.lease_term = 300ms;
+  world.timing.key_sweep = 50ms;  // which keeps its gate open
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  REQUIRE(a.truncate(file, kMiB).failure().code() == 0);
+  REQUIRE(b.layout(file, 0, kMiB, true).segments_size() > 0);
+  b.answer_queries(false);
+  auto before = a.attr(file);  // which gives up waiting
+  CHECK(b.answer_held_queries(true) == 1);
+  b.answer_queries(true);
+  CHECK(a.attr(file).mtime() > before.mtime());
+}
+
 TEST_CASE(
     "attributes: a time on its way into the catalog is not overtaken by what is known by heart") {
   World world;

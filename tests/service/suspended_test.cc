@@ -5,6 +5,7 @@
 #include <linux/falloc.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "coordinator/protocol/failure.h"
 #include "tests/service/harness.h"
@@ -39,6 +40,12 @@ wire::Request open_request(std::uint64_t inode, bool writes) {
   request.mutable_open()->set_writes(writes);
   return request;
 }
+wire::Request release_request(std::uint64_t inode) {
+  wire::Request request;
+  request.mutable_release()->set_inode(inode);
+  request.mutable_release()->set_reads_only(true);
+  return request;
+}
 bool is_good(const wire::Reply& reply) { return reply.failure().code() == 0; }
 
 /// Node 1 has three files open and is away for so long that its session ends. Node 2 is there.
@@ -47,6 +54,14 @@ struct Cut {
     world.timing.reconnect_grace = std::chrono::milliseconds{100};
     world.timing.lease_term = std::chrono::milliseconds{300};
     world.timing.key_sweep = std::chrono::milliseconds{50};  // which keeps its gate open
+    world.coordinator_plan = [this](const iscsi::RamCommand& command) {
+      iscsi::RamFate fate;
+      if (slow && command.kind == iscsi::RamCommand::Kind::write)
+        fate.inside = std::chrono::milliseconds{100};
+      if (slow_fences && command.kind == iscsi::RamCommand::Kind::reservation)
+        fate.inside = std::chrono::seconds{1};
+      return fate;
+    };
     first.emplace(world, 3);
     REQUIRE(!a.connect(*first).code());
     REQUIRE(!b.connect(*first).code());
@@ -107,6 +122,16 @@ struct Cut {
     return rest;
   }
 
+  /// It has given back what it holds of `file`, and the coordinator has seen that.
+  void gives_back(Client& client, std::uint64_t file, std::size_t count = 1) {
+    for (int i = 0; i < 2000 && client.recalls() < count; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds{1});
+    REQUIRE(client.recalls() == count);
+    for (int i = 0; i < 3; ++i) client.attr(file);
+  }
+
+  std::atomic<bool> slow{false};  ///< Whatever the coordinator writes.
+  std::atomic<bool> slow_fences{false};
   World world;
   std::optional<Coordinator> first, second;
   Client a{world, 1, 11}, b{world, 2, 22}, a2{world, 1, 11};
@@ -293,14 +318,288 @@ TEST_CASE(
     world.gone();
   }
   SUBCASE("touched, and it came back in between") {
+    REQUIRE(world.a.layout(file, 0, kBlock, true).write());
+    world.a.answer_recalls(false);
     world.a.disconnect();
-    CHECK(is_good(world.b.write(file, 10, "y")));
+    CHECK(is_good(world.b.call(open_request(file, true))));
+    CHECK(is_good(world.b.call(release_request(file))));
     REQUIRE(!world.a.connect(*world.first).code());
     world.a.resume_done();
     world.a.attr(file);  // which has been heard
     world.cut();  // still: it may have a write under way that the other one has seen, and replaced
   }
   CHECK(world.resumed() == expected);
+}
+
+namespace {
+
+/// It comes back to a coordinator that does not know what it has.
+void declare(Cut& cut, Client& client, Coordinator& to) {
+  wire::Hello says;
+  for (auto file : cut.files) {
+    says.add_open_inodes(file);
+    says.add_write_inodes(file);
+    says.add_layout_inodes(file);
+  }
+  REQUIRE(!client.connect(to, says).code());
+  client.resume_done();
+  client.attr(1);  // which has been heard
+}
+
+}  // namespace
+
+TEST_CASE("suspended: who wrote together may have a write under way that was seen and replaced") {
+  Cut cut;
+  auto& a = cut.a;
+  auto& b = cut.b;
+  auto file = b.create("shared");
+  REQUIRE(is_good(b.write(file, 0, std::string(2 * kBlock, 'x'))));
+  cut.files.push_back(file);
+  cut.seen.push_back(b.attr(file));
+  REQUIRE(is_good(a.call(open_request(file, true))));
+  REQUIRE(a.layout(file, 0, kBlock, true).write());
+  a.answer_recalls(false);
+  auto holds = [&](std::size_t count) {
+    for (int i = 0; i < 2000 && a.held().size() < count; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds{1});
+    REQUIRE(a.held().size() == count);
+  };
+  bool goes_on = false;
+  SUBCASE("the other one closed it while this one was away") {
+    a.disconnect();
+    REQUIRE(is_good(b.call(release_request(file))));
+  }
+  SUBCASE("the other one closed it, and this one has not said that nothing is under way") {
+    REQUIRE(is_good(b.call(release_request(file))));
+    holds(1);
+  }
+  SUBCASE("the other one closed it, and then nothing was under way: as after a live migration") {
+    a.answer_recalls(true);
+    REQUIRE(is_good(b.call(release_request(file))));
+    cut.gives_back(a, file);
+    goes_on = true;
+  }
+  SUBCASE("the other one ended, and then nothing was under way") {
+    a.answer_recalls(true);
+    b.disconnect();
+    cut.gives_back(a, file);
+    REQUIRE(!Client{cut.world, 2, 23}.connect(cut.coordinator()).code());
+    goes_on = true;
+  }
+  SUBCASE("nothing was under way before the other one opened it again") {
+    REQUIRE(is_good(b.call(release_request(file))));
+    holds(1);
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    a.answer_held();
+    a.attr(file);
+    REQUIRE(a.layout(file, 0, kBlock, true).write());
+    REQUIRE(is_good(b.call(release_request(file))));
+    holds(1);
+  }
+  cut.cut();
+  CHECK(cut.resumed() == (goes_on ? cut.files : cut.but(file)));
+}
+
+TEST_CASE("suspended: so has who was away while it was touched, under a new coordinator too") {
+  Cut cut;
+  auto file = cut.files[0];
+  cut.world.timing.reconnect_grace = std::chrono::seconds{1};
+  cut.a.disconnect();
+  bool goes_on = false, under_the_former = false;
+  SUBCASE("it has not said that nothing is under way") {}
+  SUBCASE("nor after it was touched under the former one") { under_the_former = true; }
+  SUBCASE("it has") { goes_on = true; }
+  cut.a.answer_recalls(goes_on);
+  if (!under_the_former) cut.take_over();
+  REQUIRE(is_good(cut.b.call(open_request(file, true))));
+  REQUIRE(is_good(cut.b.call(release_request(file))));
+  if (under_the_former) cut.take_over();
+  declare(cut, cut.a, cut.coordinator());
+  if (goes_on) cut.gives_back(cut.a, file);
+  cut.cut();
+  CHECK(cut.resumed() == (goes_on ? cut.files : cut.but(file)));
+}
+
+TEST_CASE(
+    "suspended: what was touched under a former coordinator, of who does not come to the next") {
+  Cut cut;
+  auto& a = cut.a;
+  auto& b = cut.b;
+  auto file = cut.files[0];
+  bool goes_on = false;
+  SUBCASE("opened for writing while it was away, and closed") {
+    a.disconnect();
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    REQUIRE(is_good(b.call(release_request(file))));
+  }
+  SUBCASE("and another one ends it, which does not know that either") {
+    a.disconnect();
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    REQUIRE(is_good(b.call(release_request(file))));
+    cut.world.timing.reconnect_grace = std::chrono::hours{1};
+    cut.take_over();
+    cut.world.timing.reconnect_grace = std::chrono::milliseconds{100};
+    cut.second->crash();
+    b.disconnect();
+    cut.second.reset();
+    cut.second.emplace(cut.world, 4);
+    REQUIRE(!b.connect(*cut.second).code());
+    b.resume_done();
+  }
+  SUBCASE("opened for writing while it was there, and it may have a write under way") {
+    REQUIRE(a.layout(file, 0, kBlock, true).write());
+    a.answer_recalls(false);
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    REQUIRE(is_good(b.call(release_request(file))));
+    a.disconnect();
+  }
+  SUBCASE("it opened it when the other one had it open") {
+    REQUIRE(is_good(a.call(release_request(file))));
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    REQUIRE(is_good(a.call(open_request(file, true))));
+    REQUIRE(a.layout(file, 0, kBlock, true).write());
+    a.answer_recalls(false);
+    REQUIRE(is_good(b.call(release_request(file))));
+    a.disconnect();
+  }
+  SUBCASE("opened for writing while it was there, and nothing is under way") {
+    REQUIRE(a.layout(file, 0, kBlock, true).write());
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    REQUIRE(is_good(b.call(release_request(file))));
+    cut.gives_back(a, file);
+    std::this_thread::sleep_for(std::chrono::seconds{1});  // for what is kept of that to go
+    a.disconnect();
+    goes_on = true;
+  }
+  SUBCASE("what it did not have open") {
+    REQUIRE(is_good(a.call(release_request(file))));
+    a.disconnect();
+    REQUIRE(is_good(b.call(open_request(file, true))));
+    cut.files.erase(cut.files.begin());
+    cut.seen.erase(cut.seen.begin());
+    goes_on = true;
+  }
+  if (!cut.second) cut.take_over();
+  cut.gone();
+  CHECK(cut.resumed() == (goes_on ? cut.files : cut.but(file)));
+}
+
+TEST_CASE("suspended: what a session leaves that ended before the mount had heard what goes on") {
+  Cut cut;
+  cut.cut();
+  Client next{cut.world, 1, 11};
+  REQUIRE(!next.connect(cut.coordinator()).code());
+  next.admit();
+  auto gone_on = cut.files;
+  bool takes_over = false, while_it_ends = false;
+  SUBCASE("it had not asked") {}
+  SUBCASE("it had not heard the answer") { REQUIRE(is_good(next.call(cut.request()))); }
+  SUBCASE("it had opened more, and others touched what it had left") {
+    cut.files.push_back(next.create("four"));
+    cut.seen.push_back(next.attr(cut.files.back()));
+    REQUIRE(is_good(cut.b.call(open_request(cut.files[0], true))));
+    REQUIRE(is_good(cut.b.call(release_request(cut.files[0]))));
+    gone_on = cut.but(cut.files[0]);
+  }
+  SUBCASE("nor did it come to a new coordinator") { takes_over = true; }
+  SUBCASE("nor did it come to a new coordinator, and others touched what it had left") {
+    REQUIRE(is_good(cut.b.call(open_request(cut.files[0], true))));
+    REQUIRE(is_good(cut.b.call(release_request(cut.files[0]))));
+    gone_on = cut.but(cut.files[0]);
+    takes_over = true;
+  }
+  SUBCASE("others touch what it had left while it ends") {
+    while_it_ends = true;
+    gone_on = cut.but(cut.files[0]);
+  }
+  auto its = next.session();
+  cut.slow_fences = while_it_ends;
+  next.disconnect();
+  if (while_it_ends) {
+    std::this_thread::sleep_for(std::chrono::milliseconds{700});
+    REQUIRE(is_good(cut.b.call(open_request(cut.files[0], true))));
+    REQUIRE(is_good(cut.b.call(release_request(cut.files[0]))));
+  }
+  if (takes_over) cut.take_over();
+  cut.gone();
+  cut.ended = its;
+  CHECK(cut.resumed() == gone_on);
+}
+
+TEST_CASE("suspended: nothing is kept for who is thrown out while somebody touches what it has") {
+  Cut cut;
+  std::atomic<bool> fenced = false;
+  cut.first->crash();
+  cut.b.disconnect();
+  cut.a.disconnect();
+  cut.world.cluster_knows = [&](Surroundings& around) {
+    around.fenced = [&] {
+      std::map<NodeId, std::uint64_t> out;
+      if (fenced) out[NodeId{1}] = 1;
+      return out;
+    };
+  };
+  cut.world.timing.reconnect_grace = std::chrono::hours{1};
+  cut.second.emplace(cut.world, 2);
+  REQUIRE(!cut.b.connect(*cut.second).code());
+  cut.b.resume_done();
+  REQUIRE(is_good(cut.b.call(open_request(cut.files[0], true))));  // there is a row now
+  fenced = true;
+  cut.gone();
+  cut.second->crash();
+  cut.b.disconnect();
+  fenced = false;
+  cut.second.reset();
+  cut.second.emplace(cut.world, 4);
+  REQUIRE(!cut.b.connect(*cut.second).code());
+  cut.b.resume_done();
+  CHECK(cut.resumed().empty());
+}
+
+TEST_CASE("suspended: what is about to be touched when the mount comes back is touched") {
+  Cut cut;
+  cut.cut();
+  REQUIRE(!cut.a2.connect(cut.coordinator()).code());
+  cut.a2.admit();
+  auto file = cut.files[0];
+  wire::Request mode;
+  mode.mutable_set_attr()->set_inode(cut.files[1]);
+  mode.mutable_set_attr()->set_mode(0600);
+  cut.slow = true;
+  // All that follows is behind this one, and what only reads before what writes.
+  auto busy = cut.b.send(cut.b.prepared(mode, 3));
+  auto opening = cut.b.send(open_request(file, true));
+  auto resuming = cut.a2.send(cut.request());
+  CHECK(is_good(cut.b.wait(busy)));
+  cut.slow = false;
+  CHECK(is_good(cut.b.wait(opening)));
+  auto reply = cut.a2.wait(resuming);
+  REQUIRE(is_good(reply));
+  auto& inodes = reply.resumed().inodes();
+  CHECK(std::vector<std::uint64_t>{inodes.begin(), inodes.end()} == cut.but(file));
+}
+
+TEST_CASE("suspended: who goes on with a file, to write it, takes it from who had it open, too") {
+  Cut cut;
+  Client c{cut.world, 3, 33}, c2{cut.world, 3, 33};
+  REQUIRE(!c.connect(cut.coordinator()).code());
+  auto file = cut.files[0];
+  REQUIRE(is_good(c.call(open_request(file, false))));
+  auto its = c.session();
+  cut.cut();
+  c.disconnect();
+  REQUIRE(cut.world.eventually([&] { return cut.first->service().status().sessions.size() == 1; }));
+  bool writes = false;
+  SUBCASE("to write it") { writes = true; }
+  SUBCASE("to read it") {}
+  REQUIRE(!cut.a2.connect(cut.coordinator()).code());
+  auto request = cut.request();
+  request.mutable_resume()->mutable_files(0)->set_writes(writes);
+  CHECK(cut.a2.call(request).resumed().inodes_size() == 3);
+  CHECK(is_good(cut.a2.call(release_request(file))));
+  REQUIRE(!c2.connect(cut.coordinator()).code());
+  request.mutable_resume()->set_session(raw(its));
+  CHECK(c2.call(request).resumed().inodes_size() == (writes ? 0 : 1));
 }
 
 TEST_CASE("suspended: a node is off only once nothing is kept for it, over takeovers too") {
