@@ -73,7 +73,11 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
 
   void open(Opened done) {
     opened = std::move(done);
-    seed = options.isid_seed ? options.isid_seed : Random::from_system().next();
+    // tgt ends the older session of an ISID only where CHAP is used, and then never answers what
+    // was being executed for it, nor any LUN RESET after that (docs/targets.md). A fence ends it
+    // without that.
+    bool chap = !options.chap_user.empty() || !address.chap_user.empty();
+    seed = options.isid_seed && !chap ? options.isid_seed : Random::from_system().next();
     connect();
   }
 
@@ -160,6 +164,7 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
   void connect_by_own_names() {
     if (destroyed || !opened) return;
     name_is_nexus = true;
+    if (options.isid_seed) seed = options.isid_seed;
     if (initiator(0) == options.initiator) {
       settle_limits();
       return opening_succeeded();
