@@ -573,8 +573,17 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
         });
     });
     if (!quiet) co_return quiet.error();
-    auto* first = sessions.front().get();
-    co_return co_await control([first](auto said) { first->reset(std::move(said)); });
+    co_return co_await control([this](auto said) {
+      sessions.front()->reset(std::move(said), [self = shared_from_this()] {
+        self->home.post([self] {
+          if (!self->destroyed && !self->fate) self->resume_all();
+        });
+      });
+    });
+  }
+
+  void resume_all() {
+    for (auto& each : sessions) each->resume();
   }
 
   /// Resets come one after the other, each with all our own commands held back or answered, because
@@ -587,7 +596,7 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     }
     resetting = true;
     auto result = co_await reset_once();
-    for (auto& each : sessions) each->resume();
+    resume_all();
     resetting = false;
     reset_ended.notify();
     answer_later(std::move(done), std::move(result));
