@@ -75,7 +75,7 @@ Task<Expected<void>> Fencing::remove_now(std::vector<Key> victims, Left left) {
   // if no victim is listed: a fence before us may have got as far as the PREEMPT and no further. So
   // may PREEMPT AND ABORT, which takes the key away first: of a key that is not listed any more
   // nobody has told us that its commands have ended.
-  bool must_reset = left == Left::maybe && !abort;
+  bool must_reset = left == Left::others || (left == Left::maybe && !abort);
   for (int round = 0; round < kRounds; ++round) {
     CSV_CO_TRY(before, co_await keys());
     std::vector<Key> standing;

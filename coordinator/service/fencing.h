@@ -27,6 +27,7 @@ class Fencing {
   enum class Left {
     maybe,    ///< Commands may be executing, even if the key is not listed any more.
     nothing,  ///< Never sent I/O, or said itself that all of it was answered.
+    others,   ///< As maybe, and so may commands of keys that nobody lists or names any more.
   };
   /// When it succeeds none of `victims` is registered, every command sent under them has ended, and
   /// `mine` is registered still. Errors mean that this could not be brought about: Errc::fenced
