@@ -363,6 +363,7 @@ Task<Expected<Taken>> take_over_volume(Surroundings around) {
   taken.fencing = std::make_unique<Fencing>(*around.loop, *taken.tenure->lun, taken.key);
   auto took = co_await take(around, taken);
   if (!took) co_return took.error().within("taking over volume " + around.volume);
+  taken.fencing->be_patient();
   co_return std::move(taken);
 }
 
