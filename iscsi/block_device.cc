@@ -305,7 +305,11 @@ Expected<void> BlockDevice::preempt(Key mine, Key victim, ReservationType type, 
 }
 
 Expected<void> BlockDevice::reset() {
-  int what = SG_SCSI_RESET_DEVICE;
+  // Without the flag, which glibc's header lacks, the kernel goes on to the target, the bus and the
+  // adapter until one of these resets succeeds, and says just that: one of our own adapter ends
+  // nothing of what another node has at the LUN.
+  constexpr int kNoEscalate = 0x100;
+  int what = SG_SCSI_RESET_DEVICE | kNoEscalate;
   return control("LUN RESET", SG_SCSI_RESET, &what);
 }
 

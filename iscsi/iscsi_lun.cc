@@ -73,7 +73,11 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
 
   void open(Opened done) {
     opened = std::move(done);
-    seed = options.isid_seed ? options.isid_seed : Random::from_system().next();
+    // tgt ends the older session of an ISID only where CHAP is used, and then never answers what
+    // was being executed for it, nor any LUN RESET after that (docs/targets.md). A fence ends it
+    // without that.
+    bool chap = !options.chap_user.empty() || !address.chap_user.empty();
+    seed = options.isid_seed && !chap ? options.isid_seed : Random::from_system().next();
     connect();
   }
 
@@ -160,6 +164,7 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
   void connect_by_own_names() {
     if (destroyed || !opened) return;
     name_is_nexus = true;
+    if (options.isid_seed) seed = options.isid_seed;
     if (initiator(0) == options.initiator) {
       settle_limits();
       return opening_succeeded();
@@ -568,8 +573,17 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
         });
     });
     if (!quiet) co_return quiet.error();
-    auto* first = sessions.front().get();
-    co_return co_await control([first](auto said) { first->reset(std::move(said)); });
+    co_return co_await control([this](auto said) {
+      sessions.front()->reset(std::move(said), [self = shared_from_this()] {
+        self->home.post([self] {
+          if (!self->destroyed && !self->fate) self->resume_all();
+        });
+      });
+    });
+  }
+
+  void resume_all() {
+    for (auto& each : sessions) each->resume();
   }
 
   /// Resets come one after the other, each with all our own commands held back or answered, because
@@ -582,7 +596,7 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
     }
     resetting = true;
     auto result = co_await reset_once();
-    for (auto& each : sessions) each->resume();
+    resume_all();
     resetting = false;
     reset_ended.notify();
     answer_later(std::move(done), std::move(result));

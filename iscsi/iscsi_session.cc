@@ -27,6 +27,14 @@ constexpr int kMostInFlight = 64;
 /// How often one command is repeated at once (after unit attentions and aborts) before it fails.
 constexpr int kMostRepeats = 32;
 constexpr Duration kBusyPause = std::chrono::milliseconds{20};
+/// The receive buffer that is asked for, as the room it has for data. The kernel gives no more than
+/// net.ipv4.tcp_rmem allows.
+constexpr int kRoomAsked = 16 << 20;
+/// What of the buffer counts as room: the rest is what the kernel needs to keep the data in.
+constexpr int kBufferPerRoom = 3;
+/// Of the deadline, what a LUN RESET may take before the target is asked whether it does anything
+/// else.
+constexpr int kPatienceWithReset = 10;
 
 /// The monotonic clock: deadlines say how long a target took while we could have listened.
 TimePoint monotonic_now() {
@@ -71,8 +79,20 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
   bool paused = false;
   Function<void()> quiet;
   Function<void(Expected<void>)> reset_done;
+  Function<void()> reset_is_slow;
   bool reset_sent = false;
   TimePoint reset_deadline{};
+  /// Asks whether the target executes commands while a LUN RESET waits.
+  struct Probe final : ScsiCommand {};
+  std::optional<TimePoint> probe_due;
+  bool probe_answered = false;
+  /// One that was sent and not answered: libiscsi keeps a pointer to it. What comes after we have
+  /// given it up is for nobody.
+  struct Reset {
+    Nexus* nexus;
+    bool given_up = false;
+  };
+  std::list<Reset> resets;
 
   std::deque<std::unique_ptr<ScsiCommand>> waiting;
   std::deque<Delayed> delayed;  // one pause for all, so in order of time
@@ -81,6 +101,10 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
   // Writes that failed while libiscsi may still have Data-Out of theirs to send: it reads them from
   // the task and the caller's buffer, so both wait here until its queue is empty.
   std::list<Flight> cooling;
+  // A probe has no deadline: the reset may end it without an answer.
+  std::list<Flight> probing;
+  // Of the reads in flight, and how much the receive buffer surely takes.
+  std::size_t reading_bytes = 0, room = kRoomAsked;
   int limit = kMostInFlight;
   int answered_since_full = 0;
   std::atomic<int> load{0};
@@ -151,8 +175,26 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
     auto& nexus = *static_cast<Nexus*>(self);
     if (nexus.fate || nexus.logged_in) return;
     if (status != SCSI_STATUS_GOOD) return nexus.lose("connect: " + nexus.library_error());
+    nexus.make_room();
     if (iscsi_login_async(nexus.context, &Nexus::login_answered, self) != 0)
       nexus.lose("login: " + nexus.library_error());
+  }
+
+  /// Whoever stands still takes no answers, and a target whose socket takes no more of them waits:
+  /// tgt answers nobody's LUN RESET before it has sent them all, so that no fence of anybody could
+  /// succeed (docs/targets.md). So no more is asked for than the kernel takes without us.
+  void make_room() {
+    int fd = iscsi_get_fd(context);
+    if (fd < 0) return;
+    // A low-water mark makes the kernel enlarge the buffer until it can be reached. Unlike
+    // SO_RCVBUF that goes as far as for any socket that reads much, and leaves it to the kernel to
+    // enlarge it further.
+    int asked = kRoomAsked, one = 1, size = 0;
+    socklen_t length = sizeof size;
+    bool set = ::setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &asked, sizeof asked) == 0;
+    set = ::setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one) == 0 && set;
+    if (!set || ::getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, &length) != 0) return;
+    room = static_cast<std::size_t>(size) / kBufferPerRoom;
   }
 
   static void login_answered(iscsi_context* context, int status, void*, void* self) {
@@ -175,16 +217,20 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
 
   bool ready_to_send() const {
     return !waiting.empty() && !paused && cooling.empty() &&
-           static_cast<int>(in_flight.size()) < limit;
+           static_cast<int>(in_flight.size()) < limit && has_room_for(*waiting.front());
   }
 
-  void send(std::unique_ptr<ScsiCommand> command) {
+  bool has_room_for(const ScsiCommand& command) const {
+    return command.in.empty() || reading_bytes == 0 || reading_bytes + command.in.size() <= room;
+  }
+
+  void send(std::unique_ptr<ScsiCommand> command, std::list<Flight>& list) {
     auto now = monotonic_now();
     if (command->attempts++ == 0) command->give_up = now + options.deadline;
     if (spare.empty()) spare.emplace_back();
-    in_flight.splice(in_flight.end(), spare, spare.begin());
-    auto& flight = in_flight.back();
-    flight.self = std::prev(in_flight.end());
+    list.splice(list.end(), spare, spare.begin());
+    auto& flight = list.back();
+    flight.self = std::prev(list.end());
     flight.nexus = this;
     flight.deadline = now + options.deadline;
     flight.command = std::move(command);
@@ -193,6 +239,7 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
     int direction = SCSI_XFER_NONE;
     std::size_t length = 0;
     if (!sent.in.empty()) direction = SCSI_XFER_READ, length = sent.in.size();
+    reading_bytes += sent.in.size();
     if (!sent.out.empty()) direction = SCSI_XFER_WRITE, length = sent.out.size();
     flight.task =
         scsi_create_task(sent.cdb.size, sent.cdb.bytes.data(), direction, static_cast<int>(length));
@@ -228,6 +275,13 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
 
     auto& command = *flight.command;
     auto& task = *flight.task;
+    // Whatever it says: it has been executed.
+    if (!probing.empty() && &flight == &probing.front()) {
+      probe_answered = true;
+      (void)land(flight, probing);
+      if (reset_sent && reset_is_slow) std::exchange(reset_is_slow, nullptr)();
+      return;
+    }
     std::optional<Sense> sense;
     if (status == SCSI_STATUS_CHECK_CONDITION && task.datain.data && task.datain.size > 2) {
       // The data segment of a SCSI Response: a length, then the sense data.
@@ -316,6 +370,7 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
   /// Takes a command out of `list` and frees what libiscsi has of it.
   std::unique_ptr<ScsiCommand> land(Flight& flight, std::list<Flight>& list) {
     auto command = std::move(flight.command);
+    reading_bytes -= command->in.size();
     scsi_free_scsi_task(std::exchange(flight.task, nullptr));
     spare.splice(spare.begin(), list, flight.self);
     return command;
@@ -329,32 +384,67 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
   // ------------------------------------------------------------------ reset
 
   void send_reset() {
+    auto now = monotonic_now();
     reset_sent = true;
-    reset_deadline = monotonic_now() + options.deadline;
+    reset_deadline = now + options.deadline;
+    probe_due = now + options.deadline / kPatienceWithReset;
+    probe_answered = false;
+    resets.push_back({this});
     // Not iscsi_task_mgmt_lun_reset_async, which cancels the context's tasks.
     if (iscsi_task_mgmt_async(context, options.lun, ISCSI_TM_LUN_RESET, 0xffffffff, 0,
-                              &Nexus::reset_answered, this) != 0)
+                              &Nexus::reset_answered, &resets.back()) != 0)
       lose("sending a LUN RESET: " + library_error());
   }
 
-  static void reset_answered(iscsi_context*, int status, void* data, void* self) {
-    auto& nexus = *static_cast<Nexus*>(self);
+  static void reset_answered(iscsi_context*, int status, void* data, void* which) {
+    auto& reset = *static_cast<Reset*>(which);
+    auto& nexus = *reset.nexus;
     if (!nexus.context || nexus.fate) return;
     ++nexus.answers;
+    bool late = reset.given_up;
+    nexus.resets.remove_if([&](const Reset& each) { return &each == &reset; });
+    if (late) return;
     if (status != SCSI_STATUS_GOOD || !data)
       return nexus.lose("LUN RESET: " + nexus.library_error());
     auto response = *static_cast<std::uint32_t*>(data);
-    auto done = std::move(nexus.reset_done);
-    nexus.reset_done = nullptr;
-    nexus.reset_sent = false;
     switch (response) {
-      case ISCSI_TMR_FUNC_COMPLETE: return done({});
+      case ISCSI_TMR_FUNC_COMPLETE: return nexus.reset_over({});
       case ISCSI_TMR_TMF_NOT_SUPPORTED:
-        return done(Error{Errc::unsupported_by_target, "the target has no LUN RESET"});
+        return nexus.reset_over(Error{Errc::unsupported_by_target, "the target has no LUN RESET"});
       default:
-        return done(Error{std::errc::io_error,
-                          fmt::format("LUN RESET was refused with response {}", response)});
+        return nexus.reset_over(Error{
+            std::errc::io_error, fmt::format("LUN RESET was refused with response {}", response)});
     }
+  }
+
+  void reset_over(Expected<void> result) {
+    reset_sent = false;
+    probe_due.reset();
+    reset_is_slow = nullptr;
+    auto done = std::exchange(reset_done, nullptr);
+    done(std::move(result));
+  }
+
+  /// Goes out although we are paused: it is no matter whether a reset ends it.
+  void send_probe() {
+    probe_due.reset();
+    if (!probing.empty()) return;
+    auto command = std::make_unique<Probe>();
+    command->cdb = test_unit_ready_cdb();
+    command->purpose = ScsiPurpose::question;
+    send(std::move(command), probing);
+  }
+
+  void reset_overdue() {
+    ++counters.timeouts;
+    if (!probe_answered) return lose("no answer to a LUN RESET within the deadline");
+    resets.back().given_up = true;
+    reset_over(Error{
+        Errc::reset_unanswered,
+        fmt::format(
+            "{}: the target executes commands, but has not answered a LUN RESET for {} ms",
+            options.portal,
+            std::chrono::duration_cast<std::chrono::milliseconds>(options.deadline).count())});
   }
 
   // ------------------------------------------------------------------- loop
@@ -376,7 +466,7 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
     while (!fate && ready_to_send()) {
       auto next = std::move(waiting.front());
       waiting.pop_front();
-      send(std::move(next));
+      send(std::move(next), in_flight);
     }
     if (fate) return;
     if (paused && in_flight.empty() && cooling.empty()) {
@@ -397,10 +487,9 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
           "no answer to a command within {} ms",
           std::chrono::duration_cast<std::chrono::milliseconds>(options.deadline).count()));
     }
-    if (reset_sent && now >= reset_deadline) {
-      ++counters.timeouts;
-      lose("no answer to a LUN RESET within the deadline");
-    }
+    if (fate) return;
+    if (probe_due && now >= *probe_due) send_probe();
+    if (reset_sent && now >= reset_deadline) reset_overdue();
   }
 
   std::optional<TimePoint> next_due() const {
@@ -410,6 +499,7 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
     if (!in_flight.empty()) consider(in_flight.front().deadline);
     if (!cooling.empty()) consider(cooling.front().deadline);
     if (!delayed.empty()) consider(delayed.front().due);
+    if (probe_due) consider(*probe_due);
     if (reset_sent) consider(reset_deadline);
     return due;
   }
@@ -540,6 +630,7 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
     iscsi_destroy_context(dying);
     while (!in_flight.empty()) left_over.push_back(land(in_flight.front(), in_flight));
     while (!cooling.empty()) left_over.push_back(land(cooling.front(), cooling));
+    while (!probing.empty()) (void)land(probing.front(), probing);
     for (auto& each : delayed) left_over.push_back(std::move(each.command));
     delayed.clear();
     for (auto& each : waiting) left_over.push_back(std::move(each));
@@ -552,6 +643,7 @@ struct IscsiSession::Nexus : std::enable_shared_from_this<Nexus> {
     drop();
     quiet = nullptr;
     reset_done = nullptr;
+    reset_is_slow = nullptr;
     if (told_connected)
       events.ended(*fate, std::exchange(left_over, {}));
     else
@@ -602,10 +694,11 @@ void IscsiSession::quiesce(Function<void()> quiet) {
   });
 }
 
-void IscsiSession::reset(Function<void(Expected<void>)> answered) {
-  at_loop([answered = std::move(answered)](Nexus& nexus) mutable {
+void IscsiSession::reset(Function<void(Expected<void>)> answered, Function<void()> is_slow) {
+  at_loop([answered = std::move(answered), is_slow = std::move(is_slow)](Nexus& nexus) mutable {
     if (nexus.over) return;
     nexus.reset_done = std::move(answered);
+    nexus.reset_is_slow = std::move(is_slow);
     nexus.turn_later();
   });
 }

@@ -90,8 +90,10 @@ class IscsiSession {
   /// called if the session ends first.
   void quiesce(Function<void()> quiet);
   /// LOGICAL UNIT RESET. Only while quiet, for whether the target answers our own commands that a
-  /// reset aborts is up to the target.
-  void reset(Function<void(Expected<void>)> answered);
+  /// reset aborts is up to the target. If it is long in being answered while the target executes
+  /// commands all the same, `is_slow` is called: what is sent now is not ended by it any more.
+  /// Errc::reset_unanswered: it was so at the deadline, and the session lives on.
+  void reset(Function<void(Expected<void>)> answered, Function<void()> is_slow);
   void resume();
   /// Ends the session with `why`; everything unanswered comes back through `ended`.
   void close(Error why);

@@ -74,6 +74,12 @@ bool is_lio(const TargetProfile& profile) {
   return profile.vendor == "LIO-ORG" || profile.identity.starts_with("naa.6001405");
 }
 
+/// Its administrator may give it any vendor's name, so every target without PREEMPT AND ABORT,
+/// which all complete implementations have, is taken for one. LIO has been dealt with.
+bool is_tgt(const TargetProfile& profile) {
+  return profile.vendor == "IET" || profile.product == "VIRTUAL-DISK" || !profile.preempt_and_abort;
+}
+
 /// Whether a reservation is applied to WRITE SAME and UNMAP, where one is in force that keeps this
 /// nexus from reading. Neither probe can change anything: one lies beyond the end of the LUN, the
 /// other names no blocks.
@@ -103,9 +109,8 @@ Task<Expected<void>> check_guarded(ScsiAsker& asker, LunDescription& lun) {
 void apply_quirks(TargetProfile& profile) {
   // tgt applies reservations neither to WRITE SAME nor to UNMAP, so that a fence does not stop
   // them; and under an all-registrants type it goes on using the registration of whoever reserved
-  // after that was preempted. Its administrator may give it any vendor's name, so every target
-  // without PREEMPT AND ABORT, which all complete implementations have, is taken for one.
-  if (profile.vendor == "IET" || profile.product == "VIRTUAL-DISK" || !profile.preempt_and_abort) {
+  // after that was preempted.
+  if (is_tgt(profile)) {
     profile.write_same = false;
     profile.unmap = false;
     profile.all_registrants = false;
@@ -196,6 +201,14 @@ Task<Expected<void>> ask_commands(ScsiAsker& asker, LunDescription& lun) {
 }
 
 }  // namespace
+
+std::string_view advice_on(const TargetProfile& profile) {
+  if (is_lio(profile) || !is_tgt(profile)) return {};
+  return "A target like tgt answers no LUN RESET, and so ends no fence, before every node has "
+         "taken "
+         "its answers. On its machine set net.ipv4.tcp_retries2 to 5, so that it soon gives up a "
+         "node that has vanished (docs/targets.md).";
+}
 
 void leave_out_broken_types(const TargetProfile& profile, ReservationCapabilities& capabilities) {
   if (profile.all_registrants) return;

@@ -1,6 +1,7 @@
 #pragma once
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "csvfs/base/error.h"
 #include "csvfs/base/function.h"
@@ -46,6 +47,9 @@ struct LunDescription {
 /// SAME and UNMAP too: a command that a fence does not stop is one we must not use. It may also
 /// keep us from asking for the size.
 Task<Expected<LunDescription>> describe_lun(ScsiAsker& asker);
+
+/// What the administrator of such a target has to see to, for people; empty where that is nothing.
+std::string_view advice_on(const TargetProfile& profile);
 
 /// Takes the reservation types out that this target is known to do wrong.
 void leave_out_broken_types(const TargetProfile& profile, ReservationCapabilities& capabilities);

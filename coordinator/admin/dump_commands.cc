@@ -57,6 +57,7 @@ Json superblock_json(const FoundSuperblock& found) {
           {"coordinator", raw(info.coordinator)},
           {"epoch", raw(info.epoch)},
           {"coordinator_key", key_text(info.coordinator_key)},
+          {"closed_key", key_text(info.closed_key)},
           {"tag", {info.tag.forced, info.tag.epoch, info.tag.sequence}},
           {"formatted_at", static_cast<std::int64_t>(info.formatted_at)},
           {"lun_size", info.lun_size},

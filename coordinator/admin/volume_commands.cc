@@ -10,6 +10,7 @@
 #include "coordinator/volume/check.h"
 #include "coordinator/volume/volume.h"
 #include "csvfs/base/log.h"
+#include "iscsi/target_profile.h"
 
 namespace csv::admin {
 namespace {
@@ -120,6 +121,8 @@ ExitCode format_volume(const FormatRequest& request, Terminal& terminal) {
     }
   }
   terminal.note("Formatting " + what);
+  if (auto advice = iscsi::advice_on((*opened)->lun().profile()); !advice.empty())
+    terminal.note(std::string{advice});
   auto random = Random::from_system();
   volume::FormatOptions options;
   options.label = request.name;

@@ -93,7 +93,7 @@ class Placing {
     else if (now && fit == Fitness::drained)
       why = fmt::format("node {} is drained", raw(*now));
     else if (now)
-      why = fmt::format("node {} has no path to it", raw(*now));
+      why = fmt::format("node {} could not take it over, or serve it", raw(*now));
     move(volume, *best, std::move(why));
   }
 

@@ -149,7 +149,15 @@ struct ShareWitness::Seen {
   TagFile::Content content;
   ShareTag now;
   bool damaged = false;  ///< One of the slots, which may have been a later one.
+  bool alone = false;    ///< The other slot says nothing: it was never written, or is damaged.
 };
+
+/// Of a call that failed after its write had begun that write may still come, once the share is
+/// there again, over whatever stands in its slot by then: nothing but its sequence says that it is
+/// late. Whoever takes the witness leaves out the number that the former holder may have used last,
+/// so that what comes late is not the newest; and does not take the place of what alone is left.
+constexpr std::uint64_t kNext = 1;
+constexpr std::uint64_t kTaking = 2, kTakingAlone = 3;
 
 ShareWitness::ShareWitness(Surroundings around)
     : around_{std::move(around)}, life_{around_.random->next() | 1} {
@@ -174,11 +182,13 @@ Task<Expected<ShareWitness::Seen>> ShareWitness::look() {
   bool damaged = std::any_of(content->begin(), content->end(), [](const auto& slot) {
     return decode_share_tag(slot).error() == Errc::corrupt;
   });
-  co_return Seen{*content, now, damaged};
+  auto readable = std::count_if(content->begin(), content->end(),
+                                [](const auto& slot) { return bool(decode_share_tag(slot)); });
+  co_return Seen{*content, now, damaged, readable < 2};
 }
 
-Task<Expected<void>> ShareWitness::change(const Seen& seen, ShareTag next) {
-  next.sequence = seen.now.sequence + 1;
+Task<Expected<void>> ShareWitness::change(const Seen& seen, ShareTag next, std::uint64_t step) {
+  next.sequence = seen.now.sequence + step;
   next.cluster = around_.cluster;
   auto slot = encode(next);
   auto place = static_cast<std::size_t>(next.sequence % 2);
@@ -220,7 +230,7 @@ Task<Expected<void>> ShareWitness::store(Memory memory) {
                                   seen.now.promised.forced, seen.now.promised.epoch)};
     // In both slots, so that the loss of one brings nothing older back.
     if (both_have(seen.content, next)) co_return Expected<void>{};
-    auto done = co_await change(seen, next);
+    auto done = co_await change(seen, next, kNext);
     if (!done && (!(done.error() == Errc::retry) || tries == kTries)) co_return std::move(done);
   }
 }
@@ -238,7 +248,7 @@ Task<Expected<Witness::Hold>> ShareWitness::confirm(std::uint64_t ring) {
     auto next = seen.now;
     next.ring = ring;
     auto sent = around_.loop->now();
-    auto done = co_await change(seen, next);
+    auto done = co_await change(seen, next, kNext);
     if (done) co_return Hold{sent};
     if (!(done.error() == Errc::retry) || tries == kTries) co_return done.error();
   }
@@ -263,10 +273,14 @@ Task<Expected<Witness::Hold>> ShareWitness::challenge(std::uint64_t ring) {
   next.life = life_;
   next.ring = ring;
   auto sent = around_.loop->now();
-  auto done = co_await change(first, next);
+  auto done = co_await change(first, next, first.alone ? kTakingAlone : kTaking);
   if (!done && done.error() == Errc::retry)
     co_return Error{Errc::refused, "another node was faster, or the holder moved after all"};
-  if (!done) co_return done.error();
+  if (!done) {
+    // It may come late, over what another one has taken meanwhile: it is not ours then.
+    life_ = around_.random->next() | 1;
+    co_return done.error();
+  }
   holder_ = around_.node;
   log::info("witness taken file ring={} node={}", ring, raw(around_.node));
   events::report(

@@ -69,11 +69,11 @@ class ShareWitness final : public Witness {
  private:
   struct Seen;
   Task<Expected<Seen>> look();
-  Task<Expected<void>> change(const Seen& seen, ShareTag next);
+  Task<Expected<void>> change(const Seen& seen, ShareTag next, std::uint64_t step);
   Expected<void> check_own(const ShareTag& found) const;
 
   Surroundings around_;
-  std::uint64_t life_;
+  std::uint64_t life_;  ///< Another one after each taking that may have failed or not.
   std::optional<NodeId> holder_;
 };
 

@@ -64,7 +64,7 @@ Error decode(const wire::Failure& failure) {
   if (failure.generic() && failure.code() <= kMaxErrno)
     return Error{std::error_code{static_cast<int>(failure.code()), std::generic_category()},
                  failure.message()};
-  if (!failure.generic() && failure.code() <= static_cast<std::uint32_t>(Errc::not_durable))
+  if (!failure.generic() && failure.code() <= static_cast<std::uint32_t>(kLastErrc))
     return Error{static_cast<Errc>(failure.code()), failure.message()};
   return Error{std::errc::io_error, failure.message()};
 }

@@ -176,11 +176,13 @@ Task<void> Coordination::attempt() {
   auto taken = co_await setup_.take_over();
   if (!taken) {
     auto why = taken.error();
+    bool target_waits = why == Errc::reset_unanswered;
+    if (target_waits) pause_ = {};  // it has taken long enough by itself
     pause_before_next(false);
     enter(State::waiting, fmt::format("taking it over failed: {}", why.message()));
-    // Not if it was given to another one meanwhile, or for want of a lease: that says nothing of
-    // this node's way to the LUN.
-    if (!taken_away() && setup_.loop->now() < setup_.membership->open_until())
+    // Not if it was given to another one meanwhile, for want of a lease, or where the target waits
+    // for somebody: that says nothing of this node's way to the LUN, and nobody else could do it.
+    if (!taken_away() && !target_waits && setup_.loop->now() < setup_.membership->open_until())
       setup_.membership->able(setup_.volume, false);
     answer(why);
     co_return;

@@ -13,6 +13,10 @@ namespace {
 /// what it says.
 constexpr int kRounds = 4;
 
+constexpr std::string_view kWaitsForReader =
+    "the target waits for a node that takes no answers (stopped, paused, lost): let it go on, or "
+    "end its connection at the target (ss -K dst NODE)";
+
 bool listed(const iscsi::KeyList& list, Key key) {
   return std::find(list.keys.begin(), list.keys.end(), key) != list.keys.end();
 }
@@ -75,7 +79,7 @@ Task<Expected<void>> Fencing::remove_now(std::vector<Key> victims, Left left) {
   // if no victim is listed: a fence before us may have got as far as the PREEMPT and no further. So
   // may PREEMPT AND ABORT, which takes the key away first: of a key that is not listed any more
   // nobody has told us that its commands have ended.
-  bool must_reset = left == Left::maybe && !abort;
+  bool must_reset = left == Left::others || (left == Left::maybe && !abort);
   for (int round = 0; round < kRounds; ++round) {
     CSV_CO_TRY(before, co_await keys());
     std::vector<Key> standing;
@@ -102,7 +106,7 @@ Task<Expected<void>> Fencing::remove_now(std::vector<Key> victims, Left left) {
                      done ? "" : "preempt: " + done.error().message());
     }
     if (must_reset) {
-      CSV_CO_CHECK(co_await reset(*lun_));
+      CSV_CO_CHECK(co_await end_commands());
       must_reset = false;
     }
     CSV_CO_TRY(after, co_await keys());
@@ -114,6 +118,18 @@ Task<Expected<void>> Fencing::remove_now(std::vector<Key> victims, Left left) {
   co_return Error{std::errc::io_error,
                   fmt::format("the target still lists key {:016x} after {} preempts",
                               raw(victims.front()), kRounds)};
+}
+
+Task<Expected<void>> Fencing::end_commands() {
+  for (;;) {
+    auto done = co_await reset(*lun_);
+    if (done || !(done.error() == Errc::reset_unanswered)) co_return done;
+    log::error("reset unanswered patient={} why=\"{}\"", patient_, done.error().message());
+    events::report(events::Severity::error, "fence", "",
+                   "the target serves, but does not answer a LUN RESET: no fence can end",
+                   kWaitsForReader);
+    if (!patient_) co_return done.error().within(kWaitsForReader);
+  }
 }
 
 }  // namespace csv::service

@@ -27,12 +27,19 @@ class Fencing {
   enum class Left {
     maybe,    ///< Commands may be executing, even if the key is not listed any more.
     nothing,  ///< Never sent I/O, or said itself that all of it was answered.
+    others,   ///< As maybe, and so may commands of keys that nobody lists or names any more.
   };
   /// When it succeeds none of `victims` is registered, every command sent under them has ended, and
   /// `mine` is registered still. Errors mean that this could not be brought about: Errc::fenced
-  /// where our own key is gone, else what the LUN said. No victims and `maybe`: ends the commands
-  /// of keys that are gone already.
+  /// where our own key is gone, else what the LUN said; of these Errc::reset_unanswered is told to
+  /// the administrator here. No victims and `maybe`: ends the commands of keys that are gone
+  /// already.
   Task<Expected<void>> remove(std::vector<Key> victims, Left left);
+
+  /// From now on a LUN RESET that the target does not answer while it serves is repeated until it
+  /// does. Whoever coordinates already has nothing to gain from giving up: his successor would wait
+  /// for the same answer.
+  void be_patient() { patient_ = true; }
 
   /// The keys on the LUN. Errc::fenced if ours is not among them.
   Task<Expected<iscsi::KeyList>> keys();
@@ -43,12 +50,14 @@ class Fencing {
 
  private:
   Task<Expected<void>> remove_now(std::vector<Key> victims, Left left);
+  Task<Expected<void>> end_commands();
 
   iscsi::Lun* lun_;
   Key mine_;
   iscsi::ReservationType type_ = iscsi::ReservationType::exclusive_access_all_registrants;
   Signal free_;
   bool busy_ = false;
+  bool patient_ = false;
   std::uint64_t count_ = 0;  ///< Keys removed.
 };
 

@@ -133,14 +133,20 @@ Task<Expected<void>> fence_coordinators(const Surroundings& around, Taken& taken
     if (key != taken.key && parts.cluster == around.cluster && parts.role == KeyRole::coordinator)
       former.insert(key);
   }
+  auto left = Fencing::Left::maybe;
   // Also where none is listed: a takeover that died in the middle of a fence would leave just that.
   // Who has closed the volume in good order has left no key in the superblocks.
   CSV_CO_TRY(info, co_await read_superblocks(taken.tenure, false));
   if (info.coordinator_key != Key{} && info.coordinator_key != taken.key)
     former.insert(info.coordinator_key);
+  // Any other one never came to write its key there: it was taking over, as we are, and may have
+  // taken keys away without having seen the end of what was sent under them. Of those nothing tells
+  // any more.
+  for (auto key : former)
+    if (key != info.coordinator_key && key != info.closed_key) left = Fencing::Left::others;
   std::vector<Key> victims{former.begin(), former.end()};
   CSV_CO_CHECK(may_go_on(around));  // the answer may have been long in coming
-  co_return co_await taken.fencing->remove(std::move(victims), Fencing::Left::maybe);
+  co_return co_await taken.fencing->remove(std::move(victims), left);
 }
 
 /// A fenced coordinator changes nothing any more, but until it notices it may still answer from
@@ -204,6 +210,7 @@ Task<Expected<void>> write_epoch(const Surroundings& around, Taken& taken) {
   info.epoch = Epoch{raw(info.epoch) + 1};
   info.coordinator = around.node;
   info.coordinator_key = taken.key;
+  info.closed_key = Key{};
   info.tag = around.tag;
   if (around.grow) {
     // One rewrite with the epoch; opening the catalog does the rest.
@@ -356,6 +363,7 @@ Task<Expected<Taken>> take_over_volume(Surroundings around) {
   taken.fencing = std::make_unique<Fencing>(*around.loop, *taken.tenure->lun, taken.key);
   auto took = co_await take(around, taken);
   if (!took) co_return took.error().within("taking over volume " + around.volume);
+  taken.fencing->be_patient();
   co_return std::move(taken);
 }
 

@@ -157,7 +157,7 @@ Task<void> Service::close() {
     // Nobody is answered any more, and the successor need not wait for that. If this fails it does.
     auto info = volume::read_superblocks(on.blocking, false);
     if (!info) return false;
-    info->coordinator_key = Key{};
+    info->closed_key = std::exchange(info->coordinator_key, Key{});
     return bool(volume::write_superblocks(on.blocking, *info));
   };
   (void)co_await on_writer<bool>(tenure_, std::move(shut));

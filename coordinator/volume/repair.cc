@@ -367,7 +367,7 @@ Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions
 }
 
 Expected<void> Repair::apply(iscsi::BlockingLun& lun) {
-  info_.coordinator_key = Key{};  // whoever had it is fenced
+  info_.coordinator_key = info_.closed_key = Key{};  // whoever had it is fenced
   if (chunks_) return install_catalog(lun, info_, work_file_, *chunks_, in_place_);
   if (rewrites_superblocks_) return write_superblocks(lun, info_);
   return {};

@@ -97,6 +97,7 @@ VolumeInfo info_of(const disk::Superblock& block) {
   info.epoch = Epoch{std::uint64_t{block.epoch}};
   info.coordinator = NodeId{block.coordinator};
   info.coordinator_key = Key{std::uint64_t{block.coordinator_key}};
+  info.closed_key = Key{std::uint64_t{block.closed_key}};
   info.tag = {block.tag_forced, block.tag_epoch, block.tag_sequence};
   info.formatted_at = WallTime{static_cast<std::int64_t>(std::uint64_t{block.formatted_at})};
   info.lun_size = block.lun_size;
@@ -190,6 +191,7 @@ Buffer encode_superblock(const VolumeInfo& info, Copy copy) {
   block.coordinator = raw(info.coordinator);
   block.epoch = raw(info.epoch);
   block.coordinator_key = raw(info.coordinator_key);
+  block.closed_key = raw(info.closed_key);
   block.tag_forced = info.tag.forced;
   block.tag_epoch = info.tag.epoch;
   block.tag_sequence = info.tag.sequence;

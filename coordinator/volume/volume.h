@@ -30,7 +30,8 @@ struct VolumeInfo {
   std::uint16_t cluster = 0;
   Epoch epoch{};
   NodeId coordinator{};
-  Key coordinator_key{};
+  Key coordinator_key{};  ///< None: it was closed in good order, by `closed_key`.
+  Key closed_key{};
   ClusterTag tag;
   WallTime formatted_at{};
   std::uint64_t lun_size = 0;      ///< Bytes, as formatted.

@@ -92,7 +92,8 @@ inline constexpr std::uint64_t kChunkPlaceUnit = 1ull << 20;
 ///      240    128  lun_identity    VPD page 83h, padded with NUL, at most 127 bytes: a clone of
 ///      the LUN
 ///                                  presented beside it
-///      368    656  reserved
+///      368      8  closed_key      of who closed it in good order: not one that died taking it
+///      over 376    648  reserved
 ///     1024  15360  chunks          3840 x 4: offset of each catalog chunk in MiB, in order; 0 if
 ///     unused
 struct Superblock {
@@ -124,7 +125,8 @@ struct Superblock {
   Le32 reserved2;
   std::array<char, 64> label;
   std::array<char, 128> lun_identity;
-  std::array<std::byte, 656> reserved3;
+  Le64 closed_key;
+  std::array<std::byte, 648> reserved3;
   std::array<Le32, kChunkPlaces> chunks;
 };
 static_assert(sizeof(Superblock) == 16384 && alignof(Superblock) == 1);
@@ -135,7 +137,7 @@ static_assert(offsetof(Superblock, cluster) == 68 && offsetof(Superblock, epoch)
 static_assert(offsetof(Superblock, tag_forced) == 88 && offsetof(Superblock, lun_size) == 112);
 static_assert(offsetof(Superblock, data_size) == 152 && offsetof(Superblock, chunk_count) == 168);
 static_assert(offsetof(Superblock, label) == 176 && offsetof(Superblock, lun_identity) == 240);
-static_assert(offsetof(Superblock, chunks) == 1024);
+static_assert(offsetof(Superblock, closed_key) == 368 && offsetof(Superblock, chunks) == 1024);
 static_assert(std::is_trivially_copyable_v<Superblock>);
 inline constexpr std::uint64_t kSuperblockSize = sizeof(Superblock);
 

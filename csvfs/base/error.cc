@@ -25,6 +25,7 @@ class Category final : public std::error_category {
       case Errc::superseded: return "a newer owner has this volume";
       case Errc::retry: return "try again";
       case Errc::not_durable: return "the storage lost data that had not been flushed";
+      case Errc::reset_unanswered: return "the target does not answer a LUN RESET";
     }
     return "csv error " + std::to_string(code);
   }

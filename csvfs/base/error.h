@@ -23,10 +23,13 @@ enum class Errc : std::uint16_t {
   closed = 10,        ///< The connection ended; whether the peer saw the request is unknown.
   unsupported_by_target = 11,  ///< The target does not have this command (ILLEGAL REQUEST).
   reservation_conflict = 12,   ///< The target refused because of somebody's reservation.
-  superseded = 13,   ///< A newer cluster or coordinator owns this volume: stop serving it.
-  retry = 14,        ///< Not now; the same request may be sent again unchanged.
-  not_durable = 15,  ///< The target lost what its volatile cache held.
+  superseded = 13,        ///< A newer cluster or coordinator owns this volume: stop serving it.
+  retry = 14,             ///< Not now; the same request may be sent again unchanged.
+  not_durable = 15,       ///< The target lost what its volatile cache held.
+  reset_unanswered = 16,  ///< The target serves, but does not answer a LUN RESET. Repeat it.
 };
+/// The last of them.
+inline constexpr Errc kLastErrc = Errc::reset_unanswered;
 
 const std::error_category& csv_category() noexcept;
 inline std::error_code make_error_code(Errc e) noexcept {

@@ -370,3 +370,19 @@ TEST_CASE(
   CHECK(f.attempts == 2);
   CHECK(f.membership.unables == 1);
 }
+
+TEST_CASE(
+    "coordination: a target that waits for somebody is tried again soon, and no fault of the "
+    "node") {
+  Fixture f;
+  f.membership.given =
+      cluster::Membership::Assignment{.decided = true, .node = NodeId{2}, .reason = {}};
+  f.membership.lease = f.loop.now() + 1h;
+  for (int i = 0; i < 6; ++i) f.failures.emplace_back(Errc::reset_unanswered, "no answer");
+  f.takes = 1s;
+  f.begin(false);
+  f.run(15s);
+  CHECK(f.state() == State::serving);
+  CHECK(f.attempts == 7);
+  CHECK(f.membership.unables == 0);
+}

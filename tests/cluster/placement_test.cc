@@ -109,7 +109,7 @@ TEST_CASE("placement: what a node can no longer coordinate moves at once, and no
     REQUIRE(scene.placed() == "123123");
     scene.at(1).volumes["v3"].path = false;
     CHECK(scene.placed() == "123223");
-    CHECK(scene.last.front().why == "node 1 has no path to it");
+    CHECK(scene.last.front().why == "node 1 could not take it over, or serve it");
   }
   SUBCASE("a volume that has nobody, but for one that failed a while ago") {
     Scene scene{2, 1};

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <future>
 #include <map>
 #include <memory>
@@ -65,6 +66,12 @@ class NodeFile final : public TagFile {
                 Function<void(Expected<void>)> done) override {
     later([this, expected, place, next, done = std::move(done)]() mutable {
       bool same = share_->content == expected;
+      if (same && hangs) {
+        late_ = [this, place, next] { share_->content[place] = next; };
+        return answer([done = std::move(done)](bool) mutable {
+          done(Error{std::errc::timed_out, "it hangs"});
+        });
+      }
       if (same) share_->content[place] = next;
       answer([done = std::move(done), same](bool lost) mutable {
         if (lost) return done(Error{std::errc::timed_out, "lost"});
@@ -72,7 +79,13 @@ class NodeFile final : public TagFile {
       });
     });
   }
+  /// What hung takes effect, whatever stands there by now.
+  void land() {
+    REQUIRE(late_);
+    std::exchange(late_, nullptr)();
+  }
   bool reachable = true;
+  bool hangs = false;  ///< An exchange has found what it expects, and what it writes comes later.
 
  private:
   Duration some() {
@@ -92,6 +105,7 @@ class NodeFile final : public TagFile {
   }
   Share* share_;
   Loop* home_;
+  std::function<void()> late_;
 };
 
 template <typename T>
@@ -180,6 +194,50 @@ TEST_CASE("share witness: one takes it, goes on holding it, and loses it when it
   auto began = pair.loop.now();
   CHECK(pair.two.challenge());
   CHECK(pair.loop.now() - began > LeaseTiming{}.over_after);
+}
+
+TEST_CASE("share witness: a proof that comes late does not take it back from who took it") {
+  Pair pair;
+  REQUIRE(pair.one.challenge());
+  REQUIRE(pair.one.confirm());
+  pair.one.file.hangs = true;
+  CHECK(pair.one.confirm().error() == std::errc::timed_out);
+  pair.one.file.hangs = false;
+  REQUIRE(pair.two.challenge());
+  pair.one.file.land();
+  CHECK(pair.one.confirm().error() == Errc::superseded);
+  CHECK(pair.two.confirm());
+  CHECK(pair.two.confirm());
+}
+
+TEST_CASE("share witness: who took it too late does not hold it") {
+  Pair pair;
+  REQUIRE(pair.one.challenge());
+  pair.one.file.reachable = false;
+  pair.two.file.hangs = true;
+  CHECK(pair.two.challenge().error() == std::errc::timed_out);
+  pair.two.file.hangs = false;
+  Node three{pair.share, 3};
+  auto held = three.challenge();
+  REQUIRE(held);
+  pair.two.file.land();
+  auto taken = pair.two.challenge();
+  // Not as long as the third may believe that it holds it.
+  CHECK((!taken || pair.two.loop.in_world(taken->sent) > three.until(*held)));
+}
+
+TEST_CASE(
+    "share witness: taking it leaves a slot that can be read, whatever becomes of the write") {
+  Pair pair;
+  for (auto* node : {&pair.one, &pair.two, &pair.one, &pair.two}) {
+    auto before = pair.share.content;
+    REQUIRE(node->challenge());
+    int kept = 0;
+    for (std::size_t slot = 0; slot < 2; ++slot)
+      if (pair.share.content[slot] == before[slot] && decode_share_tag(before[slot])) ++kept;
+    CHECK(kept == 1);
+    pair.loop.run_for(5s);
+  }
 }
 
 TEST_CASE("share witness: the tag only grows, and a side with an older one must wait") {

@@ -163,6 +163,22 @@ TEST_CASE("tgt: CHAP lets in who knows the secret, and says so to who does not")
   CHECK(!bench.home.open(url, named("c")));
 }
 
+TEST_CASE("tgt: with CHAP, too, a login ends no session but its own") {
+  Tgt::Options options;
+  options.chap_user = "csvfs";
+  options.chap_secret = "a secret of 12 and more";
+  Bench bench{options};
+  if (!bench) return;
+  auto same = named("a");
+  same.chap_user = options.chap_user;
+  same.chap_secret = options.chap_secret;
+  auto older = bench.open(same), newer = bench.open(same);
+  CHECK(bench.write(*newer, 0, std::byte{1}));
+  CHECK(bench.write(*older, 0, std::byte{2}));
+  bench.home.drop(std::move(older));
+  bench.home.drop(std::move(newer));
+}
+
 TEST_CASE("tgt: header digests may be asked for") {
   Bench bench;
   if (!bench) return;

@@ -331,6 +331,69 @@ TEST_CASE("a LUN RESET waits for our own commands, and holds new ones back until
   CHECK(bench.target.resets() == 1);
 }
 
+TEST_CASE("a LUN RESET that a target does not answer while it serves costs no Lun") {
+  Target::Options options;
+  options.reset_hangs = true;
+  Bench bench{nullptr, options, hasty()};
+  std::promise<Expected<void>> reset;
+  auto ended = reset.get_future();
+  bench.lun->reset([&](Expected<void> result) { reset.set_value(std::move(result)); });
+  while (bench.target.resets() < 1) std::this_thread::yield();
+  // Our own commands are held back no longer than it takes to see that it serves.
+  CHECK(bench.read_one());
+  CHECK(ended.wait_for(0s) == std::future_status::timeout);
+  auto said = ended.get();
+  CHECK(said.error() == Errc::reset_unanswered);
+  CHECK(bench.read_one());
+  // What comes now is not taken for the answer to another one.
+  std::promise<Expected<void>> again;
+  auto second = again.get_future();
+  bench.lun->reset([&](Expected<void> result) { again.set_value(std::move(result)); });
+  while (bench.target.resets() < 2) std::this_thread::yield();
+  bench.target.release();
+  CHECK(second.get());
+  CHECK(bench.read_one());
+}
+
+TEST_CASE("a target that answers nothing after a LUN RESET costs the Lun") {
+  Target::Options options;
+  options.reset_hangs = true;
+  Bench bench{[](const Target::Command& command) {
+                return command.opcode() == 0 ? Target::of(Kind::nothing) : Target::good();
+              },
+              options, hasty()};
+  CHECK(bench.calls().reset().error() == Errc::lun_lost);
+}
+
+TEST_CASE("no more is read at a time than the kernel takes while we stand still") {
+  std::atomic<std::size_t> asked{0};
+  Target::Options options;
+  options.segment = 256 << 10;
+  Bench bench{[&](const Target::Command& command) {
+                if (command.opcode() != kRead || command.cdb[7] == 0) return Target::good();
+                asked += 1 << 20;
+                return Target::of(Kind::nothing);
+              },
+              options};
+  // By default tcp_rmem lets a socket have 6 MiB, newer kernels' 32.
+  constexpr std::size_t kReads = 24;
+  std::vector<std::vector<std::byte>> buffers(kReads, std::vector<std::byte>(1 << 20));
+  std::atomic<std::size_t> done{0};
+  for (auto& each : buffers)
+    bench.lun->read(0, each, [&](Expected<void> result) {
+      CHECK(result);
+      ++done;
+    });
+  while (asked == 0) std::this_thread::yield();
+  std::this_thread::sleep_for(100ms);
+  CHECK(asked <= 12 << 20);
+  while (done < kReads) {
+    bench.target.release();
+    std::this_thread::yield();
+  }
+  CHECK(asked == kReads << 20);
+}
+
 TEST_CASE("a target without LUN RESET says so") {
   Target::Options options;
   options.reset_response = 5;

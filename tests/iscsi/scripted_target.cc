@@ -49,6 +49,7 @@ struct ScriptedTarget::Connection {
     Command command;
   };
   std::vector<Held> held;
+  std::vector<Header> held_resets;
   std::mutex sending;
   std::thread thread;
 
@@ -163,6 +164,11 @@ struct ScriptedTarget::Connection {
         response[1] = 0x80;
         response[2] = static_cast<std::uint8_t>(target.options_.reset_response);
         std::copy(&header[16], &header[20], &response[16]);
+        if (target.options_.reset_hangs) {
+          std::lock_guard lock{target.mutex_};
+          held_resets.push_back(response);
+          return true;
+        }
         send(response, {});
         return true;
       }
@@ -396,7 +402,9 @@ void ScriptedTarget::release() {
   for (auto& each : all_) {
     std::unique_lock lock{mutex_};
     auto held = std::exchange(each->held, {});
+    auto resets = std::exchange(each->held_resets, {});
     lock.unlock();
+    for (const auto& response : resets) each->send(response, {});
     for (auto& one : held) each->respond(one.itt, options_, one.command);
   }
 }

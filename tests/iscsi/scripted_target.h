@@ -76,6 +76,7 @@ class ScriptedTarget {
     std::uint16_t login_status = 0;  ///< Class and detail; 0x0101 redirects to `redirect_to`.
     std::string redirect_to;
     int reset_response = 0;
+    bool reset_hangs = false;  ///< Until release().
   };
   /// Called on a connection's thread, one at a time.
   using Script = std::function<Answer(const Command&)>;
@@ -92,7 +93,7 @@ class ScriptedTarget {
   [[nodiscard]] int logins() const { return logins_; }
   /// The initiators' names, in the order of their logins.
   [[nodiscard]] std::vector<std::string> initiators() const;
-  /// Answers what was held back with Kind::nothing.
+  /// Answers what was held back with Kind::nothing, and resets.
   void release();
 
  private:

@@ -955,8 +955,8 @@ TEST_CASE("absent: one whose node vanished is passed over once the cluster knows
       return std::optional{node == NodeId{2} ? ends : now};
     };
   };
+  auto began = std::chrono::steady_clock::now();  // not after what the lease is counted from
   Coordinator next{world, 3};
-  auto began = std::chrono::steady_clock::now();
   REQUIRE(!a.connect(next).code());
   a.resume_done();
   wire::Request request;
@@ -1396,6 +1396,29 @@ TEST_CASE(
   REQUIRE(io.register_key(ghost));
   Coordinator coordinator{world, 1};
   CHECK(!world.listed(ghost));
+}
+
+TEST_CASE("takeover: of a takeover that died nobody knows what it has left to be ended") {
+  World world;
+  int resets = 0;
+  world.coordinator_plan = [&resets](const iscsi::RamCommand& command) {
+    if (command.kind == iscsi::RamCommand::Kind::reset) ++resets;
+    return iscsi::RamFate{};
+  };
+  Coordinator{world, 1}.close();
+  { Coordinator crashed{world, 2}; }
+  CHECK(resets == 0);
+  Coordinator{world, 1}.close();
+  CHECK(resets == 0);  // whose key the superblocks named: PREEMPT AND ABORT has ended all
+  auto died = make_key({4711, NodeId{9}, KeyRole::coordinator, 12345});
+  auto lun = world.disk->connect(world.loop, world.lun_options(77));
+  REQUIRE(lun);
+  ThreadBlocking blocking;
+  iscsi::BlockingLun io{**lun, blocking};
+  REQUIRE(io.register_key(died));
+  Coordinator next{world, 3};
+  CHECK(!world.listed(died));
+  CHECK(resets == 1);
 }
 
 TEST_CASE("takeover: a power loss of the storage keeps everything that was acknowledged") {
