@@ -409,6 +409,9 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
       co_await file->changed.wait();
       continue;
     }
+    // Also before each further attempt: whoever takes over from a program that is being killed has
+    // perhaps written there by now.
+    if (interrupt && !interrupt->may_begin()) co_return Error{std::errc::interrupted};
     files_->touch(*file);
     auto path = admission_->path();
     std::optional<InFlight> in_flight{std::in_place, file, range};
@@ -537,7 +540,7 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     how.changes = true;
     how.session = file->session;
     how.bulk = part;
-    how.interrupt = done == 0 ? interrupt : nullptr;
+    how.interrupt = interrupt;
     how.sent = change.sent();
     CSV_CO_TRY(answer, co_await client_->call(std::move(request), how));
     const auto& written = answer.reply.written();
