@@ -363,9 +363,9 @@ bool owner_may_open(const wire::Attr& attr, const Caller& caller, int flags) {
 
 /// The kernel sends CREATE for a name that it did not find; another node may have made it since.
 /// Without O_EXCL it is then an open of that, but the kernel, to which it is the program's own new
-/// file, would not check whether the program may, nor what it is. ESTALE makes it walk the path once
-/// more, and find and check it. A second time it would tell the program; so that two nodes which
-/// make and remove one name never see that, their owner's files are opened here.
+/// file, would not check whether the program may, nor what it is. ESTALE makes it walk the path
+/// once more, and find and check it. A second time it would tell the program; so that two nodes
+/// which make and remove one name never see that, their owner's files are opened here.
 Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what, int flags,
                   Mount::OpenOptions options) {
   wire::Make again = what;
@@ -630,7 +630,9 @@ void op_destroy(void* userdata) {
 
 void op_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
   auto& state = state_of(request);
-  state.requests.spawn(lookup(state, reply_to(request, kLooks), InodeId{parent}, name));
+  // By a handle of a former life: the kernel takes no other node id for an answer.
+  if (state.is_past(parent)) return Reply{request}.error(ESTALE);
+  state.requests.spawn(lookup(state, reply_to(request, kLooks), FuseState::inode_of(parent), name));
 }
 
 void op_forget(fuse_req_t request, fuse_ino_t node, std::uint64_t) {
@@ -880,8 +882,7 @@ void op_release(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
 
 void op_fsync(fuse_req_t request, fuse_ino_t, int content_only, fuse_file_info* file) {
   auto& state = state_of(request);
-  state.requests.spawn(
-      sync(state, reply_to(request, kLooks), handle_of(file), content_only != 0));
+  state.requests.spawn(sync(state, reply_to(request, kLooks), handle_of(file), content_only != 0));
 }
 
 void op_opendir(fuse_req_t request, fuse_ino_t, fuse_file_info*) {

@@ -143,9 +143,13 @@ class Session final : public FuseSession {
         readable_{loop.context()},
         mounts_{loop.context()} {
     state_.mount = &mount;
-    mount.on_session_end([this, alive = alive_](const std::vector<InodeId>& open) {
+    mount.on_session_end([this, alive = alive_](const std::vector<Mount::Over>& open) {
       if (!*alive) return;
-      for (auto inode : open) {
+      bool shared = (state_.taken & kDirectIoAllowMmap) != 0;
+      for (auto [inode, had_pages, writes] : open) {
+        // Else nothing of it is in the kernel, nor can a program store into what comes there: it
+        // keeps its node id, and so the handles that were made of it (NFS).
+        if (!had_pages && !(shared && writes)) continue;
         // What programs see of it in mappings is as gone as what they could read.
         dropper_->drop(state_.node_of(raw(inode)), {kWhole}, [] {});
         auto life = state_.lives.try_emplace(raw(inode), 0).first;
@@ -309,8 +313,8 @@ class Session final : public FuseSession {
 
   /// Whether it has to be looked at again. What a killed program has changed, or may have, it waits
   /// for: once it is gone its successor starts, perhaps on another node, and nothing of the
-  /// predecessor's may land after what the successor writes. Its end is the change's answer, or that
-  /// of the session, whose fence says that it never lands.
+  /// predecessor's may land after what the successor writes. Its end is the change's answer, or
+  /// that of the session, whose fence says that it never lands.
   bool still_waits(Owed& owed) {
     if (owed.request == nullptr) return false;
     if (!owed.interrupt.raised()) {
