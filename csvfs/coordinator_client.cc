@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "coordinator/protocol/failure.h"
+#include "csvfs/base/check.h"
 #include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
 
@@ -30,7 +31,8 @@ struct CoordinatorClient::Call {
   Function<void(Expected<Answer>)> done;
   std::uint64_t id = 0;  // 0: not sent yet
   bool has_slot = false;
-  int put_off = 0;  // times, so far
+  int put_off = 0;       // times, so far
+  bool resting = false;  // put off, and not sent again yet: known not to have been done
   Epoch sent_in{};
   TimePoint sent_at{};
 };
@@ -45,6 +47,7 @@ class CoordinatorClient::Stay {
   ~Stay() {
     bool content = !std::exchange(call_->options.bulk, {}).empty();
     call_->options.sent = nullptr;
+    call_->options.interrupt = nullptr;
     if (alive_.expired() || client_->unqueue(call_)) return;
     // Its slot is lost with it: whether the change took effect will not be known.
     if (content) client_->unanswered_.erase(call_->id);
@@ -286,6 +289,10 @@ void CoordinatorClient::replied(protocol::Message message) {
   }
   auto error = protocol::decode(reply.failure());
   if (error == Errc::retry) {
+    call->resting = true;
+    auto* interrupt = call->options.interrupt;
+    if (interrupt != nullptr && interrupt->raised())
+      return finish(call, Error{std::errc::interrupted});
     auto delay = std::min(kRetryAfter * (1 << std::min(call->put_off++, 10)), kLongestRetry);
     send_again_later(call->id, delay);
     if (delay == kLongestRetry) owner_->put_off(error);
@@ -333,7 +340,7 @@ void CoordinatorClient::end_session(Error why) {
   std::deque<CallPtr> again;
   for (auto& [id, call] : std::exchange(unanswered_, {})) {
     call->id = 0;
-    call->has_slot = false;
+    call->has_slot = call->resting = false;
     // A change may have taken effect: nobody will ever know, so it is not repeated.
     bool over =
         call->options.changes || call->options.early || call->options.session != SessionId{};
@@ -417,6 +424,7 @@ void CoordinatorClient::add(const CallPtr& call) {
 }
 
 void CoordinatorClient::interrupt(const CallPtr& call) {
+  if (call->resting) return finish(call, Error{std::errc::interrupted});
   if (!unqueue(call)) return;  // sent: it takes its course
   call->done(Error{std::errc::interrupted});
 }
@@ -456,6 +464,9 @@ void CoordinatorClient::pump() {
     unanswered_.emplace(call->id, call);
     ++requests_;
     if (call->options.sent != nullptr) *call->options.sent = true;
+    // What was interrupted has left the queue.
+    if (call->options.changes && call->options.interrupt)
+      CSV_CHECK(call->options.interrupt->may_begin());
     owner_->sending(call->request, call->id);
     send(*call);
     call->request.clear_gave_up();  // said once
@@ -468,6 +479,7 @@ void CoordinatorClient::pump() {
 
 void CoordinatorClient::send(Call& call) {
   call.sent_at = setup_.loop->now();
+  call.resting = false;
   protocol::Message message;
   message.frame = frame();
   message.frame.set_id(call.id);

@@ -79,7 +79,7 @@ class CoordinatorClient {
     bool early = false;                 ///< Does not wait for open(): what admission itself needs.
     SessionId session{};                ///< Bound to this session; 0: whichever lives.
     std::span<const std::byte> bulk{};  ///< Valid until the call ends.
-    Interrupt* interrupt = nullptr;     ///< EINTR while it has not been sent.
+    Interrupt* interrupt = nullptr;     ///< EINTR while it is certain not to have been done.
     bool* sent = nullptr;               ///< Set once it has been; valid until the call ends.
   };
   /// Waits as long as waiting can help. The error is the coordinator's, session_ended, or EINTR.

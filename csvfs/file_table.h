@@ -66,6 +66,7 @@ struct File {
   /// A change of it was sent, and who asked for it was not answered before the session ended: done
   /// again it could stand there twice, or undo what others have done since. It must not go on.
   bool doubtful = false;
+  bool had_pages = false;  ///< When it ended, the kernel may have had pages of it.
   /// For each change that is under way, whether it may have taken effect where others can see, and
   /// change, it. (Unanswered)
   std::set<const bool*> unanswered;

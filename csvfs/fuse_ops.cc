@@ -222,6 +222,7 @@ void Reply::statistics(const wire::FsStat& stat) && {
 
 namespace {
 
+/// kLooks: also what changes nothing that others could have changed since, however late it lands.
 constexpr bool kLooks = false, kChanges = true;
 
 constexpr std::uint32_t kStatx = 52;  // Linux 6.6's opcode
@@ -356,23 +357,40 @@ Task<void> open(FuseState& state, Reply reply, fuse_ino_t node, Mount::OpenOptio
   if (!std::move(reply).opened(raw(opened->handle))) co_await state.mount->close(opened->handle);
 }
 
+/// Whether the kernel would let `caller` open it so, as its owner: neither groups nor an access
+/// control list have a say then.
+bool owner_may_open(const wire::Attr& attr, const Caller& caller, int flags) {
+  if (!S_ISREG(attr.mode()) || attr.uid() != caller.uid) return false;
+  int how = flags & O_ACCMODE;
+  bool reads = how != O_WRONLY;
+  bool writes = how != O_RDONLY || (flags & O_TRUNC) != 0;
+  return (!reads || (attr.mode() & S_IRUSR) != 0) && (!writes || (attr.mode() & S_IWUSR) != 0);
+}
+
+/// The kernel sends CREATE for a name that it did not find; another node may have made it since.
+/// Without O_EXCL it is then an open of that, but the kernel, to which it is the program's own new
+/// file, would not check whether the program may, nor what it is. ESTALE makes it walk the path
+/// once more, and find and check it. A second time it would tell the program; so that two nodes
+/// which make and remove one name never see that, their owner's files are opened here.
 Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what, int flags,
                   Mount::OpenOptions options) {
-  // The kernel sends CREATE for a name it did not find; another node may have made it since. Then,
-  // without O_EXCL, it is an open of that file.
   wire::Make again = what;
   auto made = co_await state.mount->create(caller, std::move(what), options, reply.interrupt());
   while (!made && made.error() == std::errc::file_exists && (flags & O_EXCL) == 0) {
     auto found = co_await state.mount->lookup(InodeId{again.parent()}, again.name());
-    if (found) {
-      options.truncate = (flags & O_TRUNC) != 0;
-      made = co_await state.mount->open(InodeId{found->inode()}, options, reply.interrupt());
+    if (found && owner_may_open(*found, caller, flags)) {
+      auto how = options;
+      how.truncate = (flags & O_TRUNC) != 0;
+      made = co_await state.mount->open(InodeId{found->inode()}, how, reply.interrupt());
+      if (made || made.error().to_errno() != ESTALE) break;
+    } else if (found) {
+      made = errno_error(ESTALE, "create");
       break;
-    }
-    if (!(found.error() == std::errc::no_such_file_or_directory)) {
+    } else if (!(found.error() == std::errc::no_such_file_or_directory)) {
       made = found.error();
       break;
     }
+    // Removed since.
     wire::Make once_more = again;
     made = co_await state.mount->create(caller, std::move(once_more), options, reply.interrupt());
   }
@@ -618,7 +636,9 @@ void op_destroy(void* userdata) {
 
 void op_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
   auto& state = state_of(request);
-  state.requests.spawn(lookup(state, reply_to(request, kLooks), InodeId{parent}, name));
+  // By a handle of a former life: the kernel takes no other node id for an answer.
+  if (state.is_past(parent)) return Reply{request}.error(ESTALE);
+  state.requests.spawn(lookup(state, reply_to(request, kLooks), FuseState::inode_of(parent), name));
 }
 
 void op_forget(fuse_req_t request, fuse_ino_t node, std::uint64_t) {
@@ -835,14 +855,15 @@ void op_getlk(fuse_req_t request, fuse_ino_t, fuse_file_info* file, struct flock
       test_lock(state, reply_to(request, kLooks), handle_of(file), wish_of(file, lock)));
 }
 
+// A lock that comes too late is nobody's, and given back (HeldLocks).
 void op_setlk(fuse_req_t request, fuse_ino_t, fuse_file_info* file, struct flock* lock, int wait) {
   auto& state = state_of(request);
   auto wish = wish_of(file, lock);
   if (lock->l_type == F_UNLCK)
-    return state.requests.spawn(unlock(state, reply_to(request, kChanges), handle_of(file), wish));
+    return state.requests.spawn(unlock(state, reply_to(request, kLooks), handle_of(file), wish));
   wish.wait = wait != 0;
   state.requests.spawn(
-      set_lock(state, reply_to(request, kChanges, wish.wait), handle_of(file), wish));
+      set_lock(state, reply_to(request, kLooks, wish.wait), handle_of(file), wish));
 }
 
 void op_flock(fuse_req_t request, fuse_ino_t, fuse_file_info* file, int operation) {
@@ -852,11 +873,11 @@ void op_flock(fuse_req_t request, fuse_ino_t, fuse_file_info* file, int operatio
   wish.owner = file->lock_owner;
   wish.pid = pid_of_lock(state);
   if ((operation & LOCK_UN) != 0)
-    return state.requests.spawn(unlock(state, reply_to(request, kChanges), handle_of(file), wish));
+    return state.requests.spawn(unlock(state, reply_to(request, kLooks), handle_of(file), wish));
   wish.type = (operation & LOCK_SH) != 0 ? LockType::read : LockType::write;
   wish.wait = (operation & LOCK_NB) == 0;
   state.requests.spawn(
-      set_lock(state, reply_to(request, kChanges, wish.wait), handle_of(file), wish));
+      set_lock(state, reply_to(request, kLooks, wish.wait), handle_of(file), wish));
 }
 
 void op_release(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
@@ -866,8 +887,7 @@ void op_release(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
 
 void op_fsync(fuse_req_t request, fuse_ino_t, int content_only, fuse_file_info* file) {
   auto& state = state_of(request);
-  state.requests.spawn(
-      sync(state, reply_to(request, kChanges), handle_of(file), content_only != 0));
+  state.requests.spawn(sync(state, reply_to(request, kLooks), handle_of(file), content_only != 0));
 }
 
 void op_opendir(fuse_req_t request, fuse_ino_t, fuse_file_info*) {

@@ -48,8 +48,9 @@ struct FuseState {
   std::function<void(std::weak_ptr<Owed>)> on_interrupt;
 
   // Node ids, the kernel's names of inodes, are inode numbers with a count of *lives* above them. A
-  // file that was open when a session ended begins another life: to the kernel it is another inode,
-  // with pages of its own. So what a program still writes into an old mapping goes nowhere (A3).
+  // file that was open, and mapped perhaps, when a session ended begins another life: to the kernel
+  // it is another inode, with pages of its own. So what a program still writes into an old mapping
+  // goes nowhere (A3).
   [[nodiscard]] fuse_ino_t node_of(std::uint64_t inode) const;
   [[nodiscard]] static InodeId inode_of(fuse_ino_t node);
   [[nodiscard]] bool is_past(fuse_ino_t node) const { return node != node_of(raw(inode_of(node))); }

@@ -31,8 +31,7 @@ constexpr int kRequestsATurn = 32;
 constexpr Range kWhole{0, std::numeric_limits<std::uint64_t>::max()};
 
 constexpr Duration kLookAgain = 250ms;  // whether an interrupted program is being killed
-// How long a change that was sent is waited for on behalf of a killed program: the lease's term.
-constexpr Duration kGiveUpChange = 3s;
+constexpr Duration kSaidAfter = 3s;     // that a killed program waits for what it has sent
 
 /// A signal that ends a program makes SIGKILL pending for each of its threads.
 bool is_dying(pid_t thread) {
@@ -144,9 +143,13 @@ class Session final : public FuseSession {
         readable_{loop.context()},
         mounts_{loop.context()} {
     state_.mount = &mount;
-    mount.on_session_end([this, alive = alive_](const std::vector<InodeId>& open) {
+    mount.on_session_end([this, alive = alive_](const std::vector<Mount::Over>& open) {
       if (!*alive) return;
-      for (auto inode : open) {
+      bool shared = (state_.taken & kDirectIoAllowMmap) != 0;
+      for (auto [inode, had_pages, writes] : open) {
+        // Else nothing of it is in the kernel, nor can a program store into what comes there: it
+        // keeps its node id, and so the handles that were made of it (NFS).
+        if (!had_pages && !(shared && writes)) continue;
         // What programs see of it in mappings is as gone as what they could read.
         dropper_->drop(state_.node_of(raw(inode)), {kWhole}, [] {});
         auto life = state_.lives.try_emplace(raw(inode), 0).first;
@@ -308,18 +311,25 @@ class Session final : public FuseSession {
     });
   }
 
-  /// Whether it has to be looked at again.
+  /// Whether it has to be looked at again. What a killed program has changed, or may have, it waits
+  /// for: once it is gone its successor starts, perhaps on another node, and nothing of the
+  /// predecessor's may land after what the successor writes. Its end is the change's answer, or
+  /// that of the session, whose fence says that it never lands.
   bool still_waits(Owed& owed) {
     if (owed.request == nullptr) return false;
     if (!owed.interrupt.raised()) {
       if (!owed.any_signal && !dying_(owed.caller)) return true;
       owed.raised = loop_.now();
       owed.interrupt.raise();
-      if (owed.changes || owed.request == nullptr) return owed.request != nullptr;
-    } else {
-      if (loop_.now() - owed.raised < kGiveUpChange) return true;
-      log::warning("a change is given up with its program, its outcome unknown pid={}",
-                   owed.caller);
+      if (owed.request == nullptr) return false;
+    }
+    if (owed.changes && owed.interrupt.begun()) {
+      if (!owed.told && loop_.now() - owed.raised >= kSaidAfter) {
+        owed.told = true;
+        log::warning("a program that is being killed waits for what it has sent pid={}",
+                     owed.caller);
+      }
+      return true;
     }
     fuse_reply_err(std::exchange(owed.request, nullptr), EINTR);
     return false;

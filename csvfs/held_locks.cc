@@ -164,6 +164,7 @@ Task<void> HeldLocks::ask(FilePtr file, OwnerPtr owner, wire::Request request, M
                           WaitingPtr waiting) {
   Calling calling{*this, file->inode, owner};
   auto answer = co_await call(file, std::move(request));
+  given_up_.erase(waiting->ticket);
   if (answer) {
     // Also where it was turned down before it came: the coordinator may have been told so before it
     // heard of the request itself (it waited for other sessions to come back).
@@ -190,11 +191,21 @@ Task<void> HeldLocks::ask(FilePtr file, OwnerPtr owner, wire::Request request, M
 
 void HeldLocks::give_up(const FilePtr& file, const OwnerPtr& owner, const WaitingPtr& waiting) {
   waiting->given_up = true;
-  wire::Request cancel;
-  cancel.mutable_lock_cancel()->set_ticket(waiting->ticket);
-  tasks_.spawn(say(file, std::move(cancel)));
+  given_up_.emplace(waiting->ticket, file);
+  turn_down(file, waiting->ticket);
   if (waiting->replaces) failed_to_replace(file, *owner);
   (*waiting->done)(Error{std::errc::interrupted});
+}
+
+void HeldLocks::turn_down(FilePtr file, std::uint64_t ticket) {
+  wire::Request cancel;
+  cancel.mutable_lock_cancel()->set_ticket(ticket);
+  tasks_.spawn(say(std::move(file), std::move(cancel)));
+}
+
+void HeldLocks::turn_down_again() {
+  auto all = given_up_;
+  for (const auto& [ticket, file] : all) turn_down(file, ticket);
 }
 
 void HeldLocks::granted(const FilePtr& file, const OwnerPtr& owner, const Mount::LockWish& wish) {

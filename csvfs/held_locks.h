@@ -38,6 +38,9 @@ class HeldLocks {
   /// What is held is gone, and is kept in mind until it is known whether it comes back: with the
   /// file, or not.
   void session_ended();
+  /// Another connection, perhaps to a coordinator that never heard of it: whatever has been given
+  /// up and is repeated all the same is turned down again. After the repeats.
+  void turn_down_again();
   /// What would have to be got back of a file. Also what its owner has given back since: the
   /// coordinator will be told once it is known to be ours.
   [[nodiscard]] std::vector<wire::LockOf> suspended(InodeId inode) const;
@@ -77,6 +80,7 @@ class HeldLocks {
   Task<void> ask(FilePtr file, OwnerPtr owner, wire::Request request, Mount::LockWish wish,
                  WaitingPtr waiting);
   void give_up(const FilePtr& file, const OwnerPtr& owner, const WaitingPtr& waiting);
+  void turn_down(FilePtr file, std::uint64_t ticket);
   void granted(const FilePtr& file, const OwnerPtr& owner, const Mount::LockWish& wish);
   Task<Expected<CoordinatorClient::Answer>> call(FilePtr file, wire::Request request,
                                                  Interrupt* interrupt = nullptr);
@@ -86,6 +90,7 @@ class HeldLocks {
   CoordinatorClient* client_;
   std::map<InodeId, std::vector<OwnerPtr>> owners_, suspended_;
   std::uint64_t next_owner_ = 1, next_ticket_ = 1;
+  std::map<std::uint64_t, FilePtr> given_up_;  // by ticket: requests that are not answered yet
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // calls may outlive us
   TaskScope tasks_;
 };

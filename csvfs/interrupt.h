@@ -7,7 +7,7 @@ namespace csv {
 
 /// That a program no longer waits for a call's answer (it is being killed). Whoever makes the call
 /// owns it and raises it at most once; the call it was handed to answers EINTR if it has not begun
-/// to take effect, and otherwise goes on. One thread.
+/// to take effect, and otherwise goes on, but begins nothing further. One thread.
 class Interrupt {
  public:
   Interrupt() = default;
@@ -19,6 +19,14 @@ class Interrupt {
     raised_ = true;
     if (auto act = std::exchange(act_, {})) act();
   }
+
+  /// To be asked before anything is sent that changes what others see: false if it must not be any
+  /// more. Once something has been, whoever waits must not go before its outcome is known.
+  [[nodiscard]] bool may_begin() {
+    begun_ = begun_ || !raised_;
+    return !raised_;
+  }
+  [[nodiscard]] bool begun() const { return begun_; }
 
   /// What a raise does while this lives: the call waits in one place at a time.
   class Watch {
@@ -37,7 +45,7 @@ class Interrupt {
   };
 
  private:
-  bool raised_ = false;
+  bool raised_ = false, begun_ = false;
   Function<void()> act_;
 };
 

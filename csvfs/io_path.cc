@@ -19,6 +19,7 @@ constexpr Duration kShippedFor = 1s;    ///< How long an answer `shipped` saves 
 constexpr Duration kGatePoll = 20ms;    ///< The gate is a number in shared memory: nobody calls.
 constexpr Duration kSpacePoll = 250ms;  ///< Nor does a target say when it has space again.
 constexpr std::size_t kMostVolatile = 4096;
+constexpr Duration kVolatileFor = 5s;  ///< As local file systems have it.
 /// Of what may be kept of files: so much is given back at once, and between two counts comes in.
 constexpr std::size_t kPart = 16;
 
@@ -409,6 +410,9 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
       co_await file->changed.wait();
       continue;
     }
+    // Also before each further attempt: whoever takes over from a program that is being killed has
+    // perhaps written there by now.
+    if (interrupt && !interrupt->may_begin()) co_return Error{std::errc::interrupted};
     files_->touch(*file);
     auto path = admission_->path();
     std::optional<InFlight> in_flight{std::in_place, file, range};
@@ -537,7 +541,7 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     how.changes = true;
     how.session = file->session;
     how.bulk = part;
-    how.interrupt = done == 0 ? interrupt : nullptr;
+    how.interrupt = interrupt;
     how.sent = change.sent();
     CSV_CO_TRY(answer, co_await client_->call(std::move(request), how));
     const auto& written = answer.reply.written();
@@ -558,7 +562,7 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     counters_->redirected_write_bytes += written.length();
   }
   // The target has one cache: a flush through our own path covers what the coordinator wrote.
-  if (options.durable) CSV_CO_CHECK(co_await flush(file, nullptr));
+  if (options.durable) CSV_CO_CHECK(co_await flush(file, interrupt));
   co_return static_cast<std::uint32_t>(done);
 }
 
@@ -607,6 +611,7 @@ Task<Expected<void>> IoPath::flush_everything(FilePtr file, Interrupt* interrupt
 void IoPath::written_volatile(const FilePtr& file) {
   const auto& path = admission_->path();
   if (path && !path->lun().profile().write_cache) return;
+  if (volatile_.empty()) volatile_since_ = loop_->now();
   volatile_.insert(file->inode);
   // Nobody may ever ask for a flush, but the list is to stay short.
   if (volatile_.size() < kMostVolatile || trimming_) return;
@@ -617,6 +622,15 @@ void IoPath::written_volatile(const FilePtr& file) {
 Task<void> IoPath::trim_volatile(FilePtr file) {
   (void)co_await flush_everything(file, nullptr);  // What fails is left to the next write.
   trimming_ = false;
+}
+
+void IoPath::flush_old() {
+  if (volatile_.empty() || trimming_ || loop_->now() - volatile_since_ < kVolatileFor) return;
+  auto file = files_->find(*volatile_.begin());
+  // Any will do, and it may be open no more.
+  if (!file) file = std::make_shared<File>(*loop_, *volatile_.begin(), client_->session());
+  trimming_ = true;
+  tasks_.spawn(trim_volatile(file));
 }
 
 bool IoPath::verified(std::uint64_t verifier) {

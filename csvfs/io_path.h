@@ -37,6 +37,9 @@ class IoPath {
   /// Everything answered before the call, of any file, is past the volatile cache; EIO, once, if
   /// something of `file` never came there (memory_lost).
   Task<Expected<void>> flush(FilePtr file, Interrupt* interrupt);
+  /// Nobody tells us of sync(2) (docs/mount.md, "Limits"): what nobody asks to be flushed is in the
+  /// end. Asked about once a second.
+  void flush_old();
   /// Asks for a claim on pages (kernel_pages.h), and puts it into the file. The file's size;
   /// nothing if a recall overtook it: ask again.
   Task<Expected<std::optional<std::uint64_t>>> claim(FilePtr file, Range pages, bool to_store);
@@ -123,6 +126,7 @@ class IoPath {
   std::optional<std::uint64_t> verifier_;
   std::set<InodeId> volatile_, being_flushed_, lost_;
   bool trimming_ = false;
+  TimePoint volatile_since_{};  // the oldest, if there is any
   Signal flushed_;
 
   TaskScope tasks_;

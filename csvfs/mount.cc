@@ -119,7 +119,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   Task<Expected<std::optional<LockFound>>> test_lock(Handle handle, LockWish wish) override;
   Task<void> flush(Handle handle, std::uint64_t owner) override;
 
-  void on_session_end(std::function<void(const std::vector<InodeId>&)> handler) override {
+  void on_session_end(std::function<void(const std::vector<Over>&)> handler) override {
     told_of_end_ = std::move(handler);
   }
   [[nodiscard]] SessionId session_of(Handle handle) const override {
@@ -194,6 +194,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   bool take_wrote(InodeId inode);
   bool take_accessed(InodeId inode);
   static void learn(File& file, const wire::Attr& attr);
+  [[nodiscard]] Expected<void> may_open(InodeId inode) const;
   Handle add_handle(const FilePtr& file, const OpenOptions& options);
   Task<Expected<wire::Attr>> fetch_attr(InodeId inode);
   Task<Expected<wire::FsStat>> fetch_statistics();
@@ -247,7 +248,7 @@ class VolumeMount final : public Mount, private Client::Owner {
     bool writes = false;
   };
   std::map<Handle, OpenFile> handles_;
-  std::function<void(const std::vector<InodeId>&)> told_of_end_;
+  std::function<void(const std::vector<Over>&)> told_of_end_;
   std::uint64_t next_handle_ = 1;
   std::vector<FilePtr> suspended_;  // whose handles wait to hear whether they go on
   SessionId ended_session_{}, greeted_session_{};
@@ -290,7 +291,9 @@ void VolumeMount::declare(wire::Hello& hello) {
     hello.add_layout_inodes(raw(inode));
     if (file->only_reads()) hello.add_read_inodes(raw(inode));
   }
-  if (layouts > static_cast<std::size_t>(protocol::kMaxLayoutInodes)) {
+  // Numbers after a repair are long ones.
+  if (layouts > static_cast<std::size_t>(protocol::kMaxLayoutInodes) ||
+      hello.ByteSizeLong() > protocol::kMostHelloBytes) {
     hello.clear_layout_inodes();
     hello.clear_read_inodes();
     hello.set_layouts_unlisted(true);
@@ -316,8 +319,9 @@ void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
     greeted_session_ = client_.session();
     if (auto ended = std::exchange(ended_session_, SessionId{}); ended != SessionId{})
       tasks_.spawn(resume(ended));
-  } else if (admission_.path()) {
-    client_.open();
+  } else {
+    locks_.turn_down_again();
+    if (admission_.path()) client_.open();
   }
   look();
 }
@@ -334,8 +338,8 @@ void VolumeMount::session_ended(const Error&) {
                [](const auto& file) { return file->doubtful; });
   for (const auto& [inode, file] : files_.all()) {
     if (file->handles == 0) continue;
-    bool stores = file->pages.any() || !file->pages.reading.empty();
-    (stores ? over : suspended_).push_back(file);
+    file->had_pages = file->pages.any() || !file->pages.reading.empty();
+    (file->had_pages ? over : suspended_).push_back(file);
   }
   files_.end_session();
   locks_.session_ended();
@@ -484,15 +488,15 @@ void VolumeMount::goes_on(const FilePtr& file, SessionId session) {
 
 void VolumeMount::give_up(std::vector<FilePtr> files) {
   if (files.empty()) return;
-  std::vector<InodeId> inodes;
+  std::vector<Over> told;
   for (const auto& file : files) {
     std::erase(suspended_, file);
-    inodes.push_back(file->inode);
+    told.push_back({file->inode, file->had_pages, file->pages.writers > 0});
     file->fate = File::Fate::over;
     locks_.over(file->inode);
     file->changed.notify();
   }
-  if (told_of_end_) told_of_end_(inodes);
+  if (told_of_end_) told_of_end_(told);
 }
 
 Task<void> VolumeMount::limit_waiting(SessionId ended) {
@@ -609,6 +613,7 @@ Task<void> VolumeMount::tick() {
     (void)co_await fetch_statistics();
     if (!root_) (void)co_await fetch_attr(kRootInode);
     if (!told_.empty() && !asking_for_times_) tasks_.spawn(ask_for_times(told_.back().inode));
+    io_.flush_old();
     look();
     co_await sleep(*loop_, kTick);
   }
@@ -994,6 +999,18 @@ Task<Expected<void>> VolumeMount::remove_xattr(InodeId inode, std::string name,
 
 // --- Open files -------------------------------------------------------------------------------
 
+/// Of one that is to be made the number is not known yet (0).
+Expected<void> VolumeMount::may_open(InodeId inode) const {
+  auto coming = static_cast<std::size_t>(opens_);
+  if (handles_.size() + coming < surroundings_.most_open) return {};
+  auto is_open = [](const FilePtr& file) { return file && file->handles > 0; };
+  if (is_open(files_.find(inode)) || suspended(inode)) return {};
+  auto open = suspended_.size() + coming;
+  for (const auto& [each, file] : files_.all()) open += is_open(file) ? 1 : 0;
+  if (open < surroundings_.most_open) return {};
+  return errno_error(ENFILE, "opening more files than a mount can have open");
+}
+
 Mount::Handle VolumeMount::add_handle(const FilePtr& file, const OpenOptions& options) {
   Handle handle{next_handle_++};
   handles_.emplace(handle, OpenFile{file, options.accessed, options.writes});
@@ -1054,6 +1071,7 @@ Task<Expected<Mount::Opened>> VolumeMount::open(InodeId inode, OpenOptions optio
   // An Open that overtakes the Release before it would be undone by it.
   for (auto before = files_.find(inode); before && before->returning && !before->ended;)
     co_await before->changed.wait();
+  CSV_CO_CHECK(may_open(inode));
   ++opens_;
   auto there = co_await open_there(inode, options, interrupt);
   if (!there) {
@@ -1068,6 +1086,7 @@ Task<Expected<Mount::Opened>> VolumeMount::create(Caller caller, wire::Make what
   wire::Request request;
   *request.mutable_make() = std::move(what);
   request.mutable_make()->set_open(true);
+  CSV_CO_CHECK(may_open(InodeId{}));
   ++opens_;
   auto answer = co_await change(std::move(request), interrupt, caller);
   if (!answer) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "coordinator/protocol/connection.h"
+#include "coordinator/protocol/limits.h"
 #include "csvfs/base/buffer.h"
 #include "csvfs/base/function.h"
 #include "csvfs/base/ids.h"
@@ -41,6 +42,9 @@ struct MountSurroundings {
   /// How long handles wait for a new session, once theirs is known to have ended: as long as a
   /// coordinator waits for a mount that owes it an answer.
   Duration resume_within = std::chrono::seconds{30};
+  /// Different files open at once; beyond: ENFILE. More than a Hello can name would keep the node
+  /// away from every later coordinator.
+  std::size_t most_open = protocol::kMostOpenFiles;
   /// Bytes for what grows with the number of files that are touched: a quarter for names and
   /// attributes that are watched, half for layouts. What programs have open comes on top.
   std::uint64_t memory = 96ull << 20;
@@ -198,9 +202,14 @@ class Mount {
   /// The session under which a handle goes on; SessionId{}: under none yet, or never again.
   [[nodiscard]] virtual SessionId session_of(Handle handle) const = 0;
 
+  struct Over {
+    InodeId inode{};
+    bool had_pages = false;  ///< The kernel may have pages of it.
+    bool writes = false;     ///< Programs could write through a handle: also into later mappings.
+  };
   /// Called with files whose handles are over, once that is known: at the end of the session under
   /// which they were open, or later.
-  virtual void on_session_end(std::function<void(const std::vector<InodeId>&)> handler) = 0;
+  virtual void on_session_end(std::function<void(const std::vector<Over>&)> handler) = 0;
   [[nodiscard]] virtual MountCounters counters() const = 0;
   struct State {
     AccessMode mode{};

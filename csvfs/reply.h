@@ -27,11 +27,12 @@ struct Owed : std::enable_shared_from_this<Owed> {
   Owed& operator=(const Owed&) = delete;
 
   fuse_req_t request;     ///< Null once answered.
-  const bool changes;     ///< Something may take effect: it is not given up lightly.
+  const bool changes;     ///< Not given up once it has begun to take effect.
   const bool any_signal;  ///< Interrupted by whatever signal, and then answered at once.
   const pid_t caller;     ///< The thread that waits.
   Interrupt interrupt;    ///< Of the call of Mount.
   TimePoint raised{};
+  bool told = false;  ///< The log has been, that it waits all the same.
 };
 
 /// The one answer the kernel is owed for a request. Each sender consumes the object; dropping it

@@ -26,6 +26,7 @@ using asio::local::stream_protocol;
 using SystemError = boost::system::error_code;
 
 constexpr std::size_t kMostConnections = 32;
+constexpr std::size_t kMostOfOthers = 16;  // whoever they are, root gets through
 constexpr const char* kRefusal =
     R"({"ok":false,"error":"csvd listens to root, and to the group that [admin] status_group )"
     R"(names: you are neither"})";
@@ -84,11 +85,22 @@ Expected<std::optional<gid_t>> group_of(const std::string& name) {
 /// One csvctl: asks, is answered, may ask again.
 class Conversation : public std::enable_shared_from_this<Conversation> {
  public:
-  Conversation(stream_protocol::socket socket, std::optional<AdminServer::Caller> caller,
-               AdminServer::Handler handler)
-      : socket_{std::move(socket)}, caller_{caller}, handler_{std::move(handler)} {}
+  Conversation(AsioLoop& loop, stream_protocol::socket socket,
+               std::optional<AdminServer::Caller> caller, AdminServer::Handler handler,
+               Duration idle)
+      : loop_{&loop},
+        socket_{std::move(socket)},
+        caller_{caller},
+        handler_{std::move(handler)},
+        idle_{idle} {}
+  Conversation(const Conversation&) = delete;
+  Conversation& operator=(const Conversation&) = delete;
+  ~Conversation() { loop_->cancel(timer_); }
+
+  [[nodiscard]] bool of_root() const { return caller_ == AdminServer::Caller::root; }
 
   void read() {
+    limit();
     asio::async_read(socket_, asio::buffer(&length_, sizeof length_),
                      [self = shared_from_this()](const SystemError& error, std::size_t) {
                        if (!error) self->read_body();
@@ -105,6 +117,7 @@ class Conversation : public std::enable_shared_from_this<Conversation> {
     text_.resize(length_);
     asio::async_read(socket_, asio::buffer(text_),
                      [self = shared_from_this()](const SystemError& error, std::size_t) {
+                       self->loop_->cancel(self->timer_);
                        if (error) return;
                        if (!self->caller_) return self->write(kRefusal);
                        self->handler_(
@@ -115,6 +128,7 @@ class Conversation : public std::enable_shared_from_this<Conversation> {
   void write(std::string answer) {
     text_ = std::move(answer);
     length_ = static_cast<std::uint32_t>(text_.size());
+    limit();
     std::array<asio::const_buffer, 2> both{asio::buffer(&length_, sizeof length_),
                                            asio::buffer(text_)};
     asio::async_write(socket_, both,
@@ -122,10 +136,19 @@ class Conversation : public std::enable_shared_from_this<Conversation> {
                         if (!error && self->caller_) self->read();
                       });
   }
+  void limit() {
+    loop_->cancel(timer_);
+    timer_ = loop_->after(idle_, [weak = weak_from_this()] {
+      if (auto self = weak.lock()) self->close();
+    });
+  }
 
+  AsioLoop* loop_;
   stream_protocol::socket socket_;
   std::optional<AdminServer::Caller> caller_;  ///< Nothing: it only hears that it may not ask.
   AdminServer::Handler handler_;
+  Duration idle_;
+  Loop::TimerId timer_{};
   Le32 length_;
   std::string text_;
 };
@@ -133,8 +156,8 @@ class Conversation : public std::enable_shared_from_this<Conversation> {
 class Server final : public AdminServer {
  public:
   Server(AsioLoop& loop, std::unique_ptr<Descriptor> lock, std::string path,
-         std::optional<gid_t> readers, Handler handler)
-      : state_{std::make_shared<State>(loop, readers, std::move(handler))},
+         std::optional<gid_t> readers, Handler handler, Duration idle)
+      : state_{std::make_shared<State>(loop, readers, std::move(handler), idle)},
         lock_{std::move(lock)},
         path_{std::move(path)} {}
   ~Server() override {
@@ -166,12 +189,23 @@ class Server final : public AdminServer {
 
  private:
   struct State {
-    State(AsioLoop& on, std::optional<gid_t> group, Handler with)
-        : loop{&on}, acceptor{on.context()}, readers{group}, handler{std::move(with)} {}
+    State(AsioLoop& on, std::optional<gid_t> group, Handler with, Duration patience)
+        : loop{&on},
+          acceptor{on.context()},
+          readers{group},
+          handler{std::move(with)},
+          idle{patience} {}
+    [[nodiscard]] bool has_room(bool for_root) const {
+      std::size_t others = 0;
+      for (const auto& weak : open)
+        if (auto one = weak.lock()) others += one->of_root() ? 0 : 1;
+      return open.size() < kMostConnections && (for_root || others < kMostOfOthers);
+    }
     AsioLoop* loop;
     stream_protocol::acceptor acceptor;
     std::optional<gid_t> readers;
     Handler handler;
+    Duration idle;
     std::list<std::weak_ptr<Conversation>> open;
     bool closed = false;
   };
@@ -188,13 +222,13 @@ class Server final : public AdminServer {
       }
       state->open.remove_if([](const auto& weak) { return weak.expired(); });
       auto peer = peer_of(socket.native_handle(), state->readers);
-      if (state->open.size() >= kMostConnections) {
+      if (!state->has_room(peer.may == Caller::root)) {
         log::warning("admin_refused user={} why=\"too many connections\"", peer.user);
       } else {
         if (!peer.may)
           log::warning("admin_refused user={} why=\"neither root nor in the group\"", peer.user);
-        auto conversation =
-            std::make_shared<Conversation>(std::move(socket), peer.may, state->handler);
+        auto conversation = std::make_shared<Conversation>(*state->loop, std::move(socket),
+                                                           peer.may, state->handler, state->idle);
         state->open.push_back(conversation);
         conversation->read();
       }
@@ -233,7 +267,7 @@ Expected<void> transfer(int fd, std::byte* data, std::size_t size, bool sending)
 
 Expected<std::unique_ptr<AdminServer>> AdminServer::listen(AsioLoop& loop, const std::string& path,
                                                            const std::string& readers,
-                                                           Handler handler) {
+                                                           Handler handler, Duration idle) {
   CSV_TRY(check_length(path));
   auto group = CSV_TRY(group_of(readers));
   std::error_code error;
@@ -251,7 +285,8 @@ Expected<std::unique_ptr<AdminServer>> AdminServer::listen(AsioLoop& loop, const
   }
   if (::unlink(path.c_str()) != 0 && errno != ENOENT)
     return errno_error(errno, "removing the admin socket of a former life, " + path);
-  auto server = std::make_unique<Server>(loop, std::move(lock), path, group, std::move(handler));
+  auto server =
+      std::make_unique<Server>(loop, std::move(lock), path, group, std::move(handler), idle);
   CSV_TRY(server->bind());
   return std::unique_ptr<AdminServer>{std::move(server)};
 }

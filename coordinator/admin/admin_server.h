@@ -12,8 +12,9 @@ namespace csv::admin {
 /// The UNIX socket behind csvctl. Requests and answers are JSON texts, each behind its length (4
 /// bytes, little-endian); docs/protocol.md has them. The kernel says who connects: root, and the
 /// user csvd runs as, may ask for anything, members of one group for what changes nothing, and all
-/// others get a refusal for an answer. One csvd a socket: a lock file beside it is held for as long
-/// as the object lives, so a socket left by a crash is replaced and a living one never. One loop.
+/// others get a refusal for an answer. Half of the places are root's alone. One csvd a socket: a
+/// lock file beside it is held for as long as the object lives, so a socket left by a crash is
+/// replaced and a living one never. One loop.
 class AdminServer {
  public:
   using Answer = Function<void(std::string)>;
@@ -23,7 +24,10 @@ class AdminServer {
   /// `readers`: the group's name; empty: there are none. Errc::refused where there is no such
   /// group.
   static Expected<std::unique_ptr<AdminServer>> listen(AsioLoop& loop, const std::string& path,
-                                                       const std::string& readers, Handler handler);
+                                                       const std::string& readers, Handler handler,
+                                                       Duration idle = kIdle);
+  /// How long a request, or the taking of its answer, may be in coming.
+  static constexpr Duration kIdle = 30s;
   virtual ~AdminServer() = default;
 };
 

@@ -21,12 +21,16 @@ inline constexpr std::size_t kMaxXattrValue = 64 * 1024;
 inline constexpr std::size_t kMaxBytes =
     256 * 1024;                                ///< A list of xattr names, the longest of `Bytes`.
 inline constexpr std::size_t kMaxText = 4096;  ///< A reason, an error's sentence.
-inline constexpr std::size_t kMaxIdentity = 255;               ///< Of a LUN.
-inline constexpr int kMaxCoordinates = 64;                     ///< Volumes a node coordinates.
-inline constexpr int kMaxReached = 64;                         ///< Volumes of a node.
-inline constexpr int kMaxSigns = 64 * 63;                      ///< Mounts of all its volumes.
-inline constexpr int kMaxOpenInodes = 100'000;                 ///< Re-declared in a Hello.
-inline constexpr int kMaxLayoutInodes = 65'536;                ///< More: layouts_unlisted.
+inline constexpr std::size_t kMaxIdentity = 255;  ///< Of a LUN.
+inline constexpr int kMaxCoordinates = 64;        ///< Volumes a node coordinates.
+inline constexpr int kMaxReached = 64;            ///< Volumes of a node.
+inline constexpr int kMaxSigns = 64 * 63;         ///< Mounts of all its volumes.
+inline constexpr int kMaxOpenInodes = 100'000;    ///< Re-declared in a Hello.
+/// Files that one mount has open: all three lists of a Hello that may name them then fit into one
+/// head, whatever their numbers.
+inline constexpr std::size_t kMostOpenFiles = 48'000;
+inline constexpr std::size_t kMostHelloBytes = (1u << 20) - 4096;  ///< Of a head, with the rest.
+inline constexpr int kMaxLayoutInodes = 65'536;                    ///< More: layouts_unlisted.
 inline constexpr int kMaxEntries = 4096;                       ///< Of a directory, in one reply.
 inline constexpr int kMaxSegments = 4096;                      ///< Of a layout.
 inline constexpr int kMaxHeldLocks = 4096;                     ///< In one message.

@@ -27,6 +27,26 @@ Expected<void> as_answer(Verdict verdict) {
   return errno_error(EAGAIN, "lock");
 }
 
+/// Of the map's, for as long as it lives.
+template <typename Map>
+class Arrival {
+ public:
+  Arrival(Map& all, FileLocks::Ticket ticket) : all_{&all}, ticket_{ticket} {
+    ++all[ticket].requests;
+  }
+  Arrival(const Arrival&) = delete;
+  Arrival& operator=(const Arrival&) = delete;
+  ~Arrival() {
+    auto at = all_->find(ticket_);
+    if (--at->second.requests == 0) all_->erase(at);
+  }
+  [[nodiscard]] bool cancelled() const { return all_->at(ticket_).cancelled; }
+
+ private:
+  Map* all_;
+  FileLocks::Ticket ticket_;
+};
+
 Error session_ended() { return Error{Errc::session_ended, "the session has ended"}; }
 
 }  // namespace
@@ -77,7 +97,14 @@ Task<Service::Outcome> Service::lock(CallRef call) {
   Counted waits{session->lock_waits};
   auto wish = wish_of(session->id, call->request.lock().what());
   FileLocks::Ticket ticket{session->id, call->request.lock().ticket()};
-  CSV_CO_CHECK(co_await all_locks_known(session, wish.inode));
+  bool cancelled = false;
+  {
+    Arrival arrival{lock_arrivals_, ticket};
+    CSV_CO_CHECK(co_await all_locks_known(session, wish.inode));
+    cancelled = arrival.cancelled();
+  }
+  // Queued now it would be a ghost: in others' way, and waited for until its turn came.
+  if (cancelled) co_return as_answer(Verdict::cancelled).error();
   auto verdict = Verdict::conflict;
   if (ticket.number == 0) {
     verdict = file_locks_.lock(wish);
@@ -107,6 +134,9 @@ Task<Service::Outcome> Service::lock_decided(CallRef call) {
   const auto& request = call->request;
   if (request.has_lock_taken())
     file_locks_.taken({call->session_id, request.lock_taken().ticket()});
+  else if (auto early = lock_arrivals_.find({call->session_id, request.lock_cancel().ticket()});
+           early != lock_arrivals_.end() && early->first.number != 0)
+    early->second.cancelled = true;
   else
     file_locks_.cancel({call->session_id, request.lock_cancel().ticket()});
   tell_lock_waiters();

@@ -404,6 +404,12 @@ class Service final : public VolumeService {
   std::multiset<std::pair<InodeId, SessionId>> truncating_;  // and wait for others' pages
   FileLocks file_locks_;
   std::map<FileLocks::Ticket, Completion<FileLocks::Verdict>::Done> lock_waiters_;
+  struct Undecided {
+    int requests = 0;
+    bool cancelled = false;
+  };
+  /// Requests that wait for all locks to be known, before they may wait for one.
+  std::map<FileLocks::Ticket, Undecided> lock_arrivals_;
 
   Suspended suspended_;
   std::multimap<std::pair<NodeId, InodeId>, Touch> marking_;  ///< On their way into it.
@@ -412,12 +418,13 @@ class Service final : public VolumeService {
   std::map<SessionId, SessionRef> sessions_;        ///< Live and ending ones.
   std::map<Key, volume::AdmissionRow> admissions_;  ///< As committed, or about to be fenced.
   std::map<InodeId, std::set<SessionId>> openers_;
-  std::set<NodeId> greeting_;                 ///< One Hello of a node at a time.
-  std::size_t arrivals_ = 0;                  ///< Links whose Hello is being answered.
-  std::multiset<InodeId> touching_;           ///< touch() of them is under way.
-  std::set<InodeId> orphans_;                 ///< Without a name; to be reaped.
-  std::set<InodeId> reaping_;                 ///< Nobody may open them any more.
-  std::set<SessionId> shedding_;              ///< Being asked for some of their layouts.
+  std::set<NodeId> greeting_;                            ///< One Hello of a node at a time.
+  std::map<NodeId, std::weak_ptr<Link>> waiting_hello_;  ///< And its newest of those that wait.
+  std::size_t arrivals_ = 0;                             ///< Links whose Hello is being answered.
+  std::multiset<InodeId> touching_;                      ///< touch() of them is under way.
+  std::set<InodeId> orphans_;                            ///< Without a name; to be reaped.
+  std::set<InodeId> reaping_;                            ///< Nobody may open them any more.
+  std::set<SessionId> shedding_;                         ///< Being asked for some of their layouts.
   std::map<SessionId, InodeId> shed_;         ///< Up to where they have been asked, in turn.
   std::set<SessionId> ended_;                 ///< Whose grants are still to be freed.
   std::map<SessionId, SessionRef> lapsing_;   ///< Of them, those whose watches are not over yet.

@@ -64,9 +64,15 @@ Task<void> Service::greet(LinkRef link, wire::Hello hello) {
     co_return;
   }
   // One at a time, so that two connections of one mount cannot make two sessions.
+  // Its newest alone waits: the mount has left the others, and they would take others' places.
+  if (greeting_.contains(node)) {
+    auto older = std::exchange(waiting_hello_[node], link).lock();
+    if (older && older != link) disconnected(older);
+    sessions_changed_.notify();
+  }
   while (greeting_.contains(node)) {
     co_await sessions_changed_.wait();
-    if (!link->connection) co_return;  // it has come anew, and counts once
+    if (!link->connection) co_return;
   }
   Greeting turn{greeting_, node, sessions_changed_};
   auto session = co_await session_for(hello);
@@ -212,7 +218,11 @@ void Service::attach(const SessionRef& session, const LinkRef& link, const wire:
 }
 
 void Service::declare(const SessionRef& session, const wire::Hello& hello) {
-  for (auto inode : hello.open_inodes()) opened(session, InodeId{inode}, false);
+  for (auto inode : hello.open_inodes()) {
+    // Said again and again, of what does not exist, it would grow without end.
+    if (session->open.size() >= static_cast<std::size_t>(protocol::kMaxOpenInodes)) break;
+    opened(session, InodeId{inode}, false);
+  }
   for (auto inode : hello.write_inodes())
     if (session->open.contains(InodeId{inode})) opened(session, InodeId{inode}, true);
   if (session->declared) return;  // what it holds it got from us: we know at least as much

@@ -2,7 +2,9 @@
 
 #include <doctest/doctest.h>
 #include <grp.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -19,7 +21,7 @@ constexpr unsigned kStranger = 65'533;
 
 /// The socket in a folder that everybody may enter; what was asked is answered with who asked.
 struct Desk {
-  explicit Desk(const std::string& readers) {
+  explicit Desk(const std::string& readers, Duration idle = AdminServer::kIdle) {
     std::string name = "/tmp/csvfs-admin-XXXXXX";
     REQUIRE(::mkdtemp(name.data()) != nullptr);
     folder = name;
@@ -30,7 +32,8 @@ struct Desk {
           loop, socket(), readers,
           [](AdminServer::Caller caller, std::string, AdminServer::Answer answer) {
             answer(caller == AdminServer::Caller::root ? "root" : "reader");
-          });
+          },
+          idle);
     });
   }
   ~Desk() {
@@ -73,6 +76,44 @@ struct Desk {
     return out;
   }
 
+  /// A process of that user and group connects `count` times, and asks nothing while it lives.
+  struct Silent {
+    pid_t child = -1;
+    int go = -1;
+    ~Silent() {
+      ::close(go);
+      ::waitpid(child, nullptr, 0);
+    }
+  };
+  std::unique_ptr<Silent> silent(unsigned user, unsigned group, int count) {
+    int there[2], go[2];
+    REQUIRE(::pipe(there) == 0);
+    REQUIRE(::pipe(go) == 0);
+    auto child = ::fork();
+    if (child == 0) {
+      ::close(go[1]);
+      sockaddr_un to{};
+      to.sun_family = AF_UNIX;
+      socket().copy(to.sun_path, sizeof to.sun_path - 1);
+      char ok = ::setgroups(0, nullptr) == 0 && ::setgid(group) == 0 && ::setuid(user) == 0;
+      for (int i = 0; i < count; ++i) {
+        int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+        if (::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) != 0) ok = 0;
+      }
+      (void)!::write(there[1], &ok, 1);
+      (void)!::read(go[0], &ok, 1);
+      ::_exit(0);
+    }
+    char ok = 0;
+    REQUIRE(::read(there[0], &ok, 1) == 1);
+    REQUIRE(ok == 1);
+    for (int end : {there[0], there[1], go[0]}) ::close(end);
+    auto out = std::make_unique<Silent>();
+    out->child = child;
+    out->go = go[1];
+    return out;
+  }
+
   AsioLoop loop;
   std::string folder;
   Expected<std::unique_ptr<AdminServer>> made = Errc::closed;
@@ -108,4 +149,34 @@ TEST_CASE("admin socket: root may command, others not even connect, unless a gro
     REQUIRE_FALSE(desk.made);
     CHECK(desk.made.error().message().find("there is no group") != std::string::npos);
   }
+}
+
+TEST_CASE("admin socket: whoever keeps its places, root gets through") {
+  if (::geteuid() != 0) return;
+  constexpr gid_t kReaders = 65'532;
+  auto* group = ::getgrgid(kReaders);
+  auto* any = group != nullptr ? group : ::getgrent();
+  REQUIRE(any != nullptr);
+  std::string name = any->gr_name;
+  auto id = any->gr_gid;
+  ::endgrent();
+  Desk desk{name};
+  REQUIRE_MESSAGE(desk.made, desk.made.error().message());
+  auto many = desk.silent(kStranger, id, 40);
+  CHECK(desk.ask(0, 0) == "root");
+}
+
+TEST_CASE("admin socket: who asks nothing is not listened to for ever") {
+  Desk desk{"", 200ms};
+  REQUIRE(desk.made);
+  auto fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_un to{};
+  to.sun_family = AF_UNIX;
+  desk.socket().copy(to.sun_path, sizeof to.sun_path - 1);
+  REQUIRE(::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) == 0);
+  timeval patience{10, 0};
+  ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  char byte = 0;
+  CHECK(::recv(fd, &byte, 1, 0) == 0);
+  ::close(fd);
 }

@@ -111,9 +111,15 @@ TEST_CASE("full LUN: a program that is killed while its write waits is let go") 
   auto file = create(world, mount);
   auto data = pattern(kMiB, 1);
   REQUIRE(world.wait(mount.write(file.handle, 0, data, {})));
-  world.post([&] { world.mount_plan = thin(full, refused); });
+  Mount::WriteOptions how;
+  SUBCASE("a direct write") {}
+  SUBCASE("a write through the coordinator") { how.append = true; }
+  world.post([&] {
+    world.mount_plan = thin(full, refused);
+    world.coordinator_plan = thin(full, refused);
+  });
   Interrupt killed;
-  auto writing = world.begin(mount.write(file.handle, 0, data, {}, &killed));
+  auto writing = world.begin(mount.write(file.handle, 0, data, how, &killed));
   CHECK_FALSE(writing->ready_within(300ms));
   world.post([&] { killed.raise(); });
   auto result = writing->get();

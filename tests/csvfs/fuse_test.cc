@@ -391,6 +391,147 @@ TEST_CASE(
   CHECK(kernel.release(file) == 0);
 }
 
+TEST_CASE(
+    "fuse: a killed program waits for what it has sent, and nothing of it lands after its "
+    "successor") {
+  World world;
+  Kernel kernel{world, 2};  // not the coordinator's: the LUN will be out of its reach
+  auto file = kernel.create("file");
+  REQUIRE(kernel.write(file, 0, pattern(1 << 20, 1)) == 0);
+  auto& other = world.mount(3);
+  auto successor = world.wait(other.open(InodeId{file.node}, {.writes = true}));
+  REQUIRE(successor);
+  std::atomic<int> predecessor{0};
+  world.post([&] {
+    world.mount_plan = [&](const iscsi::RamCommand& command) {
+      iscsi::RamFate fate;
+      bool its = command.kind == iscsi::RamCommand::Kind::write && command.length == 65536;
+      if (its && ++predecessor == 1) fate.to_target = 10s;
+      return fate;
+    };
+  });
+  auto writing = kernel.send_write(file, 0, pattern(65536, 2));
+  auto reading = [&](std::uint64_t offset) {
+    fuse_read_in in{};
+    in.fh = file.handle;
+    in.offset = offset;
+    in.size = 4096;
+    in.read_flags = FUSE_READ_LOCKOWNER;
+    return kernel.send(FUSE_READ, file.node, Kernel::bytes(in));
+  };
+  auto interrupt = [&](std::uint64_t unique) {
+    fuse_interrupt_in in{};
+    in.unique = unique;
+    kernel.send(FUSE_INTERRUPT, 0, Kernel::bytes(in));
+  };
+  world.wait(sleep(world.loop(), 50ms));
+  world.post([&] { world.disk().set_reachable("iqn.2026-01.org.csvfs:n2", false); });
+  world.wait(sleep(world.loop(), 50ms));
+  // Of these nothing has been sent.
+  auto looks = reading(0), waits = kernel.send_write(file, 1 << 19, pattern(32768, 3));
+  fuse_mkdir_in mkdir{};
+  mkdir.mode = 0755;
+  world.post([&] { world.lose_answers_of = 2; });
+  auto making = kernel.send(FUSE_MKDIR, FUSE_ROOT_ID, Kernel::bytes(mkdir) + Kernel::name("made"));
+  world.wait(sleep(world.loop(), 50ms));
+  kernel.dying = true;
+  for (auto each : {looks, waits, writing, making}) interrupt(each);
+  CHECK(kernel.answer(looks) == EINTR);
+  CHECK(kernel.answer(waits) == EINTR);
+  CHECK_FALSE(kernel.answered_within(writing, 3500ms));
+  CHECK_FALSE(kernel.answered_within(making, 0ms));
+  REQUIRE(world.wait(other.write(successor->handle, 0, pattern(32768, 4), {})));
+  world.post([&] {
+    world.lose_answers_of = 0;
+    world.disk().set_reachable("iqn.2026-01.org.csvfs:n2", true);
+  });
+  world.take_over();
+  CHECK(kernel.answer(writing) == EINTR);
+  CHECK(kernel.answer(making) == 0);
+  CHECK(predecessor == 1);
+  kernel.dying = false;
+  CHECK(kernel.read(file, 0, 32768) == pattern(32768, 4));
+}
+
+TEST_CASE("fuse: the end of the session ends a killed program's waiting") {
+  World::Options options;
+  options.timing.reconnect_grace = 300ms;
+  options.timing.lease_term = 300ms;
+  options.timing.key_sweep = 50ms;
+  World world{options};
+  Kernel kernel{world};
+  auto file = kernel.create("file");
+  REQUIRE(kernel.write(file, 0, pattern(8192, 1)) == 0);
+  (void)world.mount(2);
+  auto session = world.mount(1).state().session;
+  world.post([&] { world.lose_answers_of = 1; });
+  auto appending = kernel.send_write(file, 0, pattern(100, 2), O_APPEND);
+  world.wait(sleep(world.loop(), 50ms));
+  world.cut_off(1);
+  fuse_interrupt_in in{};
+  in.unique = appending;
+  kernel.dying = true;
+  kernel.send(FUSE_INTERRUPT, 0, Kernel::bytes(in));
+  CHECK_FALSE(kernel.answered_within(appending, 3500ms));
+  world.post([&] { world.lose_answers_of = 0; });
+  world.cut_off(0);
+  CHECK(kernel.answer(appending) == EINTR);
+  CHECK(world.mount(1).state().session != session);
+}
+
+TEST_CASE("fuse: what another node makes of a name meanwhile is opened by nobody unchecked") {
+  World world;
+  Kernel one{world, 1}, two{world, 2};
+  auto create = [](Kernel& kernel, std::uint32_t flags) {
+    fuse_create_in in{};
+    in.flags = flags | O_CREAT;
+    in.mode = S_IFREG | 0644;
+    return kernel.call(FUSE_CREATE, FUSE_ROOT_ID, Kernel::bytes(in) + Kernel::name("name"));
+  };
+  two.uid = 1000;
+  auto mode = 0600u;
+  std::uint32_t opening = O_RDWR | O_TRUNC;
+  SUBCASE("to somebody else the file is checked by the kernel") { one.uid = 2000; }
+  SUBCASE("also to who could open it, perhaps") {
+    one.uid = 2000;
+    mode = 0666;
+  }
+  SUBCASE("to its owner what he may not") {
+    one.uid = 1000;
+    mode = 0200;
+  }
+  SUBCASE("to its owner, who may not truncate it") {
+    one.uid = 1000;
+    mode = 0400;
+    opening = O_RDONLY | O_TRUNC;
+  }
+  auto file = two.create("name", mode);
+  REQUIRE(two.write(file, 0, pattern(8192, 1)) == 0);
+  CHECK(create(one, opening) == ESTALE);
+  CHECK(two.read(file, 0, 8192) == pattern(8192, 1));
+  CHECK(create(one, O_RDWR | O_EXCL) == EEXIST);
+  CHECK(two.release(file) == 0);
+}
+
+TEST_CASE("fuse: an owner's own name, made by another node meanwhile, is opened; only if a file") {
+  World world;
+  Kernel one{world, 1}, two{world, 2};
+  one.uid = two.uid = 1000;
+  auto file = two.create("name", 0600);
+  REQUIRE(two.write(file, 0, pattern(8192, 1)) == 0);
+  auto again = one.create("name");
+  CHECK(again.node == file.node);
+  CHECK(one.read(again, 0, 8192) == pattern(8192, 1));
+  CHECK(one.release(again) == 0);
+  fuse_mkdir_in mkdir{};
+  mkdir.mode = 0755;
+  REQUIRE(two.call(FUSE_MKDIR, FUSE_ROOT_ID, Kernel::bytes(mkdir) + Kernel::name("folder")) == 0);
+  fuse_create_in in{};
+  in.flags = O_RDWR | O_CREAT;
+  in.mode = S_IFREG | 0644;
+  CHECK(one.call(FUSE_CREATE, FUSE_ROOT_ID, Kernel::bytes(in) + Kernel::name("folder")) == ESTALE);
+}
+
 TEST_CASE("fuse: locks of two nodes, as the kernel asks for them") {
   World world;
   Kernel one{world, 1}, two{world, 2};
@@ -583,15 +724,30 @@ TEST_CASE("fuse: what was removed can be stated as long as the kernel knows it")
   CHECK(kernel.attr_once_reaped(node) == ESTALE);
 }
 
-TEST_CASE("fuse: a file whose handles a fence has ended is another one to the kernel afterwards") {
+TEST_CASE(
+    "fuse: a file whose handles a fence has ended is another one to the kernel, if it was mapped") {
   World::Options options;
   options.timing.reconnect_grace = 300ms;
   options.timing.lease_term = 300ms;
   options.timing.key_sweep = 50ms;
   World world{options};
-  Kernel kernel{world};
+  constexpr std::uint64_t kMmap = 1ull << 36;
+  // Programs may store into mappings of it, now or later; or it has pages that were only read.
+  bool shared = false, paged = false;
+  SUBCASE("it may be mapped") { shared = true; }
+  SUBCASE("it has pages") { paged = true; }
+  SUBCASE("neither") {}
+  MountFlags flags;
+  flags.shared_mappings = shared;
+  Kernel kernel{world, 1, kMmap, flags};
   auto file = kernel.create("file");
   REQUIRE(kernel.write(file, 0, pattern(8192, 1)) == 0);
+  if (paged) {
+    fuse_read_in page{};
+    page.fh = file.handle;
+    page.size = 4096;
+    REQUIRE(kernel.call(FUSE_READ, file.node, Kernel::bytes(page)) == 0);
+  }
   auto& mount = world.mount(1);
   auto session = mount.state().session;
   auto kept = kernel.create("kept");
@@ -616,11 +772,19 @@ TEST_CASE("fuse: a file whose handles a fence has ended is another one to the ke
   CHECK(kernel.release(kept) == 0);
   // What a program left in an old mapping is refused, and its inode opens no new way.
   CHECK(kernel.write(file, 0, pattern(4096, 2), 0, FUSE_WRITE_CACHE) == EIO);
-  CHECK(kernel.answer(crossing) == ESTALE);  // nor what was under way over the end
-  CHECK(kernel.call(FUSE_OPEN, file.node, Kernel::bytes(in)) == ESTALE);
+  bool another = shared || paged;
+  // Nor does what was under way over the end.
+  auto opened = kernel.answer(crossing);
+  CHECK(opened == (another ? ESTALE : 0));
+  if (opened == 0) CHECK(kernel.release({file.node, kernel.body<fuse_open_out>().fh}) == 0);
+  // As a handle of NFS that was made before would have it.
+  CHECK(kernel.lookup(".", file.node) == (another ? ESTALE : 0));
+  if (another) CHECK(kernel.call(FUSE_OPEN, file.node, Kernel::bytes(in)) == ESTALE);
   REQUIRE(kernel.lookup("file") == 0);
   auto entry = kernel.body<fuse_entry_out>();
-  CHECK(entry.nodeid != file.node);
+  CHECK((entry.nodeid != file.node) == another);
+  CHECK(kernel.lookup(".", entry.nodeid) == 0);
+  CHECK(kernel.body<fuse_entry_out>().nodeid == entry.nodeid);
   CHECK(entry.attr.ino == file.node);
   REQUIRE(kernel.call(FUSE_OPEN, entry.nodeid, Kernel::bytes(in)) == 0);
   Kernel::Made again{entry.nodeid, kernel.body<fuse_open_out>().fh};

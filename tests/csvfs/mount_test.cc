@@ -893,6 +893,42 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("mount: what nobody asks to be flushed is past the target's memory after some seconds") {
+  World world;
+  auto& mount = world.mount(2);
+  std::atomic<int> flushes{0};
+  world.post([&] {
+    world.mount_plan = [&](const RamCommand& command) {
+      if (command.kind == RamCommand::Kind::flush) ++flushes;
+      return RamFate{};
+    };
+  });
+  auto file = written_file(world, mount, "file", kMiB);
+  write(world, mount, file.handle, 0, pattern(65536, 2));
+  for (int i = 0; i < 300 && flushes == 0; ++i) world.wait(sleep(world.loop(), 50ms));
+  CHECK(flushes > 0);
+  CHECK(read(world, mount, file.handle, 0, 65536) == pattern(65536, 2));
+}
+
+TEST_CASE("mount: no more files are open than a coordinator can be told of") {
+  World::Options options;
+  options.most_open = 4;
+  World world{options};
+  auto& mount = world.mount(1);
+  std::vector<Mount::Opened> open_files;
+  for (int i = 0; i < 4; ++i)
+    open_files.push_back(create(world, mount, "file" + std::to_string(i)));
+  CHECK(error_of(world.wait(mount.create(Caller{}, file_named("more"), {}))) == ENFILE);
+  CHECK(error_of(world.wait(mount.lookup(kRootInode, "more"))) == ENOENT);
+  auto made = world.wait(mount.make(Caller{}, file_named("other")));
+  REQUIRE(made);
+  CHECK(error_of(world.wait(mount.open(InodeId{made->inode()}, {}))) == ENFILE);
+  auto again = open(world, mount, "file2");  // the same file does not count twice
+  world.wait(mount.close(open_files[0].handle));
+  CHECK(error_of(world.wait(mount.open(InodeId{made->inode()}, {}))) == 0);
+  world.wait(mount.close(again.handle));
+}
+
 TEST_CASE("mount: the time of a direct write is seen by the other node") {
   World world;
   auto& one = world.mount(1);

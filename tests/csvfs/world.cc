@@ -228,6 +228,7 @@ MountSurroundings World::surroundings(int number, std::shared_ptr<iscsi::RamDisk
   around.node = NodeId{static_cast<std::uint8_t>(number)};
   around.memory = options_.mount_memory;
   around.resume_within = options_.resume_within;
+  around.most_open = options_.most_open;
   return around;
 }
 

@@ -33,6 +33,7 @@ class World {
     service::Timing timing;
     std::uint64_t coordinator_memory = 320ull << 20, mount_memory = 96ull << 20;
     Duration resume_within = 30s;
+    std::size_t most_open = protocol::kMostOpenFiles;
     std::string identity = "naa.6001405c5f000001";
   };
   explicit World(Options options);

@@ -59,6 +59,43 @@ for turn in $(seq 24); do
   for node in "${nodes[@]}"; do look "$node" "$turn"; done
 done
 
+cat >"$work/race.py" <<'END'
+import collections, errno, os, sys, time
+folder, user, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+os.setgroups([])
+os.setgid(user)
+os.setuid(user)
+seen, until, turn = collections.Counter(), time.monotonic() + seconds, 0
+while time.monotonic() < until:
+    turn += 1
+    name = f"{folder}/r{turn % 3}"
+    try:
+        fd = os.open(name, os.O_CREAT | os.O_RDWR | (os.O_TRUNC if turn % 2 else 0), 0o600)
+        assert os.fstat(fd).st_uid == user, f"opened a file of {os.fstat(fd).st_uid}"
+        os.close(fd)
+        seen["opened"] += 1
+    except OSError as error:
+        seen[errno.errorcode[error.errno]] += 1
+    try:
+        os.unlink(name)
+    except FileNotFoundError:
+        pass
+print(*(f"{what}={times}" for what, times in sorted(seen.items())))
+sys.exit(not set(seen) <= {"opened", *sys.argv[4:]})
+END
+say "two nodes that make and remove the same names: one user's programs never notice, nobody opens another user's file"
+on node1 mkdir -m 0777 "$volume/race"
+# race USER1 USER2 ERROR...: the errors that programs may see.
+race() {
+  begin race1 on node1 python3 "$work/race.py" "$volume/race" "$1" 4 "${@:3}"
+  begin race2 on node2 python3 "$work/race.py" "$volume/race" "$2" 4 "${@:3}"
+  await race1 60
+  await race2 60
+  note "$(cat "$work/race1.log" "$work/race2.log" | tr '\n' ' ')"
+}
+race 4001 4001
+race 4001 4002 EACCES ESTALE
+
 say "a mount that hangs keeps nobody waiting for longer than its lease, and shows nothing old when it wakes up"
 for turn in 25 26 27; do
   lab freeze node2 csvfs

@@ -58,6 +58,30 @@ TEST_CASE("limits: what a healthy peer may say passes") {
   }
 }
 
+TEST_CASE(
+    "limits: a Hello may name as many open files as a mount can have, whatever their numbers") {
+  wire::Frame frame;
+  frame.set_epoch(~0ull);
+  frame.set_coordinator_key(~0ull);
+  auto& hello = *frame.mutable_hello();
+  hello.set_protocol(1);
+  hello.set_volume(std::string(protocol::kMaxVolumeName, 'v'));
+  hello.set_node(protocol::kMaxNode);
+  hello.set_incarnation(~0ull);
+  hello.set_session(~0ull);
+  constexpr std::uint64_t kLargest = (1ull << 48) - 1;  // lives are counted above it
+  for (std::size_t i = 0; i < protocol::kMostOpenFiles; ++i) {
+    hello.add_open_inodes(kLargest - i);
+    hello.add_write_inodes(kLargest - i);
+    hello.add_page_inodes(kLargest - i);
+  }
+  hello.set_layouts_unlisted(true);
+  CHECK(hello.ByteSizeLong() <= protocol::kMostHelloBytes);
+  CHECK(frame.ByteSizeLong() <= protocol::kMaxHead);
+  CHECK(protocol::kMostHelloBytes < protocol::kMaxHead);
+  CHECK(protocol::check_limits(frame, 0));
+}
+
 TEST_CASE("limits: what lies outside is refused, whatever the message") {
   const Case cases[] = {
       {"no body", [](auto& f) { f.set_id(1); }},

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "coordinator/protocol/failure.h"
+#include "coordinator/protocol/memory_transport.h"
 #include "tests/service/harness.h"
 
 using namespace csv;
@@ -59,6 +60,57 @@ TEST_CASE("hostile: a sequence that goes back, or is none, changes nothing") {
     CAPTURE(name);
     CHECK(error_of(a.call(look_up(name))).to_errno() == ENOENT);
   }
+}
+
+TEST_CASE("hostile: a node that says Hello again and again leaves the others their places") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  // Its next life has to wait for the fence of this one.
+  world.run([&] {
+    world.coordinator_plan = [](const iscsi::RamCommand& command) {
+      iscsi::RamFate fate;
+      if (command.kind == iscsi::RamCommand::Kind::keys) fate.to_target = 3s;
+      return fate;
+    };
+  });
+  std::vector<std::unique_ptr<protocol::Connection>> all;
+  world.run([&] {
+    for (std::uint64_t i = 0; i < 400; ++i) {
+      auto [mine, theirs] = protocol::connection_pair(world.loop, "node1", "coordinator");
+      mine->start([](const protocol::Message&) {}, [](const Error&) {});
+      all.push_back(std::move(mine));
+      protocol::Message message;
+      auto& body = *message.frame.mutable_hello();
+      body.set_protocol(1);
+      body.set_volume("volume1");
+      body.set_node(1);
+      body.set_incarnation(1000 + i);
+      coordinator.service().accept(std::move(theirs), std::move(message));
+    }
+  });
+  CHECK(!b.connect(coordinator).code());
+  world.run([&] {
+    world.coordinator_plan = {};
+    all.clear();
+  });
+}
+
+TEST_CASE("hostile: a Hello grows nothing without end") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  for (std::uint64_t turn = 0; turn < 3; ++turn) {
+    wire::Hello hello;
+    for (std::uint64_t i = 0; i < 90'000; ++i) hello.add_open_inodes(1'000'000 * (turn + 1) + i);
+    a.disconnect();
+    REQUIRE(!a.connect(coordinator, hello).code());
+    a.resume_done();
+  }
+  CHECK(coordinator.status().sessions.at(0).open_files <= 100'000);
 }
 
 TEST_CASE("hostile: what was never opened can be closed, and nobody's open file goes with it") {

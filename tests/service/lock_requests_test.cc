@@ -187,6 +187,28 @@ TEST_CASE("locks: after a takeover nobody gets one before everybody has said wha
   }
 }
 
+TEST_CASE("locks: one that is given up before all locks are known waits for none afterwards") {
+  Two two;
+  auto& [world, coordinator, a, b, file] = two;
+  CHECK(error_of(a.call(lock(lock_of(file, 1, kWrite)))) == 0);
+  a.disconnect();
+  b.disconnect();
+  coordinator.crash();
+  Coordinator next{world, 2};
+  REQUIRE(!b.connect(next).code());
+  b.resume_done();
+  auto given_up = b.send(lock(lock_of(file, 1, kWrite), 7));
+  auto waits = b.send(lock(lock_of(file, 2, kWrite), 8));
+  CHECK(error_of(b.call(cancel(7))) == 0);
+  REQUIRE(!a.connect(next).code());
+  CHECK(error_of(a.call(held(lock_of(file, 1, kWrite)))) == 0);
+  a.resume_done();
+  CHECK(error_of(b.wait(given_up)) == EINTR);
+  CHECK_FALSE(b.answered(waits));
+  CHECK(error_of(a.call(unlock(lock_of(file, 1, kWrite)))) == 0);
+  CHECK(error_of(b.wait(waits)) == 0);
+}
+
 TEST_CASE("locks: one that is connected and does not say what it holds is fenced in the end") {
   World world;
   world.timing.recall_patience = 1s;
