@@ -416,7 +416,12 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
     if (!moved) co_return moved.error();
     co_return true;
   }
-  if (missing) CSV_CO_CHECK(co_await make_stable(session, inode, std::move(pieces)));
+  if (missing) {
+    auto stable = co_await make_stable(session, inode, std::move(pieces));
+    // As above: what is written alone may find room where the whole step does not.
+    if (!stable && is_space_short(stable.error())) co_return false;
+    if (!stable) co_return stable.error();
+  }
   if (asked.end <= inside || !beyond) co_return true;
 
   auto from = std::max(asked.first, inside);
@@ -430,7 +435,9 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
     if (each.state != BlockState::hole) co_return each.file_block > from;
     if (each.file_block >= asked.end) co_return true;
     auto least = asked.end - each.file_block;
-    CSV_CO_CHECK(co_await give_grant(session, inode, blocks_of(each), least));
+    auto given = co_await give_grant(session, inode, blocks_of(each), least);
+    if (!given && is_space_short(given.error())) co_return each.file_block > from;
+    if (!given) co_return given.error();
     co_return true;
   }
   co_return true;
@@ -440,7 +447,7 @@ Task<Expected<bool>> Service::prepare_write(SessionRef session, InodeId inode, B
 /// mapping cannot change under a write (A8).
 Task<Expected<void>> Service::make_stable(SessionRef on_behalf, InodeId inode,
                                           std::vector<Mapping> pieces) {
-  CSV_CO_TRY(runs, co_await reserve(on_behalf, inode, space_needed(pieces)));
+  CSV_CO_TRY(runs, co_await reserve(on_behalf, inode, space_needed(pieces), kMostRuns));
   Gain gain;
   std::vector<Content::Extent> zeros;
   Handout handout{runs};
@@ -469,9 +476,9 @@ Task<Expected<void>> Service::make_stable(SessionRef on_behalf, InodeId inode,
 Task<Expected<void>> Service::give_grant(SessionRef session, InodeId inode, Blocks hole,
                                          std::uint64_t least) {
   least = std::min(least, hole.count());
-  auto reserved = co_await reserve(session, inode, hole.count());
+  auto reserved = co_await reserve(session, inode, hole.count(), kMostRuns);
   if (!reserved && is_space_short(reserved.error()) && least < hole.count())
-    reserved = co_await reserve(session, inode, least);
+    reserved = co_await reserve(session, inode, least, kMostRuns);
   if (!reserved) co_return reserved.error();
   auto runs = std::move(*reserved);
   std::uint64_t count = 0;
@@ -542,13 +549,14 @@ Task<Service::Outcome> Service::commit(CallRef call) {
 
 // ---------------------------------------------------------------------------- space
 
-/// Space in memory, or what there is after freeing what is about to become free.
+/// Space in memory, or what there is after freeing what is about to become free. In at most so many
+/// runs: with as many as blocks it is short only if there is not enough.
 Task<Expected<std::vector<Run>>> Service::reserve(SessionRef on_behalf, InodeId inode,
-                                                  std::uint64_t count) {
+                                                  std::uint64_t count, std::size_t most_runs) {
   if (count == 0) co_return std::vector<Run>{};
   for (int round = 0;; ++round) {
-    auto body = [inode, count](Catalog& catalog) {
-      return catalog.reserve_space(inode, count, 0, kMostRuns);
+    auto body = [inode, count, most_runs](Catalog& catalog) {
+      return catalog.reserve_space(inode, count, 0, most_runs);
     };
     auto freed_before = times_freed_;
     auto runs = co_await writer_.read(std::move(body));
@@ -684,7 +692,7 @@ Task<Expected<Service::WriteLook>> Service::look_where_to_write(CallRef call) {
     seen.map = CSV_TRY(catalog.map(inode, range.first, range.count()));
     auto needed = space_needed(seen.map);
     if (needed == 0) return seen;
-    auto runs = catalog.reserve_space(inode, needed, 0, kMostRuns);
+    auto runs = catalog.reserve_space(inode, needed, 0, needed);
     if (!runs && !is_space_short(runs.error())) return runs.error();
     if (runs) seen.reserved = *std::move(runs);
     return seen;
@@ -712,7 +720,8 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
   }
   auto image = *std::move(composed);
   if (runs.empty()) {
-    auto freed = co_await reserve(call->session, inode, space_needed(seen.map));
+    auto needed = space_needed(seen.map);
+    auto freed = co_await reserve(call->session, inode, needed, needed);
     if (!freed) co_return freed.error();
     runs = *std::move(freed);
   }
