@@ -159,6 +159,16 @@ Task<Expected<std::shared_ptr<LunPath>>> Admission::admit() {
     auto strong = weak.lock();
     if (strong && !alive.expired()) lost(strong, why);
   });
+  path->on_forgot([this, alive = std::weak_ptr{alive_}](const Error& why) {
+    if (alive.expired()) return;
+    log::error("the target lost what its write cache held volume={} why=\"{}\"", setup_.volume,
+               why.message());
+    events::report(events::Severity::error, "lun", setup_.volume,
+                   "the target could not keep what its write cache held: files written and not "
+                   "synced since will answer one fsync with EIO",
+                   why.message());
+    if (forgot_) forgot_();
+  });
   auto registered = co_await path->register_key(key);
   if (registered) {
     registered = check(path->lun());  // now that it has to say its size

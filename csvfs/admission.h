@@ -55,6 +55,8 @@ class Admission {
   [[nodiscard]] const Error& trouble() const { return trouble_; }
   /// What was found is not the volume's LUN, or cannot be used: waiting will not mend it.
   [[nodiscard]] bool wrong_lun() const { return wrong_lun_; }
+  /// The target has lost what it had answered and not flushed: LunPath::on_forgot().
+  void on_forgot(std::function<void()> handler) { forgot_ = std::move(handler); }
   /// When the last of our slot's writes that was answered was sent; never: the clock's beginning.
   [[nodiscard]] TimePoint reached() const { return reached_; }
   [[nodiscard]] std::uint64_t admissions() const { return admissions_; }
@@ -80,6 +82,7 @@ class Admission {
   Error waiting_;
   TimePoint reached_{};
   TimePoint waiting_until_{};  // said again before then, or taken to be over
+  std::function<void()> forgot_;
   std::uint64_t admissions_ = 0, counter_ = 0;
   bool leaving_ = false, wrong_lun_ = false;
   TaskScope tasks_;

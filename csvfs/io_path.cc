@@ -65,7 +65,9 @@ IoPath::IoPath(Loop& loop, CoordinatorClient& client, Admission& admission, File
       memory_{memory},
       open_until_{std::move(open_until)},
       counters_{&counters},
-      flushed_{loop} {}
+      flushed_{loop} {
+  admission.on_forgot([this] { forgot(); });
+}
 
 bool IoPath::gate_open() const { return loop_->now() < open_until_(); }
 
@@ -381,26 +383,39 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
                                                     Interrupt* interrupt, Unanswered& change) {
   auto end = offset + data.size();
   int asked = 0;
-  std::uint64_t verifier = 0;
+  // What was written in place. Once a recall has been let pass another node may have read it, and
+  // written there since: it is not written a second time.
+  RangeSet landed;
+  std::uint64_t done = 0;  // of it, from the start
   for (;;) {
     if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, interrupt));
+    if (auto head = landed.within({offset, end}); !head.empty() && head.front().begin == offset) {
+      auto more = head.front().end - offset;
+      if (more == data.size()) {
+        // All of it in the end, if not at once.
+        co_return static_cast<std::uint32_t>(done + more);
+      }
+      done += more;
+      offset += more;
+      data = data.subspan(more);
+    }
     // Whoever recalls pages holds new layouts back until these are written.
     bool recalled = options.pages && file->pages.is_closed({offset, end});
     if (options.append || loop_->now() < file->shipped_until)
-      co_return co_await write_redirected(file, offset, data, options, interrupt, change);
+      co_return co_await write_rest(file, offset, data, options, interrupt, change, done);
     auto plan = plan_write(*file, offset, end);
     // Pages never make a file longer, and into a grant is longer.
     if (plan && options.pages && plan->pieces.back().state == ExtentMap::State::granted)
-      co_return co_await write_redirected(file, offset, data, options, interrupt, change);
+      co_return co_await write_rest(file, offset, data, options, interrupt, change, done);
     if (!plan) {
       if (recalled || ++asked > kTries || !worth_a_layout(*file, offset, end))
-        co_return co_await write_redirected(file, offset, data, options, interrupt, change);
+        co_return co_await write_rest(file, offset, data, options, interrupt, change, done);
       CSV_CO_TRY(layout, co_await ask(file, offset, data.size(), true, interrupt));
       // It answered, and it is not enough: asking again would bring the same.
       bool enough = !layout.shipped && (layout.crossed || !usable_now(*file) ||
                                         plan_write(*file, offset, end).has_value());
       if (!enough)
-        co_return co_await write_redirected(file, offset, data, options, interrupt, change);
+        co_return co_await write_rest(file, offset, data, options, interrupt, change, done);
       continue;
     }
     auto last_granted = plan->pieces.back().state == ExtentMap::State::granted;
@@ -416,8 +431,16 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
     files_->touch(*file);
     auto path = admission_->path();
     std::optional<InFlight> in_flight{std::in_place, file, range};
-    verifier = verifier_.value_or(0);
-    auto written = co_await write_pieces(path, *plan, offset, data, options.durable);
+    auto verifier = verifier_.value_or(0);
+    auto forgotten = forgotten_;
+    auto written = co_await write_pieces(path, *plan, offset, data, options.durable, landed);
+    bool in_place = !landed.within({offset, end}).empty();
+    // Perhaps answered before it was lost.
+    bool repeats = forgotten_ != forgotten;
+    if (in_place && !options.durable) {
+      written_volatile(file);
+      if (repeats) lost(file->inode);
+    }
     // Of the volume's own space only the coordinator speaks: this is the thin LUN's.
     if (!written && written.error() == std::errc::no_space_on_device) {
       in_flight.reset();
@@ -440,41 +463,68 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
     }
     auto granted = [](const auto& piece) { return piece.state == ExtentMap::State::granted; };
     bool grows = std::any_of(plan->pieces.begin(), plan->pieces.end(), granted);
-    bool in_place = !std::all_of(plan->pieces.begin(), plan->pieces.end(), granted);
     file->wrote = true;
-    bool repeats = verifier_.value_or(0) != verifier;  // perhaps answered before it was lost
-    if (in_place && (grows || repeats) && !file->ended) change.may_show();
+    if (in_place && grows && !file->ended) change.may_show();
     if (grows) in_flight->landed();
-    if (repeats) continue;
-    if (in_place && !options.durable) written_volatile(file);
+    if (grows && repeats) continue;
     auto committed = co_await commit(file, *plan, verifier, change);
     if (!committed) {
       if (committed.error() == Errc::session_ended) co_return over();
       if (committed.error() != Errc::stale_commit) co_return committed.error();
       ++counters_->stale_commits;
       if (++asked > kTries)
-        co_return co_await write_redirected(file, offset, data, options, interrupt, change);
+        co_return co_await write_rest(file, offset, data, options, interrupt, change, done);
       continue;
+    }
+    // The coordinator may have flushed after somebody else was told of the loss.
+    if (grows && forgotten_ != forgotten) {
+      lost(file->inode);
+      if (options.durable) {
+        std::uint64_t told = 0;
+        CSV_CO_CHECK(nothing_lost(*file, told));
+      }
     }
     // Still in flight meanwhile: it would be written again over what others may write then.
     if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, nullptr));
     in_flight.reset();
     ++counters_->direct_writes;
     counters_->direct_write_bytes += data.size();
-    co_return static_cast<std::uint32_t>(data.size());
+    co_return static_cast<std::uint32_t>(done + data.size());
   }
+}
+
+/// What is left of a write of which `done` bytes were written in place.
+Task<Expected<std::uint32_t>> IoPath::write_rest(FilePtr file, std::uint64_t offset,
+                                                 std::span<const std::byte> data,
+                                                 Mount::WriteOptions options, Interrupt* interrupt,
+                                                 Unanswered& change, std::uint64_t done) {
+  CSV_CO_TRY(rest, co_await write_redirected(file, offset, data, options, interrupt, change));
+  co_return static_cast<std::uint32_t>(done + rest);
 }
 
 Task<Expected<void>> IoPath::write_pieces(std::shared_ptr<LunPath> path, const Plan& plan,
                                           std::uint64_t offset, std::span<const std::byte> data,
-                                          bool durable) {
+                                          bool durable, RangeSet& landed) {
   std::vector<LunPath::Write> writes;
+  std::vector<Range> in_place;  // by write: where in the file
   std::shared_ptr<Buffer> padded;
-  bool in_place = false;
+  // One command each: what failed may be written in part.
+  auto most = std::max<std::uint64_t>(path->lun().profile().max_transfer, kBlock);
   for (const auto& piece : plan.pieces) {
     auto content = data.subspan(piece.begin - offset, piece.end - piece.begin);
-    in_place = in_place || piece.state == ExtentMap::State::write;
-    auto rest = piece.state == ExtentMap::State::granted ? piece.end % kBlock : 0;
+    if (piece.state == ExtentMap::State::write) {
+      for (auto at = piece.begin; at < piece.end;) {
+        Range next{at, std::min(piece.end, at + most)};
+        at = next.end;
+        if (landed.covers(next)) continue;
+        writes.push_back({piece.lun_offset + (next.begin - piece.begin),
+                          data.subspan(next.begin - offset, next.end - next.begin)});
+        in_place.resize(writes.size());
+        in_place.back() = next;
+      }
+      continue;
+    }
+    auto rest = piece.end % kBlock;
     auto whole = content.size() - rest;
     if (whole > 0) writes.push_back({piece.lun_offset, content.first(whole)});
     if (rest == 0) continue;
@@ -484,8 +534,13 @@ Task<Expected<void>> IoPath::write_pieces(std::shared_ptr<LunPath> path, const P
   }
   // What goes into a grant becomes durable with its commit.
   iscsi::Lun::WriteOptions options;
-  options.fua = durable && in_place;
-  co_return co_await path->write(std::move(writes), options, padded);
+  options.fua = durable && !in_place.empty();
+  in_place.resize(writes.size());
+  auto which = std::make_shared<std::vector<bool>>();
+  auto written = co_await path->write(std::move(writes), options, padded, which);
+  for (std::size_t i = 0; i < which->size(); ++i)
+    if ((*which)[i] && !in_place[i].empty()) landed.add(in_place[i]);
+  co_return std::move(written);
 }
 
 /// Makes what was written into grants part of the file, in order of offset.
@@ -555,22 +610,28 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     if (!written.durable()) {
       written_volatile(file);
       // Executed before a loss that we have heard of since, and answered only now.
-      if (written.verifier() != verifier_.value_or(0)) lost_.insert(file->inode);
+      if (written.verifier() != verifier_.value_or(0)) lost(file->inode);
     }
     done += written.length();
     ++counters_->redirected_writes;
     counters_->redirected_write_bytes += written.length();
   }
   // The target has one cache: a flush through our own path covers what the coordinator wrote.
-  if (options.durable) CSV_CO_CHECK(co_await flush(file, interrupt));
+  if (options.durable) {
+    // What some handle has been told of already is not this write's.
+    auto told = told_of(file->inode);
+    CSV_CO_CHECK(co_await flush(file, interrupt, told));
+  }
   co_return static_cast<std::uint32_t>(done);
 }
 
 // --- Flushing ---------------------------------------------------------------------------------
 
-Task<Expected<void>> IoPath::flush(FilePtr file, Interrupt* interrupt) {
-  CSV_CO_CHECK(co_await flush_everything(file, interrupt));
-  co_return nothing_lost(*file);
+Task<Expected<void>> IoPath::flush(FilePtr file, Interrupt* interrupt, Told told) {
+  auto flushed = co_await flush_everything(file, interrupt);
+  if (!flushed && flushed.error() != Errc::not_durable) co_return flushed.error();
+  CSV_CO_CHECK(nothing_lost(*file, *told));
+  co_return std::move(flushed);
 }
 
 /// A flush is of the whole LUN: one that starts after the call serves every caller until then, so
@@ -637,17 +698,43 @@ bool IoPath::verified(std::uint64_t verifier) {
   bool changed = verifier_ && *verifier_ != verifier;
   verifier_ = verifier;
   if (!changed) return false;
-  lost_.insert(volatile_.begin(), volatile_.end());
-  lost_.insert(being_flushed_.begin(), being_flushed_.end());
-  volatile_.clear();
+  forgot();
   return true;
 }
 
-Expected<void> IoPath::nothing_lost(const File& file) {
-  if (lost_.erase(file.inode) == 0) return {};
+/// The target has lost what it had answered: with its power, or because a flush failed, which it
+/// tells once. Whatever was not flushed by now may be gone, also of what was answered while that
+/// flush ran; a later one that succeeds says nothing of it.
+void IoPath::forgot() {
+  ++forgotten_;
+  for (const auto* some : {&volatile_, &being_flushed_})
+    for (auto inode : *some) lost(inode);
+  volatile_.clear();
+  being_flushed_.clear();
+}
+
+void IoPath::lost(InodeId inode) { lost_[inode] = {++losses_, false}; }
+
+IoPath::Told IoPath::told_of(InodeId inode) const {
+  auto found = lost_.find(inode);
+  bool past = found != lost_.end() && found->second.told;
+  return std::make_shared<std::uint64_t>(past ? found->second.number : 0);
+}
+
+void IoPath::closed(InodeId inode) {
+  auto found = lost_.find(inode);
+  if (found != lost_.end() && found->second.told) lost_.erase(found);
+}
+
+Expected<void> IoPath::nothing_lost(const File& file, std::uint64_t& told) {
+  auto found = lost_.find(file.inode);
+  if (found == lost_.end() || found->second.number <= told) return {};
+  told = found->second.number;
+  found->second.told = true;
   return Error{std::errc::io_error,
-               fmt::format("the target lost power before what was written to inode {} had been "
-                           "flushed: some of it may be gone",
+               fmt::format("the target lost power, or could not write out what its cache held, "
+                           "before what was written to inode {} had been flushed: some of it may "
+                           "be gone",
                            raw(file.inode))};
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -34,9 +35,17 @@ class IoPath {
   Task<Expected<std::uint32_t>> write(FilePtr file, std::uint64_t offset,
                                       std::span<const std::byte> data, Mount::WriteOptions options,
                                       Interrupt* interrupt);
-  /// Everything answered before the call, of any file, is past the volatile cache; EIO, once, if
-  /// something of `file` never came there (memory_lost).
-  Task<Expected<void>> flush(FilePtr file, Interrupt* interrupt);
+  /// What an open handle has been told of the file's losses.
+  using Told = std::shared_ptr<std::uint64_t>;
+  /// Of one that is opened now: what others were told of does not concern it.
+  [[nodiscard]] Told told_of(InodeId inode) const;
+  /// Everything answered before the call, of any file, is past the volatile cache; EIO if something
+  /// of `file` never came there: once to each handle, and to one that is opened later unless some
+  /// handle has been told before.
+  Task<Expected<void>> flush(FilePtr file, Interrupt* interrupt, Told told);
+  [[nodiscard]] bool has_lost(InodeId inode) const { return lost_.contains(inode); }
+  /// No handle of the file is left.
+  void closed(InodeId inode);
   /// Nobody tells us of sync(2) (docs/mount.md, "Limits"): what nobody asks to be flushed is in the
   /// end. Asked about once a second.
   void flush_old();
@@ -52,7 +61,10 @@ class IoPath {
   bool verified(std::uint64_t verifier);
 
   /// Something of it that was answered has been lost, and nobody has been told yet.
-  [[nodiscard]] bool owes_loss(InodeId inode) const { return lost_.contains(inode); }
+  [[nodiscard]] bool owes_loss(InodeId inode) const {
+    auto found = lost_.find(inode);
+    return found != lost_.end() && !found->second.told;
+  }
 
   /// The lease has not run out.
   [[nodiscard]] bool gate_open() const;
@@ -92,17 +104,23 @@ class IoPath {
   bool worth_a_layout(const File& file, std::uint64_t offset, std::uint64_t end) const;
   Task<Expected<void>> write_pieces(std::shared_ptr<LunPath> path, const Plan& plan,
                                     std::uint64_t offset, std::span<const std::byte> data,
-                                    bool durable);
+                                    bool durable, RangeSet& landed);
   Task<Expected<void>> commit(FilePtr file, const Plan& plan, std::uint64_t verifier,
                               Unanswered& change);
   Task<Expected<std::uint32_t>> write_however(FilePtr file, std::uint64_t offset,
                                               std::span<const std::byte> data,
                                               Mount::WriteOptions options, Interrupt* interrupt,
                                               Unanswered& change);
+  Task<Expected<std::uint32_t>> write_rest(FilePtr file, std::uint64_t offset,
+                                           std::span<const std::byte> data,
+                                           Mount::WriteOptions options, Interrupt* interrupt,
+                                           Unanswered& change, std::uint64_t done);
   Task<Expected<void>> flush_everything(FilePtr file, Interrupt* interrupt);
   void written_volatile(const FilePtr& file);
   Task<void> trim_volatile(FilePtr file);
-  Expected<void> nothing_lost(const File& file);
+  void forgot();
+  void lost(InodeId inode);
+  Expected<void> nothing_lost(const File& file, std::uint64_t& told);
   Task<Expected<Mount::Content>> read_redirected(FilePtr file, std::uint64_t offset,
                                                  std::uint32_t length);
   Task<Expected<std::uint32_t>> write_redirected(FilePtr file, std::uint64_t offset,
@@ -124,7 +142,14 @@ class IoPath {
   bool flushing_ = false;
   // A7: whose content may be in nothing but the target's volatile cache, and whose was lost there.
   std::optional<std::uint64_t> verifier_;
-  std::set<InodeId> volatile_, being_flushed_, lost_;
+  std::set<InodeId> volatile_, being_flushed_;
+  struct Loss {
+    std::uint64_t number = 0;  // counts up: a later one is told again
+    bool told = false;         // to somebody
+  };
+  std::map<InodeId, Loss> lost_;
+  std::uint64_t losses_ = 0;
+  std::uint64_t forgotten_ = 0;  // how often the target lost its memory
   bool trimming_ = false;
   TimePoint volatile_since_{};  // the oldest, if there is any
   Signal flushed_;

@@ -2,12 +2,11 @@
 
 #include <utility>
 
+#include "iscsi/scsi.h"
+
 namespace csv {
 
-bool is_path_loss(const Error& error) {
-  return error == Errc::lun_lost || error == Errc::fenced || error == Errc::reservation_conflict ||
-         error == Errc::unknown_outcome;
-}
+bool is_path_loss(const Error& error) { return iscsi::is_loss(error); }
 
 /// Several commands with one answer.
 class LunPath::Together {
@@ -15,7 +14,7 @@ class LunPath::Together {
   Together(std::size_t count, Completion<Expected<void>>::Done done)
       : left_{count}, done_{std::move(done)} {}
   void answered(Expected<void> result) {
-    if (!result && (result_ || is_path_loss(result.error()))) result_ = std::move(result);
+    if (!result && iscsi::outweighs(result.error(), result_.error())) result_ = std::move(result);
     if (--left_ == 0) done_(std::move(result_));
   }
 
@@ -25,14 +24,16 @@ class LunPath::Together {
   Completion<Expected<void>>::Done done_;
 };
 
-iscsi::Done LunPath::one_of(const std::shared_ptr<Together>& together,
-                            std::shared_ptr<Buffer> keep) {
+iscsi::Done LunPath::one_of(const std::shared_ptr<Together>& together, std::shared_ptr<Buffer> keep,
+                            Landed landed, std::size_t index) {
   ++in_flight_;
   // `keep` goes before the others hear of it: they may be the last to know its owner.
-  return [this, self = shared_from_this(), together,
-          keep = std::move(keep)](Expected<void> result) mutable {
+  return [this, self = shared_from_this(), together, keep = std::move(keep),
+          landed = std::move(landed), index](Expected<void> result) mutable {
     auto path = std::move(self);
     keep.reset();
+    if (landed && result) (*landed)[index] = true;
+    if (result.error() == Errc::not_durable && forgot_) forgot_(result.error());
     together->answered(std::move(result));
     path->answered();
   };
@@ -56,13 +57,14 @@ Task<Expected<void>> LunPath::read(std::vector<Read> pieces, std::shared_ptr<Buf
 }
 
 Task<Expected<void>> LunPath::write(std::vector<Write> pieces, iscsi::Lun::WriteOptions options,
-                                    std::shared_ptr<Buffer> keep) {
+                                    std::shared_ptr<Buffer> keep, Landed landed) {
+  if (landed) landed->assign(pieces.size(), false);
   if (pieces.empty()) co_return Expected<void>{};
   if (closed_) co_return Errc::lun_lost;
   co_return co_await completion<Expected<void>>([&](auto done) {
     auto together = std::make_shared<Together>(pieces.size(), std::move(done));
-    for (auto& piece : pieces)
-      lun_->write(piece.lun_offset, piece.data, options, one_of(together, keep));
+    for (std::size_t i = 0; i < pieces.size(); ++i)
+      lun_->write(pieces[i].lun_offset, pieces[i].data, options, one_of(together, keep, landed, i));
   });
 }
 

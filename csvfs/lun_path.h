@@ -34,16 +34,22 @@ class LunPath : public std::enable_shared_from_this<LunPath> {
     std::uint64_t lun_offset = 0;
     std::span<const std::byte> data;
   };
-  /// All at once; answered when all are. One that lost the path outweighs other errors. `keep` owns
-  /// the memory until then, whatever becomes of the caller.
+  /// All at once; answered when all are. One that lost the path outweighs other errors, and then
+  /// one that says that earlier answers are void. `keep` owns the memory until then, whatever
+  /// becomes of the caller.
   Task<Expected<void>> read(std::vector<Read> pieces, std::shared_ptr<Buffer> keep);
+  /// By piece, whether it was written, whatever became of the others.
+  using Landed = std::shared_ptr<std::vector<bool>>;
   /// The data must outlive the path's commands, or be owned by `keep`.
   Task<Expected<void>> write(std::vector<Write> pieces, iscsi::Lun::WriteOptions options,
-                             std::shared_ptr<Buffer> keep);
+                             std::shared_ptr<Buffer> keep, Landed landed = nullptr);
   Task<Expected<void>> flush();
   Task<Expected<void>> register_key(Key key);
   /// Nothing is in flight.
   Task<void> drained();
+  /// Called whenever the target says that it has lost what it had answered (Errc::not_durable),
+  /// with any command, before who asked for that hears of it.
+  void on_forgot(Function<void(const Error&)> handler) { forgot_ = std::move(handler); }
 
   /// Drops the sessions; what is in flight fails with lun_lost.
   void close();
@@ -53,7 +59,8 @@ class LunPath : public std::enable_shared_from_this<LunPath> {
 
  private:
   class Together;
-  iscsi::Done one_of(const std::shared_ptr<Together>& together, std::shared_ptr<Buffer> keep);
+  iscsi::Done one_of(const std::shared_ptr<Together>& together, std::shared_ptr<Buffer> keep,
+                     Landed landed = nullptr, std::size_t index = 0);
   void answered();
 
   Loop* loop_;
@@ -62,6 +69,7 @@ class LunPath : public std::enable_shared_from_this<LunPath> {
   std::uint64_t in_flight_ = 0;
   Signal idle_;
   bool closed_ = false;
+  Function<void(const Error&)> forgot_;
 };
 
 /// Whether the error says that the path (and with it the outcome of the command) is lost, so that

@@ -246,6 +246,7 @@ class VolumeMount final : public Mount, private Client::Owner {
     FilePtr file;
     bool accessed = false;  ///< Reads count for the access time.
     bool writes = false;
+    IoPath::Told told;  ///< Of content that the target lost.
   };
   std::map<Handle, OpenFile> handles_;
   std::function<void(const std::vector<Over>&)> told_of_end_;
@@ -1013,7 +1014,8 @@ Expected<void> VolumeMount::may_open(InodeId inode) const {
 
 Mount::Handle VolumeMount::add_handle(const FilePtr& file, const OpenOptions& options) {
   Handle handle{next_handle_++};
-  handles_.emplace(handle, OpenFile{file, options.accessed, options.writes});
+  handles_.emplace(handle,
+                   OpenFile{file, options.accessed, options.writes, io_.told_of(file->inode)});
   ++file->handles;
   if (options.writes) ++file->pages.writers;
   return handle;
@@ -1149,6 +1151,10 @@ Task<void> VolumeMount::close(Handle handle) {
   auto file = found->second.file;
   if (found->second.writes) --file->pages.writers;
   handles_.erase(found);
+  if (io_.has_lost(file->inode) &&
+      std::none_of(handles_.begin(), handles_.end(),
+                   [&](const auto& each) { return each.second.file->inode == file->inode; }))
+    io_.closed(file->inode);
   if (!file->ended) co_await locks_.released(file, handle);
   if (file->ended) {
     locks_.released_suspended(file->inode, handle);
@@ -1279,7 +1285,9 @@ Task<Expected<void>> VolumeMount::sync(Handle handle, bool content_only, Interru
   ++counters_.operations;
   for (;;) {
     CSV_CO_TRY(file, co_await live(handle, interrupt));
-    auto synced = co_await io_.flush(file, interrupt);
+    auto open = handles_.find(handle);
+    if (open == handles_.end()) co_return Error{std::errc::bad_file_descriptor};
+    auto synced = co_await io_.flush(file, interrupt, open->second.told);
     if (synced && !content_only) synced = co_await tell_wrote(file);
     if (!synced && do_again(*file, synced.error())) continue;
     co_return std::move(synced);

@@ -75,8 +75,12 @@ Expected<std::unique_ptr<BlockDevice>> BlockDevice::open(const std::string& path
     made->fd_ = ::open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC | exclusive);
   }
   if (made->fd_ < 0 && errno == EBUSY)
-    return Error{Errc::refused,
-                 path + " is in use: mounted, part of another device, or opened exclusively"};
+    return Error{
+        Errc::refused,
+        path +
+            " is in use: mounted, part of another device, or opened by another program; of "
+            "csvfs, csvd while this node coordinates the volume and its mount here cannot "
+            "both use a local device (docs/configuration.md)"};
   if (made->fd_ < 0) return errno_error(errno, "opening " + path);
   CSV_TRY(made->read_geometry());
   return made;

@@ -140,7 +140,7 @@ struct IoRing::Worker {
       if (op.finished < op.length) return send(op);
       result = 0;
     } else if (moves && result == 0) {
-      result = -EIO;  // an end where there should be none: the device has become smaller
+      result = -ENODATA;  // an end where there should be none: the device has become smaller
     }
     op.result = result;
     auto place = op.self;

@@ -42,7 +42,7 @@ std::span<const std::byte> zeroes() {
 /// A caller's request: the parts it was cut into, and whom to answer when the last has come back.
 struct Request {
   int left = 0;
-  Error error;  // of the first part that failed
+  Error error;  // of the part whose says most (scsi.h)
   Done done;
 };
 
@@ -265,7 +265,8 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
   void answer(ScsiCommand& command) {
     if (auto* part = dynamic_cast<Part*>(&command)) {
       auto& request = *part->request;
-      if (!part->result && !request.error.code()) request.error = part->result.error();
+      if (!part->result && outweighs(part->result.error(), request.error))
+        request.error = part->result.error();
       if (--request.left > 0) return;
       auto keep = part->request;
       keep->done(keep->error.code() ? Expected<void>{keep->error} : Expected<void>{});
@@ -346,6 +347,7 @@ class IscsiLun::State final : public ScsiAsker, public std::enable_shared_from_t
       }
     };
     part->cdb = synchronize_cache_cdb();
+    part->purpose = ScsiPurpose::flush;
     session_for(0).submit(std::move(part));
   }
 

@@ -10,8 +10,8 @@
 #include "csvfs/base/buffer.h"
 #include "csvfs/base/log.h"
 #include "csvfs/base/thread_worker.h"
-#include "iscsi/io_ring.h"
 #include "iscsi/lun_range.h"
+#include "iscsi/scsi.h"
 
 namespace csv::iscsi {
 namespace {
@@ -23,7 +23,7 @@ constexpr std::uint64_t kMostDiscard = 1 << 30;
 /// A caller's request: the parts it was cut into, and whom to answer when the last has come back.
 struct Request {
   int left = 0;
-  Error error;  // of the first part that failed
+  Error error;  // of the part whose says most (scsi.h)
   Done done;
 };
 
@@ -40,6 +40,50 @@ Buffer& zeroes() {
 }
 
 }  // namespace
+
+DeviceVerdict judge_device(int number, IoRing::Operation::Kind kind, bool registered) {
+  auto lost = [number] {
+    return Error{Errc::lun_lost, std::string{"the device is gone: "} + std::strerror(number)};
+  };
+  auto of_all = [&]() -> DeviceVerdict {
+    switch (number) {
+      case EBADE: {
+        if (!registered) return {{Errc::reservation_conflict, "RESERVATION CONFLICT"}, {}};
+        Error why{Errc::fenced, "RESERVATION CONFLICT on a registered device"};
+        return {why, why};
+      }
+      // A path without an answer is EIO to the kernel (DID_NO_CONNECT, a multipath without paths).
+      // What a device answers has names of its own: ENODATA, EREMOTEIO, ENOSPC.
+      case EIO:
+      case ENODEV:
+      case ENXIO:
+      case ENOLINK:
+      case ETIMEDOUT: return {lost(), lost()};
+      case ENOSPC: return {{std::errc::no_space_on_device, "the thin LUN has no space left"}, {}};
+      case EPERM:
+      case EROFS: return {{std::errc::read_only_file_system, "the device is write-protected"}, {}};
+      case ENODATA: return {{std::errc::io_error, "the device cannot read or write there"}, {}};
+      case EREMOTEIO: return {{std::errc::io_error, "the device refused the command"}, {}};
+      default: return {errno_error(number, "block device"), {}};
+    }
+  };
+  auto verdict = of_all();
+  if (kind != IoRing::Operation::Kind::flush) return verdict;
+  // EIO of a flush may be the path's, or all that will ever be said of content that the device
+  // could not write out. EREMOTEIO is ILLEGAL REQUEST as well as a hardware error.
+  bool told = number == EIO || (!verdict.ends && verdict.error != Errc::reservation_conflict &&
+                                number != EOPNOTSUPP && number != EINVAL);
+  if (told)
+    verdict.error = {Errc::not_durable,
+                     std::string{"a flush of the device failed: "} + std::strerror(number)};
+  return verdict;
+}
+
+bool was_answered(const Error& discard) {
+  for (auto number : {EREMOTEIO, ENODATA, EPERM, EACCES, EROFS})
+    if (discard == std::error_code{number, std::generic_category()}) return true;
+  return discard == Errc::unsupported_by_target || discard == Errc::reservation_conflict;
+}
 
 /// Lives as long as the Lun, or longer by what is queued on the home loop. Unless a member says
 /// otherwise, home loop only.
@@ -165,7 +209,11 @@ class LocalLun::State final : public std::enable_shared_from_this<State> {
       auto& part = static_cast<Part&>(*each);
       if (part.result == 0 && part.back) std::memcpy(part.back, part.data, part.length);
       auto& request = *part.request;
-      if (part.result != 0 && !request.error.code()) request.error = judge(-part.result);
+      if (part.result != 0) {
+        // Each, as each may be what ends the Lun.
+        auto why = judge(-part.result, part.kind);
+        if (outweighs(why, request.error)) request.error = std::move(why);
+      }
       if (--request.left > 0) continue;
       auto keep = part.request;
       keep->done(keep->error.code() ? Expected<void>{keep->error} : Expected<void>{});
@@ -173,31 +221,15 @@ class LocalLun::State final : public std::enable_shared_from_this<State> {
   }
 
   /// What an errno of the block layer means; ends the Lun where that is what it means.
-  Error judge(int number) {
-    switch (number) {
-      case ESHUTDOWN:
-        if (fate) return *fate;
-        return {Errc::lun_lost, "the LUN was closed"};
-      case EBADE: {
-        ++counts.conflicts;
-        if (!registered) return {Errc::reservation_conflict, "RESERVATION CONFLICT"};
-        Error why{Errc::fenced, "RESERVATION CONFLICT on a registered device"};
-        end(why);
-        return why;
-      }
-      case ENODEV:
-      case ENXIO:
-      case ENOLINK:
-      case ETIMEDOUT: {
-        Error why{Errc::lun_lost, std::string{"the device is gone: "} + std::strerror(number)};
-        end(why);
-        return why;
-      }
-      case ENOSPC: return {std::errc::no_space_on_device, "the thin LUN has no space left"};
-      case EPERM:
-      case EROFS: return {std::errc::read_only_file_system, "the device is write-protected"};
-      default: return errno_error(number, "block device");
+  Error judge(int number, IoRing::Operation::Kind kind) {
+    if (number == ESHUTDOWN) {
+      if (fate) return *fate;
+      return {Errc::lun_lost, "the LUN was closed"};
     }
+    if (number == EBADE) ++counts.conflicts;
+    auto verdict = judge_device(number, kind, registered);
+    if (verdict.ends) end(*verdict.ends);
+    return verdict.error;
   }
 
   // ---------------------------------------------------------- control thread
@@ -212,7 +244,8 @@ class LocalLun::State final : public std::enable_shared_from_this<State> {
       self->home.post([self, done = std::move(done), result = std::move(result)]() mutable {
         if (self->destroyed) return;
         if (!result && result.error() == Errc::reservation_conflict) ++self->counts.conflicts;
-        if (!result && result.error() == Errc::lun_lost) self->end(result.error());
+        if (!result && (result.error() == Errc::lun_lost || result.error() == Errc::fenced))
+          self->end(result.error());
         done(std::move(result));
       });
     });
@@ -353,11 +386,17 @@ void LocalLun::unmap(std::uint64_t offset, std::uint64_t length, Done done) {
   ++state.counts.unmaps;
   auto most = state.lun.profile.max_unmap;
   state.run<void>(
-      [offset, length, most](BlockDevice& device) -> Expected<void> {
+      [offset, length, most, held = &state.registered](BlockDevice& device) -> Expected<void> {
         for (std::uint64_t at = 0; at < length; at += most) {
           auto result = device.discard(offset + at, std::min(most, length - at));
           // Only a hint: a device that does not take it has done all there is to do.
-          if (!result && result.error() != Errc::unsupported_by_target) return result;
+          if (result || result.error() == Errc::unsupported_by_target) continue;
+          if (result.error() == Errc::reservation_conflict && *held)
+            return Error{Errc::fenced, "RESERVATION CONFLICT on a registered device"};
+          // It may yet zero what the caller is about to use again.
+          if (!was_answered(result.error()))
+            return Error{Errc::lun_lost, "a discard has no answer: " + result.error().message()};
+          return result;
         }
         return {};
       },

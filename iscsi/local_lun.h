@@ -1,11 +1,22 @@
 #pragma once
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "iscsi/block_device.h"
+#include "iscsi/io_ring.h"
 #include "iscsi/lun.h"
 
 namespace csv::iscsi {
+
+/// What an errno of the block layer means for a command, and for the Lun.
+struct DeviceVerdict {
+  Error error;
+  std::optional<Error> ends;  ///< The Lun is of no more use, and why.
+};
+DeviceVerdict judge_device(int number, IoRing::Operation::Kind kind, bool registered);
+/// Whether a discard that failed has been answered by the device: else it may take effect yet.
+bool was_answered(const Error& discard);
 
 /// A Lun over a local block device: io_uring on a thread of its own for reads and writes, another
 /// thread for what blocks (reservations, discards).

@@ -112,8 +112,11 @@ struct LunCounters {
 /// Errors of commands: lun_lost; fenced (a RESERVATION CONFLICT on a nexus that was registered, or
 /// unit attention 2Ah/03h or 05h; it ends the Lun); reservation_conflict (the same where we never
 /// registered); unsupported_by_target; std::errc::no_space_on_device (thin LUN exhausted, 27h/07h);
-/// io_error with the sense in the message. Unit attentions and TASK ABORTED after a reset are
-/// repeated inside.
+/// not_durable (what had been answered before, by any node, and not been flushed may be gone: a
+/// flush failed, or the target says so with another command, which itself was not done then; told
+/// once, later flushes may succeed); io_error with the sense in the message. Of several parts of a
+/// request the error counts that says most: a loss, then not_durable. Unit attentions and TASK
+/// ABORTED after a reset are repeated inside.
 ///
 /// Offsets and lengths are in bytes and multiples of block_size, else Errc::refused. A buffer stays
 /// valid until the answer. Requests of any length are split to the target's limits. Commands may be
@@ -143,6 +146,8 @@ class Lun {
   virtual void write(std::uint64_t offset, std::span<const std::byte> data, WriteOptions options,
                      Done done) = 0;
   /// Everything answered before the call is past the volatile cache. Nothing to do without one.
+  /// Fails with unsupported_by_target where the target has no such command: nothing is lost by
+  /// that.
   virtual void flush(Done done) = 0;
   /// Zeros: WRITE SAME where the target has it, else written.
   virtual void write_zeroes(std::uint64_t offset, std::uint64_t length, Done done) = 0;

@@ -154,6 +154,17 @@ class Medium {
     }
   }
 
+  /// Takes back all that the cache held.
+  void forget() {
+    for (auto& [block, versions] : std::exchange(former_, {})) {
+      const auto& old = versions.front();
+      each_chunk(block * block_, block_,
+                 [&](std::uint64_t chunk, std::size_t at, std::size_t done, std::size_t count) {
+                   std::memcpy(touch(chunk) + at, old.data() + done, count);
+                 });
+    }
+  }
+
   [[nodiscard]] std::uint64_t unflushed() const { return former_.size(); }
   [[nodiscard]] std::uint64_t allocated() const {
     return image_ ? image_->size : chunks_.size() * kChunk;
@@ -200,7 +211,8 @@ class Medium {
   }
 
   Expected<void> sync() {
-    if (::fdatasync(image_->fd) != 0) return errno_error(errno, "flushing the image");
+    if (::fdatasync(image_->fd) != 0)
+      return Error{Errc::not_durable, errno_error(errno, "flushing the image").message()};
     return {};
   }
 
@@ -516,6 +528,7 @@ Expected<void> Target::tear(Command& command) {
     (void)medium.write(command.offset, command.in.first(bytes), false);
     if (command.fate.took_effect) command.fate.took_effect(command.offset, command.in.first(bytes));
   }
+  if (command.kind == RamCommand::Kind::flush && command.fate.forgets) medium.forget();
   return command.fate.failure;
 }
 

@@ -33,6 +33,9 @@ struct RamFate {
   /// Fails with this in place of taking effect; of a write the first `torn_blocks` were written.
   Error failure;
   std::uint64_t torn_blocks = 0;
+  /// Of a flush that fails: what the cache held is lost with it. Targets tell that once; the next
+  /// flush succeeds.
+  bool forgets = false;
   /// Takes effect, but the answer never comes: the Lun is lost instead.
   bool answer_lost = false;
   /// Answered as if done, and never done: a target that no protocol survives, to see a checker

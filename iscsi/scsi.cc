@@ -54,6 +54,7 @@ std::string_view name_of_code(std::uint16_t code) {
     case 0x2f00: return "commands cleared by another initiator";
     case 0x3807: return "thin provisioning soft threshold reached";
     case 0x3a00: return "medium not present";
+    case 0x3f03: return "inquiry data changed";
     case 0x3f0e: return "reported LUNs changed";
     default: return {};
   }
@@ -70,10 +71,17 @@ Verdict unit_attention(const Sense& sense, bool registered) {
   // 2A/04, reservations released, leaves our registration as it was.
   if (registered && (sense.code == 0x2a03 || sense.code == 0x2a05))
     return end({Errc::fenced, "our registration was taken away: " + describe(sense)});
+  // Its cache may be switched on now, or it may be another one: whoever opens it again asks. Before
+  // a key is registered nothing is written, and opening it asks anyway.
+  if (registered && (sense.code == 0x2a01 || sense.code == 0x3f03))
+    return end({Errc::lun_lost, "the LUN is no more what it was when opened: " + describe(sense)});
   return repeat();
 }
 
 Verdict illegal_request(const Sense& sense, ScsiPurpose purpose) {
+  // Not even begun, so nothing is lost by it.
+  if (purpose == ScsiPurpose::flush && sense.code != 0x2500)
+    return fail({Errc::unsupported_by_target, describe(sense)});
   switch (sense.code) {
     case 0x2000: return fail({Errc::unsupported_by_target, describe(sense)});
     case 0x2500: return end({Errc::lun_lost, "the LUN is gone: " + describe(sense)});
@@ -125,6 +133,29 @@ Verdict check_condition(const Sense& sense, ScsiPurpose purpose, bool registered
   }
 }
 
+Verdict judge_one(ScsiStatus status, const std::optional<Sense>& sense, ScsiPurpose purpose,
+                  bool registered) {
+  switch (status) {
+    case ScsiStatus::good:
+    case ScsiStatus::condition_met: return {};
+    case ScsiStatus::check_condition:
+      if (!sense) return fail({std::errc::io_error, "CHECK CONDITION without readable sense"});
+      return check_condition(*sense, purpose, registered);
+    case ScsiStatus::reservation_conflict:
+      if ((purpose == ScsiPurpose::data || purpose == ScsiPurpose::flush) && registered)
+        return end({Errc::fenced, "RESERVATION CONFLICT on a registered nexus"});
+      return fail({Errc::reservation_conflict, "RESERVATION CONFLICT"});
+    case ScsiStatus::busy:
+    case ScsiStatus::task_set_full: return repeat_later();
+    case ScsiStatus::task_aborted:
+      if (purpose == ScsiPurpose::preempt)
+        return fail({Errc::unknown_outcome, "PREEMPT was aborted by a reset"});
+      return repeat();
+    case ScsiStatus::aca_active: break;
+  }
+  return fail({std::errc::io_error, describe(status)});
+}
+
 }  // namespace
 
 std::optional<Sense> parse_sense(std::span<const std::byte> bytes) {
@@ -168,27 +199,28 @@ std::string describe(ScsiStatus status) {
   return fmt::format("SCSI status {:02X}", static_cast<unsigned>(status));
 }
 
+bool is_loss(const Error& error) {
+  return error == Errc::lun_lost || error == Errc::fenced || error == Errc::reservation_conflict ||
+         error == Errc::unknown_outcome;
+}
+
+bool outweighs(const Error& one, const Error& other) {
+  auto weight = [](const Error& error) {
+    if (!error.code()) return 0;
+    return is_loss(error) ? 3 : error == Errc::not_durable ? 2 : 1;
+  };
+  return weight(one) > weight(other);
+}
+
 Verdict judge(ScsiStatus status, const std::optional<Sense>& sense, ScsiPurpose purpose,
               bool registered) {
-  switch (status) {
-    case ScsiStatus::good:
-    case ScsiStatus::condition_met: return {};
-    case ScsiStatus::check_condition:
-      if (!sense) return fail({std::errc::io_error, "CHECK CONDITION without readable sense"});
-      return check_condition(*sense, purpose, registered);
-    case ScsiStatus::reservation_conflict:
-      if (purpose == ScsiPurpose::data && registered)
-        return end({Errc::fenced, "RESERVATION CONFLICT on a registered nexus"});
-      return fail({Errc::reservation_conflict, "RESERVATION CONFLICT"});
-    case ScsiStatus::busy:
-    case ScsiStatus::task_set_full: return repeat_later();
-    case ScsiStatus::task_aborted:
-      if (purpose == ScsiPurpose::preempt)
-        return fail({Errc::unknown_outcome, "PREEMPT was aborted by a reset"});
-      return repeat();
-    case ScsiStatus::aca_active: break;
-  }
-  return fail({std::errc::io_error, describe(status)});
+  auto verdict = judge_one(status, sense, purpose, registered);
+  // Targets report what they could not write out once, and go on: the next flush is answered GOOD,
+  // and what this one was about is not there (a failed fsync of the file or disk behind them).
+  if (purpose == ScsiPurpose::flush && verdict.action == Verdict::Action::fail &&
+      verdict.error != Errc::unsupported_by_target && verdict.error != Errc::reservation_conflict)
+    verdict.error = {Errc::not_durable, "a flush failed: " + verdict.error.message()};
+  return verdict;
 }
 
 }  // namespace csv::iscsi

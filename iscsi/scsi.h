@@ -53,7 +53,15 @@ enum class ScsiPurpose : std::uint8_t {
   registration,  ///< As reservation, of those that need no registration: REGISTER.
   preempt,       ///< As reservation, and never repeated once the target may have begun it.
   question,      ///< Changes nothing.
+  flush,         ///< As data; where it fails, what was answered before may be gone (not_durable).
 };
+
+/// Whether the error says that the nexus is lost, or may not be used: what was under way on it may
+/// have taken effect, and may yet.
+bool is_loss(const Error& error);
+/// Which of two errors of parts of one request says more: a loss leaves parts of unknown outcome,
+/// so it must not hide behind a part that simply failed; nor must that earlier answers are void.
+bool outweighs(const Error& one, const Error& other);
 
 /// What to do with an answer. The one place that knows the meaning of statuses and sense.
 struct Verdict {

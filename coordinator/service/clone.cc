@@ -185,7 +185,7 @@ Task<Expected<void>> Service::unshare(SessionRef on_behalf, InodeId inode, Block
 
 Task<Expected<void>> Service::move_to_own(SessionRef on_behalf, InodeId inode, Mapping piece,
                                           Content::BufferRef content) {
-  CSV_CO_TRY(runs, co_await reserve(on_behalf, inode, piece.count));
+  CSV_CO_TRY(runs, co_await reserve(on_behalf, inode, piece.count, piece.count));
   Expected<void> done;
   if (!content) {
     content = std::make_shared<Buffer>(piece.count * kBlockSize);

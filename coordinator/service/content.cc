@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "iscsi/scsi.h"
+
 namespace csv::service {
 
 /// A flush that several wait for.
@@ -17,7 +19,9 @@ struct Content::State {
   std::size_t underway = 0;
   Signal settled;
   std::shared_ptr<Flush> running, waiting;
+  bool forgotten = false;  ///< The target has lost content that it had answered.
 
+  void heard(const Error& error) { forgotten = forgotten || error == Errc::not_durable; }
   void one_less() {
     if (--underway == 0) settled.notify();
   }
@@ -33,7 +37,7 @@ Task<Expected<void>> Content::all(std::size_t count, Send send) {
   if (count == 0) co_return Expected<void>{};
   struct Gather {
     std::size_t left = 0;
-    Expected<void> first_error;
+    Expected<void> error;  // that says most
     std::optional<Completion<bool>::Done> done;
   };
   auto gather = std::make_shared<Gather>();
@@ -45,12 +49,16 @@ Task<Expected<void>> Content::all(std::size_t count, Send send) {
       ++state_->underway;
       send(i, [state = state_, gather = gather](Expected<void> result) {
         state->one_less();
-        if (!result && gather->first_error) gather->first_error = std::move(result);
+        if (!result) {
+          state->heard(result.error());
+          if (iscsi::outweighs(result.error(), gather->error.error()))
+            gather->error = std::move(result);
+        }
         if (--gather->left == 0) (*gather->done)(true);
       });
     }
   });
-  co_return std::move(gather->first_error);
+  co_return std::move(gather->error);
 }
 
 Task<Expected<void>> Content::read(BufferRef into, std::vector<Piece> pieces) {
@@ -114,6 +122,10 @@ void Content::start_flush(const std::shared_ptr<State>& state, iscsi::Lun& lun) 
     if (still->running) start_flush(still, lun);
     still->one_less();
     ended->done = true;
+    // What it was to cover may be what was lost, and was told to somebody else.
+    if (result && still->forgotten)
+      result = Error{Errc::retry, "the target has lost what its write cache held"};
+    if (!result) still->heard(result.error());
     ended->outcome = std::move(result);
     ended->ended.notify();
   });

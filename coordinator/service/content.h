@@ -36,6 +36,7 @@ class Content {
   Task<Expected<void>> unmap(std::vector<Extent> extents);
   /// All that was answered before the call is past the target's volatile cache. Callers share
   /// flushes: at most one runs and one waits (a flush that starts now serves whoever waits now).
+  /// After an answer of not_durable, to any command, none succeeds any more: Errc::retry.
   Task<Expected<void>> flush();
   /// Nothing is on its way.
   Task<void> idle();

@@ -213,8 +213,9 @@ Task<void> Coordination::serve() {
   if (stopped_) {
     enter(State::waiting, stopped_->message());
     beaten_ = *stopped_ == Errc::fenced || *stopped_ == Errc::superseded;
-    // A path that is lost takes a while to come back; whoever has another one is better.
-    if (!beaten_) setup_.membership->able(setup_.volume, false);
+    // A path that is lost takes a while to come back; whoever has another one is better. What the
+    // target has forgotten is forgotten for everybody.
+    if (!beaten_ && *stopped_ != Errc::not_durable) setup_.membership->able(setup_.volume, false);
   } else {
     enter(State::closing, !in_good_order             ? "a newer coordinator has taken over"
                           : by_cluster && !given_up_ ? "the cluster gives it to another node"

@@ -421,7 +421,12 @@ Task<Expected<Service::Prepared>> Service::prepare_write(SessionRef session, Ino
     if (!moved) co_return moved.error();
     co_return Prepared::yes;
   }
-  if (missing) CSV_CO_CHECK(co_await make_stable(session, inode, std::move(pieces)));
+  if (missing) {
+    auto stable = co_await make_stable(session, inode, std::move(pieces));
+    // As above: what is written alone may find room where the whole step does not.
+    if (!stable && is_space_wanting(stable.error())) co_return Prepared::no;
+    if (!stable) co_return stable.error();
+  }
   if (asked.end <= inside || !beyond) co_return Prepared::yes;
 
   // A commit would put what is behind an end inside of a block into the middle of the file, and
@@ -444,7 +449,10 @@ Task<Expected<Service::Prepared>> Service::prepare_write(SessionRef session, Ino
       co_return each.file_block > from ? Prepared::yes : Prepared::no;
     if (each.file_block >= asked.end) co_return Prepared::yes;
     auto least = asked.end - each.file_block;
-    CSV_CO_CHECK(co_await give_grant(session, inode, blocks_of(each), least));
+    auto given = co_await give_grant(session, inode, blocks_of(each), least);
+    if (!given && is_space_wanting(given.error()))
+      co_return each.file_block > from ? Prepared::yes : Prepared::no;
+    if (!given) co_return given.error();
     co_return Prepared::yes;
   }
   co_return Prepared::yes;
@@ -454,7 +462,7 @@ Task<Expected<Service::Prepared>> Service::prepare_write(SessionRef session, Ino
 /// mapping cannot change under a write (A8).
 Task<Expected<void>> Service::make_stable(SessionRef on_behalf, InodeId inode,
                                           std::vector<Mapping> pieces) {
-  CSV_CO_TRY(runs, co_await reserve(on_behalf, inode, space_needed(pieces)));
+  CSV_CO_TRY(runs, co_await reserve(on_behalf, inode, space_needed(pieces), kMostRuns));
   Gain gain;
   std::vector<Content::Extent> zeros;
   Handout handout{runs};
@@ -483,9 +491,9 @@ Task<Expected<void>> Service::make_stable(SessionRef on_behalf, InodeId inode,
 Task<Expected<void>> Service::give_grant(SessionRef session, InodeId inode, Blocks hole,
                                          std::uint64_t least) {
   least = std::min(least, hole.count());
-  auto reserved = co_await reserve(session, inode, hole.count());
+  auto reserved = co_await reserve(session, inode, hole.count(), kMostRuns);
   if (!reserved && is_space_wanting(reserved.error()) && least < hole.count())
-    reserved = co_await reserve(session, inode, least);
+    reserved = co_await reserve(session, inode, least, kMostRuns);
   if (!reserved) co_return reserved.error();
   auto runs = std::move(*reserved);
   std::uint64_t count = 0;
@@ -556,13 +564,14 @@ Task<Service::Outcome> Service::commit(CallRef call) {
 
 // ---------------------------------------------------------------------------- space
 
-/// Space in memory, or what there is after freeing what is about to become free.
+/// Space in memory, or what there is after freeing what is about to become free. In at most so many
+/// runs: with as many as blocks it is short only if there is not enough.
 Task<Expected<std::vector<Run>>> Service::reserve(SessionRef on_behalf, InodeId inode,
-                                                  std::uint64_t count) {
+                                                  std::uint64_t count, std::size_t most_runs) {
   if (count == 0) co_return std::vector<Run>{};
   for (int round = 0;; ++round) {
-    auto body = [inode, count](Catalog& catalog) {
-      return catalog.reserve_space(inode, count, 0, kMostRuns);
+    auto body = [inode, count, most_runs](Catalog& catalog) {
+      return catalog.reserve_space(inode, count, 0, most_runs);
     };
     auto freed_before = times_freed_;
     auto runs = co_await writer_.read(std::move(body));
@@ -707,7 +716,7 @@ Task<Expected<Service::WriteLook>> Service::look_where_to_write(CallRef call) {
       seen.last = CSV_TRY(catalog.map(inode, last, 1)).front().state;
     auto needed = space_needed(seen.map);
     if (needed == 0) return seen;
-    auto runs = catalog.reserve_space(inode, needed, 0, kMostRuns);
+    auto runs = catalog.reserve_space(inode, needed, 0, needed);
     if (!runs && !is_space_short(runs.error())) return runs.error();
     if (runs) seen.reserved = *std::move(runs);
     return seen;
@@ -739,7 +748,8 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
   }
   auto image = *std::move(composed);
   if (runs.empty()) {
-    auto freed = co_await reserve(call->session, inode, space_needed(seen.map));
+    auto needed = space_needed(seen.map);
+    auto freed = co_await reserve(call->session, inode, needed, needed);
     if (!freed) co_return freed.error();
     runs = *std::move(freed);
   }

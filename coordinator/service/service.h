@@ -80,6 +80,10 @@ class Service final : public VolumeService {
   /// An error of our own I/O: those that end our way to the LUN stop the service, so that nobody is
   /// told of them.
   Expected<void> judge(Expected<void> io);
+  void forgotten(Error why);
+  Task<void> count_loss(Error why);
+  Task<void> count_loss_and_close(Error why);
+  [[nodiscard]] bool catalog_is_durable() const;
   void received(const LinkRef& link, protocol::Message message);
   void received_request(const SessionRef& session, protocol::Message message);
   Task<void> handle(CallRef call);
@@ -305,7 +309,7 @@ class Service final : public VolumeService {
   Task<Expected<void>> give_grant(SessionRef session, InodeId inode, Blocks hole,
                                   std::uint64_t least);
   Task<Expected<std::vector<volume::Run>>> reserve(SessionRef on_behalf, InodeId inode,
-                                                   std::uint64_t count);
+                                                   std::uint64_t count, std::size_t most_runs);
   void cancel_reservation(std::vector<volume::Run> runs);
   Task<void> cancel_reservation_now(std::vector<volume::Run> runs);
   struct Zeros {
@@ -444,7 +448,10 @@ class Service final : public VolumeService {
   std::uint64_t
       next_notice_;  ///< Not what a former coordinator may have used (recalls outlive it).
   bool stopped_ = false, closing_ = false;
-  TimePoint proven_until_;              ///< Our key was in force a term before.
+  bool forgotten_ = false;      ///< By the target: we are about to end.
+  bool loss_noted_ = false;     ///< In the catalog, for the successor.
+  bool counting_loss_ = false;  ///< Stopped, and about to note it: nobody has been told yet.
+  TimePoint proven_until_;      ///< Our key was in force a term before.
   std::optional<TimePoint> slot_sent_;  ///< While the write of our slot is unanswered.
   TimePoint lun_answered_;              ///< Any command of upkeep, or content.
   TimePoint lun_reached_;               ///< When the last one of them was sent.

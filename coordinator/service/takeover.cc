@@ -330,6 +330,26 @@ Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
 
 }  // namespace
 
+Expected<void> note_loss(volume::Catalog& catalog) {
+  auto memory = catalog.target_memory();
+  ++memory.losses;
+  return catalog.set_target_memory(memory);
+}
+
+Expected<void> note_loss_afresh(Tenure& on, std::uint64_t page_cache) {
+  on.copy.reset();
+  on.catalog.reset();
+  on.store.reset();
+  CSV_TRY(open_catalog(on, page_cache));
+  std::array<volume::Catalog::Change, 1> note;
+  note[0].body = [](volume::Catalog& catalog) { return note_loss(catalog); };
+  auto ran = on.catalog->run(note);
+  on.catalog.reset();
+  on.store.reset();
+  CSV_TRY(ran);
+  return note[0].result;
+}
+
 bool target_lost_memory(const iscsi::KeyList& before, std::uint32_t generation_then,
                         std::span<const volume::AdmissionRow> live) {
   if (before.generation < generation_then) return true;

@@ -40,4 +40,10 @@ bool target_lost_memory(const iscsi::KeyList& before, std::uint32_t generation_t
 /// of it goes on: the LUN is closed, and our key is withdrawn if nothing had been changed yet.
 Task<Expected<Taken>> take_over_volume(Surroundings surroundings);
 
+/// A loss of the target's memory is counted (Catalog::TargetMemory).
+Expected<void> note_loss(volume::Catalog& catalog);
+/// The same on the writer thread, by the catalog as it is on the LUN, opened again. It is closed
+/// afterwards.
+Expected<void> note_loss_afresh(Tenure& on, std::uint64_t page_cache);
+
 }  // namespace csv::service

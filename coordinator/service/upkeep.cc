@@ -320,7 +320,7 @@ Task<Expected<bool>> Service::free_dying() {
     extents.push_back({run.lun_block * volume::kBlockSize, run.count * volume::kBlockSize});
   // An UNMAP that was refused has been answered, too. One of unknown outcome ends the Lun, and us.
   auto unmapped = judge(co_await content_.unmap(std::move(extents)));
-  if (!unmapped && stopped_) co_return unmapped.error();
+  if (!unmapped && (stopped_ || forgotten_)) co_return unmapped.error();
   if (!unmapped) log::warning("unmap refused: {}", unmapped.error().message());
   auto make_free = [runs](volume::Catalog& catalog) { return catalog.make_free(runs); };
   CSV_CO_CHECK(co_await writer_.change(std::move(make_free)));

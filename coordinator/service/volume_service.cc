@@ -7,6 +7,7 @@
 #include "coordinator/service/service.h"
 #include "csvfs/base/events.h"
 #include "csvfs/base/log.h"
+#include "iscsi/scsi.h"
 
 namespace csv::service {
 namespace {
@@ -116,9 +117,13 @@ void Service::stop(Error why) {
                    "stopped coordinating it", why.message());
     for (auto& [id, session] : sessions_)
       if (session->link) disconnected(LinkRef{session->link});
-    tenure_->lun->close();
+    counting_loss_ = why == Errc::not_durable && !loss_noted_ && !closing_;
+    if (counting_loss_)
+      tasks_.spawn(count_loss_and_close(why));
+    else
+      tenure_->lun->close();
   }
-  if (!told_of_stop_ || closing_) return;
+  if (counting_loss_ || !told_of_stop_ || closing_) return;
   // Posted: we may be deep inside what the owner is about to destroy.
   loop_.post([handler = std::exchange(told_of_stop_, {}), why]() mutable { handler(why); });
 }
@@ -132,10 +137,51 @@ Expected<void> Service::judge(Expected<void> io) {
   // The thin LUN's space, not the volume's: no error of whoever asked. It asks again, and meanwhile
   // somebody may have deleted something, or given the LUN more (docs/mount.md).
   if (why == std::errc::no_space_on_device) return Error{Errc::retry, why.message()};
-  if (why == Errc::lun_lost || why == Errc::fenced || why == Errc::reservation_conflict ||
-      why == Errc::unknown_outcome)
-    stop(why.within("the coordinator's own I/O"));
+  if (iscsi::is_loss(why)) stop(why.within("the coordinator's own I/O"));
+  if (why == Errc::not_durable) forgotten(why);
   return io;
+}
+
+/// The target has lost content that it had answered, of anybody's. It tells that once, so whoever
+/// flushes next would be told that all is well: the loss is counted, and we end, so that every
+/// mount hears of it. Whose command said so gets its error first: repeated at the successor it
+/// could bring about the same again, without an end.
+void Service::forgotten(Error why) {
+  if (std::exchange(forgotten_, true) || stopped_) return;
+  log::error("the target lost what its write cache held volume={} reason=\"{}\"", around_.volume,
+             why.message());
+  tasks_.spawn(count_loss(std::move(why)));
+}
+
+Task<void> Service::count_loss(Error why) {
+  // Without FUA the log itself may have been in the cache: see stop().
+  if (catalog_is_durable()) {
+    auto note = [](volume::Catalog& catalog) { return note_loss(catalog); };
+    loss_noted_ = bool(co_await writer_.change(std::move(note)));
+  } else {
+    co_await sleep(loop_, Duration{});  // others whose flush it was go on in this turn
+  }
+  if (!stopped_) stop(std::move(why));
+}
+
+/// Its transactions do not depend on flushes.
+bool Service::catalog_is_durable() const {
+  const auto& profile = tenure_->lun->profile();
+  return profile.fua || !profile.write_cache;
+}
+
+/// What the catalog in memory believes may not be on the LUN: opened again, it is what is there.
+Task<void> Service::count_loss_and_close(Error why) {
+  Function<Expected<void>(Tenure&)> work = [cache = shares_.catalog_pages](Tenure& on) {
+    return note_loss_afresh(on, cache);
+  };
+  auto noted = co_await on_writer<Expected<void>>(tenure_, std::move(work));
+  if (!noted)
+    log::warning("a loss was not counted volume={} why=\"{}\"", around_.volume,
+                 noted.error().message());
+  counting_loss_ = false;
+  tenure_->lun->close();
+  stop(std::move(why));
 }
 
 Task<void> Service::close() {
@@ -150,7 +196,10 @@ Task<void> Service::close() {
     co_await writer_.idle();
   }
   if (!stopped_) (void)co_await writer_.checkpoint();
-  Function<bool(Tenure&)> shut = [in_order = !stopped_](Tenure& on) {
+  bool lost = forgotten_ || (stop_reason_ && *stop_reason_ == Errc::not_durable);
+  Function<bool(Tenure&)> shut = [in_order = !stopped_, lost = lost && !loss_noted_,
+                                  cache = shares_.catalog_pages](Tenure& on) {
+    if (lost && !note_loss_afresh(on, cache)) return false;
     on.catalog.reset();
     on.store.reset();
     if (!in_order) return false;
@@ -385,6 +434,9 @@ Task<Service::Outcome> Service::settle_erased(
     return reply;
   };
   CSV_CO_TRY(reply, co_await writer_.change(std::move(whole)));
+  // The target may have lost it before the flush that made it durable: we are about to end, and the
+  // successor finds out.
+  while (forgotten_ && !catalog_is_durable()) co_await sessions_changed_.wait();
   call->changed = group_unsettled_;  // in the very turn: see changed()
   if (call->request.sequence() > 0) call->stored = std::move(*stored);
   Answer answer;

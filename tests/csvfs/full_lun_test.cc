@@ -103,6 +103,46 @@ TEST_CASE(
   CHECK(std::equal(bytes.begin(), bytes.end(), data.begin(), data.end()));
 }
 
+TEST_CASE("full LUN: what of a write has landed is not written again over another node's") {
+  std::atomic<bool> full{true};
+  std::atomic<std::uint64_t> first{0};
+  World world;
+  auto& mount = world.mount(2);
+  auto& other = world.mount(1);
+  auto file = create(world, mount);
+  REQUIRE(world.wait(mount.write(file.handle, 0, pattern(2 * kMiB, 1), {})));
+  REQUIRE(world.wait(mount.sync(file.handle)));
+  world.post([&] {
+    world.mount_plan = [&](const iscsi::RamCommand& command) {
+      iscsi::RamFate fate;
+      if (command.kind != iscsi::RamCommand::Kind::write || command.length != kMiB) return fate;
+      std::uint64_t none = 0;
+      first.compare_exchange_strong(none, command.offset);
+      if (full && command.offset != first)
+        fate.failure = Error{std::errc::no_space_on_device, "no space left (07h/27h/07h)"};
+      return fate;
+    };
+  });
+  auto data = pattern(2 * kMiB, 2), theirs = pattern(65536, 3);
+  auto writing = world.begin(mount.write(file.handle, 0, data, {}));
+  CHECK(becomes(world, mount, AccessMode::paused, "no space left"));
+  auto opened = world.wait(other.open(InodeId{file.attr.inode()}, {}));
+  REQUIRE(opened);
+  auto seen = world.wait(other.read(opened->handle, 0, 4096));
+  REQUIRE(seen);
+  REQUIRE(bytes_of(*seen)[100] == data[100]);
+  REQUIRE(world.wait(other.write(opened->handle, 0, theirs, {})));
+  full = false;
+  auto wrote = writing->get();
+  REQUIRE(wrote);
+  CHECK(*wrote == data.size());
+  auto there = world.wait(other.read(opened->handle, 0, 2 * kMiB));
+  REQUIRE(there);
+  auto bytes = bytes_of(*there);
+  CHECK(std::equal(theirs.begin(), theirs.end(), bytes.begin()));
+  CHECK(std::equal(data.begin() + 65536, data.end(), bytes.begin() + 65536));
+}
+
 TEST_CASE("full LUN: a program that is killed while its write waits is let go") {
   std::atomic<bool> full{true};
   std::atomic<int> refused{0};

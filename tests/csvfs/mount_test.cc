@@ -929,6 +929,79 @@ TEST_CASE("mount: no more files are open than a coordinator can be told of") {
   world.wait(mount.close(again.handle));
 }
 
+TEST_CASE("mount: a flush that fails is told to every file and handle that it concerns, once") {
+  World world;
+  auto& mount = world.mount(2);
+  auto one = written_file(world, mount, "one", kMiB);
+  auto other = written_file(world, mount, "other", kMiB);
+  auto clean = written_file(world, mount, "clean", kMiB);
+  auto again = open(world, mount, "other");
+  REQUIRE(world.wait(mount.sync(clean.handle)));
+  write(world, mount, one.handle, 0, pattern(65536, 3));
+  write(world, mount, other.handle, 0, pattern(65536, 4));
+  std::atomic<int> failing{1};
+  world.post([&] {
+    world.mount_plan = [&failing](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind != RamCommand::Kind::flush || failing.fetch_sub(1) <= 0) return fate;
+      fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+      fate.forgets = true;
+      return fate;
+    };
+  });
+  auto first = world.begin(mount.sync(one.handle));
+  auto second = world.begin(mount.sync(other.handle));
+  CHECK(error_of(first->get()) == EIO);
+  CHECK(error_of(second->get()) == EIO);
+  CHECK(error_of(world.wait(mount.sync(again.handle))) == EIO);
+  // Who opens it now has nothing to be told.
+  auto late = open(world, mount, "other");
+  for (auto* each : {&one, &other, &clean, &again, &late})
+    CHECK(world.wait(mount.sync(each->handle)));
+  // What is written after it is as safe as ever.
+  write(world, mount, one.handle, 0, pattern(65536, 5));
+  CHECK(world.wait(mount.sync(one.handle)));
+  CHECK(read(world, mount, one.handle, 0, 65536) == pattern(65536, 5));
+}
+
+TEST_CASE("mount: what a target says with any command about earlier ones counts for those") {
+  World world;
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  write(world, mount, file.handle, 0, pattern(65536, 3));
+  std::atomic<bool> deferred{true};
+  world.post([&] {
+    world.mount_plan = [&deferred](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind == RamCommand::Kind::read && deferred.exchange(false))
+        fate.failure = Error{Errc::not_durable, "deferred MEDIUM ERROR"};
+      return fate;
+    };
+  });
+  CHECK(error_of(world.wait(mount.read(file.handle, 0, 65536))) == EIO);
+  CHECK(error_of(world.wait(mount.sync(file.handle))) == EIO);
+  CHECK(world.wait(mount.sync(file.handle)));
+}
+
+TEST_CASE("mount: a target that has no flush takes nothing away by saying so") {
+  World world;
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  write(world, mount, file.handle, 0, pattern(65536, 3));
+  std::atomic<bool> refuses{true};
+  world.post([&] {
+    world.mount_plan = [&refuses](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind == RamCommand::Kind::flush && refuses)
+        fate.failure = Error{Errc::unsupported_by_target, "ILLEGAL REQUEST"};
+      return fate;
+    };
+  });
+  for (int i = 0; i < 2; ++i) CHECK(!world.wait(mount.sync(file.handle)));
+  refuses = false;
+  CHECK(world.wait(mount.sync(file.handle)));
+}
+
 TEST_CASE("mount: the time of a direct write is seen by the other node") {
   World world;
   auto& one = world.mount(1);

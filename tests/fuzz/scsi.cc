@@ -13,7 +13,7 @@ using namespace iscsi;
 
 void sense(Input& input) {
   auto status = static_cast<ScsiStatus>(input.take());
-  auto purpose = static_cast<ScsiPurpose>(input.take() % 4);
+  auto purpose = static_cast<ScsiPurpose>(input.take() % 6);
   bool registered = input.take() % 2 != 0;
   auto found = parse_sense(input.rest());
   if (found) (void)describe(*found);

@@ -239,6 +239,25 @@ TEST_CASE("a write refused before all its data was sent leaves nothing of its bu
   }
 }
 
+TEST_CASE("a part of a write that failed does not hide that others have no known outcome") {
+  Bench bench{[](const Target::Command& command) {
+    if (command.opcode() != kWrite) return Target::good();
+    // The first is refused, and then the connection ends with the rest at the target.
+    if (command.number == 1) return Target::sense(7, 0x2707);
+    return Target::of(command.number < 4 ? Kind::nothing : Kind::hang_up);
+  }};
+  std::vector<std::byte> bytes(4 << 20);
+  CHECK(bench.calls().write(0, bytes).error() == Errc::lun_lost);
+}
+
+TEST_CASE("a flush that failed says that content may be gone, and one that was not done does not") {
+  Bench lossy{first(kSync, 1, Target::sense(3, 0x0c00))};
+  CHECK(lossy.calls().flush().error() == Errc::not_durable);
+  CHECK(lossy.calls().flush());
+  Bench without{after(kSync, 0, Target::sense(5, 0x2400))};
+  CHECK(without.calls().flush().error() == Errc::unsupported_by_target);
+}
+
 TEST_CASE("losing one of several sessions ends them all, once, before anything is answered") {
   LunOptions options = hasty();
   options.sessions = 3;

@@ -171,6 +171,7 @@ TEST_CASE("a device that somebody has, or that is none, is refused with the reas
   auto second = home.open(device.path);
   CHECK(second.error() == Errc::refused);
   CHECK(second.error().message().find("in use") != std::string::npos);
+  CHECK(second.error().message().find("csvd") != std::string::npos);
   home.drop(*std::move(first));
 }
 
@@ -201,6 +202,37 @@ TEST_CASE("a local LUN that has shrunk fails the read, and does not make somethi
   CHECK(home.calls(**lun).read(0, bytes));
   CHECK(home.calls(**lun).read(768 << 10, bytes).error() == std::errc::io_error);
   home.drop(*std::move(lun));
+}
+
+TEST_CASE("an error of the block layer says whether the device has answered") {
+  using Kind = IoRing::Operation::Kind;
+  // A path that is gone: nobody knows what becomes of the command, and the Lun ends.
+  for (int number : {EIO, ENODEV, ENXIO, ENOLINK, ETIMEDOUT}) {
+    CAPTURE(number);
+    for (auto kind : {Kind::read, Kind::write, Kind::zero}) {
+      auto verdict = judge_device(number, kind, true);
+      CHECK(verdict.error == Errc::lun_lost);
+      CHECK(verdict.ends.has_value());
+    }
+    CHECK(!was_answered(errno_error(number, "discard")));
+  }
+  for (int number : {ENODATA, EREMOTEIO}) {
+    CAPTURE(number);
+    CHECK(judge_device(number, Kind::read, true).error == std::errc::io_error);
+    CHECK(!judge_device(number, Kind::read, true).ends);
+    CHECK(judge_device(number, Kind::flush, true).error == Errc::not_durable);
+    CHECK(!judge_device(number, Kind::flush, true).ends);
+    CHECK(was_answered(errno_error(number, "discard")));
+  }
+  CHECK(judge_device(EIO, Kind::flush, true).error == Errc::not_durable);
+  CHECK(judge_device(EIO, Kind::flush, true).ends->code() == make_error_code(Errc::lun_lost));
+  CHECK(judge_device(ENODEV, Kind::flush, true).error == Errc::lun_lost);
+  CHECK(judge_device(EOPNOTSUPP, Kind::flush, true).error != Errc::not_durable);
+  CHECK(judge_device(EBADE, Kind::flush, true).error == Errc::fenced);
+  CHECK(judge_device(EBADE, Kind::flush, false).error == Errc::reservation_conflict);
+  CHECK(judge_device(ENOSPC, Kind::write, true).error == std::errc::no_space_on_device);
+  CHECK(!was_answered(errno_error(ENOMEM, "discard")));
+  CHECK(was_answered(Error{Errc::unsupported_by_target}));
 }
 
 TEST_CASE("everything given to a local LUN is answered once, closed in the middle or not") {

@@ -59,7 +59,8 @@ TEST_CASE("sense data of any bytes is read without reading past them") {
     if (!noise.empty() && random.chance(3, 4)) noise[0] = std::byte(0x70 + random.below(4));
     auto found = parse_sense(noise);
     if (found) CHECK(found->key < 16);
-    for (auto purpose : {Purpose::data, Purpose::reservation, Purpose::preempt, Purpose::question})
+    for (auto purpose :
+         {Purpose::data, Purpose::reservation, Purpose::preempt, Purpose::question, Purpose::flush})
       (void)judge(ScsiStatus::check_condition, found, purpose, random.chance(1, 2));
   }
 }
@@ -155,6 +156,12 @@ TEST_CASE("each status and sense leads to the one right reaction") {
           Action::repeat},
       Row{"commands cleared", check, sense(6, 0x2f00), Purpose::data, true, Action::repeat},
       Row{"capacity changed", check, sense(6, 0x2a09), Purpose::data, true, Action::repeat},
+      Row{"mode parameters changed", check, sense(6, 0x2a01), Purpose::data, true, Action::end,
+          make_error_code(Errc::lun_lost)},
+      Row{"mode parameters changed, while it is being opened", check, sense(6, 0x2a01),
+          Purpose::question, false, Action::repeat},
+      Row{"inquiry data changed", check, sense(6, 0x3f03), Purpose::flush, true, Action::end,
+          make_error_code(Errc::lun_lost)},
       Row{"LUNs changed", check, sense(6, 0x3f0e), Purpose::data, true, Action::repeat},
       Row{"reservations preempted", check, sense(6, 0x2a03), Purpose::data, true, Action::end,
           make_error_code(Errc::fenced)},
@@ -201,6 +208,35 @@ TEST_CASE("each status and sense leads to the one right reaction") {
           Action::fail, make_error_code(Errc::unknown_outcome)},
       Row{"deferred error", check, Sense{.key = 3, .code = 0x0c00, .deferred = true}, Purpose::data,
           true, Action::fail, make_error_code(Errc::not_durable)},
+
+      Row{"flush, medium error", check, sense(3, 0x0c00), Purpose::flush, true, Action::fail,
+          make_error_code(Errc::not_durable)},
+      Row{"flush, LIO's fsync failed", check, sense(2, 0x0800), Purpose::flush, true, Action::fail,
+          make_error_code(Errc::not_durable)},
+      Row{"flush, no space behind it", check, sense(7, 0x2707), Purpose::flush, true, Action::fail,
+          make_error_code(Errc::not_durable)},
+      Row{"flush, no such command", check, sense(5, 0x2000), Purpose::flush, true, Action::fail,
+          make_error_code(Errc::unsupported_by_target)},
+      Row{"flush, bad field", check, sense(5, 0x2400), Purpose::flush, true, Action::fail,
+          make_error_code(Errc::unsupported_by_target)},
+      Row{"flush, the LUN was taken away", check, sense(5, 0x2500), Purpose::flush, true,
+          Action::end, make_error_code(Errc::lun_lost)},
+      Row{"flush, busy", ScsiStatus::busy, {}, Purpose::flush, true, Action::repeat_later},
+      Row{"flush, power on", check, sense(6, 0x2900), Purpose::flush, true, Action::repeat},
+      Row{"flush, conflict, registered",
+          ScsiStatus::reservation_conflict,
+          {},
+          Purpose::flush,
+          true,
+          Action::end,
+          make_error_code(Errc::fenced)},
+      Row{"flush, conflict, never registered",
+          ScsiStatus::reservation_conflict,
+          {},
+          Purpose::flush,
+          false,
+          Action::fail,
+          make_error_code(Errc::reservation_conflict)},
   };
   for (const auto& row : rows) {
     CAPTURE(row.what);

@@ -1344,6 +1344,110 @@ TEST_CASE("commit: what was written before the target lost its cache is written 
   CHECK(commit(1) == Errc{});
 }
 
+TEST_CASE("commit: a flush that failed takes what was written before it, whoever flushes next") {
+  iscsi::RamDiskOptions options{.write_cache = true};
+  SUBCASE("the catalog goes past the cache by itself") {}
+  SUBCASE("the catalog needs flushes, too") { options.fua = false; }
+  World world{options};
+  std::atomic<bool> fail{false}, told{false};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind != iscsi::RamCommand::Kind::flush || !fail.exchange(false)) return fate;
+    fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+    fate.forgets = true;
+    told = true;
+    return fate;
+  };
+  Client a{world, 1, 11};
+  std::uint64_t file = 0;
+  wire::LayoutReply layout;
+  auto commit = [&](std::uint64_t offset, std::uint64_t verifier) {
+    auto request = commit_request(file, layout, offset, 64 * 1024);
+    request.mutable_commit()->set_verifier(verifier);
+    return request;
+  };
+  {
+    Coordinator former{world, 1};
+    REQUIRE(!a.connect(former).code());
+    a.admit();
+    file = a.create("f");
+    layout = a.layout(file, 0, kMiB, true);
+    REQUIRE(layout.grant() != 0);
+    REQUIRE(a.lun_write(layout.segments(0).lun_offset(), filled(128 * 1024, 'g')));
+    fail = true;
+    auto first = a.send(a.prepared(commit(0, 0), 0));
+    auto second = a.send(a.prepared(commit(64 * 1024, 0), 1));
+    REQUIRE(world.eventually([&] { return told.load(); }));
+    for (int i = 0; i < 500 && !former.stopped(); ++i) pause(std::chrono::milliseconds{10});
+    REQUIRE(former.stopped());
+    for (auto id : {first, second}) CHECK((!a.answered(id) || a.wait(id).failure().code() != 0));
+    // It would bring about the same again at the successor.
+    if (options.fua) CHECK(a.answered(first));
+  }
+  Coordinator next{world, 2};
+  REQUIRE(!a.connect(next).code());
+  CHECK(a.verifier() == 1);
+  a.resume_done();
+  CHECK(error_of(a.change(commit(0, 0), {}, 2)) == Errc::stale_commit);
+  CHECK(a.attr(file).size() == 0);
+  auto committed = a.change(commit(0, 1), {}, 2);
+  CHECK_MESSAGE(committed.failure().code() == 0, committed.failure().message());
+}
+
+TEST_CASE("commit: a target that says it cannot flush is none that has lost anything") {
+  World world{iscsi::RamDiskOptions{.write_cache = true}};
+  std::atomic<bool> refuses{false};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind == iscsi::RamCommand::Kind::flush && refuses)
+      fate.failure = Error{Errc::unsupported_by_target, "ILLEGAL REQUEST"};
+    return fate;
+  };
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto file = a.create("f");
+  auto layout = a.layout(file, 0, kMiB, true);
+  refuses = true;
+  for (int i = 0; i < 3; ++i)
+    CHECK(a.change(commit_request(file, layout, 0, 64 * 1024)).failure().code() != 0);
+  CHECK(a.create("g") != 0);
+  CHECK(!coordinator.stopped());
+  refuses = false;
+  auto committed = a.change(commit_request(file, layout, 0, 64 * 1024));
+  CHECK_MESSAGE(committed.failure().code() == 0, committed.failure().message());
+}
+
+TEST_CASE("takeover: where no flush succeeds none takes place, and one that does counts the loss") {
+  World world{iscsi::RamDiskOptions{.write_cache = true}};
+  std::atomic<bool> fail{false};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind == iscsi::RamCommand::Kind::flush && fail)
+      fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+    return fate;
+  };
+  Client a{world, 1, 11};
+  {
+    Coordinator former{world, 1};
+    REQUIRE(!a.connect(former).code());
+    a.admit();
+    auto file = a.create("f");
+    REQUIRE(a.write(file, 0, std::string(8192, 'x')).failure().code() == 0);
+    fail = true;
+    CHECK(a.truncate(file, 100).failure().code() != 0);
+    for (int i = 0; i < 500 && !former.stopped(); ++i) pause(std::chrono::milliseconds{10});
+    REQUIRE(former.stopped());
+  }
+  CHECK(try_take_over(world, 1).error() == Errc::not_durable);
+  CHECK(try_take_over(world, 2).error() == Errc::not_durable);
+  fail = false;
+  Coordinator next{world, 1};
+  REQUIRE(!a.connect(next).code());
+  CHECK(a.verifier() == 1);
+}
+
 TEST_CASE("takeover: after an end in good order nobody has to wait for the former's answers") {
   World world;
   world.timing.lease_term = 100s;
@@ -1615,6 +1719,55 @@ TEST_CASE("service: space freed by one file can be used by the next, on a full v
   allocate.mutable_allocate()->set_inode(file);
   allocate.mutable_allocate()->set_length(free + 64 * kMiB);
   CHECK(is_errno(a.change(allocate), ENOSPC));
+}
+
+TEST_CASE("write: the last blocks of a volume can be written, however they lie") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto free_blocks = [&] {
+    wire::Request statistics;
+    statistics.mutable_stat_fs();
+    return a.call(statistics).fs_stat().free_blocks();
+  };
+  auto sparse = a.create("sparse"), most = a.create("most");
+  REQUIRE(a.truncate(sparse, 8 * kMiB).failure().code() == 0);
+  bool scattered = false;
+  SUBCASE("less than the coordinator would make ready at once") {}
+  SUBCASE("one by one") { scattered = true; }
+  auto reserve = [&](std::uint64_t offset, std::uint64_t length, int mode) {
+    wire::Request request;
+    auto& allocate = *request.mutable_allocate();
+    allocate.set_inode(most);
+    allocate.set_offset(offset);
+    allocate.set_length(length);
+    allocate.set_mode(static_cast<std::uint32_t>(mode));
+    auto done = a.change(request);
+    REQUIRE_MESSAGE(done.failure().code() == 0, done.failure().message());
+  };
+  reserve(0, (free_blocks() - (scattered ? 0 : 100)) * kBlock, 0);
+  if (scattered) {
+    for (std::uint64_t i = 0; i < 100; ++i)
+      reserve(2 * i * kBlock, kBlock, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+    for (int i = 0; i < 500 && free_blocks() < 100; ++i) pause(std::chrono::milliseconds{10});
+  }
+  CAPTURE(free_blocks());
+  REQUIRE(free_blocks() >= 90);
+  REQUIRE(free_blocks() < 256);
+  // Whole blocks of a hole: not ready to be written directly, and nothing is said to be full.
+  wire::Request request;
+  request.mutable_layout()->set_inode(sparse);
+  request.mutable_layout()->set_offset(kMiB);
+  request.mutable_layout()->set_length(kBlock);
+  request.mutable_layout()->set_write(true);
+  auto layout = a.call(request);
+  CHECK_MESSAGE(layout.failure().code() == 0, layout.failure().message());
+  CHECK(layout.layout().shipped());
+  auto wrote = a.write(sparse, kMiB, std::string(80 * kBlock, 'w'));
+  CHECK_MESSAGE(wrote.failure().code() == 0, wrote.failure().message());
+  CHECK(a.read(sparse, kMiB + 79 * kBlock, 2) == "ww");
 }
 
 TEST_CASE("open files: an Open right after a Release counts, whatever the Release still writes") {
