@@ -711,6 +711,7 @@ void IoPath::forgot() {
     for (auto inode : *some) lost(inode);
   volatile_.clear();
   being_flushed_.clear();
+  if (when_forgot_) when_forgot_();
 }
 
 void IoPath::lost(InodeId inode) { lost_[inode] = {++losses_, false}; }

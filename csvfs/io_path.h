@@ -43,6 +43,8 @@ class IoPath {
   /// of `file` never came there: once to each handle, and to one that is opened later unless some
   /// handle has been told before.
   Task<Expected<void>> flush(FilePtr file, Interrupt* interrupt, Told told);
+  /// The target has lost some of what it had answered, of whichever files.
+  void when_forgot(std::function<void()> handler) { when_forgot_ = std::move(handler); }
   [[nodiscard]] bool has_lost(InodeId inode) const { return lost_.contains(inode); }
   /// No handle of the file is left.
   void closed(InodeId inode);
@@ -150,6 +152,7 @@ class IoPath {
   std::map<InodeId, Loss> lost_;
   std::uint64_t losses_ = 0;
   std::uint64_t forgotten_ = 0;  // how often the target lost its memory
+  std::function<void()> when_forgot_;
   bool trimming_ = false;
   TimePoint volatile_since_{};  // the oldest, if there is any
   Signal flushed_;

@@ -71,6 +71,7 @@ class VolumeMount final : public Mount, private Client::Owner {
         pages_{*loop_, io_, [this] { return open_until(); }},
         locks_{client_} {
     state_.since = loop_->now();
+    io_.when_forgot([this] { pages_.target_lost(); });
     tasks_.spawn(follow_admission());
     tasks_.spawn(tick());
   }
@@ -311,7 +312,6 @@ void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
     events::report(events::Severity::error, "lun", surroundings_.volume,
                    "the target lost power, and what its write cache held: files written and not "
                    "synced since will answer one fsync with EIO");
-    pages_.target_lost();
     // Should it live still: what is under way on it may have been taken back.
     admission_.lost(admission_.path(), Error{Errc::lun_lost, "the target lost power"});
   }
