@@ -1,5 +1,4 @@
 #include <doctest/doctest.h>
-
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -48,7 +47,8 @@ TEST_CASE("error: keeps its errno and says what was being done") {
   CHECK(Error{}.to_errno() == 0);
 }
 
-TEST_CASE("systemd: only what it connected with the journal leads there, not what came in its place") {
+TEST_CASE(
+    "systemd: only what it connected with the journal leads there, not what came in its place") {
   int ends[2];
   REQUIRE(::pipe(ends) == 0);
   struct stat status {};

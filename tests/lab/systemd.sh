@@ -86,7 +86,7 @@ build_machine() {
   # Of this machine's services none: what is left is a Debian with nothing but csvfs.
   local unit
   rm -rf "$root"/etc/systemd/system/* "$root/etc/csvfs" "$root/var/lib/csvfs" "$root/clusterstorage" "$root/var/log/journal"
-  for unit in systemd-logind systemd-udevd getty-static systemd-firstboot systemd-repart systemd-random-seed systemd-networkd systemd-resolved; do
+  for unit in systemd-logind systemd-udevd getty-static systemd-firstboot systemd-repart systemd-random-seed systemd-networkd systemd-resolved corosync; do
     ln -s /dev/null "$root/etc/systemd/system/$unit.service"
   done
   for unit in sys-kernel-config sys-kernel-debug sys-kernel-tracing dev-hugepages dev-mqueue; do
@@ -199,7 +199,8 @@ goes_on() { (($(written) > $1)); }
 writes_on() {
   local before
   before=$(written)
-  wait_for 20 "the writer to go on $1" goes_on "$((before + 5))" || { on systemctl status --no-pager writer; die "it does not"; }
+  unit_is writer active && [[ $(on systemctl show -p MainPID --value writer) == "$writer" ]] || die "the writer was ended $1: $(journal -u writer | tail)"
+  wait_for 20 "the writer to go on $1" goes_on "$((before + 5))" || die "it does not: $(journal | grep -E "csv|writer|python" | tail -n 90)"
   unit_is writer active || die "the writer failed $1: $(journal -u writer | tail)"
   note "$1 the longest wait of the writer so far was $(on cut -d ' ' -f 2 /run/writer) s"
 }
@@ -213,6 +214,7 @@ start_writer() {
   on rm -f /run/writer
   on systemd-run --quiet --collect --unit writer "$@" python3 /usr/local/lib/writer.py "$volume"
   wait_for 10 "the writer to begin" on test -s /run/writer
+  writer=$(on systemctl show -p MainPID --value writer)
 }
 write_writer() {
   cat >"$root/usr/local/lib/writer.py" <<'PYTHON'
@@ -332,7 +334,7 @@ by_fstab() {
   writes_on "after a reload"
   killed=$(on systemctl show -p MainPID --value csvd)
   on kill -9 "$killed"
-  wait_for 10 "csvd to be back" eval '[[ $(on systemctl show -p MainPID --value csvd) != "$killed" ]] && unit_is csvd active'
+  wait_for 20 "csvd to be back" eval '[[ $(on systemctl show -p MainPID --value csvd) != "$killed" ]] && unit_is csvd active'
   writes_on "after a kill"
 
   say "stopped while it is in use: who has said so is ended before, who has not is named, and it stays"
@@ -413,6 +415,42 @@ by_hand() {
   nothing_denied
 }
 
+# Only where this machine has it: a cluster of one that votes, beside Corosync's own unit.
+by_votes() {
+  say "with Corosync: its unit, its sockets, its files"
+  rm -f "$root/etc/systemd/system/corosync.service"
+  boot
+  sed -i -e '/^\[cluster\]/a engine = "corosync"\nisolation_addresses = ["127.0.0.1"]' -e '/^\[node\]/a links = ["127.0.0.1"]' "$root/etc/csvfs/csvd.toml"
+  expect 0 '' csvctl cluster prepare --new-key --yes
+  expect 0 '' systemctl enable corosync csvd csvfs@volume1
+  expect 0 '' systemctl restart corosync csvd
+  expect 0 'founded' csvctl cluster create --name lab
+  expect 0 '' systemctl start csvfs@volume1
+  start_writer -p Requires=csvfs@volume1.service -p After=csvfs@volume1.service
+  expect 0 'heartbeats are set' csvctl cluster heartbeat --delay 60 --threshold 12
+
+  say "Corosync is gone: csvd pings, and begins again as the same process"
+  killed=$(on systemctl show -p MainPID --value csvd)
+  on systemctl kill -s KILL corosync
+  wait_for 30 "csvd to begin again" eval 'journal -u csvd | grep -q "quorum_loss step=restarting .*isolation addresses answer"'
+  on systemctl start corosync
+  writes_on "after a loss of the quorum"
+  [[ $(on systemctl show -p MainPID --value csvd) == "$killed" ]] || die "csvd is another process"
+  # Not sooner than 10 s after the first time.
+  wait_for 20 "csvd to write corosync.conf" grep -q 'token: 720$' "$root/etc/corosync/corosync.conf" || die "it does not: $(journal -u csvd | grep heartbeats)"
+  wait_for 10 "Corosync to hear of it" on sh -c 'corosync-cmapctl -g runtime.config.totem.token | grep -q "= 720$"'
+  expect 0 'All is well' csvctl cluster status
+  ends poweroff 20
+  ended_well csvfs@volume1.service
+  before 'Stopped csvd.service' 'Stopping corosync.service'
+  nothing_denied
+  boot
+  nobody_left
+  is_mounted || die "it is not mounted: $(journal -u csvfs@volume1 -u csvd)"
+  has_last_word
+  ends poweroff 20
+}
+
 inside() {
   build_machine
   start_target
@@ -422,6 +460,7 @@ inside() {
   by_fstab
   by_unit
   by_hand
+  if command -v corosync corosync-cmapctl >/dev/null; then by_votes; else note "without Corosync: it is not installed"; fi
   say "the volume is well"
   "$csvfs_build/csvctl" volume check "$lun"
 }
