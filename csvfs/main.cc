@@ -52,6 +52,7 @@ constexpr const char* kUmountUsage =
     "  -l, --lazy       detach it now; csvfs ends when nobody uses it any more\n"
     "  -f, --force      give up what programs wait for\n"
     "  -r, --read-only  if it is busy, make it read-only\n"
+    "      --if-mounted succeed also where nothing is mounted\n"
     "      --fake       look, unmount nothing\n"
     "  -v, --verbose    say what is done\n";
 

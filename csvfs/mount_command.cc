@@ -213,6 +213,8 @@ Expected<UmountCommand> parse_umount_command(const std::vector<std::string>& wor
       made.verbose = true;
     } else if (word == "--fake") {
       made.fake = true;
+    } else if (word == "--if-mounted") {
+      made.if_mounted = true;
     } else if (word == "-n" || word == "-i" || word == "-s") {
       // No mtab, no other helper, nothing to be lenient with.
     } else if (word == "-t" || word == "-O") {

@@ -49,6 +49,7 @@ Expected<MountCommand> parse_mount_command(const std::vector<std::string>& words
 struct UmountCommand {
   std::string mountpoint;
   bool lazy = false, force = false, fake = false, verbose = false, read_only = false;
+  bool if_mounted = false;  ///< Nothing to unmount is well, too.
   bool help = false, version = false;
 };
 Expected<UmountCommand> parse_umount_command(const std::vector<std::string>& words);

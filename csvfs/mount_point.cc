@@ -128,7 +128,7 @@ void tell_umount(const std::string& volume, const std::string& mountpoint, bool 
   const char* words[] = {"mount",        "-c",
                          "-i",           "-f",
                          "-t",           "fuse.csvfs",
-                         "-o",           "uhelper=csvfs",
+                         "-o",           "uhelper=csvfs,_netdev",
                          volume.c_str(), mountpoint.c_str(),
                          nullptr};
   auto child = ::fork();
@@ -167,13 +167,16 @@ Expected<void> remount(const MountCommand& command) {
 Expected<void> unmount(const UmountCommand& command, const MountNotes& note) {
   auto mountpoint = without_touching(command.mountpoint);
   auto there = mounted_at(mount_table(), mountpoint);
-  if (!there || there->type != kMountType)
+  if (!there || there->type != kMountType) {
+    if (command.if_mounted) return {};
     return Error{std::errc::invalid_argument, "no csvfs is mounted at " + mountpoint};
+  }
   if (command.fake) return {};
   auto by = MountLock::holder(there->source);
   int flags = (command.lazy ? MNT_DETACH : 0) | (command.force ? MNT_FORCE : 0);
   if (::umount2(mountpoint.c_str(), flags) != 0) {
     auto error = errno;
+    if (error == EINVAL && command.if_mounted) return {};  // somebody else was faster
     if (error != EBUSY) return errno_error(error, "unmounting " + mountpoint);
     if (command.read_only &&
         ::mount(nullptr, mountpoint.c_str(), nullptr, MS_REMOUNT | MS_RDONLY, nullptr) == 0) {

@@ -21,9 +21,10 @@ struct MountPlace {
 /// /clusterstorage/VOLUME is made if need be.
 Expected<MountPlace> take_mount_place(const MountCommand& command, const MountNotes& note);
 
-/// Makes umount(8) ask umount.csvfs: without an entry in mount's own table (/run/mount/utab), which
-/// mount(8) itself is the one to write, it asks no helper, and does not wait for csvfs to end.
-/// `wait`: not from the process that serves the mount, which mount(8) may look at.
+/// Makes umount(8) ask umount.csvfs, and systemd unmount before the network and csvd end: without
+/// an entry in mount's own table (/run/mount/utab), which mount(8) itself is the one to write, it
+/// asks no helper, and does not wait for csvfs to end. `wait`: not from the process that serves the
+/// mount, which mount(8) may look at.
 void tell_umount(const std::string& volume, const std::string& mountpoint, bool wait);
 
 /// Changes the flags of a mounted volume.

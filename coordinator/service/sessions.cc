@@ -596,6 +596,14 @@ Task<void> Service::watch() {
   for (;;) {
     co_await sleep(loop_, kWatch);
     if (!serving()) co_return;
+    // Without a lease nobody is let in, and nobody is ours to fence. The absence of those who are
+    // away begins when they can come back.
+    if (!gate_open()) {
+      for (auto& [id, session] : sessions_)
+        if (!session->connected()) session->disconnected_at = loop_.now();
+      nudge_all();
+      continue;
+    }
     // A stalled array is nobody's fault: while it does not answer us either, no clock runs (A18).
     bool storage_answers = loop_.now() - own_write_answered_ < 2 * around_.timing.key_sweep;
     auto all = sessions_;

@@ -10,7 +10,7 @@ namespace csv::log {
 /// that decided it. Any thread.
 enum class Level { debug, info, warning, error };
 void set_up(const std::string& program,
-            Level least);  ///< To stderr; without the time under systemd.
+            Level least);  ///< To stderr; as the journal wants it where that leads there.
 bool enabled(Level level);
 void write(Level level, std::string_view line);
 

@@ -1,6 +1,7 @@
 #include "csvfs/base/systemd.h"
 
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -27,6 +28,13 @@ void notify_systemd(const std::string& state) {
                length) < 0)
     log::warning("notify_failed socket={}", name);
   ::close(fd);
+}
+
+bool leads_to_journal(int descriptor) {
+  const char* stream = std::getenv("JOURNAL_STREAM");
+  struct stat status {};
+  if (stream == nullptr || ::fstat(descriptor, &status) != 0) return false;
+  return std::to_string(status.st_dev) + ":" + std::to_string(status.st_ino) == stream;
 }
 
 }  // namespace csv

@@ -1,8 +1,12 @@
 #include <doctest/doctest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
+#include <string>
 #include <string_view>
 #include <thread>
 
@@ -11,6 +15,7 @@
 #include "csvfs/base/error.h"
 #include "csvfs/base/ids.h"
 #include "csvfs/base/random.h"
+#include "csvfs/base/systemd.h"
 #include "csvfs/base/thread_worker.h"
 
 using namespace csv;
@@ -40,6 +45,23 @@ TEST_CASE("error: keeps its errno and says what was being done") {
   CHECK(error.message().starts_with("copying: writing: "));
   CHECK(Error{Errc::fenced}.to_errno() == EIO);
   CHECK(Error{}.to_errno() == 0);
+}
+
+TEST_CASE(
+    "systemd: only what it connected with the journal leads there, not what came in its place") {
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  struct stat status {};
+  REQUIRE(::fstat(ends[1], &status) == 0);
+  ::unsetenv("JOURNAL_STREAM");
+  CHECK_FALSE(leads_to_journal(ends[1]));
+  auto stream = std::to_string(status.st_dev) + ":" + std::to_string(status.st_ino);
+  ::setenv("JOURNAL_STREAM", stream.c_str(), 1);
+  CHECK(leads_to_journal(ends[1]));
+  ::setenv("JOURNAL_STREAM", (stream + "1").c_str(), 1);
+  CHECK_FALSE(leads_to_journal(ends[1]));
+  ::unsetenv("JOURNAL_STREAM");
+  for (int each : ends) ::close(each);
 }
 
 TEST_CASE("random: below() stays below, and a seed gives the same stream again") {

@@ -93,6 +93,10 @@ TEST_CASE("umount.csvfs: what umount(8) passes is understood") {
   REQUIRE(asked);
   CHECK(asked->mountpoint == "/m");
   CHECK((asked->lazy && asked->force && asked->read_only && asked->verbose));
+  CHECK_FALSE(asked->if_mounted);
+  asked = parse_umount_command({"--if-mounted", "/m"});
+  REQUIRE(asked);
+  CHECK((asked->if_mounted && asked->mountpoint == "/m"));
   for (const auto& words : {Words{}, Words{"a", "b"}, Words{"a", "--what"}, Words{"a", "-t"}})
     CHECK_FALSE(parse_umount_command(words));
 }

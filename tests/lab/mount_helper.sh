@@ -50,7 +50,7 @@ wait_for 10 "csvfs to end" runs_no_csvfs
 on node1 csvctl volume start volume1
 
 say "fstab, and the directory is made"
-echo "volume1 $volume csvfs _netdev,nofail,noatime,x-systemd.requires=csvd.service 0 0" >"$work/fstab"
+echo "volume1 $volume csvfs _netdev,nofail,noatime,x-systemd.after=csvd.service 0 0" >"$work/fstab"
 on node1 bash -c 'cat >/run/fstab; mount --bind /run/fstab /etc/fstab; rmdir "$1"' - "$volume" <"$work/fstab"
 expect 0 '^$' mount "$volume"
 is_mounted || die "it is not mounted"

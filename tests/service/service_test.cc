@@ -1694,6 +1694,22 @@ TEST_CASE("gate: without a lease nothing is answered, and afterwards the mount g
   CHECK(a.wait(id).failure().code() == 0);
 }
 
+TEST_CASE("gate: who is away while nobody is let in has not stayed away") {
+  World world;
+  world.timing.reconnect_grace = std::chrono::milliseconds{300};
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  world.open_for_ns = -1;
+  a.disconnect();
+  pause(std::chrono::milliseconds{1200});
+  CHECK(coordinator.status().sessions.size() == 1);
+  CHECK(world.listed(a.key()));
+  world.open_for_ns = 3'600'000'000'000;
+  CHECK(world.eventually([&] { return coordinator.service().status().sessions.empty(); }));
+}
+
 TEST_CASE("service: space freed by one file can be used by the next, on a full volume") {
   World world;
   Coordinator coordinator{world, 1};
