@@ -22,6 +22,8 @@ constexpr std::size_t kMaxCloned = 1 << 30;  ///< FUSE answers with 32 bits.
 constexpr std::size_t kSpareBuffers = 32;
 constexpr std::uint32_t kKillSetId = 1u << 2;  // of fuse_write_in.write_flags
 constexpr std::size_t kMostGhosts = 64 * 1024;
+constexpr std::size_t kMostWalking = 1024;
+constexpr int kMakeTries = 200;                    // each a question and its answer
 constexpr int kLifeShift = 48;                     // in node ids
 constexpr std::uint32_t kPreferredIo = 64 * 1024;  // each read or write is a message: not too small
 
@@ -370,11 +372,16 @@ bool owner_may_open(const wire::Attr& attr, const Caller& caller, int flags) {
 /// The kernel sends CREATE for a name that it did not find; another node may have made it since.
 /// Without O_EXCL it is then an open of that, but the kernel, to which it is the program's own new
 /// file, would not check whether the program may, nor what it is. ESTALE makes it walk the path
-/// once more, and find and check it. A second time it would tell the program; so that two nodes
-/// which make and remove one name never see that, their owner's files are opened here.
+/// once more, and find and check it. A second time it would tell the program. So that programs
+/// which make and remove one name do not see that, their owner's files are opened here, and for a
+/// name that went and came again it is tried until it is gone.
 Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what, int flags,
                   Mount::OpenOptions options) {
   wire::Make again = what;
+  FuseState::Walk walk{again.parent(), again.name()};
+  auto thread = fuse_req_ctx(reply.request())->pid;
+  auto before = state.walking.extract(thread);
+  int tries = !before.empty() && before.mapped() == walk ? kMakeTries : 0;
   auto made = co_await state.mount->create(caller, std::move(what), options, reply.interrupt());
   while (!made && made.error() == std::errc::file_exists && (flags & O_EXCL) == 0) {
     auto found = co_await state.mount->lookup(InodeId{again.parent()}, again.name());
@@ -383,9 +390,13 @@ Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what,
       how.truncate = (flags & O_TRUNC) != 0;
       made = co_await state.mount->open(InodeId{found->inode()}, how, reply.interrupt());
       if (made || made.error().to_errno() != ESTALE) break;
-    } else if (found) {
+    } else if (found && tries-- == 0) {
+      if (state.walking.size() >= kMostWalking) state.walking.clear();
+      state.walking.insert_or_assign(thread, walk);
       made = errno_error(ESTALE, "create");
       break;
+    } else if (found) {
+      // Others make and remove it all the time: it will be gone in a moment.
     } else if (!(found.error() == std::errc::no_such_file_or_directory)) {
       made = found.error();
       break;

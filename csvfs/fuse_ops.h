@@ -59,6 +59,10 @@ struct FuseState {
   /// Attributes of what lost its last name here, as long as the kernel knows it: a program may
   /// still stand in a removed directory.
   std::map<std::uint64_t, wire::Attr> ghosts;
+  /// Threads that were made to walk a path once more when they made a name (create). The kernel
+  /// does so only once, so what they say next of the same name is not answered so lightly.
+  using Walk = std::pair<std::uint64_t, std::string>;
+  std::map<pid_t, Walk> walking;
   /// The requests under way. Last: they use everything above.
   TaskScope requests;
 };

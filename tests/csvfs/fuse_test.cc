@@ -513,6 +513,25 @@ TEST_CASE("fuse: what another node makes of a name meanwhile is opened by nobody
   CHECK(two.release(file) == 0);
 }
 
+TEST_CASE("fuse: a name that another node makes and removes all the time is made in the end") {
+  World world;
+  Kernel one{world, 1}, two{world, 2};
+  one.uid = 2000;
+  two.uid = 1000;
+  fuse_create_in in{};
+  in.flags = O_RDWR | O_CREAT;
+  in.mode = S_IFREG | 0644;
+  auto what = Kernel::bytes(in) + Kernel::name("name");
+  auto file = two.create("name");
+  CHECK(one.call(FUSE_CREATE, FUSE_ROOT_ID, what) == ESTALE);
+  // The kernel looked once more, and the name was gone just then.
+  auto again = one.send(FUSE_CREATE, FUSE_ROOT_ID, what);
+  CHECK(two.call(FUSE_UNLINK, FUSE_ROOT_ID, Kernel::name("name")) == 0);
+  CHECK(one.answer(again) == 0);
+  CHECK(one.body<fuse_entry_out>().attr.uid == 2000);
+  CHECK(two.release(file) == 0);
+}
+
 TEST_CASE("fuse: an owner's own name, made by another node meanwhile, is opened; only if a file") {
   World world;
   Kernel one{world, 1}, two{world, 2};
