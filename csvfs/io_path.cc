@@ -433,9 +433,14 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
     bool in_place = !landed.within({offset, end}).empty();
     // Perhaps answered before it was lost.
     bool repeats = forgotten_ != forgotten;
-    if (in_place && !options.durable) {
-      written_volatile(file);
-      if (repeats) lost(file->inode);
+    if (in_place && !options.durable) written_volatile(file);
+    // A durable write without FUA is one with a flush of its own, which a loss may have come
+    // before.
+    bool kept = options.durable && path->lun().profile().fua;
+    if (in_place && repeats && !kept) {
+      lost(file->inode);
+      std::uint64_t told = 0;
+      if (options.durable) co_return nothing_lost(*file, told).error();
     }
     // Of the volume's own space only the coordinator speaks: this is the thin LUN's.
     if (!written && written.error() == std::errc::no_space_on_device) {
