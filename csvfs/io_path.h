@@ -147,6 +147,7 @@ class IoPath {
   std::map<InodeId, Loss> lost_;
   std::uint64_t losses_ = 0;
   std::uint64_t forgotten_ = 0;  // how often the target lost its memory
+  std::uint64_t told_lost_ = 0;  // of these, how often it was this mount that it told
   bool trimming_ = false;
   Signal flushed_;
 
