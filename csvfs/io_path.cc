@@ -66,7 +66,10 @@ IoPath::IoPath(Loop& loop, CoordinatorClient& client, Admission& admission, File
       open_until_{std::move(open_until)},
       counters_{&counters},
       flushed_{loop} {
-  admission.on_forgot([this] { forgot(); });
+  admission.on_forgot([this] {
+    ++told_lost_;
+    forgot();
+  });
 }
 
 bool IoPath::gate_open() const { return loop_->now() < open_until_(); }
@@ -432,14 +435,20 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
     auto path = admission_->path();
     std::optional<InFlight> in_flight{std::in_place, file, range};
     auto verifier = verifier_.value_or(0);
-    auto forgotten = forgotten_;
+    auto forgotten = forgotten_, told_lost = told_lost_;
     auto written = co_await write_pieces(path, *plan, offset, data, options.durable, landed);
     bool in_place = !landed.within({offset, end}).empty();
     // Perhaps answered before it was lost.
     bool repeats = forgotten_ != forgotten;
-    if (in_place && !options.durable) {
-      written_volatile(file);
-      if (repeats) lost(file->inode);
+    if (in_place && !options.durable) written_volatile(file);
+    // A durable write without FUA is one with a flush of its own, which a loss may have come
+    // before.
+    bool kept = options.durable && path->lun().profile().fua;
+    if (in_place && repeats && !kept) {
+      if (options.durable)
+        landed.clear();
+      else
+        lost(file->inode);
     }
     // Of the volume's own space only the coordinator speaks: this is the thin LUN's.
     if (!written && written.error() == std::errc::no_space_on_device) {
@@ -466,7 +475,7 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
     file->wrote = true;
     if (in_place && grows && !file->ended) change.may_show();
     if (grows) in_flight->landed();
-    if (grows && repeats) continue;
+    if (repeats && (grows || landed.empty())) continue;
     auto committed = co_await commit(file, *plan, verifier, change);
     if (!committed) {
       if (committed.error() == Errc::session_ended) co_return over();
@@ -476,8 +485,9 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
         co_return co_await write_rest(file, offset, data, options, interrupt, change, done);
       continue;
     }
-    // The coordinator may have flushed after somebody else was told of the loss.
-    if (grows && forgotten_ != forgotten) {
+    // The coordinator may have flushed after we were told of a loss; of one it knows itself the
+    // verifier tells it.
+    if (grows && told_lost_ != told_lost) {
       lost(file->inode);
       if (options.durable) {
         std::uint64_t told = 0;

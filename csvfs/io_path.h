@@ -152,6 +152,7 @@ class IoPath {
   std::map<InodeId, Loss> lost_;
   std::uint64_t losses_ = 0;
   std::uint64_t forgotten_ = 0;  // how often the target lost its memory
+  std::uint64_t told_lost_ = 0;  // of these, how often it was this mount that it told
   std::function<void()> when_forgot_;
   bool trimming_ = false;
   TimePoint volatile_since_{};  // the oldest, if there is any

@@ -201,14 +201,17 @@ void FileContent::synced(Writer by, Duration since) {
   }
 }
 
-bool FileContent::told_of_loss(Writer by) {
+bool FileContent::told_of_loss(Writer by, std::uint64_t handle) {
   bool any = sorry_.erase(by) > 0;
   for (auto& [id, write] : writes_) {
     if (!write.doubtful || write.by != by) continue;
     any = true;
     write.doubtful = write.answered = false;  // Nobody claims it any more.
   }
-  return any;
+  if (any) heard_[by].clear();
+  // Each handle hears of it once.
+  auto heard = heard_.find(by);
+  return heard != heard_.end() && heard->second.insert(handle).second;
 }
 
 void FileContent::settle(Id write, Duration now) {

@@ -55,7 +55,7 @@ class FileContent {
   /// A sync that began at `since` succeeded.
   void synced(Writer by, Duration since);
   /// One was refused. False: there was nothing to be sorry about.
-  bool told_of_loss(Writer by);
+  bool told_of_loss(Writer by, std::uint64_t handle);
   /// A read is under way; what it may show is kept until it is over.
   void begin_read(Duration now) { reads_.insert(now); }
   void end_read(Duration began) { reads_.erase(reads_.find(began)); }
@@ -112,7 +112,8 @@ class FileContent {
   /// Who has written without a sync since, and when last. More than what `writes_` knows: what is
   /// wholly written over is forgotten there, and its writer's mount is still owed a word of a loss.
   std::map<Writer, Duration> unsynced_;
-  std::set<Writer> sorry_;  ///< Of these, at a power loss.
+  std::set<Writer> sorry_;                           ///< Of these, at a power loss.
+  std::map<Writer, std::set<std::uint64_t>> heard_;  ///< Of the last loss: which handles.
   std::multiset<Duration> reads_;
   std::vector<Follower> followers_;
   Id next_ = 1;

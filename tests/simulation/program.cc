@@ -711,7 +711,7 @@ Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t le
   if (written && *written != length) workload_.fail("a short write");
   // The end of a session says nothing of what was lost: that is still to be told.
   if (outcome.error == EIO && options.durable && goes_on(open) &&
-      ground_.files[open.inode].told_of_loss(&csvfs_)) {
+      ground_.files[open.inode].told_of_loss(&csvfs_, 0)) {
     call.settled(outcome);
     co_return;
   }
@@ -909,7 +909,8 @@ Task<void> Program::sync(std::size_t at) {
   auto outcome = outcome_of(co_await mount().sync(open.handle));
   auto& content = ground_.files[open.inode];
   if (outcome.error == 0) content.synced(&csvfs_, call.began());
-  if (outcome.error == EIO && goes_on(open) && content.told_of_loss(&csvfs_)) {
+  if (outcome.error == EIO && goes_on(open) &&
+      content.told_of_loss(&csvfs_, static_cast<std::uint64_t>(open.handle))) {
     ++workload_.counts.losses;
     call.settled(outcome);
     co_return;
