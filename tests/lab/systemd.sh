@@ -363,6 +363,7 @@ by_fstab() {
   nobody_left
   is_mounted || die "it is not mounted: $(journal -u clusterstorage-volume1.mount -u csvd)"
   expect 0 '^65534$' cat "$volume/public/file"
+  expect 0 '^20[0-9-]+T[0-9:.]+ csvfs' head -n 1 /run/csvfs/mount-volume1.log
   has_last_word
 
   say "csvfs is killed: mounted again by hand"
