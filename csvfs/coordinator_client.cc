@@ -300,7 +300,14 @@ void CoordinatorClient::replied(protocol::Message message) {
   }
   if (error == Errc::stale_epoch || error == Errc::not_coordinator || error == Errc::superseded)
     return disconnect(error);
-  if (error == Errc::session_ended) return end_session(error);
+  // Our goodbye ends the session, and with it what else is under way, before it is answered; the
+  // answer says that it is done.
+  auto leaving = [&] {
+    return !call->request.has_goodbye() &&
+           std::any_of(unanswered_.begin(), unanswered_.end(),
+                       [](const auto& each) { return each.second->request.has_goodbye(); });
+  };
+  if (error == Errc::session_ended && !leaving()) return end_session(error);
   finish(call, error);
 }
 

@@ -150,6 +150,7 @@ int serve_in_background(const MountCommand& asked, MountPlace place) {
   if (child == 0) {
     ::close(ends[0]);
     leave_the_terminal(asked.options.log_file);
+    log::set_up("csvfs", log::Level::info);  // only now: it looks where that leads
     ::_exit(serve(asked, std::move(place), Herald{ends[1]}));
   }
   ::close(ends[1]);
@@ -201,9 +202,9 @@ int mount(const std::vector<std::string>& words, bool as_helper) {
   if (!place) return failed(place.error());
   if (asked->fake) return 0;
   ::signal(SIGPIPE, SIG_IGN);
+  if (!asked->foreground) return serve_in_background(*asked, *std::move(place));
   log::set_up("csvfs", log::Level::info);
-  return asked->foreground ? serve(*asked, *std::move(place), Herald{-1})
-                           : serve_in_background(*asked, *std::move(place));
+  return serve(*asked, *std::move(place), Herald{-1});
 }
 
 int umount(const std::vector<std::string>& words) {

@@ -323,8 +323,10 @@ Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
   // rows say which keys live.
   CSV_CO_CHECK(co_await fence_the_dead(around, taken));
   CSV_CO_CHECK(co_await notice_memory_loss(taken, std::move(keys_before)));
+  auto live = std::count_if(taken.sessions.begin(), taken.sessions.end(),
+                            [](const auto& row) { return !row.ended; });
   log::info("takeover volume={} epoch={} key={:016x} sessions={} reservation=\"{}\"", around.volume,
-            raw(taken.epoch), raw(taken.key), taken.sessions.size(), name_of(type));
+            raw(taken.epoch), raw(taken.key), live, name_of(type));
   co_return Expected<void>{};
 }
 

@@ -4,6 +4,7 @@
 
 #include <cerrno>
 
+#include "coordinator/protocol/failure.h"
 #include "tests/fakes/manual_loop.h"
 
 using namespace csv;
@@ -40,18 +41,34 @@ struct Greeter {
   bool clones = true;
   std::uint64_t epoch = 3;
   std::vector<wire::Request> asked;
+  std::vector<std::uint64_t> ids;  ///< Of what was asked.
   std::function<void()> hang_up;
+  std::function<void(protocol::Message)> say;
+  void answer(std::uint64_t id, Errc failure = {}) {
+    protocol::Message reply;
+    reply.frame.set_epoch(epoch);
+    reply.frame.set_coordinator_key(1);
+    reply.frame.set_id(id);
+    reply.frame.mutable_reply();
+    if (failure != Errc{})
+      *reply.frame.mutable_reply()->mutable_failure() = protocol::encode(Error{failure, "so"});
+    say(std::move(reply));
+  }
 };
 class Greeting final : public protocol::Connection {
  public:
   Greeting(fakes::ManualLoop& loop, Greeter& greeter) : loop_{&loop}, greeter_{&greeter} {}
   void start(Function<void(protocol::Message)> received, Function<void(Error)> ended) override {
     received_ = std::make_shared<Function<void(protocol::Message)>>(std::move(received));
+    greeter_->say = [to = received_](protocol::Message message) { (*to)(std::move(message)); };
     auto end = std::make_shared<Function<void(Error)>>(std::move(ended));
     greeter_->hang_up = [end] { (*end)(Error{Errc::closed}); };
   }
   void send(protocol::Message message) override {
-    if (message.frame.has_request()) greeter_->asked.push_back(message.frame.request());
+    if (message.frame.has_request()) {
+      greeter_->asked.push_back(message.frame.request());
+      greeter_->ids.push_back(message.frame.id());
+    }
     if (!message.frame.has_hello()) return;
     protocol::Message answer;
     answer.frame.set_epoch(greeter_->epoch);
@@ -119,6 +136,57 @@ TEST_CASE(
 TEST_CASE(
     "coordinator client: who does not answer a greeting is left once another one coordinates") {
   says_nothing(true, 10s);
+}
+
+TEST_CASE("coordinator client: what its goodbye ends does not end its wait for the answer") {
+  fakes::ManualLoop loop;
+  Idle owner;
+  Greeter greeter;
+  CoordinatorClient client{
+      {.loop = &loop,
+       .connect =
+           [&](protocol::Connected done) {
+             done(std::unique_ptr<protocol::Connection>{new Greeting{loop, greeter}});
+           },
+       .elsewhere = {},
+       .newest_epoch = {},
+       .volume = "volume1",
+       .node = NodeId{1}},
+      owner};
+  TaskScope tasks;
+  std::vector<Errc> said;
+  auto ask = [&](bool goodbye) {
+    wire::Request request;
+    if (goodbye)
+      request.mutable_goodbye();
+    else
+      request.mutable_get_attr()->set_inode(2);
+    tasks.spawn(
+        [](CoordinatorClient& to, wire::Request what, bool early, auto& into) -> Task<void> {
+          CoordinatorClient::CallOptions options;
+          options.early = early;
+          options.session = to.session();
+          auto answer = co_await to.call(std::move(what), options);
+          into.push_back(answer ? Errc{} : Errc::session_ended);
+        }(client, std::move(request), goodbye, said));
+  };
+  loop.run_for(1ms);
+  client.open();
+  ask(false);
+  ask(true);
+  loop.settle();
+  REQUIRE(greeter.ids.size() == 2);
+  greeter.answer(greeter.ids[0], Errc::session_ended);
+  loop.settle();
+  CHECK(said == std::vector{Errc::session_ended});
+  CHECK(client.connected());
+  bool itself = false;
+  SUBCASE("and that comes") {}
+  SUBCASE("unless it had ended before") { itself = true; }
+  greeter.answer(greeter.ids[1], itself ? Errc::session_ended : Errc{});
+  loop.settle();
+  REQUIRE(said.size() == 2);
+  CHECK(said[1] == (itself ? Errc::session_ended : Errc{}));
 }
 
 TEST_CASE("coordinator client: clones are not asked of an earlier version, again or at first") {

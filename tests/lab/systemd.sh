@@ -17,22 +17,29 @@ obstacle() {
   done
   [[ -x /lib/systemd/systemd ]] || { echo "needs systemd"; return 1; }
   # Everything that the inside is made of, tried at once.
+  # shellcheck disable=SC2016  # for that shell
   unshare --mount --pid --cgroup --fork --mount-proc bash -c '
     set -e; mount -t tmpfs tmpfs /mnt; mkdir /mnt/{upper,work,root,cgroup}; mount -t cgroup2 none /mnt/cgroup; mkdir "/mnt/cgroup/$1"; rmdir "/mnt/cgroup/$1"
     mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root' - "csvfs-systemd-probe-$$" >/dev/null 2>&1 ||
     { echo "needs overlays of / and cgroup2"; return 1; }
 }
 
-# The cgroups of tests whose process is gone, this one's too if asked for. They are seen through a mount of our own.
-remove_cgroups() {
+# What tests have left whose process is gone, and those of the process that is named: cgroups, seen through a mount of our own, and empty folders.
+# False while some of it cannot go yet.
+remove_remains() {
+  local each
+  for each in /var/tmp/csvfs-systemd-*; do
+    [[ ! -d $each || -d /proc/$(tr -dc 0-9 <<<"${each%.*}") ]] || rmdir "$each" 2>/dev/null || true
+  done
+  # shellcheck disable=SC2016  # for that shell
   unshare --mount bash -c '
-    mount -t cgroup2 none /mnt || exit 0
-    cd "/mnt$(sed -n "s/^0:://p" /proc/self/cgroup)" || exit 0
+    mount -t cgroup2 none /mnt && cd "/mnt$(sed -n "s/^0:://p" /proc/self/cgroup)" || exit 0
     for each in csvfs-systemd-*; do
-      [[ -d $each ]] || continue
-      [[ ${each##*-} == "$1" || ! -d /proc/${each##*-} ]] || continue
+      [[ -d $each ]] && [[ ${each##*-} == "$1" || ! -d /proc/${each##*-} ]] || continue
       find "$each" -depth -type d -exec rmdir {} \; 2>/dev/null
-    done; true' - "${1:-}"
+      [[ ! -d $each ]] || left=1
+    done
+    [[ ! ${left:-} ]]' - "${1:-}"
 }
 
 outside() {
@@ -44,7 +51,7 @@ outside() {
   work=$(mktemp -d "/var/tmp/csvfs-systemd-$$.XXXXXX")
   trap finish EXIT
   trap 'exit 130' INT TERM HUP
-  remove_cgroups
+  remove_remains none || true
   # However this script ends, the kernel then ends all that is within.
   setpriv --pdeathsig KILL unshare --mount --net --pid --uts --ipc --fork --kill-child --mount-proc \
     bash "$0" --inside "$work" "$$" &
@@ -60,12 +67,9 @@ finish() {
     kill -9 "$inside" 2>/dev/null || true
     wait "$inside" 2>/dev/null || true
   fi
-  wait_for 10 "the cgroups to be empty" eval 'remove_cgroups $$; ! has_cgroup' || true
+  wait_for 10 "the cgroups to be empty" remove_remains "$$" || true
   rm -rf "$work"
   exit "$status"
-}
-has_cgroup() {
-  unshare --mount bash -c 'mount -t cgroup2 none /mnt && [[ -d /mnt$(sed -n "s/^0:://p" /proc/self/cgroup)/csvfs-systemd-'"$$"' ]]'
 }
 
 # --- inside: the machine's parts that outlive its systemd ----------------------------------------------------------
@@ -86,7 +90,7 @@ build_machine() {
   # Of this machine's services none: what is left is a Debian with nothing but csvfs.
   local unit
   rm -rf "$root"/etc/systemd/system/* "$root/etc/csvfs" "$root/var/lib/csvfs" "$root/clusterstorage" "$root/var/log/journal"
-  for unit in systemd-logind systemd-udevd getty-static systemd-firstboot systemd-repart systemd-random-seed systemd-networkd systemd-resolved corosync; do
+  for unit in systemd-logind systemd-udevd getty-static systemd-firstboot systemd-repart systemd-random-seed systemd-networkd systemd-resolved systemd-sysctl systemd-modules-load corosync; do
     ln -s /dev/null "$root/etc/systemd/system/$unit.service"
   done
   for unit in sys-kernel-config sys-kernel-debug sys-kernel-tracing dev-hugepages dev-mqueue; do
@@ -131,7 +135,7 @@ become_machine() {
     mount -t tmpfs -o mode=755 tmpfs "$root/run"
     mount -t tmpfs tmpfs "$root/tmp"
     mount -t tmpfs -o mode=755 tmpfs "$root/dev"
-    for each in null zero full random urandom tty fuse kmsg cpu_dma_latency; do
+    for each in null zero full random urandom tty fuse cpu_dma_latency; do
       [[ -e /dev/$each ]] || continue
       : >"$root/dev/$each"; mount --bind "/dev/$each" "$root/dev/$each"
     done
@@ -139,6 +143,7 @@ become_machine() {
     mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$root/dev/pts"; ln -s pts/ptmx "$root/dev/ptmx"
     ln -s /proc/self/fd "$root/dev/fd"
     mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
+    mount --bind "$root/proc/sys" "$root/proc/sys"; mount -o remount,bind,ro "$root/proc/sys"  # it is this machine'"'"'s kernel
     # A new one, as the kernel would have it: the journal tells boots apart by it.
     cat /proc/sys/kernel/random/uuid >"$root/run/boot_id"
     mount --bind "$root/run/boot_id" "$root/proc/sys/kernel/random/boot_id"
@@ -175,7 +180,7 @@ ends() {
 }
 
 # The journal of the last boot, also of a machine that is off.
-journal() { journalctl --directory "$root/var/log/journal" -b --no-pager -o short-monotonic "$@" 2>/dev/null; }
+journal() { journalctl --directory "$root/var/log/journal" -b 0 --no-pager -o short-monotonic "$@" 2>/dev/null; }
 
 
 # --- what is asked of it -------------------------------------------------------------------------------------------
@@ -269,8 +274,8 @@ ended_well() {
   before 'session ends session=.* reason="it said goodbye"' 'csvd_closing'
   before csvd_closing csvd_closed
   before csvd_closed 'Stopped csvd.service'
-  wrong=$(the_end | grep -E 'timed out|Killing process|Failed unmounting|remains running|left-over|main process exited.*dumped' || true)
-  [[ -z $wrong ]] || die "not everything ended by itself: $wrong"
+  wrong=$(the_end | grep -E 'timed out|not in good order|Killing process|Failed unmounting|remains running|left-over|main process exited.*dumped' || true)
+  [[ -z $wrong ]] || die "not everything ended by itself: $wrong, in $(the_end | grep -E 'csv|clusterstorage|writer|umount')"
 }
 # Whatever a filter of a unit, a missing capability or a read-only place kept our programs from.
 nothing_denied() {
@@ -284,8 +289,9 @@ cannot_here='^$'
 ((0x$(sed -n 's/^CapBnd:\s*//p' /proc/self/status) >> 24 & 1)) || cannot_here='without (oom_score_adj|PR_SET_IO_FLUSHER)'
 # Nobody is left to be fenced: all have said goodbye, or there was none.
 nobody_left() {
-  [[ $(journal -u csvd | grep -E ' takeover .*epoch=' | head -n 1) == *' sessions=0 '* ]] || die "a session was left: $(journal -u csvd)"
-  ! journal -u csvd | grep -q 'lost power' || die "a power loss is seen that was none"
+  [[ $(journal -u csvd | grep -E ' takeover .*epoch=' | head -n 1) == *' sessions=0 '* ]] ||
+    die "a session was left: $(journal -u csvd; journal -b -1 | sed '1,/it shall end/d' | grep -E 'csv|clusterstorage|writer|umount')"
+  ! grep -q 'lost power' <<<"$(journal -u csvd)" || die "a power loss is seen that was none"
 }
 
 configure() {
@@ -343,7 +349,7 @@ by_fstab() {
   expect 1 '' systemctl stop clusterstorage-volume1.mount
   note "refused after $(since "$begun") s"
   unit_is writer inactive || die "the writer goes on"
-  journal | grep -q 'sleep (.*works in it' || die "who is in the way is not said: $(journal | tail -n 20)"
+  grep -q 'sleep (.*works in it' <<<"$(journal)" || die "who is in the way is not said: $(journal | tail -n 20)"
   is_mounted || die "it was unmounted under a program"
   on systemctl stop sits
   has_last_word
@@ -357,6 +363,7 @@ by_fstab() {
   nobody_left
   is_mounted || die "it is not mounted: $(journal -u clusterstorage-volume1.mount -u csvd)"
   expect 0 '^65534$' cat "$volume/public/file"
+  expect 0 '^20[0-9-]+T[0-9:.]+ csvfs' head -n 1 /run/csvfs/mount-volume1.log
   has_last_word
 
   say "csvfs is killed: mounted again by hand"
@@ -389,7 +396,7 @@ by_unit() {
   begun=$EPOCHREALTIME
   expect 0 '' systemctl stop csvfs@volume1
   note "stopped after $(since "$begun") s"
-  journal | grep -q 'umount.csvfs.*sleep (.*works in it' || die "who is in the way is not said: $(journal -u csvfs@volume1 | tail -n 20)"
+  grep -q 'umount.csvfs.*sleep (.*works in it' <<<"$(journal)" || die "who is in the way is not said: $(journal -u csvfs@volume1 | tail -n 20)"
   is_unmounted || die "it is still mounted"
   on systemctl stop sits
   expect 0 '' systemctl start csvfs@volume1
@@ -432,7 +439,7 @@ by_votes() {
   say "Corosync is gone: csvd pings, and begins again as the same process"
   killed=$(on systemctl show -p MainPID --value csvd)
   on systemctl kill -s KILL corosync
-  wait_for 30 "csvd to begin again" eval 'journal -u csvd | grep -q "quorum_loss step=restarting .*isolation addresses answer"'
+  wait_for 30 "csvd to begin again" eval 'grep -q "quorum_loss step=restarting .*isolation addresses answer" <<<"$(journal -u csvd)"'
   on systemctl start corosync
   writes_on "after a loss of the quorum"
   [[ $(on systemctl show -p MainPID --value csvd) == "$killed" ]] || die "csvd is another process"
