@@ -676,6 +676,11 @@ class Run {
     return world_.random().chance(1, 2) ||
            have("everything to be removed", 120s, 0, &Workload::remove_everything);
   }
+  bool have_given_up(std::size_t node, std::size_t volume) {
+    bool stopped = false;
+    cluster_.csvd(node)->stop_volume([&stopped] { stopped = true; }, volume);
+    return wait("the volume to be given up", 60s, [&stopped] { return stopped; });
+  }
   bool come_down() {
     std::size_t left = cluster_.size() * uses_.size();
     for (std::size_t node = 0; node < cluster_.size(); ++node)
@@ -683,11 +688,13 @@ class Run {
     if (!wait("mounts to end", 60s, [&left] { return left == 0; })) return false;
     cluster_.stop_governing();
     for (const auto& use : uses_) {
-      auto node = cluster_.coordinator(use->volume);
-      if (!node) continue;
-      bool stopped = false;
-      cluster_.csvd(*node)->stop_volume([&stopped] { stopped = true; }, use->volume);
-      if (!wait("the volume to be given up", 60s, [&stopped] { return stopped; })) return false;
+      auto coordinates = cluster_.coordinator(use->volume);
+      // Nor shall another one take it over then, and be in the middle of it when it is checked.
+      for (std::size_t node = 0; node < cluster_.size(); ++node)
+        if (node != coordinates && cluster_.csvd(node) != nullptr &&
+            !have_given_up(node, use->volume))
+          return false;
+      if (coordinates && !have_given_up(*coordinates, use->volume)) return false;
     }
     for (std::size_t node = 0; node < cluster_.size(); ++node) {
       for (const auto& use : uses_) cluster_.kill_mount(node, use->volume);
