@@ -66,7 +66,7 @@ void Admission::session_ended() {
   changed_.notify();
 }
 
-void Admission::lost(const std::shared_ptr<LunPath>& path, const Error& why) {
+void Admission::lost(std::shared_ptr<LunPath> path, const Error& why) {
   if (!path) return;
   if (path == candidate_) {
     path->close();  // whoever is admitting over it will see it fail

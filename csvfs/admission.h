@@ -36,8 +36,9 @@ class Admission {
   /// The volume needs a LUN of so many bytes, as each greeting says: it may have grown.
   void lun_has(std::uint64_t bytes);
   void session_ended();
-  /// I/O on `path` failed because the path is lost. No effect if it is not the current one.
-  void lost(const std::shared_ptr<LunPath>& path, const Error& why);
+  /// I/O on `path` failed because the path is lost. No effect if it is not the current one. By
+  /// value: it may be path() itself, which this takes away.
+  void lost(std::shared_ptr<LunPath> path, const Error& why);
   /// Something waits though there is a path, and will be tried again: the thin LUN has no space.
   void waits(const Error& why);
   /// What was said so lately; else null.

@@ -893,6 +893,36 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("mount: a loss that only the coordinator saw takes away a path that works") {
+  World world;
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  write(world, mount, file.handle, 0, pattern(65536, 4));
+  auto key = mount.state().key;
+  std::atomic<int> failing{1};
+  world.post([&] {
+    world.coordinator_plan = [&failing](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind != RamCommand::Kind::flush || failing.fetch_sub(1) <= 0) return fate;
+      fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+      fate.forgets = true;
+      return fate;
+    };
+  });
+  // What it writes directly beyond the end is committed, for which the coordinator flushes.
+  auto growing = world.begin(mount.write(file.handle, kMiB, pattern(1u << 20, 5), {}));
+  for (int i = 0; i < 1000 && failing > 0; ++i) world.wait(sleep(world.loop(), 10ms));
+  REQUIRE(failing <= 0);
+  world.take_over();
+  CHECK(!growing->get());
+  for (int i = 0; i < 1000 && mount.state().key == key; ++i) world.wait(sleep(world.loop(), 10ms));
+  CHECK(mount.state().key != key);
+  CHECK(!world.wait(mount.sync(file.handle)));
+  CHECK(world.wait(mount.sync(file.handle)));
+  write(world, mount, file.handle, 0, pattern(65536, 6));
+  CHECK(read(world, mount, file.handle, 0, 65536) == pattern(65536, 6));
+}
+
 TEST_CASE("mount: what nobody asks to be flushed is past the target's memory after some seconds") {
   World world;
   auto& mount = world.mount(2);
