@@ -710,8 +710,11 @@ Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t le
   auto outcome = written ? Outcome{} : outcome_of(written.error());
   if (written && *written != length) workload_.fail("a short write");
   // The end of a session says nothing of what was lost: that is still to be told.
+  // A durable write tells of itself: what its handle has to be told by a sync is told besides.
+  constexpr std::uint64_t kOfWrites = 1ull << 63;
   if (outcome.error == EIO && options.durable && goes_on(open) &&
-      ground_.files[open.inode].told_of_loss(&csvfs_, 0)) {
+      ground_.files[open.inode].told_of_loss(&csvfs_,
+                                             static_cast<std::uint64_t>(open.handle) | kOfWrites)) {
     call.settled(outcome);
     co_return;
   }
