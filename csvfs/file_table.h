@@ -39,7 +39,7 @@ struct FilePages {
   TimePoint handed_over{};     ///< When the kernel last got some.
   std::uint64_t recalled = 0;  ///< Sequence of the newest recall of pages that was answered.
   int lapsing = 0;             ///< Parts that go because the lease ends.
-  int renewed = 0;             ///< They go because the LUN may have less than they show.
+  std::list<Range> renewed;    ///< They go because the LUN may have less than they show.
 
   [[nodiscard]] bool is_closed(Range range) const;
   [[nodiscard]] bool any() const { return !clean.empty() || !dirty.empty() || !held.empty(); }

@@ -405,20 +405,20 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
     // Whoever recalls pages holds new layouts back until these are written.
     bool recalled = options.pages && file->pages.is_closed({offset, end});
     if (options.append || loop_->now() < file->shipped_until)
-      co_return co_await write_rest(file, offset, data, options, interrupt, change, done);
+      co_return co_await write_rest(file, offset, data, options, interrupt, change, done, landed);
     auto plan = plan_write(*file, offset, end);
     // Pages never make a file longer, and into a grant is longer.
     if (plan && options.pages && plan->pieces.back().state == ExtentMap::State::granted)
-      co_return co_await write_rest(file, offset, data, options, interrupt, change, done);
+      co_return co_await write_rest(file, offset, data, options, interrupt, change, done, landed);
     if (!plan) {
       if (recalled || ++asked > kTries || !worth_a_layout(*file, offset, end))
-        co_return co_await write_rest(file, offset, data, options, interrupt, change, done);
+        co_return co_await write_rest(file, offset, data, options, interrupt, change, done, landed);
       CSV_CO_TRY(layout, co_await ask(file, offset, data.size(), true, interrupt));
       // It answered, and it is not enough: asking again would bring the same.
       bool enough = !layout.shipped && (layout.crossed || !usable_now(*file) ||
                                         plan_write(*file, offset, end).has_value());
       if (!enough)
-        co_return co_await write_rest(file, offset, data, options, interrupt, change, done);
+        co_return co_await write_rest(file, offset, data, options, interrupt, change, done, landed);
       continue;
     }
     auto last_granted = plan->pieces.back().state == ExtentMap::State::granted;
@@ -482,7 +482,7 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
       if (committed.error() != Errc::stale_commit) co_return committed.error();
       ++counters_->stale_commits;
       if (++asked > kTries)
-        co_return co_await write_rest(file, offset, data, options, interrupt, change, done);
+        co_return co_await write_rest(file, offset, data, options, interrupt, change, done, landed);
       continue;
     }
     // The coordinator may have flushed after we were told of a loss; of one it knows itself the
@@ -503,13 +503,30 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
   }
 }
 
-/// What is left of a write of which `done` bytes were written in place.
+/// What is left of a write of which `done` bytes were written in place, and of the rest what has
+/// `landed`: others may have written there since.
 Task<Expected<std::uint32_t>> IoPath::write_rest(FilePtr file, std::uint64_t offset,
                                                  std::span<const std::byte> data,
                                                  Mount::WriteOptions options, Interrupt* interrupt,
-                                                 Unanswered& change, std::uint64_t done) {
-  CSV_CO_TRY(rest, co_await write_redirected(file, offset, data, options, interrupt, change));
-  co_return static_cast<std::uint32_t>(done + rest);
+                                                 Unanswered& change, std::uint64_t done,
+                                                 const RangeSet& landed) {
+  while (!data.empty()) {
+    auto had = landed.within({offset, offset + data.size()});
+    auto next = had.empty() ? data.size() : had.front().begin - offset;
+    if (next > 0) {
+      CSV_CO_TRY(wrote, co_await write_redirected(file, offset, data.first(next), options,
+                                                  interrupt, change));
+      done += wrote;
+    }
+    if (!had.empty()) {
+      auto there = had.front().end - had.front().begin;
+      done += there;
+      next += there;
+    }
+    offset += next;
+    data = data.subspan(next);
+  }
+  co_return static_cast<std::uint32_t>(done);
 }
 
 Task<Expected<void>> IoPath::write_pieces(std::shared_ptr<LunPath> path, const Plan& plan,
@@ -525,8 +542,14 @@ Task<Expected<void>> IoPath::write_pieces(std::shared_ptr<LunPath> path, const P
     if (piece.state == ExtentMap::State::write) {
       for (auto at = piece.begin; at < piece.end;) {
         Range next{at, std::min(piece.end, at + most)};
+        if (auto had = landed.within(next); !had.empty()) {
+          if (had.front().begin == at) {
+            at = had.front().end;
+            continue;
+          }
+          next.end = had.front().begin;
+        }
         at = next.end;
-        if (landed.covers(next)) continue;
         writes.push_back({piece.lun_offset + (next.begin - piece.begin),
                           data.subspan(next.begin - offset, next.end - next.begin)});
         in_place.resize(writes.size());

@@ -116,7 +116,8 @@ class IoPath {
   Task<Expected<std::uint32_t>> write_rest(FilePtr file, std::uint64_t offset,
                                            std::span<const std::byte> data,
                                            Mount::WriteOptions options, Interrupt* interrupt,
-                                           Unanswered& change, std::uint64_t done);
+                                           Unanswered& change, std::uint64_t done,
+                                           const RangeSet& landed);
   Task<Expected<void>> flush_everything(FilePtr file, Interrupt* interrupt);
   void written_volatile(const FilePtr& file);
   Task<void> trim_volatile(FilePtr file);

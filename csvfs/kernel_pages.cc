@@ -219,14 +219,18 @@ std::vector<Range> parts(std::vector<Range> ranges) {
 }  // namespace
 
 void KernelPages::target_lost() {
-  for (const auto& [inode, file] : io_->files().all())
-    if (!file->pages.held.all().empty()) tasks_.spawn(renew(file));
+  for (const auto& [inode, file] : io_->files().all()) {
+    for (auto& each : file->pages.reading) each.overtaken = true;  // perhaps read before it
+    for (auto part : parts(file->pages.held.all())) tasks_.spawn(renew(file, part));
+  }
 }
 
-Task<void> KernelPages::renew(FilePtr file) {
-  ++file->pages.renewed;
-  co_await clear(file, {0, kEnd});
-  --file->pages.renewed;
+/// In parts: one that cannot be written just now must keep few reads waiting.
+Task<void> KernelPages::renew(FilePtr file, Range part) {
+  auto& all = file->pages.renewed;
+  auto at = all.insert(all.end(), part);
+  co_await clear(file, part);
+  all.erase(at);
   file->changed.notify();
 }
 

@@ -49,7 +49,7 @@ class KernelPages {
   Task<void> give_up(FilePtr file, Range range, std::uint64_t sequence, Function<void()> answer);
   /// The target has lost what it had answered. Pages may show more than the LUN has, and would
   /// bring it back whole, with the next store into them, after others have seen that it is gone:
-  /// they go, and nobody on this node reads the file before (FilePages::renewed).
+  /// they go, and nobody on this node reads there before (FilePages::renewed).
   void target_lost();
   /// Before content changes by something else than the kernel's own pages.
   [[nodiscard]] static Range pages_of(std::uint64_t offset, std::uint64_t length);
@@ -59,7 +59,7 @@ class KernelPages {
   Task<void> drop_beyond_end(FilePtr file, Range range);
   Task<void> watch_lease();
   Task<void> lapse(FilePtr file, Range part);
-  Task<void> renew(FilePtr file);
+  Task<void> renew(FilePtr file, Range part);
 
   Loop* loop_;
   IoPath* io_;

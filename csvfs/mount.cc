@@ -1203,7 +1203,11 @@ Task<Expected<Mount::Content>> VolumeMount::read(Handle handle, std::uint64_t of
     CSV_CO_TRY(file, co_await live(handle));
     if (length == 0) co_return Content{};
     bool counts = handles_.at(handle).accessed;
-    while (file->pages.renewed > 0 && !file->ended) co_await file->changed.wait();
+    auto renewed = [&file, range = KernelPages::pages_of(offset, length)] {
+      const auto& all = file->pages.renewed;
+      return std::any_of(all.begin(), all.end(), [&](auto each) { return each.overlaps(range); });
+    };
+    while (!file->ended && renewed()) co_await file->changed.wait();
     auto content = co_await io_.read(file, offset, length);
     if (!content && do_again(*file, content.error())) continue;
     timed(counters_.reads, counters_.read_us, began);

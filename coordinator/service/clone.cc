@@ -130,7 +130,8 @@ Task<Service::Outcome> Service::clone(CallRef call) {
     if (bytes < kLeastCloned) co_return not_cloned();
     // What others may do at the end of the file (grants, the last block) is affected by a new end.
     if (auto end = sizes.into / kBlockSize;
-        asked.into_offset() + bytes > sizes.into && target.layouts.end != kLastBlock) {
+        asked.into_offset() + bytes > sizes.into &&
+        (target.layouts.end != kLastBlock || end < target.layouts.first)) {
       target.layouts = {std::min(target_blocks.first, end), kLastBlock};
       target.pages = target.layouts;
       if (anything_in_the_way(session, into, target)) continue;

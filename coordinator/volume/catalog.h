@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -107,7 +108,8 @@ struct SuspendedRow {
   /// `files` are all it had open; else what it had is not known, and `files` are those that others
   /// have touched.
   bool listed = false;
-  InodeId next_inode{};  ///< Of an inode from here on it cannot have known.
+  /// Of an inode from here on it cannot have known.
+  InodeId next_inode{std::numeric_limits<std::int64_t>::max()};
   std::map<InodeId, Touch> files;
 };
 
@@ -301,7 +303,8 @@ class Catalog {
   virtual Expected<void> put_admission(const AdmissionRow& row) = 0;
   virtual Expected<void> remove_admission(Key key) = 0;
   virtual Expected<std::vector<AdmissionRow>> admissions() = 0;
-  /// Replaces what was suspended of the node. Sets row.next_inode.
+  /// Replaces what was suspended of the node. row.next_inode falls to
+  /// the next that will be made.
   virtual Expected<void> suspend(SuspendedRow& row) = 0;
   /// Adds to what is known of these files of a node; no effect if nothing of it is suspended.
   virtual Expected<void> touch_suspended(NodeId node, const std::map<InodeId, Touch>& files) = 0;

@@ -49,7 +49,8 @@ Expected<void> SqlCatalog::forget_session(SessionId session) {
 
 Expected<void> SqlCatalog::suspend(SuspendedRow& row) {
   CSV_TRY(forget_suspended(row.node));
-  row.next_inode = InodeId{counters_.next_inode};
+  // One that is written anew from an older row has no marks of what was made since that.
+  row.next_inode = std::min(row.next_inode, InodeId{counters_.next_inode});
   CSV_TRY(database_->run(sql_->put_suspended, row.node, row.session, row.incarnation, row.listed,
                          row.next_inode));
   counters_.schema = kSchemaVersion;
