@@ -77,8 +77,10 @@ TEST_CASE("hostile: a node that says Hello again and again leaves the others the
     };
   });
   std::vector<std::unique_ptr<protocol::Connection>> all;
-  world.run([&] {
-    for (std::uint64_t i = 0; i < 400; ++i) {
+  // Some at a time: whoever comes while a flood has not been looked at yet has to come again.
+  std::uint64_t i = 0;
+  auto some = [&] {
+    for (auto end = i + 50; i < end; ++i) {
       auto [mine, theirs] = protocol::connection_pair(world.loop, "node1", "coordinator");
       mine->start([](const protocol::Message&) {}, [](const Error&) {});
       all.push_back(std::move(mine));
@@ -90,7 +92,8 @@ TEST_CASE("hostile: a node that says Hello again and again leaves the others the
       body.set_incarnation(1000 + i);
       coordinator.service().accept(std::move(theirs), std::move(message));
     }
-  });
+  };
+  for (int turn = 0; turn < 8; ++turn) world.run(some);
   CHECK(!b.connect(coordinator).code());
   world.run([&] {
     world.coordinator_plan = {};
