@@ -284,7 +284,8 @@ TEST_CASE("mapping: a recall does not wait for a page that is asked for in the m
   // The kernel lost the page by itself, and it is wanted again when the recall has come as far as
   // telling the kernel: which then waits for that page, and its request for the recall.
   world.post([&] { one->drop_takes = 20ms; });
-  auto write = world.begin(world.mount(3).write(writer, 8, eight(5), {}));
+  auto five = eight(5);
+  auto write = world.begin(world.mount(3).write(writer, 8, five, {}));
   world.wait(sleep(world.loop(), 10ms));
   REQUIRE(world.wait(one->write_back(0)));
   auto wanted = world.begin(one->forget_and_load(0));

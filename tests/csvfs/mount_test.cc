@@ -910,7 +910,8 @@ TEST_CASE("mount: a loss that only the coordinator saw takes away a path that wo
     };
   });
   // What it writes directly beyond the end is committed, for which the coordinator flushes.
-  auto growing = world.begin(mount.write(file.handle, kMiB, pattern(1u << 20, 5), {}));
+  auto data = pattern(1u << 20, 5);
+  auto growing = world.begin(mount.write(file.handle, kMiB, data, {}));
   for (int i = 0; i < 1000 && failing > 0; ++i) world.wait(sleep(world.loop(), 10ms));
   REQUIRE(failing <= 0);
   world.take_over();
