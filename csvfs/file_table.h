@@ -38,7 +38,7 @@ struct FilePages {
   std::vector<std::shared_ptr<Pass>> passes;
   TimePoint handed_over{};     ///< When the kernel last got some.
   std::uint64_t recalled = 0;  ///< Sequence of the newest recall of pages that was answered.
-  int lapsing = 0;             ///< Parts that go because the lease ends.
+  std::list<Range> lapsing;    ///< They go because the lease ends.
   std::list<Range> renewed;    ///< They go because the LUN may have less than they show.
 
   [[nodiscard]] bool is_closed(Range range) const;

@@ -433,7 +433,7 @@ Task<void> read(FuseState& state, Reply reply, Mount::Handle handle, std::uint64
 
 Task<void> read_pages(FuseState& state, Reply reply, Mount::Handle handle, std::uint64_t offset,
                       std::uint32_t length) {
-  auto content = co_await state.mount->read_pages(handle, offset, length);
+  auto content = co_await state.mount->read_pages(handle, offset, length, reply.interrupt());
   if (content)
     std::move(reply).bytes(content->buffer.span().subspan(content->skip, content->length));
   else

@@ -157,11 +157,12 @@ class Session final : public FuseSession {
         life->second = (life->second + 1) % (1u << 16);
       }
     });
-    mount.drop_pages_with(
-        [this, alive = alive_](InodeId inode, std::vector<Range> ranges, Function<void()> done) {
-          if (*alive)
-            dropper_->drop(state_.node_of(raw(inode)), std::move(ranges), std::move(done));
-        });
+    mount.drop_pages_with([this, alive = alive_](InodeId inode, std::vector<Range> ranges,
+                                                 bool clean, Function<void()> done) {
+      if (!*alive) return;
+      auto& dropper = clean ? clean_dropper_ : dropper_;
+      dropper->drop(state_.node_of(raw(inode)), std::move(ranges), std::move(done));
+    });
     state_.on_destroy = [this] { ended(); };
     state_.on_interrupt = [this](std::weak_ptr<Owed> owed) { interrupted(std::move(owed)); };
   }
@@ -179,6 +180,7 @@ class Session final : public FuseSession {
     // Whatever still drops pages may wait for requests that nobody reads any more.
     connection_.now();
     dropper_.reset();
+    clean_dropper_.reset();
     fuse_session_destroy(session_);
   }
 
@@ -199,13 +201,15 @@ class Session final : public FuseSession {
       if (!test) ::close(descriptor);
       return errno_error(-failed, "starting a FUSE session");
     }
-    dropper_ = std::make_unique<PageDropper>(loop_, [this](std::uint64_t node, Range range) {
+    auto tell = [this](std::uint64_t node, Range range) {
       // Of a node that the kernel has forgotten there is nothing to drop.
       constexpr auto kLast = static_cast<std::uint64_t>(std::numeric_limits<off_t>::max());
       auto length = range.end > kLast ? 0 : range.end - range.begin;  // 0: to the end
       fuse_lowlevel_notify_inval_inode(session_, node, static_cast<off_t>(range.begin),
                                        static_cast<off_t>(length));
-    });
+    };
+    dropper_ = std::make_unique<PageDropper>(loop_, tell);
+    clean_dropper_ = std::make_unique<PageDropper>(loop_, tell);
     if (!test) CSV_TRY(mount(mountpoint, options.source, options.flags, descriptor));
     auto fd = fuse_session_fd(session_);
     auto flags = ::fcntl(fd, F_GETFL);
@@ -347,6 +351,8 @@ class Session final : public FuseSession {
   fuse_session* session_ = nullptr;
   ConnectionEnd connection_;
   std::unique_ptr<PageDropper> dropper_;
+  /// For pages that need no writing: those that wait for it must not keep them.
+  std::unique_ptr<PageDropper> clean_dropper_;
   bool mounted_ = false;
   bool ended_ = false;
   std::string mountpoint_;

@@ -631,6 +631,7 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
     how.bulk = part;
     how.interrupt = interrupt;
     how.sent = change.sent();
+    auto told_lost = told_lost_;
     CSV_CO_TRY(answer, co_await client_->call(std::move(request), how));
     const auto& written = answer.reply.written();
     if (written.length() == 0 || written.length() > part.size())
@@ -645,6 +646,8 @@ Task<Expected<std::uint32_t>> IoPath::write_redirected(FilePtr file, std::uint64
       // Executed before a loss that we have heard of since, and answered only now.
       if (written.verifier() != verifier_.value_or(0)) lost(file->inode);
     }
+    // A target says so once, and it was us it told: the coordinator's flush may have succeeded.
+    if (told_lost_ != told_lost) lost(file->inode);
     done += written.length();
     ++counters_->redirected_writes;
     counters_->redirected_write_bytes += written.length();

@@ -36,6 +36,8 @@ class Reading {
   Reading& operator=(const Reading&) = delete;
   ~Reading() { file_->pages.reading.erase(at_); }
   [[nodiscard]] bool overtaken() const { return at_->overtaken; }
+  /// Somebody else may ask for them now, and get them.
+  void given_up() { at_->range = {}; }
   void begins() { at_->overtaken = at_->granted = false; }
   void granted() { at_->granted = true; }
 
@@ -81,7 +83,7 @@ KernelPages::Closed::~Closed() {
 }
 
 Task<Expected<Mount::Content>> KernelPages::read(FilePtr file, std::uint64_t offset,
-                                                 std::uint32_t length) {
+                                                 std::uint32_t length, Interrupt* interrupt) {
   auto range = pages_of(offset, length);
   auto& pages = file->pages;
   // The kernel asks for what it does not have. Whatever drops pages may stand behind this request,
@@ -95,9 +97,20 @@ Task<Expected<Mount::Content>> KernelPages::read(FilePtr file, std::uint64_t off
   }
   if (!std::exchange(watching_, true)) tasks_.spawn(watch_lease());
   Reading reading{file, range};
+  auto given_up = [&reading, &file] {
+    reading.given_up();
+    file->changed.notify();
+  };
+  Interrupt::Watch watch{interrupt, given_up};
   for (;;) {
-    while (!file->ended && pages.is_closed(range)) co_await file->changed.wait();
+    while (!file->ended && pages.is_closed(range) && !(interrupt && interrupt->raised()))
+      co_await file->changed.wait();
     if (file->ended) co_return over();
+    if (interrupt && interrupt->raised()) co_return Error{std::errc::interrupted};
+    if (!lease_lasts()) {  // they would have to go again at once
+      co_await sleep(*loop_, kLeaseLook);
+      continue;
+    }
     reading.begins();
     auto until = range.end;  // as far as this request is answered
     std::uint64_t size = kEnd;
@@ -119,7 +132,8 @@ Task<Expected<Mount::Content>> KernelPages::read(FilePtr file, std::uint64_t off
       content = *std::move(got);
     }
     if (file->ended) co_return over();
-    bool still = !reading.overtaken() && !pages.is_closed(range) &&
+    bool still = !reading.overtaken() && !pages.is_closed(range) && lease_lasts() &&
+                 !(interrupt && interrupt->raised()) &&
                  (until == range.begin || pages.claimed({range.begin, until}, pages.writers > 0));
     // To the kernel a short answer is the end of the file.
     bool grew = until < range.end && wanted > 0 && content.length == wanted && size < until;
@@ -160,7 +174,7 @@ Task<void> KernelPages::clear(FilePtr file, Range range) {
     }
     if (!drop_) continue;  // no kernel
     pages.passes.push_back(pass);
-    drop_(file->inode, std::move(there), [pass, file] {
+    drop_(file->inode, std::move(there), pages.writers == 0, [pass, file] {
       pass->done = true;
       file->changed.notify();
     });
@@ -203,22 +217,34 @@ Task<void> KernelPages::give_up(FilePtr file, Range range, std::uint64_t sequenc
 
 namespace {
 
-/// A page that cannot be written just now must keep few others from going.
-std::vector<Range> parts(std::vector<Range> ranges) {
+/// A page that cannot be written just now must keep few others from going, and no more than a part
+/// of the threads that make them go busy.
+std::vector<Range> parts(const std::vector<Range>& ranges) {
   constexpr std::size_t kMost = 32;
+  std::uint64_t all = 0;
+  for (auto each : ranges) all += each.end - each.begin;
+  auto most = std::max<std::uint64_t>(all / kPage / kMost, 1) * kPage;
   std::vector<Range> out;
-  std::uint64_t pages = 0;
-  for (auto each : ranges) pages += (each.end - each.begin) / kPage;
-  auto most = std::max<std::uint64_t>(pages / kMost, 1) * kPage;
-  for (auto each : ranges)
-    for (; each.begin < each.end; each.begin += std::min(most, each.end - each.begin))
-      out.push_back({each.begin, std::min(each.end, each.begin + most)});
+  std::uint64_t room = 0;  // in the last one
+  for (auto each : ranges) {
+    while (!each.empty()) {
+      if (room == 0) {
+        out.push_back({each.begin, each.begin});
+        room = most;
+      }
+      auto taken = std::min(room, each.end - each.begin);
+      each.begin += taken;
+      room -= taken;
+      out.back().end = each.begin;  // with the gaps in between, of which nothing is held
+    }
+  }
   return out;
 }
 
 }  // namespace
 
 void KernelPages::target_lost() {
+  ++losses_;
   for (const auto& [inode, file] : io_->files().all()) {
     for (auto& each : file->pages.reading) each.overtaken = true;  // perhaps read before it
     for (auto part : parts(file->pages.held.all())) tasks_.spawn(renew(file, part));
@@ -229,29 +255,36 @@ void KernelPages::target_lost() {
 Task<void> KernelPages::renew(FilePtr file, Range part) {
   auto& all = file->pages.renewed;
   auto at = all.insert(all.end(), part);
-  co_await clear(file, part);
+  {
+    Closed closed{file, part};  // programs could bring them back faster than they go
+    co_await clear(file, part);
+  }
   all.erase(at);
   file->changed.notify();
 }
 
 // --- The lease --------------------------------------------------------------------------------
 
+bool KernelPages::lease_lasts() const { return open_until_() > loop_->now() + kLeaseLeft; }
+
 /// What programs see in pages is answered by nobody: without a lease it has to go.
 Task<void> KernelPages::watch_lease() {
   for (;;) {
     co_await sleep(*loop_, kLeaseLook);
-    if (open_until_() > loop_->now() + kLeaseLeft) continue;
+    if (lease_lasts()) continue;
     for (const auto& [inode, file] : io_->files().all()) {
-      if (file->pages.lapsing > 0) continue;
-      for (auto part : parts(file->pages.held.all())) tasks_.spawn(lapse(file, part));
+      auto left = file->pages.held;
+      for (auto each : file->pages.lapsing) left.remove(each);
+      for (auto part : parts(left.all())) tasks_.spawn(lapse(file, part));
     }
   }
 }
 
 Task<void> KernelPages::lapse(FilePtr file, Range part) {
-  ++file->pages.lapsing;
+  auto& all = file->pages.lapsing;
+  auto at = all.insert(all.end(), part);
   co_await clear(file, part);
-  --file->pages.lapsing;
+  all.erase(at);
 }
 
 }  // namespace csv

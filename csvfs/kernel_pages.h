@@ -27,7 +27,9 @@ class KernelPages {
   void drop_with(Mount::DropPages drop) { drop_ = std::move(drop); }
 
   /// A request of the page cache. The answer must reach the kernel without a wait in between.
-  Task<Expected<Mount::Content>> read(FilePtr file, std::uint64_t offset, std::uint32_t length);
+  /// With `interrupt` raised the kernel has been answered, and may ask for the same pages again.
+  Task<Expected<Mount::Content>> read(FilePtr file, std::uint64_t offset, std::uint32_t length,
+                                      Interrupt* interrupt);
 
   /// No pages of a range are handed over as long as it lives: those that are asked for wait, and
   /// those whose content is on its way are read anew.
@@ -51,12 +53,15 @@ class KernelPages {
   /// bring it back whole, with the next store into them, after others have seen that it is gone:
   /// they go, and nobody on this node reads there before (FilePages::renewed).
   void target_lost();
+  /// How often: what was read before the last time may be gone.
+  [[nodiscard]] std::uint64_t losses() const { return losses_; }
   /// Before content changes by something else than the kernel's own pages.
   [[nodiscard]] static Range pages_of(std::uint64_t offset, std::uint64_t length);
 
  private:
   Task<void> let_use(FilePtr file, Range range);
   Task<void> drop_beyond_end(FilePtr file, Range range);
+  [[nodiscard]] bool lease_lasts() const;
   Task<void> watch_lease();
   Task<void> lapse(FilePtr file, Range part);
   Task<void> renew(FilePtr file, Range part);
@@ -66,6 +71,7 @@ class KernelPages {
   std::function<TimePoint()> open_until_;
   Mount::DropPages drop_;
   bool watching_ = false;
+  std::uint64_t losses_ = 0;
   TaskScope tasks_;
 };
 

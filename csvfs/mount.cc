@@ -104,8 +104,8 @@ class VolumeMount final : public Mount, private Client::Owner {
                                 Interrupt* interrupt) override;
   Task<void> close(Handle handle) override;
   Task<Expected<Content>> read(Handle handle, std::uint64_t offset, std::uint32_t length) override;
-  Task<Expected<Content>> read_pages(Handle handle, std::uint64_t offset,
-                                     std::uint32_t length) override;
+  Task<Expected<Content>> read_pages(Handle handle, std::uint64_t offset, std::uint32_t length,
+                                     Interrupt* interrupt) override;
   void drop_pages_with(DropPages drop) override { pages_.drop_with(std::move(drop)); }
   Task<Expected<std::uint32_t>> write(Handle handle, std::uint64_t offset,
                                       std::span<const std::byte> data, WriteOptions options,
@@ -1208,7 +1208,10 @@ Task<Expected<Mount::Content>> VolumeMount::read(Handle handle, std::uint64_t of
       return std::any_of(all.begin(), all.end(), [&](auto each) { return each.overlaps(range); });
     };
     while (!file->ended && renewed()) co_await file->changed.wait();
+    auto losses = pages_.losses();
     auto content = co_await io_.read(file, offset, length);
+    // It may show what is gone, and what a page of our own is about to bring back.
+    if (content && !file->ended && pages_.losses() != losses) continue;
     if (!content && do_again(*file, content.error())) continue;
     timed(counters_.reads, counters_.read_us, began);
     auto now = static_cast<std::int64_t>(loop_->wall_now());
@@ -1220,13 +1223,13 @@ Task<Expected<Mount::Content>> VolumeMount::read(Handle handle, std::uint64_t of
 }
 
 Task<Expected<Mount::Content>> VolumeMount::read_pages(Handle handle, std::uint64_t offset,
-                                                       std::uint32_t length) {
+                                                       std::uint32_t length, Interrupt* interrupt) {
   ++counters_.operations;
   auto began = loop_->now();
   for (;;) {
     CSV_CO_TRY(file, co_await live(handle));
     if (length == 0) co_return Content{};
-    auto content = co_await pages_.read(file, offset, length);
+    auto content = co_await pages_.read(file, offset, length, interrupt);
     if (!content && do_again(*file, content.error())) continue;
     timed(counters_.reads, counters_.read_us, began);
     co_return std::move(content);

@@ -134,12 +134,14 @@ class Mount {
   /// For the kernel's page cache: whole pages, which may stay there until they are dropped (see
   /// drop_pages_with). The answer must reach the kernel without a wait in between.
   virtual Task<Expected<Content>> read_pages(Handle handle, std::uint64_t offset,
-                                             std::uint32_t length) = 0;
+                                             std::uint32_t length,
+                                             Interrupt* interrupt = nullptr) = 0;
   /// Makes the kernel write what is dirty of these ranges of a file and forget them, and calls
   /// `done` on the loop. The writes come as requests in the meantime, and requests to read pages
-  /// that are not answered before.
-  using DropPages =
-      std::function<void(InodeId inode, std::vector<Range> ranges, Function<void()> done)>;
+  /// that are not answered before. `clean`: no program can have stored into them, so there are no
+  /// writes to wait for.
+  using DropPages = std::function<void(InodeId inode, std::vector<Range> ranges, bool clean,
+                                       Function<void()> done)>;
   virtual void drop_pages_with(DropPages drop) = 0;
   struct WriteOptions {
     bool append = false;       ///< At the true end, whatever `offset` says.

@@ -3,11 +3,13 @@
 #include <linux/falloc.h>
 #include <sys/stat.h>
 
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <string>
 
+#include "csvfs/interrupt.h"
 #include "csvfs/mount.h"
 #include "tests/csvfs/world.h"
 
@@ -27,10 +29,11 @@ class PageCache {
   PageCache(World& world, Mount& mount, Mount::Handle handle)
       : world_{&world}, mount_{&mount}, handle_{handle} {
     world.post([&] {
-      mount.drop_pages_with([this](InodeId, std::vector<Range> ranges, Function<void()> done) {
-        ++drops;
-        tasks_.spawn(drop(std::move(ranges), std::move(done)));
-      });
+      mount.drop_pages_with(
+          [this](InodeId, std::vector<Range> ranges, bool, Function<void()> done) {
+            ++drops;
+            tasks_.spawn(drop(std::move(ranges), std::move(done)));
+          });
     });
   }
   ~PageCache() {
@@ -382,8 +385,36 @@ TEST_CASE("mapping: pages go when the lease is about to end, and with the sessio
   // What the coordinator has answered is worth 3 s, so a lease does not end sooner.
   for (int i = 0; i < 500 && one->has(0); ++i) world.wait(sleep(world.loop(), 10ms));
   CHECK_FALSE(one->has(0));
+  // A program asks for it again: there would be nobody to take it away in time.
+  auto again = world.begin(one->load(0));
+  CHECK_FALSE(again->ready_within(300ms));
   world.post([&] { world.open_until = TimePoint::max(); });
-  CHECK(*world.wait(one->load(0)) == 1);
+  CHECK(*again->get() == 1);
+}
+
+TEST_CASE(
+    "mapping: a page that a killed program asked for, and got too late, is nobody's absence") {
+  World world;
+  Mapped file{world};
+  auto one = file.cache(1);
+  auto handle = file.open(1);
+  std::atomic<int> reads{0};
+  world.post([&] {
+    world.mount_plan = [&reads](const iscsi::RamCommand& command) {
+      iscsi::RamFate fate;
+      if (command.kind == iscsi::RamCommand::Kind::read && ++reads == 1) fate.to_initiator = 500ms;
+      return fate;
+    };
+  });
+  auto killed = std::make_shared<Interrupt>();
+  auto slow = world.begin(world.mount(1).read_pages(handle, 0, kPage, killed.get()));
+  for (int i = 0; i < 500 && reads == 0; ++i) world.wait(sleep(world.loop(), 1ms));
+  world.post([&] { killed->raise(); });  // and the kernel is told EINTR
+  // Another thread of it wants the page, and has it again when a write has just sent it away.
+  one->on_write_sent = [&one]() -> Task<void> { (void)co_await one->load(0); };
+  CHECK(world.wait(one->write(8, eight(77))));
+  CHECK(*world.wait(one->load(8)) == 77);
+  CHECK_FALSE(slow->get());
 }
 
 TEST_CASE("mapping: a page beyond the end is answered with nothing, at once") {

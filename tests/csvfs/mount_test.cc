@@ -995,6 +995,40 @@ TEST_CASE("mount: a flush that fails is told to every file and handle that it co
   CHECK(read(world, mount, one.handle, 0, 65536) == pattern(65536, 5));
 }
 
+TEST_CASE(
+    "mount: a loss that comes between a write through the coordinator and its answer counts") {
+  World world;
+  auto& mount = world.mount(2);
+  auto one = written_file(world, mount, "one", kMiB);
+  auto other = written_file(world, mount, "other", kMiB);
+  REQUIRE(world.wait(mount.sync(one.handle)));
+  std::atomic<int> commands{0}, failing{1};
+  world.post([&] {
+    world.coordinator_plan = [&commands](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind != RamCommand::Kind::write) return fate;
+      ++commands;
+      fate.to_initiator = 300ms;
+      return fate;
+    };
+    world.mount_plan = [&failing](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind != RamCommand::Kind::flush || failing.fetch_sub(1) <= 0) return fate;
+      fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+      fate.forgets = true;
+      return fate;
+    };
+  });
+  auto data = pattern(100, 7);
+  auto writing = world.begin(mount.write(one.handle, 10, data, {}));
+  for (int i = 0; i < 500 && commands == 0; ++i) world.wait(sleep(world.loop(), 1ms));
+  world.wait(sleep(world.loop(), 100ms));  // it has landed
+  CHECK(error_of(world.wait(mount.sync(other.handle))) == EIO);
+  CHECK(writing->get());
+  CHECK(error_of(world.wait(mount.sync(one.handle))) == EIO);
+  CHECK(world.wait(mount.sync(one.handle)));
+}
+
 TEST_CASE("mount: what a target says with any command about earlier ones counts for those") {
   World world;
   auto& mount = world.mount(2);

@@ -9,6 +9,7 @@ namespace {
 
 constexpr std::uint64_t kPage = 4096;
 constexpr auto kEnd = std::numeric_limits<std::uint64_t>::max();
+constexpr Duration kLapsing = 250ms;
 
 Error over() { return errno_error(EIO, "the session has ended"); }
 
@@ -16,9 +17,10 @@ Error over() { return errno_error(EIO, "the session has ended"); }
 
 PageCache::PageCache(Loop& loop, Mount& mount, std::function<TimePoint()> open_until)
     : loop_{&loop}, mount_{&mount}, open_until_{std::move(open_until)}, changed_{loop} {
-  mount.drop_pages_with([this](InodeId inode, std::vector<Range> ranges, Function<void()> done) {
-    tasks_.spawn(drop(inode, std::move(ranges), std::move(done)));
-  });
+  mount.drop_pages_with(
+      [this](InodeId inode, std::vector<Range> ranges, bool, Function<void()> done) {
+        tasks_.spawn(drop(inode, std::move(ranges), std::move(done)));
+      });
 }
 
 /// The page once nobody has it locked; null where there is none.
@@ -62,8 +64,14 @@ Task<Expected<void>> PageCache::fault(File file, std::uint64_t index) {
 
 Task<Expected<std::vector<std::byte>>> PageCache::load(File file, std::uint64_t offset,
                                                        std::size_t length) {
-  // A program of a node that stands still does so too.
-  while (open_until_() <= loop_->now()) co_await sleep(*loop_, 20ms);
+  // A program of a node that stands still does so too: when both go on, its mount has had the time
+  // to take away what it can. What is dirty it cannot, before that is written.
+  Key key{file.inode, offset / kPage};
+  while (open_until_() <= loop_->now()) {
+    co_await sleep(*loop_, kLapsing);
+    auto found = pages_.find(key);
+    if (found != pages_.end() && !found->second.dirty && !found->second.locked) break;
+  }
   CSV_CO_CHECK(co_await fault(file, offset / kPage));
   const auto& content = pages_.at({file.inode, offset / kPage}).content;
   auto at = offset % kPage;
