@@ -2,6 +2,7 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <string>
 #include <thread>
@@ -101,6 +102,58 @@ TEST_CASE(
   REQUIRE(read);
   auto bytes = bytes_of(*read);
   CHECK(std::equal(bytes.begin(), bytes.end(), data.begin(), data.end()));
+}
+
+TEST_CASE("full LUN: a page that cannot be written keeps other nodes waiting for a moment only") {
+  std::atomic<bool> full{false};
+  std::atomic<int> refused{0};
+  World world;
+  auto& mount = world.mount(2);
+  auto file = create(world, mount);
+  auto before = pattern(kMiB, 1), stored = pattern(4096, 2);
+  REQUIRE(world.wait(mount.write(file.handle, 0, before, {})));
+  Mount::OpenOptions to_store;
+  to_store.writes = true;
+  auto mapped = world.wait(mount.open(InodeId{file.attr.inode()}, to_store));
+  REQUIRE(mapped);
+  // A kernel that has stored into the page, and is told to drop it.
+  std::atomic<int> failed{0};
+  TaskScope kernel;
+  world.post([&] {
+    mount.drop_pages_with([&](InodeId, std::vector<Range>, bool, Function<void()> done) {
+      auto drop = [](Mount& of, Mount::Handle handle, std::span<const std::byte> page,
+                     std::atomic<int>& failures, Function<void()> then) -> Task<void> {
+        Mount::WriteOptions how;
+        how.pages = true;
+        auto written = co_await of.write(handle, 0, page, how);
+        if (!written) failures = written.error().to_errno();
+        then();
+      };
+      kernel.spawn(drop(mount, mapped->handle, stored, failed, std::move(done)));
+    });
+    world.mount_plan = thin(full, refused);
+    world.coordinator_plan = thin(full, refused);
+  });
+  REQUIRE(world.wait(mount.read_pages(mapped->handle, 0, 4096)));
+  full = true;
+  auto& other = world.mount(3);
+  auto opened = world.wait(other.open(InodeId{file.attr.inode()}, {}));
+  REQUIRE(opened);
+  auto key = mount.state().key;
+  auto read = world.begin(other.read(opened->handle, 0, 4096));
+  REQUIRE(read->ready_within(15s));
+  auto got = read->get();
+  REQUIRE(got);
+  auto bytes = bytes_of(*got);
+  CHECK(std::equal(bytes.begin() + 512, bytes.end(), before.begin() + 512));  // one block is torn
+  CHECK(failed == ENOSPC);
+  CHECK(mount.state().key == key);
+  full = false;
+  CHECK(world.wait(mount.write(file.handle, 0, before, {})));
+  world.post([&] {
+    mount.drop_pages_with(nullptr);
+    kernel.cancel_all();
+  });
 }
 
 TEST_CASE("full LUN: what of a write has landed is not written again over another node's") {
