@@ -16,7 +16,6 @@ namespace {
 
 // The kernel's, newer than Debian 12's <linux/fuse.h>.
 constexpr std::uint32_t kParallelDirectWrites = 1u << 6;
-constexpr std::uint32_t kOpenFlags = FOPEN_DIRECT_IO | kParallelDirectWrites;
 constexpr std::size_t kMaxTransfer = 1 << 20;
 constexpr std::size_t kMaxCloned = 1 << 30;  ///< FUSE answers with 32 bits.
 constexpr std::size_t kSpareBuffers = 32;
@@ -179,15 +178,15 @@ void Reply::attr(const wire::Attr& attr) && {
   if (waits()) fuse_reply_attr(take(), &seen, 0);
 }
 
-bool Reply::opened(std::uint64_t handle) && {
+bool Reply::opened(std::uint64_t handle, std::uint32_t open_flags) && {
   if (!waits()) return false;
   fuse_open_out out{};
   out.fh = handle;
-  out.open_flags = kOpenFlags;
+  out.open_flags = open_flags;
   return fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out) != -ENOENT;
 }
 
-bool Reply::created(const wire::Attr& attr, std::uint64_t handle) && {
+bool Reply::created(const wire::Attr& attr, std::uint64_t handle, std::uint32_t open_flags) && {
   if (!waits()) return false;
   struct {
     fuse_entry_out entry;
@@ -196,7 +195,7 @@ bool Reply::created(const wire::Attr& attr, std::uint64_t handle) && {
   static_assert(sizeof out == sizeof(fuse_entry_out) + sizeof(fuse_open_out));
   out.entry = to_entry(state_of(request()), attr);
   out.open.fh = handle;
-  out.open.open_flags = kOpenFlags;
+  out.open.open_flags = open_flags;
   return fuse_reply_buf(take(), reinterpret_cast<const char*>(&out), sizeof out) != -ENOENT;
 }
 
@@ -344,7 +343,19 @@ Task<void> link(FuseState& state, Reply reply, InodeId inode, InodeId parent, st
     std::move(reply).error(made.error());
 }
 
-Task<void> open(FuseState& state, Reply reply, fuse_ino_t node, Mount::OpenOptions options) {
+/// How the kernel does the I/O of what is opened with O_... `flags`. A first mapping waits in the
+/// kernel, with the memory of its process locked, for parallel writes of the file that are under
+/// way; one of the same process whose buffer is not in memory yet waits for that memory: for ever,
+/// beyond SIGKILL. So where files are mapped shared, only who asked for direct I/O writes in
+/// parallel, as virtual machines do, which map nothing.
+std::uint32_t open_flags_for(const FuseState& state, int flags) {
+  bool mapped = (state.taken & FuseState::kDirectIoAllowMmap) != 0;
+  bool parallel = !mapped || (flags & O_DIRECT) != 0;
+  return FOPEN_DIRECT_IO | (parallel ? kParallelDirectWrites : 0);
+}
+
+Task<void> open(FuseState& state, Reply reply, fuse_ino_t node, int flags,
+                Mount::OpenOptions options) {
   auto opened = co_await state.mount->open(FuseState::inode_of(node), options, reply.interrupt());
   if (!opened) {
     std::move(reply).error(opened.error());
@@ -356,7 +367,8 @@ Task<void> open(FuseState& state, Reply reply, fuse_ino_t node, Mount::OpenOptio
     co_await state.mount->close(opened->handle);
     co_return;
   }
-  if (!std::move(reply).opened(raw(opened->handle))) co_await state.mount->close(opened->handle);
+  if (!std::move(reply).opened(raw(opened->handle), open_flags_for(state, flags)))
+    co_await state.mount->close(opened->handle);
 }
 
 /// Whether the kernel would let `caller` open it so, as its owner: neither groups nor an access
@@ -413,7 +425,7 @@ Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what,
     std::move(reply).error(made.error());
     co_return;
   }
-  if (!std::move(reply).created(made->attr, raw(made->handle)))
+  if (!std::move(reply).created(made->attr, raw(made->handle), open_flags_for(state, flags)))
     co_await state.mount->close(made->handle);
 }
 
@@ -787,7 +799,8 @@ void op_open(fuse_req_t request, fuse_ino_t node, fuse_file_info* file) {
   if (state.is_past(node)) return Reply{request}.error(ESTALE);
   auto options = open_options(state, file->flags, body_of<fuse_open_in>(state).open_flags);
   options.truncate = (file->flags & O_TRUNC) != 0;
-  state.requests.spawn(open(state, reply_to(request, options.truncate), node, options));
+  state.requests.spawn(
+      open(state, reply_to(request, options.truncate), node, file->flags, options));
 }
 
 void op_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode,

@@ -39,7 +39,9 @@ struct FuseState {
   bool access_times = true;  ///< Not mounted noatime.
   /// What the kernel really asked for, where libfuse is given something it knows instead.
   std::uint32_t opcode = 0;
-  std::uint64_t taken = 0;           ///< Of INIT's flags, those that libfuse does not know.
+  std::uint64_t taken = 0;  ///< Of INIT's flags, those that libfuse does not know.
+  // Shared mappings of files that are otherwise read and written directly (Linux 6.6).
+  static constexpr std::uint64_t kDirectIoAllowMmap = 1ull << 36;
   std::uint64_t declined = 0;        ///< Of what could be taken.
   bool greeted = false;              ///< INIT has been answered.
   std::uint32_t setxattr_flags = 0;  ///< Which libfuse does not know either.

@@ -48,8 +48,7 @@ bool is_dying(pid_t thread) {
 // --- Where the kernel knows more than libfuse 3.14 ----------------------------------------------
 
 constexpr std::uint32_t kStatx = 52;
-// Shared mappings of files that are otherwise read and written directly (Linux 6.6).
-constexpr std::uint64_t kDirectIoAllowMmap = 1ull << 36;
+constexpr auto kDirectIoAllowMmap = FuseState::kDirectIoAllowMmap;
 /// That writes, truncations and changes of owner take set-ID bits away is our work, told with the
 /// operation itself: it is then one transaction with it.
 constexpr std::uint64_t kOurs = FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT | kDirectIoAllowMmap;

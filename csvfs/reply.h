@@ -67,8 +67,9 @@ class Reply {
   void attr(const wire::Attr& attr) &&;
   void statx(const wire::Attr& attr) &&;
   /// False if nobody is left to close the handle: close it.
-  [[nodiscard]] bool opened(std::uint64_t handle) &&;
-  [[nodiscard]] bool created(const wire::Attr& attr, std::uint64_t handle) &&;
+  [[nodiscard]] bool opened(std::uint64_t handle, std::uint32_t open_flags) &&;
+  [[nodiscard]] bool created(const wire::Attr& attr, std::uint64_t handle,
+                             std::uint32_t open_flags) &&;
   void link_target(const std::string& target) && {
     if (waits()) fuse_reply_readlink(take(), target.c_str());
   }

@@ -641,6 +641,7 @@ TEST_CASE("fuse: what a newer kernel offers is taken, though libfuse does not kn
   CHECK((kernel.taken & FUSE_INIT_EXT) != 0);
   CHECK((kernel.taken & kOther) == 0);
   auto file = kernel.create("file", 02755);
+  CHECK((file.open_flags & (1u << 6)) == 0);  // parallel writes, beside mappings
   // The longer form of SETXATTR, by who is not in the file's group.
   auto entry = [](unsigned tag, unsigned permissions) {
     std::string bytes(8, '\xff');

@@ -5,8 +5,9 @@ Usage: mapped.py count FILE OFFSET ROUNDS      counts the 8 bytes there up, thro
        mapped.py look FILE OFFSET...           what is there, by read and through a mapping
        mapped.py here FILE                     a mapping, read and write on one node
        mapped.py until FILE OFFSET VALUE       waits, looking through a mapping that only reads
+       mapped.py beside FILE ROUNDS            mappings come and go while other threads write, large and partly from memory that is not there yet
 """
-import mmap, os, struct, sys, time
+import mmap, os, struct, sys, threading, time
 
 def value(area, at):
     return struct.unpack_from("<Q", area, at)[0]
@@ -62,5 +63,39 @@ def until(path, at, wanted):
     while value(area, at) != wanted:
         time.sleep(0.001)
 
+def beside(path, rounds):
+    # A first mapping waits for parallel writes under way, with the process's memory locked, and these may need that to take what they write.
+    # Only who writes with O_DIRECT does so in parallel, and has to see to it that its buffers are there.
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    direct = os.open(path, os.O_RDWR | os.O_DIRECT)
+    size = 16 << 20
+    os.posix_fallocate(fd, 0, size)
+    done = threading.Event()
+    written = [0, 0]
+    def write(which):
+        while not done.is_set():
+            buffer = mmap.mmap(-1, 5 << 20)
+            if which == 1:
+                buffer.write(bytes(5 << 20))
+            written[which] += os.pwrite([fd, direct][which], buffer, which * (8 << 20))
+            buffer.close()
+    threads = [threading.Thread(target=write, args=(which,)) for which in range(2)]
+    for each in threads:
+        each.start()
+    try:
+        for i in range(rounds):
+            mapped = os.open(path, os.O_RDWR)
+            area = mmap.mmap(mapped, size)
+            at = 7 * (1 << 20) + i % 250 * 4096  # where nobody writes
+            struct.pack_into("<Q", area, at, i + 1)
+            assert value(os.pread(fd, 8, at), 0) == i + 1
+            area.close()
+            os.close(mapped)
+    finally:
+        done.set()
+    for each in threads:
+        each.join()
+    print(f"mapped {rounds} times beside {sum(written) >> 20} MiB of writes")
+
 command, path, *rest = sys.argv[1:]
-{"count": count, "write": write, "look": look, "here": here, "until": until}[command](path, *map(int, rest))
+{"count": count, "write": write, "look": look, "here": here, "until": until, "beside": beside}[command](path, *map(int, rest))

@@ -12,6 +12,11 @@ say "on one node a mapping, read and write show the same"
 map node2 here "$volume/here"
 map node1 here "$volume/here"
 
+say "mappings come and go while others write the same file, large and direct"
+begin beside map node2 beside "$volume/beside" $((rounds / 10))
+await beside 300
+note "$(cat "$work/beside.log")"
+
 say "two nodes count in one page through mappings, the third writes there: $rounds rounds each"
 on node1 sh -c 'head -c 4096 /dev/zero >"$1"' - "$volume/page"
 began=$(date +%s%N)
