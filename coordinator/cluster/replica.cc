@@ -52,6 +52,13 @@ std::string list(const std::vector<NodeId>& nodes) {
   return out.empty() ? "none" : out;
 }
 
+/// It may be asked, and its vote be what somebody goes on by, also where no vote of it counts here.
+bool has_witness(const Configuration& configuration) {
+  const auto& ballot = configuration.ballot;
+  return configuration.witness.kind != WitnessKind::none || ballot.now.witness > 0 ||
+         (ballot.before && ballot.before->witness > 0);
+}
+
 }  // namespace
 
 std::string_view to_text(Replica::State state) {
@@ -126,6 +133,7 @@ void Replica::on_view(const View& view) {
   round_ = 0;
   notes_.clear();
   view_since_ = with_.loop->now();
+  if (stored_ && has_witness(*stored_)) hold_shared_until_ = view_since_;
   begin_round("the members of the cluster greet each other");
   with_.changed();
 }
@@ -344,10 +352,10 @@ std::optional<TimePoint> Replica::last_granted(NodeId node) const {
   if (forced < in_force_->tag.forced) return std::nullopt;
   auto found = granted_.find(node);
   if (found == granted_.end()) return std::nullopt;
-  // The one voter in common may be the witness: then it is its hold that has to end.
-  const auto& ballot = in_force_->ballot;
-  bool witness = ballot.now.witness > 0 || (ballot.before && ballot.before->witness > 0);
-  return witness ? std::max(found->second, view_since_) : found->second;
+  // The one voter in common may have been the witness: then it is its hold that has to end. It need
+  // not vote any more by what is in force here: the node was left behind by what was before.
+  auto shared_until = has_witness(*in_force_) ? view_since_ : hold_shared_until_;
+  return std::max(found->second, shared_until);
 }
 
 // --- Forming ------------------------------------------------------------------------------------

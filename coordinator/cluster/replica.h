@@ -241,6 +241,9 @@ class Replica {
   /// is known: he may belong to a side that shares no voter with this one.
   std::map<NodeId, std::uint64_t> forced_of_;
   TimePoint view_since_{};
+  /// When the last view ended in which what this side's witness was proven to hold could be told to
+  /// nodes that were left behind: nobody's lease rests on a later proof.
+  TimePoint hold_shared_until_{};
   Loop::TimerId patience_{}, forming_{};
   std::optional<Attempt> attempt_;
   std::uint64_t prepared_ = 0;  ///< The highest epoch of an attempt of ours.
