@@ -883,9 +883,11 @@ Expected<void> Replica::use_memory(const Witness::Memory& memory) {
 
 void Replica::heard_held_until(TimePoint until) {
   if (until <= held_until_) return;
-  bool anew = held_until_ <= with_.loop->now();
+  // Not with every beat: a vote that ends a little sooner is none too many.
+  constexpr Duration kStep = 500ms;
+  bool news = held_until_ <= with_.loop->now() || until >= voted_until_ + kStep;
   held_until_ = until;
-  if (anew) vote();
+  if (news) vote();
   watch_hold();
 }
 
@@ -978,18 +980,24 @@ void Replica::outdo(const Witness::Memory& memory) {
 
 /// What the engine asks in the middle of a change of members is answered from this.
 void Replica::vote() {
-  if (!stored_) return with_.engine->vote_by([](std::span<const NodeId>) { return false; });
+  if (!stored_)
+    return with_.engine->vote_by([](std::span<const NodeId>) { return Engine::kNever; });
   // Who held it last holds it as long as what he has proven is worth, whatever becomes of the
   // members meanwhile: nobody else can have taken it.
   std::optional<NodeId> holder;
-  if (with_.loop->now() < proven_until_)
+  if (with_.loop->now() < proven_until_) {
     holder = with_.node;
-  else if (last_keeper_ != with_.node && with_.loop->now() < held_until_)
+    voted_until_ = proven_until_;
+  } else if (last_keeper_ != with_.node && with_.loop->now() < held_until_) {
     holder = last_keeper_;
-  with_.engine->vote_by([ballot = stored_->ballot, holder](std::span<const NodeId> nodes) {
-    bool witness = holder && std::find(nodes.begin(), nodes.end(), *holder) != nodes.end();
-    return majority(ballot, nodes, witness);
-  });
+    voted_until_ = held_until_;
+  }
+  with_.engine->vote_by(
+      [ballot = stored_->ballot, holder, until = voted_until_](std::span<const NodeId> nodes) {
+        if (majority(ballot, nodes, false)) return Engine::kForLong;
+        bool held = holder && std::find(nodes.begin(), nodes.end(), *holder) != nodes.end();
+        return held && majority(ballot, nodes, true) ? until : Engine::kNever;
+      });
 }
 
 // --- Changes ------------------------------------------------------------------------------------

@@ -255,6 +255,7 @@ class Replica {
   bool arbitrating_ = false, confirming_ = false, witness_answers_ = false;
   TimePoint held_until_{};
   TimePoint proven_until_{};                   ///< As far as this node itself has proven it.
+  TimePoint voted_until_{};                    ///< As the engine was told last.
   std::uint64_t held_in_ = 0;                  ///< The view in which this node has.
   Loop::TimerId hold_over_{};                  ///< When what the witness's vote rests on is over.
   std::optional<Configuration> from_witness_;  ///< What it stores; of a disk.
