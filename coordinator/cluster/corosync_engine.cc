@@ -519,7 +519,7 @@ class CorosyncEngine::Vote {
     }
     int wait = 0;
     for (;;) {
-      bool in_vain = !shared_->vote_bell.wait(fd, wait) && wait == kVoteEveryMs;
+      bool in_vain = !shared_->vote_bell.wait(fd, wait) && wait >= kVoteEveryMs;
       if (shared_->is_over(attempt_)) break;
       watch_loop(in_vain);
       result = calls([&] { return ::votequorum_dispatch(quorum.handle, CS_DISPATCH_ALL); });
@@ -527,8 +527,9 @@ class CorosyncEngine::Vote {
         return corosync_error(result, "hearing from corosync's votequorum");
       wait = CSV_TRY(give(quorum.handle));
     }
-    // Whose vote is not cast is not waited for either, once it has signed off.
-    if (shared_->ending && registered_ && cast_ && !*cast_)
+    // Whose vote is not cast is not waited for either, once it has signed off. What is cast stands
+    // for a while, and so must not be what has an end.
+    if (shared_->ending && registered_ && cast_ && !(*cast_ && stands()))
       calls([&] { return ::votequorum_qdevice_unregister(quorum.handle, kDevice); });
     return {};
   }
@@ -561,7 +562,8 @@ class CorosyncEngine::Vote {
 
   /// Votes as the verdict is now. Returns after how many ms again.
   Expected<int> give(votequorum_handle_t handle) {
-    if (!nodes_) return kVoteEveryMs;
+    again_ms_ = kVoteEveryMs;
+    if (!nodes_) return again_ms_;
     if (!registered_ && !CSV_TRY(sign_on(handle))) return kAgainMs;
     if (registered_) {
       bool cast = decide();
@@ -591,7 +593,7 @@ class CorosyncEngine::Vote {
       *voted = {attempt_, ring_number_};
     }
     if (news) shared_->talk_bell.ring();
-    return kVoteEveryMs;
+    return again_ms_;
   }
 
   void watch_loop(bool second_is_over) {
@@ -605,11 +607,19 @@ class CorosyncEngine::Vote {
 
   bool decide() {
     if (seconds_without_tick_ >= kSecondsWithoutTick) return false;
-    // Under its lock: whoever replaces it, or ends us, may be sure that it is not asked any more.
+    // Under its lock: whoever replaces it, or ends us, may be sure that it is not asked any more,
+    // nor the loop's clock.
     auto verdict = shared_->verdict.lock();
-    if (shared_->ending) return cast_ && *cast_;
-    return *verdict && (*verdict)(*nodes_);
+    if (shared_->ending) return cast_ && *cast_ && stands();
+    until_ = *verdict ? (*verdict)(*nodes_) : kNever;
+    auto now = shared_->with.loop->now();
+    if (now >= until_) return false;
+    if (!stands())
+      again_ms_ = static_cast<int>(std::min<Duration>(until_ - now, again_ms_ * 1ms) / 1ms) + 1;
+    return true;
   }
+  /// What was decided last has no end of its own.
+  [[nodiscard]] bool stands() const { return until_ == kForLong; }
 
   static void on_nodes(votequorum_handle_t handle, std::uint64_t, votequorum_ring_id_t ring,
                        std::uint32_t count, std::uint32_t nodes[]) {
@@ -632,6 +642,8 @@ class CorosyncEngine::Vote {
   std::optional<std::vector<NodeId>> nodes_;
   bool registered_ = false, complained_ = false;
   std::optional<bool> cast_;
+  TimePoint until_ = kNever;     ///< Of the verdict that was given last.
+  int again_ms_ = kVoteEveryMs;  ///< Until it is asked for again.
   std::uint64_t seen_tick_ = 0;
   int seconds_without_tick_ = 0;
 };

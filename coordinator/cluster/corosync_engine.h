@@ -19,10 +19,11 @@ namespace csv::cluster {
 /// The vote. The verdict is asked as soon as the nodes change and the answer given at once; the
 /// daemon holds back everything else in the whole cluster until then, or for
 /// quorum.device.sync_timeout (corosync_conf.h). It is given anew every second. While the loop
-/// stands still the vote is withdrawn. The end of this object withdraws nothing: a csvd that is
-/// only restarted keeps its node quorate, for quorum.device.timeout (10 s), during which a change
-/// of nodes waits for it as above. If the vote was not cast last, the device signs off, and is not
-/// waited for.
+/// stands still the vote is withdrawn, and when a verdict's moment has come it is whatever the loop
+/// does. The end of this object withdraws nothing that has no end of its own: a csvd that is only
+/// restarted keeps its node quorate, for quorum.device.timeout (10 s), during which a change
+/// of nodes waits for it as above. If the vote was not cast last, or has an end, the device signs
+/// off, and is not waited for.
 ///
 /// Destruction waits for the threads for up to a second. A thread that is still in a call by then
 /// is left to itself: it touches nothing of ours any more, and ends when the call does.

@@ -7,6 +7,7 @@
 
 #include "csvfs/base/error.h"
 #include "csvfs/base/ids.h"
+#include "csvfs/base/loop.h"
 
 namespace csv::cluster {
 
@@ -48,10 +49,12 @@ class Engine {
     /// reached for again without end, as another life of ours.
     std::function<void(Error)> lost;
   };
-  /// Whether the partition that consists of these nodes goes on. Called on a thread of the engine,
-  /// possibly while nothing else can happen anywhere in the cluster: a pure function of what was
-  /// known when it was set (F1).
-  using Verdict = std::function<bool(std::span<const NodeId> nodes)>;
+  /// Until when the partition that consists of these nodes goes on: a moment that is over (kNever),
+  /// one that is to come where it rests on what has an end, or kForLong. Called on a thread of the
+  /// engine, possibly while nothing else can happen anywhere in the cluster: a pure function of
+  /// what was known when it was set (F1).
+  using Verdict = std::function<TimePoint(std::span<const NodeId> nodes)>;
+  static constexpr TimePoint kNever{}, kForLong = TimePoint::max();
 
   virtual ~Engine() = default;
   virtual void start(Handlers handlers) = 0;
@@ -59,7 +62,8 @@ class Engine {
   /// while nobody is reached. At most kMaxMessage bytes.
   virtual void multicast(std::string message) = 0;
   /// How this node votes as a quorum device from now on. At once, also for the view that is: the
-  /// vote is cast or withdrawn before anything else happens. Until the first call: not cast.
+  /// vote is cast or withdrawn before anything else happens. Withdrawn when the verdict's moment
+  /// has come, with or without the loop. Until the first call: not cast.
   virtual void vote_by(Verdict verdict) = 0;
   /// This process's own part in the group, once a view was told.
   [[nodiscard]] virtual Member self() const = 0;

@@ -146,6 +146,9 @@ void GroupViews::message(Process from, std::string_view frame) {
   frame.remove_prefix(sizeof found);
   switch (Kind{found.kind}) {
     case Kind::message: {
+      // Said in a ring that has ended, and carried by the next one: in that of others it may have
+      // been taken back for something else by now, and the view there is older than that ring.
+      if (ring_ && *ring_ != view_.ring) return;
       const Member sender{from.node, found.life};
       if (std::binary_search(view_.members.begin(), view_.members.end(), sender))
         out_.deliver(sender, std::string{frame});

@@ -22,7 +22,10 @@ namespace csv::cluster {
 /// a hello, and so is known to all at the same message. One that was given up and lives takes
 /// itself out of the group, and joins as another life.
 ///
-/// Messages of a sender that is not in the view, or of another life of his, are dropped.
+/// Messages of a sender that is not in the view, or of another life of his, are dropped. So are all
+/// that come between a ring and the view that begins in it: they waited for it when the one before
+/// broke, and those whom that left in another ring do not hear them. All who share the ring drop
+/// the same ones.
 class GroupViews {
  public:
   struct Process {

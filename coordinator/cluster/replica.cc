@@ -52,6 +52,13 @@ std::string list(const std::vector<NodeId>& nodes) {
   return out.empty() ? "none" : out;
 }
 
+/// It may be asked, and its vote be what somebody goes on by, also where no vote of it counts here.
+bool has_witness(const Configuration& configuration) {
+  const auto& ballot = configuration.ballot;
+  return configuration.witness.kind != WitnessKind::none || ballot.now.witness > 0 ||
+         (ballot.before && ballot.before->witness > 0);
+}
+
 }  // namespace
 
 std::string_view to_text(Replica::State state) {
@@ -126,6 +133,7 @@ void Replica::on_view(const View& view) {
   round_ = 0;
   notes_.clear();
   view_since_ = with_.loop->now();
+  if (stored_ && has_witness(*stored_)) hold_shared_until_ = view_since_;
   begin_round("the members of the cluster greet each other");
   with_.changed();
 }
@@ -344,10 +352,10 @@ std::optional<TimePoint> Replica::last_granted(NodeId node) const {
   if (forced < in_force_->tag.forced) return std::nullopt;
   auto found = granted_.find(node);
   if (found == granted_.end()) return std::nullopt;
-  // The one voter in common may be the witness: then it is its hold that has to end.
-  const auto& ballot = in_force_->ballot;
-  bool witness = ballot.now.witness > 0 || (ballot.before && ballot.before->witness > 0);
-  return witness ? std::max(found->second, view_since_) : found->second;
+  // The one voter in common may have been the witness: then it is its hold that has to end. It need
+  // not vote any more by what is in force here: the node was left behind by what was before.
+  auto shared_until = has_witness(*in_force_) ? view_since_ : hold_shared_until_;
+  return std::max(found->second, shared_until);
 }
 
 // --- Forming ------------------------------------------------------------------------------------
@@ -875,9 +883,11 @@ Expected<void> Replica::use_memory(const Witness::Memory& memory) {
 
 void Replica::heard_held_until(TimePoint until) {
   if (until <= held_until_) return;
-  bool anew = held_until_ <= with_.loop->now();
+  // Not with every beat: a vote that ends a little sooner is none too many.
+  constexpr Duration kStep = 500ms;
+  bool news = held_until_ <= with_.loop->now() || until >= voted_until_ + kStep;
   held_until_ = until;
-  if (anew) vote();
+  if (news) vote();
   watch_hold();
 }
 
@@ -970,18 +980,24 @@ void Replica::outdo(const Witness::Memory& memory) {
 
 /// What the engine asks in the middle of a change of members is answered from this.
 void Replica::vote() {
-  if (!stored_) return with_.engine->vote_by([](std::span<const NodeId>) { return false; });
+  if (!stored_)
+    return with_.engine->vote_by([](std::span<const NodeId>) { return Engine::kNever; });
   // Who held it last holds it as long as what he has proven is worth, whatever becomes of the
   // members meanwhile: nobody else can have taken it.
   std::optional<NodeId> holder;
-  if (with_.loop->now() < proven_until_)
+  if (with_.loop->now() < proven_until_) {
     holder = with_.node;
-  else if (last_keeper_ != with_.node && with_.loop->now() < held_until_)
+    voted_until_ = proven_until_;
+  } else if (last_keeper_ != with_.node && with_.loop->now() < held_until_) {
     holder = last_keeper_;
-  with_.engine->vote_by([ballot = stored_->ballot, holder](std::span<const NodeId> nodes) {
-    bool witness = holder && std::find(nodes.begin(), nodes.end(), *holder) != nodes.end();
-    return majority(ballot, nodes, witness);
-  });
+    voted_until_ = held_until_;
+  }
+  with_.engine->vote_by(
+      [ballot = stored_->ballot, holder, until = voted_until_](std::span<const NodeId> nodes) {
+        if (majority(ballot, nodes, false)) return Engine::kForLong;
+        bool held = holder && std::find(nodes.begin(), nodes.end(), *holder) != nodes.end();
+        return held && majority(ballot, nodes, true) ? until : Engine::kNever;
+      });
 }
 
 // --- Changes ------------------------------------------------------------------------------------

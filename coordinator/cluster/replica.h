@@ -241,6 +241,9 @@ class Replica {
   /// is known: he may belong to a side that shares no voter with this one.
   std::map<NodeId, std::uint64_t> forced_of_;
   TimePoint view_since_{};
+  /// When the last view ended in which what this side's witness was proven to hold could be told to
+  /// nodes that were left behind: nobody's lease rests on a later proof.
+  TimePoint hold_shared_until_{};
   Loop::TimerId patience_{}, forming_{};
   std::optional<Attempt> attempt_;
   std::uint64_t prepared_ = 0;  ///< The highest epoch of an attempt of ours.
@@ -252,6 +255,7 @@ class Replica {
   bool arbitrating_ = false, confirming_ = false, witness_answers_ = false;
   TimePoint held_until_{};
   TimePoint proven_until_{};                   ///< As far as this node itself has proven it.
+  TimePoint voted_until_{};                    ///< As the engine was told last.
   std::uint64_t held_in_ = 0;                  ///< The view in which this node has.
   Loop::TimerId hold_over_{};                  ///< When what the witness's vote rests on is over.
   std::optional<Configuration> from_witness_;  ///< What it stores; of a disk.

@@ -287,6 +287,8 @@ Task<Expected<Witness::Hold>> ShareWitness::challenge(std::uint64_t ring) {
       events::Severity::info, "witness", "",
       fmt::format("node {} took the witness file", raw(around_.node)),
       raw(first.now.node) != 0 ? fmt::format("node {} held it", raw(first.now.node)) : "");
+  // It lies where what comes late would lie: that would be the newest again. Not beside one more.
+  if (first.alone) co_return co_await confirm(ring);
   co_return Hold{sent};
 }
 

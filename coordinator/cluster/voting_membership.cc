@@ -410,7 +410,9 @@ Task<void> VotingMembership::settle(std::vector<std::string> fresh,
   for (const auto& [name, record] : replica_->configuration()->volumes) turns[name] = record.turn;
   Replica::Change change = [moves, turns](Configuration& next) -> Expected<void> {
     for (const auto& move : moves) {
-      auto& record = next.volumes[move.volume];
+      auto found = next.volumes.find(move.volume);
+      if (found == next.volumes.end()) continue;  // forgotten meanwhile
+      auto& record = found->second;
       auto decided_on = turns.find(move.volume);
       // Moved by somebody else meanwhile, or by us, before this attempt.
       if (record.turn != (decided_on == turns.end() ? 0 : decided_on->second)) continue;

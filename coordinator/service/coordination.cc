@@ -94,6 +94,9 @@ Task<void> Coordination::follow(const cluster::Membership::Assignment& given) {
     given_at_.reset();
     pause_ = {};
     not_before_ = {};
+    commanded_ = false;
+    answer(Error{Errc::not_coordinator,
+                 "the cluster gave volume " + setup_.volume + " to another node meanwhile"});
     enter(State::idle, given.node == NodeId{}
                            ? std::string{"no node can coordinate it"}
                            : fmt::format("node {} is to coordinate it", raw(given.node)));
@@ -108,7 +111,7 @@ Task<void> Coordination::follow(const cluster::Membership::Assignment& given) {
       now < handed_over) {
     enter(State::waiting, fmt::format("node {} hands it over", raw(who->node)));
     co_await wait_at_most(handed_over - now);
-  } else if (now < not_before_) {
+  } else if (now < not_before_ && !commanded_) {
     co_await wait_at_most(not_before_ - now);
   } else if (now >= setup_.membership->open_until()) {
     // The others' answers bring it, a moment after the cluster has formed.
@@ -116,6 +119,7 @@ Task<void> Coordination::follow(const cluster::Membership::Assignment& given) {
     co_await changed_.wait();
   } else {
     co_await attempt();
+    commanded_ = false;
   }
 }
 
@@ -239,6 +243,7 @@ void Coordination::pause_before_next(bool was_steady) {
 Task<Expected<void>> Coordination::start() {
   if (service_ && wanted_) co_return Expected<void>{};
   wanted_ = commanded_ = true;
+  given_up_ = false;
   changed_.notify();
   co_return co_await completion<Expected<void>>(
       [this](auto done) { starting_.emplace_back(std::move(done)); });

@@ -50,7 +50,8 @@ class Coordination {
   /// The membership knows something new.
   void news() { changed_.notify(); }
   /// By command: takes the volume over now, from whoever has it. Answers once it is served here, or
-  /// with why the attempt failed (more attempts follow).
+  /// with why the attempt failed (more attempts follow). Where nodes vote only what the cluster
+  /// gives to this one: Errc::not_coordinator.
   Task<Expected<void>> start();
   /// By command: gives it up in good order, and does not take it again but by command. Answers once
   /// that is done. Errc::refused where it was not served here.
@@ -84,7 +85,7 @@ class Coordination {
   TimePoint since_{};
   bool wanted_ = false;
   bool commanded_ = false;  ///< The next attempt asks nobody.
-  bool given_up_ = false;   ///< By command, once at least.
+  bool given_up_ = false;   ///< By command, and not wanted by one since.
   bool beaten_ = false;     ///< The last tenure was ended by a fence or a newer owner.
   std::optional<Error> stopped_;
   Duration pause_{};                   ///< The last one between two attempts.

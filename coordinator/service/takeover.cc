@@ -124,15 +124,24 @@ Expected<void> may_go_on(const Surroundings& around) {
   return Error{Errc::retry, "this node has no membership lease any more"};
 }
 
-/// From its end on no former coordinator can write, whatever it had queued (A2, A13).
-Task<Expected<void>> fence_coordinators(const Surroundings& around, Taken& taken) {
-  CSV_CO_TRY(list, co_await taken.fencing->keys());
-  std::set<Key> former;
+std::set<Key> other_coordinators(const Surroundings& around, Key mine, const iscsi::KeyList& list) {
+  std::set<Key> out;
   for (auto key : list.keys) {
     auto parts = parts_of(key);
-    if (key != taken.key && parts.cluster == around.cluster && parts.role == KeyRole::coordinator)
-      former.insert(key);
+    if (key != mine && parts.cluster == around.cluster && parts.role == KeyRole::coordinator)
+      out.insert(key);
   }
+  return out;
+}
+
+/// From its end on no former coordinator can write, whatever it had queued (A2, A13). `before`: the
+/// keys before ours was registered.
+Task<Expected<void>> fence_coordinators(const Surroundings& around, Taken& taken,
+                                        iscsi::KeyList before) {
+  CSV_CO_TRY(list, co_await taken.fencing->keys());
+  auto former = other_coordinators(around, taken.key, list);
+  auto seen = other_coordinators(around, taken.key, before);
+  seen.insert(former.begin(), former.end());
   auto left = Fencing::Left::maybe;
   // Also where none is listed: a takeover that died in the middle of a fence would leave just that.
   // Who has closed the volume in good order has left no key in the superblocks.
@@ -141,8 +150,8 @@ Task<Expected<void>> fence_coordinators(const Surroundings& around, Taken& taken
     former.insert(info.coordinator_key);
   // Any other one never came to write its key there: it was taking over, as we are, and may have
   // taken keys away without having seen the end of what was sent under them. Of those nothing tells
-  // any more.
-  for (auto key : former)
+  // any more. It may have been an attempt of our own, whose key ours has replaced on its nexus.
+  for (auto key : seen)
     if (key != info.coordinator_key && key != info.closed_key) left = Fencing::Left::others;
   std::vector<Key> victims{former.begin(), former.end()};
   CSV_CO_CHECK(may_go_on(around));  // the answer may have been long in coming
@@ -314,7 +323,7 @@ Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
   CSV_CO_TRY(type, co_await keep_others_out(around, lun, taken.key));
   taken.fencing->set_type(type);
   CSV_CO_CHECK(may_go_on(around));
-  CSV_CO_CHECK(co_await fence_coordinators(around, taken));
+  CSV_CO_CHECK(co_await fence_coordinators(around, taken, keys_before));
   CSV_CO_CHECK(co_await wait_for_silence(around, taken));
   taken.proven_at = around.loop->now();
   CSV_CO_CHECK(may_go_on(around));

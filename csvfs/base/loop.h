@@ -26,8 +26,8 @@ class Clock {
 /// One thread that runs what it is given, in order: the home of everything that is not
 /// thread-safe. Production: Boost.Asio (asio_loop.h); simulation: virtual time.
 ///
-/// post() may be called from any thread; all else on the loop's own thread only. Work still queued
-/// when the loop ends is destroyed unrun.
+/// post() and now() may be called from any thread; all else on the loop's own only. Work still
+/// queued when the loop ends is destroyed unrun.
 class Loop : public Clock {
  public:
   enum class TimerId : std::uint64_t {};

@@ -386,3 +386,34 @@ TEST_CASE(
   CHECK(f.attempts == 7);
   CHECK(f.membership.unables == 0);
 }
+
+TEST_CASE(
+    "coordination: what the cluster gives to a node is taken again after a stop and a start") {
+  Fixture f;
+  f.membership.given =
+      cluster::Membership::Assignment{.decided = true, .node = NodeId{2}, .reason = {}};
+  f.membership.lease = f.loop.now() + 1h;
+  f.begin(false);
+  f.run(1s);
+  REQUIRE(f.state() == State::serving);
+  f.command(false);
+  f.run(1s);
+  REQUIRE(f.answer);
+  REQUIRE(f.state() == State::idle);
+  SUBCASE("at once, by command") {
+    f.command(true);
+    f.run(200ms);
+    CHECK(f.state() == State::serving);
+    CHECK(f.epoch == 2);
+    REQUIRE(f.answer);
+    CHECK(*f.answer);
+  }
+  SUBCASE("unless it was given to another one meanwhile, which is said") {
+    f.membership.given->node = NodeId{1};
+    f.command(true);
+    f.run(200ms);
+    REQUIRE(f.answer);
+    CHECK(f.answer->error() == Errc::not_coordinator);
+    CHECK(f.attempts == 1);
+  }
+}

@@ -371,6 +371,28 @@ TEST_CASE("group views: a node that was away without its entry going parts the v
   CHECK(messages(a).empty());
 }
 
+TEST_CASE("group views: what a ring brings before its view begins is said in no view") {
+  Random random{8};
+  World world{3};
+  auto& a = world.join(1, 100);
+  auto& b = world.join(2, 100);
+  auto& c = world.join(3, 100);
+  world.settle(random);
+  // The first of each is under way when the ring breaks, the second waits for the next ring.
+  for (auto* peer : {&a, &b})
+    for (const char* message : {"first", "second"}) world.say(*peer, message);
+  world.split({1});
+  world.settle(random);
+  CHECK(last_view(a).members.size() == 1);
+  CHECK(last_view(b).members.size() == 2);
+  auto said = [](const World::Peer& by) {
+    return std::vector<std::string>{std::to_string(by.life) + " first"};
+  };
+  CHECK(messages(a) == said(a));
+  CHECK(messages(b) == said(b));
+  CHECK(messages(c) == said(b));
+}
+
 TEST_CASE("group views: one who stood still while the others went on comes back as another life") {
   Random random{5};
   World world{3};

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include "coordinator/protocol/group.pb.h"
 #include "coordinator/protocol/memory_transport.h"
 #include "tests/fakes/manual_loop.h"
 
@@ -72,4 +73,75 @@ TEST_CASE("voting membership: a node without a configuration reaches for whom it
   bed.loop.run_for(1s);
   REQUIRE(membership.peers().size() == 1);
   CHECK(membership.peers()[0].id == NodeId{7});
+}
+
+namespace {
+
+/// Alone in its group: what is said is heard.
+struct LoneEngine final : Engine {
+  explicit LoneEngine(Loop& its_loop) : loop{&its_loop} {}
+  void start(Handlers its_handlers) override {
+    handlers = std::move(its_handlers);
+    loop->post([this] { handlers.view({1, {NodeId{1}}, {self()}}); });
+  }
+  void multicast(std::string message) override {
+    wire::GroupMessage said;
+    if (said.ParseFromString(message) && said.has_proposal() && !said.proposal().forms() &&
+        before_change)
+      std::exchange(before_change, nullptr)();
+    loop->post([this, message = std::move(message)] { handlers.deliver(self(), message); });
+  }
+  void vote_by(Verdict) override {}
+  [[nodiscard]] Member self() const override { return {NodeId{1}, 1}; }
+  Loop* loop;
+  Handlers handlers;
+  std::function<void()> before_change;  ///< Once, before a change is said.
+};
+
+struct QuickStore final : ConfigurationStore {
+  explicit QuickStore(Loop& its_loop) : loop{&its_loop} {}
+  void save(const Kept&, Function<void(Expected<void>)> done) override {
+    loop->post([done = std::move(done)]() mutable { done({}); });
+  }
+  Loop* loop;
+};
+
+Task<void> forget(Replica& replica, std::optional<Expected<void>>& result) {
+  Replica::Change change = [](Configuration& next) -> Expected<void> {
+    next.volumes.erase("v");
+    return {};
+  };
+  auto task = replica.propose(std::move(change), 5s);
+  result = co_await task;
+}
+
+}  // namespace
+
+TEST_CASE("voting membership: a volume that is forgotten while it is given to a node stays so") {
+  Bed bed;
+  LoneEngine engine{bed.loop};
+  QuickStore store{bed.loop};
+  std::vector<VotingMembership::LocalVolume> local{{"v"}};
+  bed.with.engine = &engine;
+  bed.with.store = &store;
+  bed.with.volumes = [&local] { return local; };
+  Configuration first;
+  first.cluster = 4711;
+  first.name = "lab";
+  first.tag = {0, 65, 1};
+  first.nodes[NodeId{1}] = {"node1", "node1"};
+  first.ballot.now.nodes[NodeId{1}] = 1;
+  first.volumes["v"];
+  bed.with.kept.configuration = first;
+  VotingMembership membership{std::move(bed.with)};
+  std::optional<Expected<void>> forgotten;
+  TaskScope tasks;
+  engine.before_change = [&] {
+    local.clear();
+    tasks.spawn(forget(membership.replica(), forgotten));
+  };
+  bed.loop.run_for(10s);
+  REQUIRE(forgotten);
+  REQUIRE(bool(*forgotten));
+  CHECK(membership.replica().configuration()->volumes.empty());
 }

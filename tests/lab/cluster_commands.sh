@@ -51,6 +51,20 @@ ends 0 'Needs attention (1):' node1 cluster status
 ends 0 '' node1 node resume node2
 wait_for 20 "node2 to coordinate again" coordinates node2
 
+say "a volume grows with its LUN, and stays where it is"
+image=$(head -n 1 "${CSVFS_LAB_DIR:-/var/tmp/csvfs-lab}/$lab_name/san/luns")
+lab san stop
+truncate -s 1280M "$image"
+lab san start
+# A name is there once the coordinator has written it: so it is back.
+on node1 timeout 60 sh -c 'touch "$1/back" && rm "$1/back"' - "$volume" || die "the volume is not back"
+wait_for 60 "node2 to coordinate again" coordinates node2
+ends 1 'does not coordinate volume volume1' node1 volume grow volume1
+ends 0 '256 MiB more' node2 volume grow volume1
+coordinates node2 || die "the volume is not where it was"
+ends 1 'enlarge it at the target first' node2 volume grow volume1
+on node1 timeout 10 touch "$volume/grown" || die "the volume that has grown is not served"
+
 say "heartbeats change on all nodes, without a restart and for the next one"
 token_is() { on "$1" corosync-cmapctl -g runtime.config.totem.token | grep -q "= $2\$"; }
 ends 0 'The heartbeats are set' node2 cluster heartbeat --delay 60 --threshold 12

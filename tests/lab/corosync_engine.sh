@@ -156,6 +156,18 @@ tell 3 'vote yes'
 wait_for 2 "node3 to be quorate by its device's votes" quorate 3 Yes
 tell 3 'vote majority'
 wait_for 2 "node3 not to be quorate any more" quorate 3 No
+say "what has an end is not voted for any longer, whether its loop hangs or it ends"
+tell 3 'vote for 3000'
+wait_for 2 "node3 to be quorate for a while" quorate 3 Yes
+tell 3 'hang 7000'
+wait_for 4 "node3 not to be quorate any more, while its loop hangs" quorate 3 No
+sleep 5
+tell 3 'vote for 20000'
+wait_for 3 "node3 to be quorate for a while" quorate 3 Yes
+tell 3 end
+wait_for 3 "node3 not to be quorate any more, its engine gone" quorate 3 No
+probe 3
+all_see 20 3 3
 heals
 
 say "all send without end while node3 comes and goes: who goes from one view to the next together hears the same in between"

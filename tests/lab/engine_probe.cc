@@ -1,6 +1,7 @@
 // engine_probe NODE NODES FIFO: an engine alone, whose vote goes to a majority of NODES. Prints
 // what it is told, one line each, with the time since boot in ms. From the fifo FIFO it takes
-// commands, one a line: "say WORDS", "burst COUNT", "vote majority|yes|no", "end".
+// commands, one a line: "say WORDS", "burst COUNT", "vote majority|yes|no", "vote for MS",
+// "hang MS", "end".
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -44,7 +45,9 @@ std::string text_of(const View& view) {
 }
 
 Engine::Verdict majority_of(std::size_t all) {
-  return [all](std::span<const NodeId> nodes) { return 2 * nodes.size() > all; };
+  return [all](std::span<const NodeId> nodes) {
+    return 2 * nodes.size() > all ? Engine::kForLong : Engine::kNever;
+  };
 }
 
 }  // namespace
@@ -95,7 +98,13 @@ int main(int count, char** words) {
     if (command.rfind("large ", 0) == 0)
       engine->multicast(std::string(std::strtoul(command.c_str() + 6, nullptr, 10), 'x'));
     if (command == "vote majority") engine->vote_by(majority_of(all));
-    if (command == "vote yes") engine->vote_by([](auto) { return true; });
+    if (command == "vote yes") engine->vote_by([](auto) { return Engine::kForLong; });
+    if (command.rfind("vote for ", 0) == 0) {
+      auto until = loop.now() + std::atoi(command.c_str() + 9) * 1ms;
+      engine->vote_by([until](auto) { return until; });
+    }
+    if (command.rfind("hang ", 0) == 0)
+      std::this_thread::sleep_for(std::atoi(command.c_str() + 5) * 1ms);
     if (command == "vote no") engine->vote_by(nullptr);
     if (command == "end") {
       engine.reset();

@@ -1523,6 +1523,36 @@ TEST_CASE("takeover: of a takeover that died nobody knows what it has left to be
   CHECK(resets == 1);
 }
 
+TEST_CASE("takeover: its own attempt before may have taken the key of one that died away") {
+  World world;
+  Coordinator{world, 1}.close();
+  auto died = make_key({4711, NodeId{9}, KeyRole::coordinator, 12345});
+  auto lun = world.disk->connect(world.loop, world.lun_options(77));
+  REQUIRE(lun);
+  ThreadBlocking blocking;
+  iscsi::BlockingLun io{**lun, blocking};
+  REQUIRE(io.register_key(died));
+  // REGISTER, RESERVE, then PREEMPT AND ABORT, which takes the key, and whose end nobody hears of.
+  int commands = 0, resets = 0;
+  bool path_breaks = true;
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind == iscsi::RamCommand::Kind::reset) ++resets;
+    if (command.kind == iscsi::RamCommand::Kind::reservation)
+      fate.answer_lost = path_breaks && ++commands == 3;
+    return fate;
+  };
+  CHECK(!try_take_over(world, 3));
+  REQUIRE(!world.listed(died));
+  CHECK(resets == 0);
+  path_breaks = false;
+  Coordinator next{world, 3};
+  CHECK(resets == 1);
+  next.close();
+  Coordinator again{world, 3};
+  CHECK(resets == 1);
+}
+
 TEST_CASE("takeover: a power loss of the storage keeps everything that was acknowledged") {
   iscsi::RamDiskOptions options;
   options.write_cache = true;

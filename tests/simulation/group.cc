@@ -131,7 +131,7 @@ void Group::power(NodeId node, bool on) {
 bool Group::votes(NodeId node) const {
   for (const auto& [life, each] : engines_)
     if (each->self_.node == node && each->verdict_ && each->ring_)
-      return each->verdict_(each->ring_->nodes);
+      return each->loop_.now() < each->verdict_(each->ring_->nodes);
   return false;
 }
 

@@ -56,6 +56,7 @@ struct Node {
     around.store = &disk;
     around.node = id(node);
     around.changed = [] {};
+    around.granted = [this] { return granted; };
     replica = std::make_unique<Replica>(std::move(around));
     loop.enter([&] { replica->start(content); });
   }
@@ -69,6 +70,7 @@ struct Node {
   SimLoop loop;
   ByHand engine;
   KeptDisk disk;
+  Replica::Granted granted;  ///< As it says when it greets.
   std::unique_ptr<Replica> replica;
   TaskScope tasks;
 };
@@ -189,6 +191,42 @@ TEST_CASE("replica: one that hangs when it is to propose does not stop the other
   bed.run_for(60s, false);
   CHECK(bed.nodes[1]->replica->state() == Replica::State::formed);
   CHECK(bed.nodes[2]->replica->state() == Replica::State::formed);
+}
+
+TEST_CASE("replica: the lease of one left behind may rest on the witness that has no vote now") {
+  // Node 4 was left behind, by the votes of which the witness had one.
+  auto config = first({0, 5, 3});
+  config.nodes[id(3)] = {"node4", "10.0.0.4:7400"};
+  config.ballot.now.nodes[id(3)] = 1;
+  bool witness = true;
+  SUBCASE("it is there") {
+    config.witness = {WitnessKind::disk, "/dev/witness"};
+    config.ballot.now.witness = 1;
+  }
+  SUBCASE("it has just been taken away") { config.ballot.now.witness = 1; }
+  SUBCASE("there was none") { witness = false; }
+  Kept each{config, {0, 5, 0}};
+  Three bed{each, each, each};
+  bed.run_for(5s, true);
+  std::vector<TimePoint> began;
+  for (auto& node : bed.nodes) {
+    began.push_back(node->loop.now());
+    node->granted[id(3)] = began.back() - 1s;
+    node->engine.view(all_three());
+  }
+  bed.run_for(1s, true);
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto& replica = *bed.nodes[i]->replica;
+    REQUIRE(replica.state() == Replica::State::formed);
+    const auto& ballot = replica.configuration()->ballot;
+    REQUIRE((ballot.now.witness == 0 && !ballot.before));
+    auto last = replica.last_granted(id(3));
+    REQUIRE(last);
+    if (witness)
+      CHECK(*last >= began[i]);
+    else
+      CHECK(*last < began[i]);
+  }
 }
 
 namespace {

@@ -226,6 +226,30 @@ TEST_CASE("replica witness: who held it and is cut off from all loses his vote i
   }
 }
 
+TEST_CASE("replica witness: who held it and stands still loses his vote in time") {
+  Beside bed{5, 2};
+  REQUIRE(bed.place.holder == id(0));
+  bed.isolate(0);
+  bed.run_for(bed.group.weather.token + 200ms);
+  CHECK(bed.group.votes(id(0)));
+  bed.lives[0]->loop.freeze(bed.world.now() + 20s);
+  CHECK(!bed.both_cast(0, 1, 15s));
+  CHECK(bed.group.votes(id(1)));
+}
+
+TEST_CASE("replica witness: who was told of a hold and stands still loses his vote in time") {
+  Beside bed{6, 4};
+  REQUIRE(bed.place.holder == id(0));
+  for (std::size_t other : {2u, 3u})
+    for (std::size_t held : {0u, 1u}) bed.group.part(id(held), id(other));
+  bed.place.cut = {id(0), id(1)};
+  bed.run_for(bed.group.weather.token + 200ms);
+  CHECK(bed.group.votes(id(1)));
+  bed.lives[1]->loop.freeze(bed.world.now() + 20s);
+  CHECK(!bed.both_cast(1, 2, 15s));
+  CHECK(bed.group.votes(id(2)));
+}
+
 TEST_CASE("replica witness: who held it alone and finds it taken loses his vote at once") {
   Beside bed{3, 2};
   bed.isolate(0);
