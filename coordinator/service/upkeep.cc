@@ -114,7 +114,8 @@ void Service::look_who_is_off(const iscsi::KeyList& list) {
       left = left || (parts_of(key).cluster == around_.cluster && parts_of(key).node == node);
     for (const auto& [id, session] : sessions_) left = left || session->node == node;
     // Let in again it would go on with what was open, and what ran there has started elsewhere.
-    left = left || suspended_.find(node) != nullptr || forgetting_.contains(node);
+    left = left || suspended_.find(node) != nullptr || forgetting_.contains(node) ||
+           giving_up_.contains(node);
     for (const auto& [key, row] : admissions_) left = left || parts_of(key).node == node;
     if (!left) off_[node] = fence;
   }
