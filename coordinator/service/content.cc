@@ -131,6 +131,8 @@ void Content::start_flush(const std::shared_ptr<State>& state, iscsi::Lun& lun) 
   });
 }
 
+void Content::forget() { state_->forgotten = true; }
+
 Task<void> Content::idle() {
   while (state_->underway > 0) co_await state_->settled.wait();
 }

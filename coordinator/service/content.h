@@ -38,6 +38,8 @@ class Content {
   /// flushes: at most one runs and one waits (a flush that starts now serves whoever waits now).
   /// After an answer of not_durable, to any command, none succeeds any more: Errc::retry.
   Task<Expected<void>> flush();
+  /// As if the target had answered one of ours so.
+  void forget();
   /// Nothing is on its way.
   Task<void> idle();
 

@@ -1394,6 +1394,64 @@ TEST_CASE("commit: a flush that failed takes what was written before it, whoever
   CHECK_MESSAGE(committed.failure().code() == 0, committed.failure().message());
 }
 
+TEST_CASE("commit: what a mount was told is lost is of nobody's file, and all mounts hear of it") {
+  iscsi::RamDiskOptions options{.write_cache = true};
+  SUBCASE("the catalog goes past the cache by itself") {}
+  SUBCASE("the catalog needs flushes, too") { options.fua = false; }
+  World world{options};
+  std::atomic<bool> slow{false};
+  std::atomic<int> flushes{0};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind == iscsi::RamCommand::Kind::flush) ++flushes;
+    if (command.kind == iscsi::RamCommand::Kind::write && slow)
+      fate.inside = std::chrono::milliseconds{300};
+    return fate;
+  };
+  Client a{world, 1, 11}, b{world, 2, 22};
+  wire::Request told;
+  told.mutable_stat_fs();
+  told.set_lost_under(0);
+  std::uint64_t file = 0, committing = 0, telling = 0;
+  {
+    Coordinator former{world, 1};
+    REQUIRE(!a.connect(former).code());
+    REQUIRE(!b.connect(former).code());
+    a.admit();
+    file = a.create("f");
+    auto layout = a.layout(file, 0, kMiB, true);
+    REQUIRE(a.lun_write(layout.segments(0).lun_offset(), filled(64 * 1024, 'g')));
+    wire::Request mode;
+    mode.mutable_set_attr()->set_inode(file);
+    mode.mutable_set_attr()->set_mode(0600);
+    slow = true;
+    auto before = flushes.load();
+    a.send(a.prepared(mode, 1));  // keeps the catalog busy
+    pause(std::chrono::milliseconds{20});
+    committing = a.send(a.prepared(commit_request(file, layout, 0, 64 * 1024), 0));
+    REQUIRE(world.eventually([&] { return flushes > before; }));
+    pause(std::chrono::milliseconds{20});
+    telling = b.send(told);
+    for (int i = 0; i < 500 && !former.stopped(); ++i) pause(std::chrono::milliseconds{10});
+    REQUIRE(former.stopped());
+    slow = false;
+    CHECK(!a.answered(committing));
+    CHECK(!b.answered(telling));
+  }
+  Coordinator next{world, 3};
+  REQUIRE(!a.connect(next).code());
+  CHECK(a.verifier() == 1);
+  a.send_again(committing);
+  CHECK(error_of(a.wait(committing)) == Errc::stale_commit);
+  a.resume_done();
+  // Said once more it is the same loss.
+  REQUIRE(!b.connect(next).code());
+  b.send_again(telling);
+  CHECK(b.wait(telling).failure().code() == 0);
+  b.resume_done();
+  CHECK(a.attr(file).size() == 0);
+}
+
 TEST_CASE("commit: a target that says it cannot flush is none that has lost anything") {
   World world{iscsi::RamDiskOptions{.write_cache = true}};
   std::atomic<bool> refuses{false};
