@@ -1997,3 +1997,34 @@ TEST_CASE(
   CHECK(b.write(file, 0, "to what was granted to one who is gone").failure().code() == 0);
   CHECK(b.create("and all else goes on") != 0);
 }
+
+TEST_CASE("full: upkeep does not wait for a file whose layouts are long in coming back") {
+  World world;
+  world.timing.recall_patience = std::chrono::hours{1};
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto gone = a.create("gone", false), other = a.create("other");
+  auto free = [&] { return coordinator.status().free_blocks; };
+  auto becomes = [&](std::uint64_t blocks) {
+    for (int i = 0; i < 800 && free() != blocks; ++i) pause(std::chrono::milliseconds{5});
+    return free() == blocks;
+  };
+  wire::Request space;
+  space.mutable_stat_fs();
+  auto empty = a.call(space).fs_stat().free_blocks();
+  for (auto file : {gone, other})
+    REQUIRE(a.write(file, 0, std::string(kMiB, 'x')).failure().code() == 0);
+  REQUIRE(becomes(empty - 2 * kMiB / kBlock));
+  REQUIRE(b.layout(gone, 0, 8192, false).segments_size() > 0);
+  b.answer_recalls(false);
+  REQUIRE(a.unlink("gone").failure().code() == 0);
+  REQUIRE(is_asked(b));
+  pause(std::chrono::milliseconds{100});  // which it comes to
+  REQUIRE(a.truncate(other, 0).failure().code() == 0);
+  CHECK(becomes(empty - kMiB / kBlock));
+  CHECK(b.held().size() == 1);
+}
