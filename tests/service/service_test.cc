@@ -2028,3 +2028,57 @@ TEST_CASE("full: upkeep does not wait for a file whose layouts are long in comin
   CHECK(becomes(empty - kMiB / kBlock));
   CHECK(b.held().size() == 1);
 }
+
+TEST_CASE("write: what the thin LUN took of it is not written again over another's") {
+  World world{iscsi::RamDiskOptions{.max_transfer = 64 * 1024}};
+  std::atomic<bool> full{false};
+  std::atomic<std::uint64_t> first{0};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind != iscsi::RamCommand::Kind::write || command.length < 64 * 1024 || !full)
+      return fate;
+    std::uint64_t none = 0;
+    first.compare_exchange_strong(none, command.offset);
+    if (command.offset != first)
+      fate.failure = Error{std::errc::no_space_on_device, "no space left (07h/27h/07h)"};
+    return fate;
+  };
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  constexpr std::size_t kSize = 4 * 64 * 1024, kNew = kSize - 20;
+  REQUIRE(a.write(file, 0, std::string(kSize, 'o')).failure().code() == 0);
+  full = true;
+  auto request = write_request(file, false);
+  request.mutable_write()->set_offset(10);
+  auto writing = a.send(a.prepared(request, 0), bytes_of(std::string(kNew, 'n')));
+  REQUIRE(error_of(a.wait(writing)) == Errc::retry);
+  REQUIRE(b.read(file, 100, 6) == "nnnnnn");
+  bool cut = false;
+  SUBCASE("another one has written there") {
+    REQUIRE(b.write(file, 100, "theirs").failure().code() == 0);
+  }
+  SUBCASE("another one has cut it off, and made it longer again") {
+    cut = true;
+    REQUIRE(b.truncate(file, 0).failure().code() == 0);
+    REQUIRE(b.truncate(file, kSize).failure().code() == 0);
+  }
+  full = false;
+  a.send_again(writing);
+  for (int i = 0; i < 4000 && a.answers(writing) < 2; ++i) pause(std::chrono::milliseconds{5});
+  CHECK(a.wait(writing).written().length() == kNew);
+  auto expected = cut ? std::string(10, '\0') + std::string(kNew, 'n') + std::string(10, '\0')
+                      : std::string(10, 'o') + std::string(kNew, 'n') + std::string(10, 'o');
+  if (!cut) expected.replace(100, 6, "theirs");
+  CHECK((a.read(file, 0, kSize) == expected));
+  // Of the next one in its place nothing has been written yet.
+  auto next = a.change(request, bytes_of(std::string(kNew, 'm')));
+  CHECK(next.written().length() == kNew);
+  CHECK((a.read(file, 10, kNew) == std::string(kNew, 'm')));
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
