@@ -72,6 +72,7 @@ IoPath::IoPath(Loop& loop, CoordinatorClient& client, Admission& admission, File
   admission.on_forgot([this] {
     ++told_lost_;
     forgot();
+    if (!std::exchange(telling_loss_, true)) tasks_.spawn(tell_loss());
   });
 }
 
@@ -757,6 +758,19 @@ void IoPath::forgot() {
   volatile_.clear();
   being_flushed_.clear();
   if (when_forgot_) when_forgot_();
+}
+
+/// It may have been others' content as well, and a target tells it once: nobody but us may hear of
+/// it. The coordinator counts it, and tells everybody.
+Task<void> IoPath::tell_loss() {
+  for (std::uint64_t told = 0; told != told_lost_;) {
+    told = told_lost_;
+    wire::Request request;
+    request.mutable_stat_fs();
+    request.set_lost_under(verifier_.value_or(0));
+    (void)co_await client_->call(std::move(request));  // until it is answered, over takeovers too
+  }
+  telling_loss_ = false;
 }
 
 void IoPath::lost(InodeId inode) { lost_[inode] = {++losses_, false}; }

@@ -122,6 +122,7 @@ class IoPath {
   void written_volatile(const FilePtr& file);
   Task<void> trim_volatile(FilePtr file);
   void forgot();
+  Task<void> tell_loss();
   void lost(InodeId inode);
   Expected<void> nothing_lost(const File& file, std::uint64_t& told);
   Task<Expected<Mount::Content>> read_redirected(FilePtr file, std::uint64_t offset,
@@ -155,7 +156,7 @@ class IoPath {
   std::uint64_t forgotten_ = 0;  // how often the target lost its memory
   std::uint64_t told_lost_ = 0;  // of these, how often it was this mount that it told
   std::function<void()> when_forgot_;
-  bool trimming_ = false;
+  bool trimming_ = false, telling_loss_ = false;
   TimePoint volatile_since_{};  // the oldest, if there is any
   Signal flushed_;
 

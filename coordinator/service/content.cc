@@ -72,15 +72,19 @@ Task<Expected<void>> Content::read(BufferRef into, std::vector<Piece> pieces) {
   co_return co_await all(pieces.size(), std::move(send));
 }
 
-Task<Expected<void>> Content::write(BufferRef from, std::vector<Piece> pieces, Durable durable) {
+Task<Expected<void>> Content::write(BufferRef from, std::vector<Piece> pieces, Durable durable,
+                                    Landed landed) {
   for (const auto& piece : pieces) write_bytes_ += piece.length;
+  if (landed) landed->assign(pieces.size(), false);
   iscsi::Lun::WriteOptions options;
   options.fua = durable == Durable::yes && lun_->profile().fua;
-  Send send = [this, &from, &pieces, &options](std::size_t i, iscsi::Done done) {
+  Send send = [this, &from, &pieces, &options, &landed](std::size_t i, iscsi::Done done) {
     const auto& piece = pieces[i];
-    lun_->write(
-        piece.lun_offset, from->span().subspan(piece.at, piece.length), options,
-        [from, done = std::move(done)](Expected<void> result) mutable { done(std::move(result)); });
+    lun_->write(piece.lun_offset, from->span().subspan(piece.at, piece.length), options,
+                [from, landed, i, done = std::move(done)](Expected<void> result) mutable {
+                  if (landed && result) (*landed)[i] = true;
+                  done(std::move(result));
+                });
   };
   CSV_CO_CHECK(co_await all(pieces.size(), std::move(send)));
   if (durable == Durable::no || options.fua) co_return Expected<void>{};
@@ -130,6 +134,8 @@ void Content::start_flush(const std::shared_ptr<State>& state, iscsi::Lun& lun) 
     ended->ended.notify();
   });
 }
+
+void Content::forget() { state_->forgotten = true; }
 
 Task<void> Content::idle() {
   while (state_->underway > 0) co_await state_->settled.wait();

@@ -30,14 +30,18 @@ class Content {
   Task<Expected<void>> read(BufferRef into, std::vector<Piece> pieces);
   /// `yes`: answered when it is past the target's volatile cache, by FUA where there is FUA.
   enum class Durable { no, yes };
+  /// By piece, whether it was written, whatever became of the others.
+  using Landed = std::shared_ptr<std::vector<bool>>;
   Task<Expected<void>> write(BufferRef from, std::vector<Piece> pieces,
-                             Durable durable = Durable::no);
+                             Durable durable = Durable::no, Landed landed = nullptr);
   Task<Expected<void>> zero(std::vector<Extent> extents);
   Task<Expected<void>> unmap(std::vector<Extent> extents);
   /// All that was answered before the call is past the target's volatile cache. Callers share
   /// flushes: at most one runs and one waits (a flush that starts now serves whoever waits now).
   /// After an answer of not_durable, to any command, none succeeds any more: Errc::retry.
   Task<Expected<void>> flush();
+  /// As if the target had answered one of ours so.
+  void forget();
   /// Nothing is on its way.
   Task<void> idle();
 

@@ -753,12 +753,38 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
     if (!freed) co_return freed.error();
     runs = *std::move(freed);
   }
+  // An earlier try of it may have been seen, and written over, in part.
+  const auto& request = call->request;
+  auto& before = call->session->slots[request.slot()].landed;
+  if (before.sequence != request.sequence() || before.truncation != seen.attr.truncation)
+    before = {};
+  bool repeats_durable = before.blocks.empty() || before.durable;
   Gain gain;
   Handout handout{runs};
   std::vector<Content::Piece> pieces;
-  auto add = [&](std::uint64_t file_block, Run run) {
+  std::vector<Range> in_place;  // by piece, if it is
+  auto add = [&](std::uint64_t file_block, Run run, bool replaces = false) {
     pieces.push_back({run.lun_block * kBlockSize, (file_block - range.first) * kBlockSize,
                       run.count * kBlockSize});
+    in_place.resize(pieces.size());
+    if (replaces) in_place.back() = {file_block, file_block + run.count};
+  };
+  // One command each: what failed may be written in part.
+  auto most = std::max<std::uint64_t>(tenure_->lun->profile().max_transfer / kBlockSize, 1);
+  auto replace = [&](const Mapping& piece) {
+    auto of = blocks_of(piece);
+    for (auto at = of.first; at < of.end;) {
+      Range next{at, std::min(of.end, at + most)};
+      if (auto had = before.blocks.within(next); !had.empty()) {
+        if (had.front().begin == at) {
+          at = had.front().end;
+          continue;
+        }
+        next.end = had.front().begin;
+      }
+      add(at, {piece.lun_block + (at - of.first), next.end - at}, true);
+      at = next.end;
+    }
   };
   for (const auto& piece : seen.map) {
     if (needs_space(piece)) {
@@ -771,19 +797,35 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
       }
       continue;
     }
-    if (piece.state == BlockState::unwritten) gain.unwritten.push_back(blocks_of(piece));
+    if (piece.state != BlockState::unwritten) {
+      replace(piece);
+      continue;
+    }
+    gain.unwritten.push_back(blocks_of(piece));
     add(piece.file_block, {piece.lun_block, piece.count});
   }
   // What becomes part of the file is past the volatile cache before its transaction (A7).
   bool joins = gain.any() || end > seen.attr.size;
   auto durable = joins ? Content::Durable::yes : Content::Durable::no;
-  auto done = judge(co_await content_.write(image, std::move(pieces), durable));
+  auto landed = std::make_shared<std::vector<bool>>();
+  auto io = co_await content_.write(image, std::move(pieces), durable, landed);
+  if (io.error() == std::errc::no_space_on_device && request.sequence() > 0) {
+    // What is behind the end nobody has seen, nor what was no content.
+    Range shown{0, seen.attr.size / kBlockSize};
+    before.durable = joins && repeats_durable;
+    before.sequence = request.sequence();
+    before.truncation = seen.attr.truncation;
+    for (std::size_t i = 0; i < landed->size(); ++i)
+      if ((*landed)[i] && in_place[i].begin < shown.end)
+        before.blocks.add({in_place[i].begin, std::min(in_place[i].end, shown.end)});
+  }
+  auto done = judge(std::move(io));
   if (!done) {
     cancel_reservation(std::move(runs));
     co_return done.error();
   }
-  auto body = [call, inode, offset, length, end, gain, joins, verifier = verifier_,
-               now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
+  auto body = [call, inode, offset, length, end, gain, durably = joins && repeats_durable,
+               verifier = verifier_, now = wall_now()](Catalog& catalog) -> Expected<wire::Reply> {
     CSV_TRY(gain.apply(catalog, inode));
     auto attr = CSV_TRY(catalog.attr(inode));
     attr = CSV_TRY(end > attr.size ? catalog.grow(inode, end, now) : catalog.touch(inode, now));
@@ -793,7 +835,7 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
     auto& written = *reply.mutable_written();
     written.set_offset(offset);
     written.set_length(static_cast<std::uint32_t>(length));
-    written.set_durable(joins);
+    written.set_durable(durably);
     written.set_verifier(verifier);
     fill(*written.mutable_attr(), attr);
     return reply;

@@ -138,7 +138,7 @@ class Service final : public VolumeService {
 
   // suspending.cc
   [[nodiscard]] std::optional<volume::SuspendedRow> what_it_leaves(const Session& session) const;
-  [[nodiscard]] std::optional<volume::SuspendedRow> what_to_suspend(const Session& session) const;
+  [[nodiscard]] volume::SuspendedRow what_to_suspend(const Session& session) const;
   [[nodiscard]] std::vector<volume::SuspendedRow> rows_to_begin(InodeId inode) const;
   [[nodiscard]] bool counts_against(const Session& session, InodeId inode) const;
   [[nodiscard]] static volume::SuspendedRow nothing_of(const Session& session);
@@ -419,6 +419,8 @@ class Service final : public VolumeService {
   std::multimap<std::pair<NodeId, InodeId>, Touch> marking_;  ///< On their way into it.
   std::uint64_t touches_ = 0;                                 ///< So far, of content.
   std::multiset<NodeId> forgetting_;  ///< Whose rows of these are on their way out of the catalog.
+  std::set<NodeId> giving_up_;        ///< One that keeps nothing is on its way in.
+  Signal given_up_{loop_};            ///< Something less in giving_up_.
   std::map<SessionId, SessionRef> sessions_;        ///< Live and ending ones.
   std::map<Key, volume::AdmissionRow> admissions_;  ///< As committed, or about to be fenced.
   std::map<InodeId, std::set<SessionId>> openers_;

@@ -10,6 +10,7 @@
 #include "coordinator/protocol/connection.h"
 #include "coordinator/protocol/limits.h"
 #include "csvfs/base/ids.h"
+#include "csvfs/base/range_set.h"
 #include "csvfs/base/task.h"
 
 namespace csv::service {
@@ -96,6 +97,13 @@ struct Session {
     std::uint64_t sequence = 0;  ///< Of the last one whose effect is durable.
     std::string reply;
     bool busy = false;
+    /// Of the write with this sequence, which the thin LUN had no space for: what of it was written
+    /// in place all the same, in blocks of the file. Others may have written there since.
+    struct {
+      std::uint64_t sequence = 0, truncation = 0;
+      bool durable = false;
+      RangeSet blocks;
+    } landed;
   };
   std::array<Slot, protocol::kSlots> slots;
   bool slots_known = false;  ///< False after a takeover until they are read.

@@ -128,6 +128,7 @@ Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
   if (sessions_.size() >= kMaxSessions)
     co_return Error{Errc::retry, "the volume has too many sessions"};
   // Of a former mount nobody comes back.
+  while (giving_up_.contains(node)) co_await given_up_.wait();
   if (const auto* left = suspended_.find(node);
       left != nullptr && left->incarnation != hello.incarnation()) {
     CSV_CO_CHECK(co_await forget_suspended(std::vector<NodeId>(1, node)));

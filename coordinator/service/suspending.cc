@@ -69,33 +69,38 @@ std::optional<SuspendedRow> Service::what_it_leaves(const Session& session) cons
 }
 
 /// Right before the transaction that ends the session is handed in: whatever is handed in before it
-/// came first, and whatever comes after finds what is suspended.
-std::optional<SuspendedRow> Service::what_to_suspend(const Session& session) const {
+/// came first, and whatever comes after finds what is suspended. A row in any case: without one
+/// nothing would count against what the next session of the mount leaves, and it may ask for what
+/// both of them leave.
+SuspendedRow Service::what_to_suspend(const Session& session) const {
   auto row = what_it_leaves(session);
   const auto* known = suspended_.find(session.node);
-  if (known == nullptr || known->incarnation != session.incarnation) return row;
-  // Of a session that came from a former coordinator, and not to us, the rows know more than we do;
-  // since they are there they have heard of whatever was touched. And if the mount has not said
-  // that it has heard what goes on of the session before, it may still ask: for what both of them
-  // leave.
-  bool before = known->session != session.id;
-  if (!session.declared || (before && !row)) {
-    row = *known;
-    row->session = session.id;
-  } else if (before) {
-    row->listed = row->listed && known->listed;
-    for (auto [inode, touched] : known->files) {
-      auto& all = row->files[inode];
-      all = all | touched;
+  if (known != nullptr && known->incarnation == session.incarnation) {
+    // Of a session that came from a former coordinator, and not to us, the rows know more than we
+    // do; since they are there they have heard of whatever was touched. And if the mount has not
+    // said that it has heard what goes on of the session before, it may still ask: for what both
+    // of them leave.
+    bool before = known->session != session.id;
+    if (!session.declared || (before && !row)) {
+      row = *known;
+      row->session = session.id;
+    } else if (before) {
+      row->listed = row->listed && known->listed;
+      for (auto [inode, touched] : known->files) {
+        auto& all = row->files[inode];
+        all = all | touched;
+      }
     }
+    for (const auto& [what, touched] : marking_)
+      if (row && what.first == session.node) {
+        auto& all = row->files[what.second];
+        all = all | touched;
+      }
+  } else if (!session.declared && giving_up_.contains(session.node)) {
+    row.reset();
   }
-  for (const auto& [what, touched] : marking_)
-    if (row && what.first == session.node) {
-      auto& all = row->files[what.second];
-      all = all | touched;
-    }
-  if (row && row->files.size() > Suspended::kMostTouched) return std::nullopt;
-  return row;
+  if (!row || row->files.size() > Suspended::kMostTouched) return nothing_of(session);
+  return *std::move(row);
 }
 
 /// Should this coordinator die, the next one may have to end a session that it knows nothing of. So
@@ -240,6 +245,9 @@ Task<void> Service::settle_writes(SessionRef session) {
 Task<Expected<void>> Service::touches(SessionRef by, InodeId inode, Touch how) {
   if (how == Touch::content) {
     note_for_absent(by, inode);
+    // Until that is durable the row from before stands there, which knows nothing of this touch;
+    // and begun anew it would know only what we have seen ourselves.
+    while (!giving_up_.empty()) co_await given_up_.wait();
     if (auto rows = rows_to_begin(inode); !rows.empty())
       CSV_CO_CHECK(co_await begin_rows(std::move(rows)));
   }
@@ -271,25 +279,37 @@ Task<Expected<void>> Service::begin_rows(std::vector<SuspendedRow> rows) {
   // Only now, or who touches the same would find it there, and not wait for it. What its end has
   // written meanwhile came later.
   for (auto& row : begun)
-    if (suspended_.find(row.node) == nullptr && sessions_.contains(row.session))
+    if (suspended_.find(row.node) == nullptr && sessions_.contains(row.session) &&
+        !giving_up_.contains(row.node))
       suspended_.add(std::move(row));
   co_return Expected<void>{};
 }
 
-/// Nothing that is kept for these nodes may be gone on with. Of a session that has not ended that
-/// must be said: without a row nothing counts against it.
+/// Nothing that is kept for these nodes may be gone on with. That must be said: without a row
+/// nothing counts against a session that is yet to end, this one or the next of the same mount.
 Task<Expected<void>> Service::give_up_suspended(std::vector<NodeId> nodes) {
   std::vector<SuspendedRow> nothing;
-  std::erase_if(nodes, [&](NodeId node) {
+  for (auto node : nodes) {
     const auto* row = suspended_.find(node);
-    auto live = row == nullptr ? sessions_.end() : sessions_.find(row->session);
-    if (live == sessions_.end()) return false;
-    nothing.push_back(nothing_of(*live->second));
-    return true;
-  });
-  for (const auto& row : nothing) suspended_.forget(row.node);
-  if (!nothing.empty()) CSV_CO_CHECK(co_await begin_rows(std::move(nothing)));
-  co_return co_await forget_suspended(std::move(nodes));
+    if (row == nullptr) continue;
+    nothing.push_back(*row);
+    nothing.back().listed = true;
+    nothing.back().files.clear();
+    suspended_.forget(node);
+    giving_up_.insert(node);
+  }
+  if (nothing.empty()) co_return Expected<void>{};
+  auto body = [nothing](Catalog& catalog) mutable -> Expected<void> {
+    for (auto& row : nothing) CSV_TRY(catalog.suspend(row));
+    return {};
+  };
+  CSV_CO_CHECK(co_await writer_.change(std::move(body)));  // a failure stops the service
+  for (auto& row : nothing) {
+    giving_up_.erase(row.node);
+    suspended_.add(std::move(row));
+  }
+  given_up_.notify();
+  co_return Expected<void>{};
 }
 
 Task<Expected<void>> Service::write_marks(std::vector<Suspended::Mark> marks) {
@@ -369,6 +389,7 @@ Task<Expected<void>> Service::forget_suspended(std::vector<NodeId> nodes) {
 Task<Service::Outcome> Service::resume(CallRef call) {
   auto session = call->session;
   const auto& asked = call->request.resume();
+  while (giving_up_.contains(session->node)) co_await given_up_.wait();
   if (asked.done()) {
     const auto* row = suspended_.find(session->node);
     if (row == nullptr || row->incarnation != session->incarnation || row->session == session->id)

@@ -114,7 +114,8 @@ void Service::look_who_is_off(const iscsi::KeyList& list) {
       left = left || (parts_of(key).cluster == around_.cluster && parts_of(key).node == node);
     for (const auto& [id, session] : sessions_) left = left || session->node == node;
     // Let in again it would go on with what was open, and what ran there has started elsewhere.
-    left = left || suspended_.find(node) != nullptr || forgetting_.contains(node);
+    left = left || suspended_.find(node) != nullptr || forgetting_.contains(node) ||
+           giving_up_.contains(node);
     for (const auto& [key, row] : admissions_) left = left || parts_of(key).node == node;
     if (!left) off_[node] = fence;
   }
@@ -275,7 +276,8 @@ Task<Expected<bool>> Service::free_space(SessionRef on_behalf, std::uint64_t fre
   space_ = space;
   if (space.dying == 0 && !space.freeing) {
     // Nothing is left to free; but what was may have become free after the space was found short.
-    if (!reaping) co_return times_freed_ != freed_before;
+    // Upkeep has more to do than to wait for a reaping, and looks again soon.
+    if (!reaping || on_behalf == nullptr) co_return times_freed_ != freed_before;
     // The reaping may wait for us: for this session's answer, whose end waits for this request, for
     // another one's, of which a request waits for the file that we have locked, or for that file
     // itself. So all is let go of before long. Nobody is told that there is no space meanwhile.
@@ -283,13 +285,12 @@ Task<Expected<bool>> Service::free_space(SessionRef on_behalf, std::uint64_t fre
     auto nudge = loop_.after(kReapPatience, [this, alive = std::weak_ptr{alive_}] {
       if (!alive.expired()) reap_due_.notify();
     });
-    auto ending = [&] { return on_behalf != nullptr && on_behalf->ending; };
-    auto patient = [&] { return on_behalf == nullptr || loop_.now() < patience_ends; };
     auto goes_on = [&] { return reaping_goes_on() && times_reaped_ == reaped_before; };
-    while (goes_on() && !ending() && patient()) co_await reap_due_.wait();
+    while (goes_on() && !on_behalf->ending && loop_.now() < patience_ends)
+      co_await reap_due_.wait();
     loop_.cancel(nudge);
-    if (ending()) co_return Error{Errc::session_ended, "the session has ended"};
-    if (goes_on() && on_behalf != nullptr)
+    if (on_behalf->ending) co_return Error{Errc::session_ended, "the session has ended"};
+    if (goes_on())
       co_return Error{Errc::retry,
                       "the volume is full, and space of a deleted file is to be freed"};
     co_return true;

@@ -131,6 +131,8 @@ void Service::stop(Error why) {
 Expected<void> Service::judge(Expected<void> io) {
   if (io) {
     lun_answered_ = loop_.now();
+    // What it was to make durable may be lost: nothing is built on it any more.
+    if (forgotten_) return Error{Errc::retry, "the target has lost what its write cache held"};
     return io;
   }
   auto why = io.error();
@@ -148,6 +150,8 @@ Expected<void> Service::judge(Expected<void> io) {
 /// could bring about the same again, without an end.
 void Service::forgotten(Error why) {
   if (std::exchange(forgotten_, true) || stopped_) return;
+  // They may make blocks part of a file whose content is lost. Their mounts ask again.
+  writer_.drop_waiting();
   log::error("the target lost what its write cache held volume={} reason=\"{}\"", around_.volume,
              why.message());
   tasks_.spawn(count_loss(std::move(why)));
@@ -310,6 +314,14 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
   // A repeat of one in flight: its answer goes to whatever connection the session has by then.
   if (session->requests.contains(frame.id())) return;
   if (session->ending) return refuse_request(Errc::session_ended, "the session has ended");
+  if (request.has_lost_under() && request.lost_under() == verifier_) {
+    // Answered by a successor: had this one not counted it, it must be said again.
+    content_.forget();
+    return forgotten(Error{Errc::not_durable,
+                           fmt::format("the target has told node {} that it lost what its write "
+                                       "cache held",
+                                       raw(session->node))});
+  }
   // Content on its way in, or to be sent back.
   auto bytes = message.bulk.size() + (request.has_read() ? request.read().length() : 0);
   // Locks have bounds of their own. They are never told to come back later, which would change

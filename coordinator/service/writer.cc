@@ -156,6 +156,8 @@ void Writer::enqueue(Body body, bool read_only, Completion<Expected<void>>::Done
   state_->add(read_only ? State::reads : State::changes, {std::move(body), std::move(done)});
 }
 
+void Writer::drop_waiting() { state_->queues[State::changes].clear(); }
+
 Task<void> Writer::maintain() {
   (void)co_await completion<Expected<void>>([this](auto done) {
     state_->add(State::maintenance, {{}, std::move(done)});

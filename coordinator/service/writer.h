@@ -37,6 +37,9 @@ class Writer {
   auto read(F body) -> Task<std::invoke_result_t<F&, volume::Catalog&>> {
     return submit<std::invoke_result_t<F&, volume::Catalog&>>(std::move(body), true);
   }
+  /// Changes that were handed in and have not begun are not made: whoever waits for them waits for
+  /// ever.
+  void drop_waiting();
   /// One round of Catalog::maintain(), between two groups.
   Task<void> maintain();
   /// Everything handed in has been answered. Hand in nothing meanwhile.

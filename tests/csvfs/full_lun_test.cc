@@ -1,11 +1,13 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "tests/csvfs/world.h"
 
@@ -194,6 +196,49 @@ TEST_CASE("full LUN: what of a write has landed is not written again over anothe
   auto bytes = bytes_of(*there);
   CHECK(std::equal(theirs.begin(), theirs.end(), bytes.begin()));
   CHECK(std::equal(data.begin() + 65536, data.end(), bytes.begin() + 65536));
+}
+
+TEST_CASE("full LUN: nor what has landed in its middle, when the coordinator goes on with it") {
+  std::vector<std::uint64_t> places;  // of what is written, in order
+  World world;
+  auto& mount = world.mount(2);
+  auto& other = world.mount(1);
+  auto file = create(world, mount);
+  REQUIRE(world.wait(mount.write(file.handle, 0, pattern(3 * kMiB, 1), {})));
+  REQUIRE(world.wait(mount.sync(file.handle)));
+  world.post([&] {
+    world.mount_plan = [&](const iscsi::RamCommand& command) {
+      iscsi::RamFate fate;
+      if (command.kind != iscsi::RamCommand::Kind::write || command.length != kMiB) return fate;
+      if (std::find(places.begin(), places.end(), command.offset) == places.end())
+        places.push_back(command.offset);
+      if (places.size() == 1 || command.offset != places[1])
+        fate.failure = Error{std::errc::no_space_on_device, "no space left (07h/27h/07h)"};
+      return fate;
+    };
+  });
+  auto data = pattern(3 * kMiB, 2), theirs = pattern(65536, 3), few = pattern(20, 4);
+  auto writing = world.begin(mount.write(file.handle, 0, data, {}));
+  CHECK(becomes(world, mount, AccessMode::paused, "no space left"));
+  auto opened = world.wait(other.open(InodeId{file.attr.inode()}, {}));
+  REQUIRE(opened);
+  auto seen = world.wait(other.read(opened->handle, kMiB, 4096));
+  REQUIRE(seen);
+  REQUIRE(bytes_of(*seen)[100] == data[kMiB + 100]);
+  REQUIRE(world.wait(other.write(opened->handle, kMiB, theirs, {})));
+  // After two of these in a second nobody writes the file directly for a while.
+  for (int i = 0; i < 500 && mount.counters().redirected_writes == 0; ++i)
+    REQUIRE(world.wait(other.write(opened->handle, 10, few, {})));
+  REQUIRE(mount.counters().redirected_writes > 0);
+  auto wrote = writing->get();
+  REQUIRE(wrote);
+  CHECK(*wrote == data.size());
+  auto there = world.wait(other.read(opened->handle, 0, 3 * kMiB));
+  REQUIRE(there);
+  auto bytes = bytes_of(*there);
+  CHECK(std::equal(data.begin() + 4096, data.begin() + kMiB, bytes.begin() + 4096));
+  CHECK(std::equal(theirs.begin(), theirs.end(), bytes.begin() + kMiB));
+  CHECK(std::equal(data.begin() + kMiB + 65536, data.end(), bytes.begin() + kMiB + 65536));
 }
 
 TEST_CASE("full LUN: a program that is killed while its write waits is let go") {

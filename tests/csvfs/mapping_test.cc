@@ -417,6 +417,83 @@ TEST_CASE(
   CHECK_FALSE(slow->get());
 }
 
+namespace {
+
+/// The next flush of a mount says that what the target's cache held is gone, and tells it once.
+iscsi::RamFate losing(const iscsi::RamCommand& command, int& flushes) {
+  iscsi::RamFate fate;
+  if (command.kind != iscsi::RamCommand::Kind::flush || flushes++ > 0) return fate;
+  fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+  fate.forgets = true;
+  return fate;
+}
+
+}  // namespace
+
+TEST_CASE("mapping: a page that was read before the target forgot what it shows is read again") {
+  World world;
+  Mapped file{world};
+  auto& mount = world.mount(1);
+  auto handle = file.open(1);
+  file.write(1, handle, 0, 1);
+  REQUIRE(world.wait(mount.sync(handle)));
+  auto block = std::vector<std::byte>(kPage, std::byte{9});
+  REQUIRE(world.wait(mount.write(handle, 0, block, {})));
+  REQUIRE(world.wait(mount.write(handle, 0, block, {})));
+  auto one = file.cache(1);
+  int flushes = 0;
+  std::atomic<bool> slow{true};
+  world.post([&] {
+    world.mount_plan = [&](const iscsi::RamCommand& command) {
+      auto fate = losing(command, flushes);
+      if (command.kind == iscsi::RamCommand::Kind::read && slow.exchange(false))
+        fate.to_initiator = 300ms;
+      return fate;
+    };
+  });
+  auto loading = world.begin(one->load(0));
+  for (int i = 0; i < 1000 && slow; ++i) world.wait(sleep(world.loop(), 1ms));
+  REQUIRE(!slow);
+  world.wait(sleep(world.loop(), 20ms));
+  CHECK(!world.wait(mount.sync(handle)));
+  CHECK(*loading->get() == 1);
+}
+
+TEST_CASE("mapping: a page that cannot be written when the target forgot keeps no others waiting") {
+  World world;
+  Mapped file{world};
+  auto& mount = world.mount(1);
+  auto handle = file.open(1);
+  auto one = file.cache(1);
+  for (std::uint64_t page = 0; page < 16; ++page) REQUIRE(world.wait(one->load(page * kPage)));
+  REQUIRE(world.wait(one->increment(5 * kPage)));
+  REQUIRE(world.wait(one->write_back(5)));  // it needs no coordinator after that
+  REQUIRE(world.wait(one->increment(5 * kPage)));
+  int flushes = 0;
+  std::atomic<bool> full{true};
+  std::atomic<int> refused{0};
+  world.post([&] {
+    world.mount_plan = [&](const iscsi::RamCommand& command) {
+      auto fate = losing(command, flushes);
+      if (command.kind != iscsi::RamCommand::Kind::write || command.length != kPage || !full)
+        return fate;
+      fate.failure = Error{std::errc::no_space_on_device, "no space left (07h/27h/07h)"};
+      ++refused;
+      return fate;
+    };
+  });
+  CHECK(!world.wait(mount.sync(handle)));
+  for (int i = 0; i < 1000 && refused == 0; ++i) world.wait(sleep(world.loop(), 1ms));
+  REQUIRE(refused > 0);
+  auto here = world.begin(mount.read(handle, 5 * kPage, 8));
+  auto elsewhere = world.begin(mount.read(handle, 10 * kPage, 8));
+  CHECK(elsewhere->ready_within(5s));
+  CHECK(!here->ready_within(100ms));
+  full = false;
+  CHECK(here->get());
+  CHECK(elsewhere->get());
+}
+
 TEST_CASE("mapping: a page beyond the end is answered with nothing, at once") {
   World world;
   Mapped file{world};

@@ -960,6 +960,17 @@ TEST_CASE("mount: no more files are open than a coordinator can be told of") {
   world.wait(mount.close(again.handle));
 }
 
+namespace {
+
+/// The one that was told of a loss ends, and another one takes over.
+void next_coordinator(World& world) {
+  for (int i = 0; i < 1000 && !world.stopped; ++i) world.wait(sleep(world.loop(), 10ms));
+  REQUIRE(world.stopped);
+  world.take_over();
+}
+
+}  // namespace
+
 TEST_CASE("mount: a flush that fails is told to every file and handle that it concerns, once") {
   World world;
   auto& mount = world.mount(2);
@@ -985,6 +996,7 @@ TEST_CASE("mount: a flush that fails is told to every file and handle that it co
   CHECK(error_of(first->get()) == EIO);
   CHECK(error_of(second->get()) == EIO);
   CHECK(error_of(world.wait(mount.sync(again.handle))) == EIO);
+  next_coordinator(world);
   // Who opens it now has nothing to be told.
   auto late = open(world, mount, "other");
   for (auto* each : {&one, &other, &clean, &again, &late})
@@ -1045,7 +1057,35 @@ TEST_CASE("mount: what a target says with any command about earlier ones counts 
   });
   CHECK(error_of(world.wait(mount.read(file.handle, 0, 65536))) == EIO);
   CHECK(error_of(world.wait(mount.sync(file.handle))) == EIO);
+  next_coordinator(world);
   CHECK(world.wait(mount.sync(file.handle)));
+}
+
+TEST_CASE("mount: what one node's failed flush took of another's content is told there, too") {
+  World world;
+  auto& one = world.mount(1);
+  auto& other = world.mount(2);
+  auto mine = written_file(world, one, "mine", kMiB);
+  auto theirs = written_file(world, other, "theirs", kMiB);
+  REQUIRE(world.wait(other.sync(theirs.handle)));
+  write(world, other, theirs.handle, 0, pattern(65536, 4));
+  std::atomic<int> failing{1};
+  world.post([&] {
+    world.mount_plan = [&failing](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind != RamCommand::Kind::flush || failing.fetch_sub(1) <= 0) return fate;
+      fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+      fate.forgets = true;
+      return fate;
+    };
+  });
+  CHECK(error_of(world.wait(one.sync(mine.handle))) == EIO);
+  next_coordinator(world);
+  (void)world.wait(other.lookup(kRootInode, "theirs"));  // it has heard from the new one
+  CHECK(error_of(world.wait(other.sync(theirs.handle))) == EIO);
+  CHECK(world.wait(other.sync(theirs.handle)));
+  CHECK(error_of(world.wait(one.sync(mine.handle))) == 0);
+  CHECK(!world.stopped);  // the same loss is not counted again
 }
 
 TEST_CASE("mount: a target that has no flush takes nothing away by saying so") {

@@ -180,7 +180,11 @@ void World::take_over() {
   around.memory = options_.coordinator_memory;
   auto taken = wait(service::VolumeService::take_over(std::move(around)));
   REQUIRE_MESSAGE(taken, taken.error().message());
-  post([&] { service_ = *std::move(taken); });
+  post([&] {
+    service_ = *std::move(taken);
+    stopped = false;
+    service_->on_stopped([this](const Error&) { stopped = true; });
+  });
 }
 
 void World::crash_coordinator() {

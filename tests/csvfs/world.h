@@ -102,8 +102,9 @@ class World {
   int lose_answers_of = 0;         ///< What is said to that mount does not arrive.
   int lose_notice_replies_of = 0;  ///< What that mount answers when it is asked does not arrive.
   std::atomic<int> lost_notice_replies{0};
-  int lose_resumes_of = 0;  ///< Nor what it asks to go on with.
-  int fenced_node = 0;      ///< By command.
+  int lose_resumes_of = 0;           ///< Nor what it asks to go on with.
+  int fenced_node = 0;               ///< By command.
+  std::atomic<bool> stopped{false};  ///< The coordinator, by itself.
   TimePoint open_until = TimePoint::max();
   TimePoint mounts_open_until = TimePoint::max();  ///< Beside that, by their own csvd.
   iscsi::RamPlan mount_plan;                       ///< Of the mounts' commands.

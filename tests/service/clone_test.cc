@@ -245,6 +245,41 @@ TEST_CASE("clone: of the source those who write are asked, of the target all") {
   CHECK(world.problems().empty());
 }
 
+TEST_CASE("clone: who writes where the target ends by now is asked, wherever it ended before") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Files f{world};
+  f.connect(coordinator);
+  Client c{world, 3, 33};
+  REQUIRE(!c.connect(coordinator).code());
+  c.admit();
+  REQUIRE(f.a.write(f.into, 0, std::string(kUnit + 100, 'i')).failure().code() == 0);
+  REQUIRE(f.b.layout(f.into, kUnit, kBlock, true).segments_size() > 0);
+  f.b.answer_recalls(false);
+  // Further on than a layout reaches that was asked for before the end.
+  auto id = f.a.send(f.a.prepared(clone_request(f.from, 0, kMiB, f.into, 128 * kMiB), 0));
+  REQUIRE(is_asked(f.b));
+  REQUIRE(f.b.held()[0].offset() == kUnit);  // the last block
+  wire::Request shorter;
+  shorter.mutable_set_attr()->set_inode(f.into);
+  shorter.mutable_set_attr()->set_size(100);
+  auto cut = f.a.send(f.a.prepared(shorter, 1));
+  for (int i = 0; i < 400 && f.b.held().size() < 2; ++i) pause(std::chrono::milliseconds{5});
+  REQUIRE(f.b.held().size() == 2);
+  f.b.answer_held_one(1);
+  REQUIRE(f.a.wait(cut).attr().size() == 100);
+  c.answer_recalls(false);
+  REQUIRE(c.layout(f.into, 0, 100, true).segments_size() > 0);
+  f.b.answer_held();
+  REQUIRE(is_asked(c));
+  CHECK(!f.a.answered(id));
+  c.answer_held();
+  CHECK(f.a.wait(id).cloned().length() == kMiB);
+  CHECK((f.a.read(f.into, 0, 200) == std::string(100, 'i') + std::string(100, '\0')));
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
 TEST_CASE("clone: what a session was granted comes to its end before") {
   World world;
   Coordinator coordinator{world, 1};

@@ -531,6 +531,14 @@ void Client::answer_held(bool wrote) {
   });
 }
 
+void Client::answer_held_one(std::size_t which) {
+  world_->run([&] {
+    auto at = state_->held.begin() + static_cast<std::ptrdiff_t>(which);
+    state_->answer(at->first, false);
+    state_->held.erase(at);
+  });
+}
+
 void Client::says_wrote(bool wrote) {
   world_->run([&] { state_->says_wrote = wrote; });
 }

@@ -119,6 +119,7 @@ class Client {
   /// Recalls that came and have not been answered.
   std::vector<wire::Recall> held();
   void answer_held(bool wrote = false);
+  void answer_held_one(std::size_t which);
   /// What it says if asked whether it wrote.
   void says_wrote(bool wrote);
   /// Whether it says so at once; else with answer_held_queries.

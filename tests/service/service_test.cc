@@ -1394,6 +1394,64 @@ TEST_CASE("commit: a flush that failed takes what was written before it, whoever
   CHECK_MESSAGE(committed.failure().code() == 0, committed.failure().message());
 }
 
+TEST_CASE("commit: what a mount was told is lost is of nobody's file, and all mounts hear of it") {
+  iscsi::RamDiskOptions options{.write_cache = true};
+  SUBCASE("the catalog goes past the cache by itself") {}
+  SUBCASE("the catalog needs flushes, too") { options.fua = false; }
+  World world{options};
+  std::atomic<bool> slow{false};
+  std::atomic<int> flushes{0};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind == iscsi::RamCommand::Kind::flush) ++flushes;
+    if (command.kind == iscsi::RamCommand::Kind::write && slow)
+      fate.inside = std::chrono::milliseconds{300};
+    return fate;
+  };
+  Client a{world, 1, 11}, b{world, 2, 22};
+  wire::Request told;
+  told.mutable_stat_fs();
+  told.set_lost_under(0);
+  std::uint64_t file = 0, committing = 0, telling = 0;
+  {
+    Coordinator former{world, 1};
+    REQUIRE(!a.connect(former).code());
+    REQUIRE(!b.connect(former).code());
+    a.admit();
+    file = a.create("f");
+    auto layout = a.layout(file, 0, kMiB, true);
+    REQUIRE(a.lun_write(layout.segments(0).lun_offset(), filled(64 * 1024, 'g')));
+    wire::Request mode;
+    mode.mutable_set_attr()->set_inode(file);
+    mode.mutable_set_attr()->set_mode(0600);
+    slow = true;
+    auto before = flushes.load();
+    a.send(a.prepared(mode, 1));  // keeps the catalog busy
+    pause(std::chrono::milliseconds{20});
+    committing = a.send(a.prepared(commit_request(file, layout, 0, 64 * 1024), 0));
+    REQUIRE(world.eventually([&] { return flushes > before; }));
+    pause(std::chrono::milliseconds{20});
+    telling = b.send(told);
+    for (int i = 0; i < 500 && !former.stopped(); ++i) pause(std::chrono::milliseconds{10});
+    REQUIRE(former.stopped());
+    slow = false;
+    CHECK(!a.answered(committing));
+    CHECK(!b.answered(telling));
+  }
+  Coordinator next{world, 3};
+  REQUIRE(!a.connect(next).code());
+  CHECK(a.verifier() == 1);
+  a.send_again(committing);
+  CHECK(error_of(a.wait(committing)) == Errc::stale_commit);
+  a.resume_done();
+  // Said once more it is the same loss.
+  REQUIRE(!b.connect(next).code());
+  b.send_again(telling);
+  CHECK(b.wait(telling).failure().code() == 0);
+  b.resume_done();
+  CHECK(a.attr(file).size() == 0);
+}
+
 TEST_CASE("commit: a target that says it cannot flush is none that has lost anything") {
   World world{iscsi::RamDiskOptions{.write_cache = true}};
   std::atomic<bool> refuses{false};
@@ -1968,4 +2026,89 @@ TEST_CASE(
   CHECK_MESSAGE(error_of(refused) == Errc::corrupt, refused.failure().message());
   CHECK(b.write(file, 0, "to what was granted to one who is gone").failure().code() == 0);
   CHECK(b.create("and all else goes on") != 0);
+}
+
+TEST_CASE("full: upkeep does not wait for a file whose layouts are long in coming back") {
+  World world;
+  world.timing.recall_patience = std::chrono::hours{1};
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto gone = a.create("gone", false), other = a.create("other");
+  auto free = [&] { return coordinator.status().free_blocks; };
+  auto becomes = [&](std::uint64_t blocks) {
+    for (int i = 0; i < 800 && free() != blocks; ++i) pause(std::chrono::milliseconds{5});
+    return free() == blocks;
+  };
+  wire::Request space;
+  space.mutable_stat_fs();
+  auto empty = a.call(space).fs_stat().free_blocks();
+  for (auto file : {gone, other})
+    REQUIRE(a.write(file, 0, std::string(kMiB, 'x')).failure().code() == 0);
+  REQUIRE(becomes(empty - 2 * kMiB / kBlock));
+  REQUIRE(b.layout(gone, 0, 8192, false).segments_size() > 0);
+  b.answer_recalls(false);
+  REQUIRE(a.unlink("gone").failure().code() == 0);
+  REQUIRE(is_asked(b));
+  pause(std::chrono::milliseconds{100});  // which it comes to
+  REQUIRE(a.truncate(other, 0).failure().code() == 0);
+  CHECK(becomes(empty - kMiB / kBlock));
+  CHECK(b.held().size() == 1);
+}
+
+TEST_CASE("write: what the thin LUN took of it is not written again over another's") {
+  World world{iscsi::RamDiskOptions{.max_transfer = 64 * 1024}};
+  std::atomic<bool> full{false};
+  std::atomic<std::uint64_t> first{0};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind != iscsi::RamCommand::Kind::write || command.length < 64 * 1024 || !full)
+      return fate;
+    std::uint64_t none = 0;
+    first.compare_exchange_strong(none, command.offset);
+    if (command.offset != first)
+      fate.failure = Error{std::errc::no_space_on_device, "no space left (07h/27h/07h)"};
+    return fate;
+  };
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  auto file = a.create("f");
+  constexpr std::size_t kSize = 4 * 64 * 1024, kNew = kSize - 20;
+  REQUIRE(a.write(file, 0, std::string(kSize, 'o')).failure().code() == 0);
+  full = true;
+  auto request = write_request(file, false);
+  request.mutable_write()->set_offset(10);
+  auto writing = a.send(a.prepared(request, 0), bytes_of(std::string(kNew, 'n')));
+  REQUIRE(error_of(a.wait(writing)) == Errc::retry);
+  REQUIRE(b.read(file, 100, 6) == "nnnnnn");
+  bool cut = false;
+  SUBCASE("another one has written there") {
+    REQUIRE(b.write(file, 100, "theirs").failure().code() == 0);
+  }
+  SUBCASE("another one has cut it off, and made it longer again") {
+    cut = true;
+    REQUIRE(b.truncate(file, 0).failure().code() == 0);
+    REQUIRE(b.truncate(file, kSize).failure().code() == 0);
+  }
+  full = false;
+  a.send_again(writing);
+  for (int i = 0; i < 4000 && a.answers(writing) < 2; ++i) pause(std::chrono::milliseconds{5});
+  CHECK(a.wait(writing).written().length() == kNew);
+  auto expected = cut ? std::string(10, '\0') + std::string(kNew, 'n') + std::string(10, '\0')
+                      : std::string(10, 'o') + std::string(kNew, 'n') + std::string(10, 'o');
+  if (!cut) expected.replace(100, 6, "theirs");
+  CHECK((a.read(file, 0, kSize) == expected));
+  // Of the next one in its place nothing has been written yet.
+  auto next = a.change(request, bytes_of(std::string(kNew, 'm')));
+  CHECK(next.written().length() == kNew);
+  CHECK((a.read(file, 10, kNew) == std::string(kNew, 'm')));
+  coordinator.close();
+  CHECK(world.problems().empty());
 }

@@ -698,6 +698,67 @@ TEST_CASE("suspended: nothing is kept for another life of the mount, nor for who
   }
 }
 
+namespace {
+
+/// The next coordinator, to which node 2 says so much, and node 1 does not come.
+void next_one(Cut& cut, unsigned node, const wire::Hello& says) {
+  cut.coordinator().crash();
+  cut.b.disconnect();
+  cut.second.reset();
+  cut.second.emplace(cut.world, node);
+  REQUIRE(!cut.b.connect(*cut.second, says).code());
+  cut.b.resume_done();
+}
+
+}  // namespace
+
+TEST_CASE("suspended: while it is written down that too much was touched, more is") {
+  Cut cut;
+  std::vector<std::uint64_t> more;
+  for (int i = 0; i < 40; ++i) more.push_back(cut.b.create("more" + std::to_string(i)));
+  cut.world.timing.reconnect_grace = std::chrono::hours{1};
+  cut.a.disconnect();
+  wire::Hello says;
+  says.add_layout_inodes(cut.files[0]);
+  for (std::uint64_t i = 1; i < Suspended::kMostTouched; ++i) says.add_layout_inodes(100'000 + i);
+  next_one(cut, 2, says);
+  REQUIRE(is_good(cut.b.call(open_request(cut.files[0], true))));  // so many are in the row
+  next_one(cut, 4, {});
+  cut.slow = true;
+  std::vector<std::uint64_t> sent{cut.b.send(open_request(cut.files[1], true))};
+  for (auto each : more) {
+    std::this_thread::sleep_for(std::chrono::milliseconds{10});
+    sent.push_back(cut.b.send(open_request(each, true)));
+  }
+  for (auto each : sent) CHECK(is_good(cut.b.wait(each)));
+  cut.slow = false;
+  cut.world.timing.reconnect_grace = std::chrono::milliseconds{100};
+  next_one(cut, 2, {});
+  cut.gone();
+  CHECK(cut.resumed().empty());
+}
+
+TEST_CASE("suspended: what was given up does not go on as what the next session leaves") {
+  Cut cut;
+  cut.cut();
+  wire::Hello anything;
+  anything.set_layouts_unlisted(true);
+  next_one(cut, 2, anything);  // which may have written what node 1 had open
+  Client next{cut.world, 1, 11};
+  REQUIRE(!next.connect(cut.coordinator()).code());
+  next.admit();
+  cut.ended = next.session();
+  bool takes_over = false;
+  SUBCASE("that ends at once") {}
+  SUBCASE("that does not come to the next coordinator") { takes_over = true; }
+  if (takes_over) cut.world.timing.reconnect_grace = std::chrono::hours{1};
+  next.disconnect();
+  cut.world.timing.reconnect_grace = std::chrono::milliseconds{100};
+  if (takes_over) next_one(cut, 4, {});
+  cut.gone();
+  CHECK(cut.resumed().empty());
+}
+
 TEST_CASE("suspended: a mount does not stand in its own way, and counts are bounded") {
   Suspended suspended;
   volume::SuspendedRow row;

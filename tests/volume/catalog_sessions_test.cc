@@ -106,3 +106,25 @@ TEST_CASE("catalog: admissions are rows, and their keys' numbers fresh") {
   v.must([&](Catalog& c) { return c.remove_admission(row.key); });
   CHECK(v.catalog->admissions()->empty());
 }
+
+TEST_CASE("catalog: a row of what was open that is written anew keeps what it could not know of") {
+  TestCatalog v;
+  SuspendedRow row;
+  row.node = NodeId{3};
+  row.session = SessionId{1};
+  v.must([&](Catalog& c) { return c.suspend(row); });
+  auto known = row.next_inode;
+  auto made = v.must([](Catalog& c) { return c.make(kRootInode, "x", {.mode = S_IFREG}, 1); });
+  CHECK(made.inode == known);
+  v.reopen();
+  auto rows = *v.catalog->suspended();
+  REQUIRE(rows.size() == 1);
+  v.must([&](Catalog& c) { return c.suspend(rows[0]); });
+  CHECK(rows[0].next_inode == known);
+  v.reopen();
+  CHECK(v.catalog->suspended()->at(0).next_inode == known);
+  SuspendedRow other = row;
+  other.next_inode = SuspendedRow{}.next_inode;
+  v.must([&](Catalog& c) { return c.suspend(other); });
+  CHECK(other.next_inode > known);
+}
