@@ -267,7 +267,7 @@ struct Command {
   std::size_t path = 0;
   RamFate fate;
   Place place = Place::travelling;
-  bool late = false;  ///< Its session has ended and was told so.
+  bool late = false;  ///< Nobody waits for it: its session has ended and was told so.
   std::shared_ptr<Session> session;
   Expected<void> result;
   Done done;
@@ -452,7 +452,7 @@ void Target::submit(std::shared_ptr<Command> command) {
 
 void Target::expire(std::uint64_t id, const std::shared_ptr<Session>& session) {
   auto found = commands_.find(id);
-  if (found == commands_.end() || session->ended) return;
+  if (found == commands_.end() || session->ended || found->second->late) return;
   ++session->counters.timeouts;
   end(session, Error{Errc::lun_lost, "a command exceeded its deadline"}, true);
 }
@@ -487,6 +487,10 @@ void Target::arrive(std::uint64_t id) {
     return;
   }
   command->place = Command::Place::inside;
+  if (command->fate.early && !command->late) {
+    command->late = true;
+    tell(command->session, std::move(command->done), {});
+  }
   later(command->fate.inside, id, &Target::take_effect);
 }
 
@@ -569,7 +573,7 @@ void Target::end(const std::shared_ptr<Session>& session, Error why, bool by_its
   std::vector<Done> told;
   for (auto each = commands_.begin(); each != commands_.end();) {
     auto& command = *each->second;
-    if (command.session != session) {
+    if (command.session != session || command.late) {
       ++each;
       continue;
     }

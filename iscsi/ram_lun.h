@@ -41,6 +41,9 @@ struct RamFate {
   /// Answered as if done, and never done: a target that no protocol survives, to see a checker
   /// bite.
   bool lies = false;
+  /// Of an UNMAP: answered as if done once it is inside, and done later all the same. To whoever
+  /// sent it that is as if he had not waited.
+  bool early = false;
   /// Neither reservations nor aborts stop it, nor is it told of them: another such target.
   bool unfenced = false;
   /// Of a write: told what was written, each time it takes effect. It must not call the disk.

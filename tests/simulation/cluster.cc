@@ -400,6 +400,10 @@ iscsi::RamFate Cluster::fate(const Volume& volume, const iscsi::RamCommand& comm
     fate.torn_blocks = random.below(16);
   }
   fate.unfenced = broken.unfenced;
+  if (command.kind == Kind::unmap && broken.unmaps_not_awaited) {
+    fate.early = fate.unfenced = true;
+    fate.inside += world.between(0ms, 4s);
+  }
   fate.answer_lost = one_in(weather.lost_answer_in);
   fate.lies = (command.kind == Kind::write && one_in(weather.lie_in)) ||
               (command.kind == Kind::zero && broken.zeros_not_made);

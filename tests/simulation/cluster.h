@@ -153,6 +153,9 @@ struct Broken {
   bool csvds_gate_stays_open = false;   ///< A coordinator's neither.
   bool kernels_keep_pages = false;      ///< That they say they have dropped.
   bool zeros_not_made = false;          ///< The target answers that a range is zero, and it is not.
+  /// Blocks are given out again while the UNMAP that freed them is still under way, and no fence
+  /// stops it.
+  bool unmaps_not_awaited = false;
   Network::Forgery forgery;
   WitnessPlace::Forgery witness;
 };

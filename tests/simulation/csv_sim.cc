@@ -242,6 +242,7 @@ int main(int argc, char** argv) {
       plan.broken.csvds_gate_stays_open |= what == "coordinators-gates";
       plan.broken.kernels_keep_pages |= what == "pages";
       plan.broken.zeros_not_made |= what == "zeros";
+      plan.broken.unmaps_not_awaited |= what == "unmaps";
       plan.broken.witness.held_by_all |= what == "witness";
       plan.broken.witness.forgets |= what == "witness-memory";
       plan.broken.forgery.answer_recalls |= what == "recalls";
@@ -263,7 +264,7 @@ int main(int argc, char** argv) {
           "[--jobs N] [--within SECONDS] [--keep FILE] [--brief] "
           "[--lie N] [--break "
           "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses|zeros|"
-          "witness|witness-memory] "
+          "unmaps|flushes|witness|witness-memory] "
           "[--verbose] [--log]\n");
       return 2;
     }

@@ -151,6 +151,15 @@ TEST_CASE("simulation: old data that shows where zeros should be is found out") 
   }
 }
 
+TEST_CASE("simulation: blocks that are given out before their UNMAP has ended are found out") {
+  auto plan = Plan::calm();
+  plan.length = 5s;
+  for (bool broken : {false, true}) {
+    plan.broken.unmaps_not_awaited = broken;
+    CHECK((first_violation(plan, 8) != "") == broken);
+  }
+}
+
 TEST_CASE("simulation: a former coordinator that goes on writing metadata is found out") {
   auto plan = Plan::calm();
   plan.isolate = true;
