@@ -236,6 +236,7 @@ struct Session {
   std::size_t next_path = 0;
   std::atomic<bool> sized{true};  ///< The target has told the size.
   bool registered = false;  ///< We asked for it; that it is so no longer is how a fence shows.
+  bool owed_loss = false;   ///< The target has forgotten something, and has not said so here.
   bool ended = false, by_itself = false;
   bool gone = false;  ///< The Lun was destroyed: nobody is told anything. Home loop only.
   Error why;
@@ -463,6 +464,11 @@ void Target::arrive(std::uint64_t id) {
   auto command = found->second;
   auto nexus = command->nexus();
   using Kind = RamCommand::Kind;
+  if (command->late && command->fate.late_if_reserved &&
+      reservations.reservation().type == ReservationType::none) {
+    commands_.erase(found);
+    return;
+  }
   if (!command->late && !command->fate.unfenced && notices_.contains(nexus) &&
       command->kind != Kind::reset) {
     auto code = static_cast<int>(notices_[nexus]);
@@ -499,10 +505,17 @@ void Target::take_effect(std::uint64_t id) {
   if (found == commands_.end()) return;
   auto command = found->second;
   Expected<void> result;
-  if (command->fate.failure.code()) {
+  bool data = command->changes() || command->kind == RamCommand::Kind::read ||
+              command->kind == RamCommand::Kind::flush;
+  if (data && !command->late && std::exchange(command->session->owed_loss, false)) {
+    result = Error{Errc::not_durable, "deferred MEDIUM ERROR"};
+    if (command->fate.failed) command->fate.failed();
+  } else if (command->fate.failure.code()) {
     result = tear(*command);
   } else if (!command->fate.lies) {
     result = execute(*command);
+  } else if (command->kind == RamCommand::Kind::flush && command->fate.forgets) {
+    medium.forget();
   }
   if (!commands_.contains(id)) return;  // It ended itself, or with its session.
   command->place = Command::Place::returning;
@@ -532,7 +545,11 @@ Expected<void> Target::tear(Command& command) {
     (void)medium.write(command.offset, command.in.first(bytes), false);
     if (command.fate.took_effect) command.fate.took_effect(command.offset, command.in.first(bytes));
   }
-  if (command.kind == RamCommand::Kind::flush && command.fate.forgets) medium.forget();
+  if (command.kind != RamCommand::Kind::flush) return command.fate.failure;
+  if (command.fate.forgets) medium.forget();
+  if (command.fate.forgets && command.fate.tells_all)
+    for (auto& [id, session] : sessions_) session->owed_loss = session != command.session;
+  if (command.fate.failed) command.fate.failed();
   return command.fate.failure;
 }
 

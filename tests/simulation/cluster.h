@@ -36,6 +36,15 @@ struct Board {
   TimePoint open_until{};
 };
 
+/// What the target could not write out: flushes that fail.
+struct FlushFailures {
+  enum class Whose { anybodys, mounts, coordinators };
+  bool possible = false;  ///< At all, in this life.
+  unsigned left = 0;      ///< The next ones fail,
+  Whose whose{};
+  bool forgets = false;  ///< and what the cache held is gone. All who are logged in are told so.
+};
+
 /// How hard the storage is to get along with, besides losing paths.
 struct DiskWeather {
   std::uint64_t stall_in = 0;        ///< One command in so many takes seconds. 0: none.
@@ -43,6 +52,8 @@ struct DiskWeather {
   std::uint64_t lost_answer_in = 0;  ///< One in so many takes effect, but its answer is lost.
   std::uint64_t lie_in = 0;          ///< One write in so many is answered and never made.
   bool full = false;                 ///< A thin LUN: it takes nothing but what the catalog claimed.
+  bool foreigners = false;  ///< Others may take the reservation away: nothing lands late then.
+  FlushFailures flushes;
 };
 
 /// A volume on a LUN of its own.
@@ -156,6 +167,7 @@ struct Broken {
   /// Blocks are given out again while the UNMAP that freed them is still under way, and no fence
   /// stops it.
   bool unmaps_not_awaited = false;
+  bool flushes_lie = false;  ///< One that fails is answered as if it had not.
   Network::Forgery forgery;
   WitnessPlace::Forgery witness;
 };
@@ -235,6 +247,14 @@ class Cluster {
   std::function<void(std::size_t node, std::size_t volume)> on_mounted;
   /// What shall become of a command, where the weather is not what is wanted.
   std::function<void(const iscsi::RamCommand&, iscsi::RamFate&)> on_command;
+  /// A command was answered not_durable: a mount's of that node, or of whoever coordinates.
+  struct NotDurable {
+    std::size_t volume = 0;
+    std::optional<std::size_t> mount;
+    bool forgot = false, deferred = false;
+  };
+  std::function<void(const NotDurable&)> on_not_durable;
+  std::function<void(std::size_t volume)> on_taken_over;
   /// Something that must never be was seen by a judge.
   std::function<void(std::string)> on_violation;
   /// Wraps the death of a mount, which the function does.
@@ -257,6 +277,10 @@ class Cluster {
                           std::uint64_t isid_seed);
   iscsi::LunOpener witness_opener(Process& process, std::size_t node);
   iscsi::RamFate fate(const Volume& volume, const iscsi::RamCommand& command);
+  /// The mount of that node, or a coordinator, sends a command to the volume's LUN.
+  void may_not_be_durable(std::size_t volume, std::optional<std::size_t> mount,
+                          const iscsi::RamCommand& command, iscsi::RamFate& fate);
+  [[nodiscard]] bool all_have_a_path(std::size_t volume) const;
   void govern(std::size_t volume, int missing);
   void bury(Process& process);
   void violated(std::string what) {

@@ -186,6 +186,16 @@ TEST_CASE("simulation: a new coordinator that is not told of the locks is found 
   CHECK(first_violation(plan, 24) != "");
 }
 
+TEST_CASE("simulation: a flush that failed, and is answered as if it had not, is found out") {
+  auto plan = Plan::calm();
+  plan.length = 8s;
+  plan.fail_flushes = true;
+  for (bool broken : {false, true}) {
+    plan.broken.flushes_lie = broken;
+    CHECK((first_violation(plan, 12) != "") == broken);
+  }
+}
+
 TEST_CASE("simulation: a target that lost its cache, and nobody who is told, is found out") {
   auto plan = Plan::calm();
   plan.lose_power = true;
