@@ -254,6 +254,18 @@ Task<void> Csvd::stop(std::size_t volume, std::function<void()> done) {
   done();
 }
 
+void Csvd::force_quorum(std::function<void(bool)> done) {
+  process_.loop->post([this, alive = process_.alive, done = std::move(done)]() mutable {
+    if (*alive) tasks_->spawn(force(std::move(done)));
+  });
+}
+
+Task<void> Csvd::force(std::function<void(bool)> done) {
+  auto task = voting_->replica().force(5s);
+  auto forced = co_await task;
+  done(bool(forced));
+}
+
 // ---------------------------------------------------------------------------- csvfs
 
 Csvfs::Csvfs(Cluster& cluster, std::size_t node, std::size_t volume)

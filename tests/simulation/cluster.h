@@ -96,6 +96,9 @@ class Csvd {
   [[nodiscard]] const std::string& reason(std::size_t volume = 0) const {
     return coordination(volume).reason();
   }
+  /// As by command, where nodes vote: those it reaches go on, whoever else there may be. Told
+  /// whether they do.
+  void force_quorum(std::function<void(bool)> done);
   /// Null where nodes do not vote.
   [[nodiscard]] cluster::VotingMembership* membership() const { return voting_; }
   [[nodiscard]] Process& process() { return process_; }
@@ -109,6 +112,7 @@ class Csvd {
   std::unique_ptr<service::Coordination> make_coordination(std::size_t volume);
   Task<void> start(std::size_t volume);
   Task<void> stop(std::size_t volume, std::function<void()> done);
+  Task<void> force(std::function<void(bool)> done);
   Task<Expected<std::unique_ptr<service::VolumeService>>> take_over(std::size_t volume);
   void accept(std::unique_ptr<protocol::Connection> connection, protocol::Message first);
   void publish();

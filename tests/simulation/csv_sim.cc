@@ -237,6 +237,7 @@ int main(int argc, char** argv) {
       plan.lose_witness = plan.in_turn = what == "witness";
       plan.foreign_in = what == "foreign" ? 1 : 0;
       plan.fail_flushes = what == "fail-flushes";
+      plan.force = what == "force";
       plan.length = each.length;
       plan.voting = each.voting;
       plan.volumes = each.volumes;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <set>
 
 #include "csvfs/base/check.h"
 #include "csvfs/base/log.h"
@@ -59,6 +60,7 @@ class Saboteur {
     add(plan.lose_witness && witness, &Saboteur::lose_witness);
     add(plan.split && witness, &Saboteur::split);
     add(plan.in_turn && witness, &Saboteur::end_in_turn);
+    add(plan.force && plan.voting, &Saboteur::force_quorum);
     if (!faults_.empty()) next();
   }
 
@@ -71,11 +73,7 @@ class Saboteur {
   /// No more faults; what is broken is mended.
   void stop() {
     stopped_ = true;
-    while (!repairs_.empty()) {
-      auto repair = std::move(repairs_.begin()->second);
-      repairs_.erase(repairs_.begin());
-      repair();
-    }
+    mend_all();
     for (std::size_t node = 0; node < cluster_.size(); ++node) {
       if (!cluster_.powered(node)) cluster_.power_on(node);
       cluster_.start_csvd(node);
@@ -83,6 +81,8 @@ class Saboteur {
     }
   }
   [[nodiscard]] std::uint64_t count() const { return count_; }
+  /// An administrator is at work who has made sure of what he does: nothing else is to happen.
+  [[nodiscard]] bool busy() const { return forcing_.has_value(); }
   /// No foreign host is left.
   [[nodiscard]] bool alone() const {
     return std::all_of(foreigners_.begin(), foreigners_.end(),
@@ -100,9 +100,16 @@ class Saboteur {
   void next() {
     world_.after(world_.between(plan_.least_calm, plan_.most_calm), [this] {
       if (stopped_) return;
-      (this->*faults_[world_.random().below(faults_.size())])();
+      if (!busy()) (this->*faults_[world_.random().below(faults_.size())])();
       next();
     });
+  }
+  void mend_all() {
+    while (!repairs_.empty()) {
+      auto repair = std::move(repairs_.begin()->second);
+      repairs_.erase(repairs_.begin());
+      repair();
+    }
   }
   void mend_after(Duration delay, std::function<void()> repair) {
     auto number = next_repair_++;
@@ -388,7 +395,7 @@ class Saboteur {
     auto end = Duration::zero();
     for (auto node : order) {
       world_.after(end, [this, node] {
-        if (!stopped_ && cluster_.powered(node)) cluster_.power_off(node);
+        if (!stopped_ && !busy() && cluster_.powered(node)) cluster_.power_off(node);
       });
       // Time for the others to go on without it.
       end += world_.between(500ms, 8s);
@@ -399,6 +406,65 @@ class Saboteur {
       });
       end += world_.between(100ms, 8s);
     }
+  }
+
+  /// All but some nodes are lost at once, perhaps none. An administrator makes sure that they are
+  /// off and the networks whole, has the rest go on, and lets the others come back when it does.
+  void force_quorum() {
+    auto here = any_node();
+    if (!cluster_.powered(here) || cluster_.csvd(here) == nullptr) return;
+    bool none = world_.random().chance(1, 5);
+    std::vector<std::size_t> lost;
+    for (std::size_t node = 0; node < cluster_.size(); ++node)
+      if (node != here && !none && (cluster_.size() == 2 || world_.random().chance(2, 3)))
+        lost.push_back(node);
+    say(fmt::format("{} nodes are lost, and node{} is to go on by force", lost.size(), here + 1));
+    mend_all();
+    for (auto node : lost)
+      if (cluster_.powered(node)) cluster_.power_off(node);
+    forcing_ = Forcing{here, std::move(lost), world_.now() + 60s};
+    force_after(world_.between(500ms, 12s));
+  }
+  void force_after(Duration delay) {
+    world_.after(delay, [this] {
+      if (stopped_) return;
+      auto* csvd = cluster_.csvd(forcing_->here);
+      if (world_.now() > forcing_->patience || csvd == nullptr) return let_come_back(false);
+      csvd->force_quorum([this](bool forced) {
+        if (stopped_) return;
+        forced ? let_come_back(true) : force_after(1s);
+      });
+    });
+  }
+  void let_come_back(bool forced) {
+    world_.note(forced ? "it goes on by force" : "it cannot go on by force");
+    auto delay = world_.between(0ms, 4s);
+    for (auto node : forcing_->lost) {
+      world_.after(delay, [this, node] {
+        if (!stopped_ && !cluster_.powered(node)) cluster_.power_on(node);
+      });
+      delay += world_.between(0ms, 2s);
+    }
+    world_.after(delay, [this] { wait_for_all(); });
+  }
+  /// What else is broken before they have joined could make two of them.
+  void wait_for_all() {
+    std::set<std::uint64_t> forced;
+    bool all_formed = true;
+    for (std::size_t node = 0; node < cluster_.size(); ++node) {
+      if (cluster_.csvd(node) == nullptr) continue;
+      const auto& replica = cluster_.csvd(node)->membership()->replica();
+      bool formed = replica.state() == cluster::Replica::State::formed;
+      all_formed = all_formed && formed;
+      if (formed) forced.insert(replica.configuration()->tag.forced);
+    }
+    if ((all_formed && forced.size() <= 1) || world_.now() > forcing_->patience + 60s) {
+      forcing_.reset();
+      return;
+    }
+    world_.after(500ms, [this] {
+      if (!stopped_) wait_for_all();
+    });
   }
 
   /// It goes on serving its own node's mount, as far as it knows, while another takes the volume.
@@ -431,6 +497,12 @@ class Saboteur {
   std::vector<void (Saboteur::*)()> faults_;
   std::map<std::uint64_t, std::function<void()>> repairs_;
   std::uint64_t next_repair_ = 1, count_ = 0, hoards_ = 0;
+  struct Forcing {
+    std::size_t here = 0;           ///< The node that goes on.
+    std::vector<std::size_t> lost;  ///< Those that are off meanwhile.
+    Duration patience{};
+  };
+  std::optional<Forcing> forcing_;
   bool stopped_ = false;
 };
 
@@ -699,7 +771,7 @@ class Run {
         use->locks.judge_again();
       }
     }
-    if (!well()) return false;
+    if (!wait("the administrator", 180s, [this] { return !saboteur_->busy(); })) return false;
     saboteur_->stop();
     return true;
   }

@@ -21,6 +21,7 @@ struct Plan {
   bool fill_disk = true;                ///< A node's own.
   std::uint64_t foreign_in = 2;  ///< In one life of so many others use the LUN, too. 0: in none.
   bool fail_flushes = true;
+  bool force = true;  ///< Most nodes are lost, and an administrator has the others go on.
   Duration least_calm = 100ms, most_calm = 2500ms;  ///< Between two faults.
   std::uint64_t lie_in = 0;  ///< The storage loses one acknowledged write in so many.
   bool mappings = false;     ///< Programs map files, too.
@@ -37,6 +38,7 @@ struct Plan {
     plan.lose_paths = plan.freeze = plan.move = plan.isolate = plan.fill_lun = false;
     plan.lose_power = plan.fill = plan.split = plan.lose_witness = plan.in_turn = false;
     plan.pause = plan.set_clock = plan.fill_disk = plan.fail_flushes = false;
+    plan.force = false;
     plan.foreign_in = 0;
     return plan;
   }
