@@ -236,6 +236,7 @@ struct Session {
   std::size_t next_path = 0;
   std::atomic<bool> sized{true};  ///< The target has told the size.
   bool registered = false;  ///< We asked for it; that it is so no longer is how a fence shows.
+  bool owed_loss = false;   ///< The target has forgotten something, and has not said so here.
   bool ended = false, by_itself = false;
   bool gone = false;  ///< The Lun was destroyed: nobody is told anything. Home loop only.
   Error why;
@@ -267,7 +268,7 @@ struct Command {
   std::size_t path = 0;
   RamFate fate;
   Place place = Place::travelling;
-  bool late = false;  ///< Its session has ended and was told so.
+  bool late = false;  ///< Nobody waits for it: its session has ended and was told so.
   std::shared_ptr<Session> session;
   Expected<void> result;
   Done done;
@@ -452,7 +453,7 @@ void Target::submit(std::shared_ptr<Command> command) {
 
 void Target::expire(std::uint64_t id, const std::shared_ptr<Session>& session) {
   auto found = commands_.find(id);
-  if (found == commands_.end() || session->ended) return;
+  if (found == commands_.end() || session->ended || found->second->late) return;
   ++session->counters.timeouts;
   end(session, Error{Errc::lun_lost, "a command exceeded its deadline"}, true);
 }
@@ -463,6 +464,11 @@ void Target::arrive(std::uint64_t id) {
   auto command = found->second;
   auto nexus = command->nexus();
   using Kind = RamCommand::Kind;
+  if (command->late && command->fate.late_if_reserved &&
+      reservations.reservation().type == ReservationType::none) {
+    commands_.erase(found);
+    return;
+  }
   if (!command->late && !command->fate.unfenced && notices_.contains(nexus) &&
       command->kind != Kind::reset) {
     auto code = static_cast<int>(notices_[nexus]);
@@ -487,6 +493,10 @@ void Target::arrive(std::uint64_t id) {
     return;
   }
   command->place = Command::Place::inside;
+  if (command->fate.early && !command->late) {
+    command->late = true;
+    tell(command->session, std::move(command->done), {});
+  }
   later(command->fate.inside, id, &Target::take_effect);
 }
 
@@ -495,10 +505,17 @@ void Target::take_effect(std::uint64_t id) {
   if (found == commands_.end()) return;
   auto command = found->second;
   Expected<void> result;
-  if (command->fate.failure.code()) {
+  bool data = command->changes() || command->kind == RamCommand::Kind::read ||
+              command->kind == RamCommand::Kind::flush;
+  if (data && !command->late && std::exchange(command->session->owed_loss, false)) {
+    result = Error{Errc::not_durable, "deferred MEDIUM ERROR"};
+    if (command->fate.failed) command->fate.failed();
+  } else if (command->fate.failure.code()) {
     result = tear(*command);
   } else if (!command->fate.lies) {
     result = execute(*command);
+  } else if (command->kind == RamCommand::Kind::flush && command->fate.forgets) {
+    medium.forget();
   }
   if (!commands_.contains(id)) return;  // It ended itself, or with its session.
   command->place = Command::Place::returning;
@@ -528,7 +545,11 @@ Expected<void> Target::tear(Command& command) {
     (void)medium.write(command.offset, command.in.first(bytes), false);
     if (command.fate.took_effect) command.fate.took_effect(command.offset, command.in.first(bytes));
   }
-  if (command.kind == RamCommand::Kind::flush && command.fate.forgets) medium.forget();
+  if (command.kind != RamCommand::Kind::flush) return command.fate.failure;
+  if (command.fate.forgets) medium.forget();
+  if (command.fate.forgets && command.fate.tells_all)
+    for (auto& [id, session] : sessions_) session->owed_loss = session != command.session;
+  if (command.fate.failed) command.fate.failed();
   return command.fate.failure;
 }
 
@@ -569,7 +590,7 @@ void Target::end(const std::shared_ptr<Session>& session, Error why, bool by_its
   std::vector<Done> told;
   for (auto each = commands_.begin(); each != commands_.end();) {
     auto& command = *each->second;
-    if (command.session != session) {
+    if (command.session != session || command.late) {
       ++each;
       continue;
     }

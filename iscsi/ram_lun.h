@@ -30,17 +30,29 @@ struct RamFate {
   /// aborted by PREEMPT AND ABORT, LUN RESET or power loss.
   bool lands_late = false;
   Duration late_by{};
+  /// Late only under a reservation: while somebody else has taken that away nothing would keep it
+  /// out.
+  bool late_if_reserved = false;
   /// Fails with this in place of taking effect; of a write the first `torn_blocks` were written.
   Error failure;
   std::uint64_t torn_blocks = 0;
-  /// Of a flush that fails: what the cache held is lost with it. Targets tell that once; the next
-  /// flush succeeds.
+  /// Of a flush that fails (or lies): what the cache held is lost with it. Targets tell that once;
+  /// the next flush succeeds.
   bool forgets = false;
+  /// Of one that forgets: whoever else is logged in is told, too, with his next command, which is
+  /// not done then.
+  bool tells_all = false;
+  /// Told when a flush fails, or when the command is what says that something was forgotten. It
+  /// must not call the disk.
+  std::function<void()> failed;
   /// Takes effect, but the answer never comes: the Lun is lost instead.
   bool answer_lost = false;
   /// Answered as if done, and never done: a target that no protocol survives, to see a checker
   /// bite.
   bool lies = false;
+  /// Of an UNMAP: answered as if done once it is inside, and done later all the same. To whoever
+  /// sent it that is as if he had not waited.
+  bool early = false;
   /// Neither reservations nor aborts stop it, nor is it told of them: another such target.
   bool unfenced = false;
   /// Of a write: told what was written, each time it takes effect. It must not call the disk.

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <vector>
@@ -277,6 +278,53 @@ TEST_CASE("ram lun: a torn write leaves the new beginning and the old rest") {
   CHECK(io.write(0, filled(8 * 512, 1)).error() == std::errc::io_error);
   CHECK(bench.content(0, 3 * 512) == filled(3 * 512, 1));
   CHECK(bench.content(3 * 512, 5 * 512) == filled(5 * 512, 0));
+}
+
+TEST_CASE(
+    "ram lun: a flush that fails may take what the cache held, and is told to everybody once") {
+  Bench bench{cached()};
+  std::atomic<bool> fails{true};
+  std::atomic<int> said{0};
+  auto plan = [&](const RamCommand& command) {
+    RamFate fate;
+    fate.failed = [&said] { ++said; };
+    if (command.kind != RamCommand::Kind::flush || !fails.exchange(false)) return fate;
+    fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+    fate.forgets = fate.tells_all = true;
+    return fate;
+  };
+  auto one = bench.open("a", plan), other = bench.open("b", plan);
+  BlockingLun mine{*one, bench.blocking}, theirs{*other, bench.blocking};
+  REQUIRE(theirs.write(512, filled(512, 2)));
+  CHECK(mine.flush().error() == Errc::not_durable);
+  CHECK(bench.content(512, 512) == filled(512, 0));
+  CHECK(theirs.write(0, filled(512, 3)).error() == Errc::not_durable);
+  CHECK(bench.content(0, 512) == filled(512, 0));
+  CHECK(said == 2);
+  CHECK(theirs.write(0, filled(512, 3)));
+  CHECK(theirs.flush());
+  CHECK(mine.flush());
+  CHECK(said == 2);
+}
+
+TEST_CASE("ram lun: an UNMAP may be answered before it is done") {
+  Bench bench;
+  auto plan = [](const RamCommand& command) {
+    RamFate fate;
+    if (command.kind != RamCommand::Kind::unmap) return fate;
+    fate.early = true;
+    fate.inside = 20ms;
+    return fate;
+  };
+  auto lun = bench.open("a", plan);
+  BlockingLun io{*lun, bench.blocking};
+  REQUIRE(io.unmap(0, 64 << 10));
+  REQUIRE(io.write(0, filled(512, 1)));
+  CHECK(bench.content(0, 512) == filled(512, 1));
+  CHECK(bench.disk->late_commands() == 1);
+  bench.settle(40ms);
+  CHECK(bench.disk->late_commands() == 0);
+  CHECK(bench.content(0, 512) == filled(512, 0));
 }
 
 TEST_CASE("ram lun: a command that exceeds the deadline ends the Lun before its buffer is free") {

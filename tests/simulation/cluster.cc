@@ -1,5 +1,7 @@
 #include "tests/simulation/cluster.h"
 
+#include <algorithm>
+
 #include "coordinator/cluster/disk_witness.h"
 #include "coordinator/protocol/failure.h"
 #include "csvfs/base/check.h"
@@ -7,6 +9,12 @@
 #include "iscsi/blocking_lun.h"
 
 namespace csv::sim {
+namespace {
+
+// ISIDs of a node's processes.
+constexpr std::uint64_t kCoordinator = 1, kMount = 2;
+
+}  // namespace
 
 // ---------------------------------------------------------------------------- a process
 
@@ -178,7 +186,7 @@ Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over(std::siz
   with.timing.reconnect_grace = cluster_.reconnect_grace;
   with.loop = process_.loop.get();
   with.random = &process_.random;
-  with.open_lun = cluster_.opener(process_, node_, volume, 1);
+  with.open_lun = cluster_.opener(process_, node_, volume, kCoordinator);
   with.make_worker = [this] { return std::make_unique<SimWorker>(cluster_.world, *process_.loop); };
   with.open_until = [this] {
     return cluster_.broken.csvds_gate_stays_open ? TimePoint::max() : membership_->open_until();
@@ -199,7 +207,10 @@ Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over(std::siz
   with.cluster = Cluster::kClusterId;
   with.volume = name;
   auto taken = co_await service::VolumeService::take_over(std::move(with));
-  if (taken) ++cluster_.takeovers;
+  if (taken) {
+    ++cluster_.takeovers;
+    if (cluster_.on_taken_over) cluster_.on_taken_over(volume);
+  }
   cluster_.world.note(taken ? fmt::format("node{} coordinates {} in epoch {}", node_ + 1, name,
                                           raw((*taken)->epoch()))
                             : fmt::format("node{} cannot take over {}: {}", node_ + 1, name,
@@ -243,6 +254,18 @@ Task<void> Csvd::stop(std::size_t volume, std::function<void()> done) {
   done();
 }
 
+void Csvd::force_quorum(std::function<void(bool)> done) {
+  process_.loop->post([this, alive = process_.alive, done = std::move(done)]() mutable {
+    if (*alive) tasks_->spawn(force(std::move(done)));
+  });
+}
+
+Task<void> Csvd::force(std::function<void(bool)> done) {
+  auto task = voting_->replica().force(5s);
+  auto forced = co_await task;
+  done(bool(forced));
+}
+
 // ---------------------------------------------------------------------------- csvfs
 
 Csvfs::Csvfs(Cluster& cluster, std::size_t node, std::size_t volume)
@@ -258,7 +281,7 @@ Csvfs::Csvfs(Cluster& cluster, std::size_t node, std::size_t volume)
     MountSurroundings with;
     with.loop = process_.loop.get();
     with.random = &process_.random;
-    with.open_lun = cluster_.opener(process_, node_, volume_, 2);
+    with.open_lun = cluster_.opener(process_, node_, volume_, kMount);
     Finder::Setup find;
     find.loop = process_.loop.get();
     find.transport = process_.door.get();
@@ -385,6 +408,7 @@ iscsi::RamFate Cluster::fate(const Volume& volume, const iscsi::RamCommand& comm
   fate.to_initiator = world.between(10us, 150us);
   fate.lands_late = random.chance(1, 2);
   // Sometimes long after its sender was fenced.
+  fate.late_if_reserved = weather.foreigners;
   fate.late_by = world.between(0ms, !random.chance(1, 4) ? 50ms : random.chance(1, 2) ? 4s : 20s);
   auto one_in = [&](std::uint64_t many) { return many > 0 && random.chance(1, many); };
   if (one_in(weather.hiccup_in)) {
@@ -400,6 +424,10 @@ iscsi::RamFate Cluster::fate(const Volume& volume, const iscsi::RamCommand& comm
     fate.torn_blocks = random.below(16);
   }
   fate.unfenced = broken.unfenced;
+  if (command.kind == Kind::unmap && broken.unmaps_not_awaited) {
+    fate.early = fate.unfenced = true;
+    fate.inside += world.between(0ms, 4s);
+  }
   fate.answer_lost = one_in(weather.lost_answer_in);
   fate.lies = (command.kind == Kind::write && one_in(weather.lie_in)) ||
               (command.kind == Kind::zero && broken.zeros_not_made);
@@ -407,20 +435,57 @@ iscsi::RamFate Cluster::fate(const Volume& volume, const iscsi::RamCommand& comm
   return fate;
 }
 
+bool Cluster::all_have_a_path(std::size_t volume) const {
+  return std::all_of(nodes_.begin(), nodes_.end(), [volume](const Node& node) {
+    const auto& csvfs = node.mounts[volume];
+    return !csvfs || csvfs->mount().state().mode == AccessMode::direct;
+  });
+}
+
+void Cluster::may_not_be_durable(std::size_t volume, std::optional<std::size_t> mount,
+                                 const iscsi::RamCommand& command, iscsi::RamFate& fate) {
+  auto& failing = volumes_[volume].weather.flushes;
+  bool mine = failing.whose == FlushFailures::Whose::anybodys ||
+              (failing.whose == FlushFailures::Whose::mounts) == mount.has_value();
+  bool fails = command.kind == iscsi::RamCommand::Kind::flush && failing.left > 0 && mine;
+  if (fails) {
+    --failing.left;
+    fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+    // Who is not logged in is not told, and nobody promises him anything.
+    fate.forgets = fate.tells_all = failing.forgets && all_have_a_path(volume);
+    fate.lies = broken.flushes_lie;
+    if (fate.lies) fate.failure = {};
+  }
+  fate.failed = [this, what = NotDurable{volume, mount, fate.forgets, !fails}] {
+    world.note(fmt::format("{} is told that what {} had answered may be gone{}",
+                           what.mount ? fmt::format("the mount of node{}", *what.mount + 1)
+                                      : std::string{"a coordinator"},
+                           volumes_[what.volume].name, what.forgot ? ", and it is" : ""));
+    if (on_not_durable) on_not_durable(what);
+    if (!what.forgot) return;
+    auto& on = volumes_[what.volume];
+    world.after(Duration::zero(), [&on] { on.one_writer->forgot(*on.disk); });
+  };
+}
+
 iscsi::LunOpener Cluster::opener(Process& process, std::size_t node, std::size_t volume,
                                  std::uint64_t isid_seed) {
   using Opened = Function<void(Expected<std::unique_ptr<iscsi::Lun>>)>;
-  return [this, on = &volumes_[volume], loop = process.loop.get(), alive = process.alive, node,
-          isid_seed](iscsi::LunOptions options, Opened done) {
+  return [this, volume, loop = process.loop.get(), alive = process.alive, node, isid_seed](
+             iscsi::LunOptions options, Opened done) {
     options.initiator = initiator(node);
     options.isid_seed = isid_seed;
     auto login = world.between(1ms, 20ms);
-    loop->after(login, [this, on, loop, alive, options = std::move(options),
+    auto mount = isid_seed == kMount ? std::optional{node} : std::nullopt;
+    loop->after(login, [this, volume, mount, loop, alive, options = std::move(options),
                         done = std::move(done)]() mutable {
       if (!*alive) return;
       auto connection = next_connection_++;
-      auto plan = [this, on, connection, name = loop->name()](const iscsi::RamCommand& command) {
+      auto* on = &volumes_[volume];
+      auto plan = [this, volume, on, mount, connection,
+                   name = loop->name()](const iscsi::RamCommand& command) {
         auto its = fate(*on, command);
+        if (on->weather.flushes.possible) may_not_be_durable(volume, mount, command, its);
         if (command.kind == iscsi::RamCommand::Kind::write &&
             on->one_writer->concerned(command.offset, command.length))
           its.took_effect = [on, connection, name](std::uint64_t offset,

@@ -36,6 +36,15 @@ struct Board {
   TimePoint open_until{};
 };
 
+/// What the target could not write out: flushes that fail.
+struct FlushFailures {
+  enum class Whose { anybodys, mounts, coordinators };
+  bool possible = false;  ///< At all, in this life.
+  unsigned left = 0;      ///< The next ones fail,
+  Whose whose{};
+  bool forgets = false;  ///< and what the cache held is gone. All who are logged in are told so.
+};
+
 /// How hard the storage is to get along with, besides losing paths.
 struct DiskWeather {
   std::uint64_t stall_in = 0;        ///< One command in so many takes seconds. 0: none.
@@ -43,6 +52,8 @@ struct DiskWeather {
   std::uint64_t lost_answer_in = 0;  ///< One in so many takes effect, but its answer is lost.
   std::uint64_t lie_in = 0;          ///< One write in so many is answered and never made.
   bool full = false;                 ///< A thin LUN: it takes nothing but what the catalog claimed.
+  bool foreigners = false;  ///< Others may take the reservation away: nothing lands late then.
+  FlushFailures flushes;
 };
 
 /// A volume on a LUN of its own.
@@ -85,6 +96,9 @@ class Csvd {
   [[nodiscard]] const std::string& reason(std::size_t volume = 0) const {
     return coordination(volume).reason();
   }
+  /// As by command, where nodes vote: those it reaches go on, whoever else there may be. Told
+  /// whether they do.
+  void force_quorum(std::function<void(bool)> done);
   /// Null where nodes do not vote.
   [[nodiscard]] cluster::VotingMembership* membership() const { return voting_; }
   [[nodiscard]] Process& process() { return process_; }
@@ -98,6 +112,7 @@ class Csvd {
   std::unique_ptr<service::Coordination> make_coordination(std::size_t volume);
   Task<void> start(std::size_t volume);
   Task<void> stop(std::size_t volume, std::function<void()> done);
+  Task<void> force(std::function<void(bool)> done);
   Task<Expected<std::unique_ptr<service::VolumeService>>> take_over(std::size_t volume);
   void accept(std::unique_ptr<protocol::Connection> connection, protocol::Message first);
   void publish();
@@ -153,6 +168,10 @@ struct Broken {
   bool csvds_gate_stays_open = false;   ///< A coordinator's neither.
   bool kernels_keep_pages = false;      ///< That they say they have dropped.
   bool zeros_not_made = false;          ///< The target answers that a range is zero, and it is not.
+  /// Blocks are given out again while the UNMAP that freed them is still under way, and no fence
+  /// stops it.
+  bool unmaps_not_awaited = false;
+  bool flushes_lie = false;  ///< One that fails is answered as if it had not.
   Network::Forgery forgery;
   WitnessPlace::Forgery witness;
 };
@@ -232,6 +251,14 @@ class Cluster {
   std::function<void(std::size_t node, std::size_t volume)> on_mounted;
   /// What shall become of a command, where the weather is not what is wanted.
   std::function<void(const iscsi::RamCommand&, iscsi::RamFate&)> on_command;
+  /// A command was answered not_durable: a mount's of that node, or of whoever coordinates.
+  struct NotDurable {
+    std::size_t volume = 0;
+    std::optional<std::size_t> mount;
+    bool forgot = false, deferred = false;
+  };
+  std::function<void(const NotDurable&)> on_not_durable;
+  std::function<void(std::size_t volume)> on_taken_over;
   /// Something that must never be was seen by a judge.
   std::function<void(std::string)> on_violation;
   /// Wraps the death of a mount, which the function does.
@@ -254,6 +281,10 @@ class Cluster {
                           std::uint64_t isid_seed);
   iscsi::LunOpener witness_opener(Process& process, std::size_t node);
   iscsi::RamFate fate(const Volume& volume, const iscsi::RamCommand& command);
+  /// The mount of that node, or a coordinator, sends a command to the volume's LUN.
+  void may_not_be_durable(std::size_t volume, std::optional<std::size_t> mount,
+                          const iscsi::RamCommand& command, iscsi::RamFate& fate);
+  [[nodiscard]] bool all_have_a_path(std::size_t volume) const;
   void govern(std::size_t volume, int missing);
   void bury(Process& process);
   void violated(std::string what) {

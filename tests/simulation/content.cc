@@ -174,8 +174,13 @@ void FileContent::end(Id write, Duration now) {
   over.answered = true;
   if (over.durable) over.flushed = true;
   if (over.flushed) over.doubtful = false;
-  if (!over.durable) unsynced_[over.by] = now;
   over.certain = !over.doubtful;
+  if (over.durable) return;
+  unsynced_[over.by] = now;
+  // It was on its way while others were told, and may be part of what was lost.
+  auto told = told_.find(over.by);
+  if (told != told_.end() && told->second.first && over.began <= *told->second.first)
+    sorry_.insert(over.by);
 }
 
 void FileContent::power_loss() {
@@ -190,6 +195,11 @@ void FileContent::power_loss() {
   for (const auto& each : all) tell_all(each, Duration::max());
 }
 
+void FileContent::suspect(Writer by, Duration since) {
+  auto own = unsynced_.find(by);
+  if (own != unsynced_.end() && own->second >= since) sorry_.insert(by);
+}
+
 void FileContent::synced(Writer by, Duration since) {
   if (auto own = unsynced_.find(by); own != unsynced_.end() && own->second <= since)
     unsynced_.erase(own);
@@ -201,17 +211,34 @@ void FileContent::synced(Writer by, Duration since) {
   }
 }
 
-bool FileContent::told_of_loss(Writer by, std::uint64_t handle) {
-  bool any = sorry_.erase(by) > 0;
+/// What it wrote and was lost is nothing that anybody claims any more.
+bool FileContent::unclaim(Writer by) {
+  bool any = false;
   for (auto& [id, write] : writes_) {
     if (!write.doubtful || write.by != by) continue;
     any = true;
-    write.doubtful = write.answered = false;  // Nobody claims it any more.
+    write.doubtful = write.answered = false;
   }
-  if (any) heard_[by].clear();
-  // Each handle hears of it once.
-  auto heard = heard_.find(by);
-  return heard != heard_.end() && heard->second.insert(handle).second;
+  return any;
+}
+
+void FileContent::failed(Writer by) {
+  if (unclaim(by)) sorry_.insert(by);
+}
+
+bool FileContent::told_of_loss(const Refused& who) {
+  bool lost = unclaim(who.by);
+  lost = sorry_.erase(who.by) > 0 || lost;
+  auto known = told_.find(who.by);
+  auto rumours = known == told_.end() ? 0 : known->second.rumours;
+  lost = lost || (who.rumours > rumours && unsynced_.contains(who.by));
+  if (lost) known = told_.insert_or_assign(who.by, Told{{}, {}, who.rumours}).first;
+  if (known == told_.end()) return false;
+  auto& told = known->second;
+  if (told.first && who.since > *told.first) return false;
+  if (who.handle != 0 && !told.handles.insert(who.handle).second) return false;
+  if (!told.first) told.first = who.now;
+  return true;
 }
 
 void FileContent::settle(Id write, Duration now) {

@@ -52,10 +52,27 @@ class FileContent {
   /// It has taken effect by now, wholly, in parts, or not at all; no more will come of it.
   void settle(Id write, Duration now);
   void power_loss();
+  /// The mount of `by` was told of a loss that need not be one: what it wrote and has not synced
+  /// since, the last of it at `since` or later, it must take for lost.
+  void suspect(Writer by, Duration since = Duration::min());
   /// A sync that began at `since` succeeded.
   void synced(Writer by, Duration since);
-  /// One was refused. False: there was nothing to be sorry about.
-  bool told_of_loss(Writer by, std::uint64_t handle);
+  /// Who was refused, and what for.
+  struct Refused {
+    Writer by = nullptr;
+    std::uint64_t handle = 0;  ///< 0: a durable write, which tells of itself.
+    Duration since{};          ///< When the handle was opened, or the write began.
+    Duration now{};
+    /// How often the mounts may have been told of a loss by their next coordinator, whenever that
+    /// was.
+    std::uint64_t rumours = 0;
+  };
+  /// False: it had nothing unsynced here that could be lost, or has been told, or was opened when
+  /// somebody of its mount had been.
+  bool told_of_loss(const Refused& who);
+  /// A sync or a durable write failed by itself: perhaps that was the word of a loss, perhaps there
+  /// is one to come.
+  void failed(Writer by);
   /// A read is under way; what it may show is kept until it is over.
   void begin_read(Duration now) { reads_.insert(now); }
   void end_read(Duration began) { reads_.erase(reads_.find(began)); }
@@ -99,6 +116,7 @@ class FileContent {
     std::int64_t behind = 0;
     Duration began{};
   };
+  bool unclaim(Writer by);
   void prune();
   [[nodiscard]] static std::vector<Part> parts_of(const Write& write);
   [[nodiscard]] std::set<What> possible(std::uint64_t from, std::uint64_t to, Duration since,
@@ -112,8 +130,14 @@ class FileContent {
   /// Who has written without a sync since, and when last. More than what `writes_` knows: what is
   /// wholly written over is forgotten there, and its writer's mount is still owed a word of a loss.
   std::map<Writer, Duration> unsynced_;
-  std::set<Writer> sorry_;                           ///< Of these, at a power loss.
-  std::map<Writer, std::set<std::uint64_t>> heard_;  ///< Of the last loss: which handles.
+  std::set<Writer> sorry_;  ///< Of these, at a loss.
+  /// What a mount was told of its last loss here.
+  struct Told {
+    std::set<std::uint64_t> handles;
+    std::optional<Duration> first;
+    std::uint64_t rumours = 0;
+  };
+  std::map<Writer, Told> told_;
   std::multiset<Duration> reads_;
   std::vector<Follower> followers_;
   Id next_ = 1;

@@ -37,6 +37,7 @@ struct Wish {
   unsigned jobs = 0;           ///< Processes; 0: this one alone.
   std::uint64_t within = 0;    ///< Seconds after which no life begins. 0: no limit.
   const char* keep = nullptr;  ///< The file that ways to replay failures are added to.
+  std::string narrowed;        ///< Words that a replay needs, too.
 
   [[nodiscard]] Plan plan_of(Seed seed_) const { return mixed ? plan.mixed(seed_) : plan; }
   [[nodiscard]] std::string replay(Seed seed_) const {
@@ -45,7 +46,8 @@ struct Wish {
     if (its.voting) command += " --voting";
     if (its.mappings) command += " --mappings";
     if (its.volumes > 1) command += " --volumes " + std::to_string(its.volumes);
-    return command + " --seconds " + std::to_string(its.length / std::chrono::seconds{1});
+    command += " --seconds " + std::to_string(its.length / std::chrono::seconds{1});
+    return command + narrowed;
   }
 };
 
@@ -180,6 +182,10 @@ int main(int argc, char** argv) {
   auto level = csv::log::Level::error;
   for (int i = 1; i < argc; ++i) {
     std::string_view arg = argv[i];
+    if (arg == "--calm") wish.narrowed += " --calm";
+    for (auto narrows : {"--only", "--break", "--lie"})
+      if (arg == narrows && i + 1 < argc)
+        wish.narrowed += std::string{" "} + narrows + " " + argv[i + 1];
     auto number = [&] { return ++i < argc ? std::strtoull(argv[i], nullptr, 0) : 0; };
     if (arg == "--seed") {
       wish.seed = number();
@@ -229,6 +235,9 @@ int main(int argc, char** argv) {
       plan.fill_disk = what == "fill-disk";
       plan.split = what == "split" || what == "witness";
       plan.lose_witness = plan.in_turn = what == "witness";
+      plan.foreign_in = what == "foreign" ? 1 : 0;
+      plan.fail_flushes = what == "fail-flushes";
+      plan.force = what == "force";
       plan.length = each.length;
       plan.voting = each.voting;
       plan.volumes = each.volumes;
@@ -242,6 +251,8 @@ int main(int argc, char** argv) {
       plan.broken.csvds_gate_stays_open |= what == "coordinators-gates";
       plan.broken.kernels_keep_pages |= what == "pages";
       plan.broken.zeros_not_made |= what == "zeros";
+      plan.broken.unmaps_not_awaited |= what == "unmaps";
+      plan.broken.flushes_lie |= what == "flushes";
       plan.broken.witness.held_by_all |= what == "witness";
       plan.broken.witness.forgets |= what == "witness-memory";
       plan.broken.forgery.answer_recalls |= what == "recalls";
@@ -263,7 +274,7 @@ int main(int argc, char** argv) {
           "[--jobs N] [--within SECONDS] [--keep FILE] [--brief] "
           "[--lie N] [--break "
           "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses|zeros|"
-          "witness|witness-memory] "
+          "unmaps|flushes|witness|witness-memory] "
           "[--verbose] [--log]\n");
       return 2;
     }

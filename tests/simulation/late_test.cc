@@ -1,8 +1,8 @@
 #include "tests/simulation/stage.h"
 
 // What fences and leases are for: who was left behind does what he still can, and nobody sees
-// anything of it. That it would be seen is shown, of the first two, where they are broken; what the
-// third is for, in simulation_test.cc.
+// anything of it. That it would be seen is shown, of all but the last, where they are broken; what
+// the last is for, in simulation_test.cc.
 
 using namespace csv;
 using namespace csv::sim;
@@ -48,6 +48,50 @@ TEST_CASE("late: what a killed mount had under way does not land on what was wri
   CHECK(stage.shown(2, {2, 3, 4}) == 4);
   stage.pass(90s);
   CHECK(stage.shown(2, {2, 3, 4}) == (unfenced ? 3 : 4));
+}
+
+TEST_CASE(
+    "late: an UNMAP under way when its coordinator is killed takes nothing that was written "
+    "since") {
+  auto with = three_nodes(false);
+  auto geometry = with.disk.geometry;
+  bool taken = false;
+  SUBCASE("a full target") {}
+  SUBCASE("LIO") { with.disk = iscsi::RamDiskOptions::like_lio(); }
+  SUBCASE("whose fence stops nobody, which is found out") { with.broken.unfenced = taken = true; }
+  SUBCASE("a coordinator that did not wait for its end, which is found out") {
+    with.broken.unmaps_not_awaited = taken = true;
+  }
+  with.disk.geometry = geometry;
+  Stage stage{std::move(with)};
+  int unmaps = 0;
+  stage.cluster.on_command = [&](const iscsi::RamCommand& command, iscsi::RamFate& fate) {
+    // The content's, not what was granted beyond its end.
+    if (command.kind != iscsi::RamCommand::Kind::unmap || command.length != kLength) return;
+    if (++unmaps > 1) return;
+    fate.to_target = {};
+    fate.inside = 60s;
+  };
+  auto changed = nothing_yet<Expected<wire::Attr>>();
+  REQUIRE(stage.hears(0, changed, cut(stage.mount(0), stage.file, changed)));
+  REQUIRE(stage.until(10s, [&] { return unmaps > 0; }));
+  stage.pass(1s);
+  stage.cluster.kill_csvd(*stage.cluster.coordinator());
+  REQUIRE(stage.until(60s, [&] { return stage.cluster.coordinator().has_value(); }));
+  stage.pass(3s);
+  // A file of its own is given the first blocks that are free.
+  auto made = nothing_yet<Expected<Mount::Opened>>();
+  REQUIRE(stage.hears(0, made, create(stage.mount(0), "another", made)));
+  auto written = nothing_yet<Expected<std::uint32_t>>();
+  REQUIRE(stage.hears(0, written, write(stage.mount(0), (**made)->handle, 2, written)));
+  auto shows = [&] {
+    auto got = nothing_yet<Expected<Stamp>>();
+    REQUIRE(stage.hears(0, got, read(stage.mount(0), (**made)->handle, {1, 2}, got)));
+    return ***got;
+  };
+  CHECK(shows() == 2);
+  stage.pass(90s);
+  CHECK(shows() == (taken ? 0 : 2));
 }
 
 TEST_CASE("late: who was cut off reads nothing once its lease is over") {

@@ -73,6 +73,12 @@ void OneWriter::superblock(Writer writer, const std::string& name,
 }
 
 void OneWriter::power_loss(const iscsi::RamDisk& disk) {
+  forgot(disk);
+  owner_ = 0;
+  owner_name_ = "nobody";
+}
+
+void OneWriter::forgot(const iscsi::RamDisk& disk) {
   std::optional<volume::VolumeInfo> newest;
   for (auto copy : {Copy::a, Copy::b}) {
     Buffer bytes{kSuperblock};
@@ -82,8 +88,6 @@ void OneWriter::power_loss(const iscsi::RamDisk& disk) {
     if (!newest || newest->sequence < found.info.sequence) newest = std::move(found.info);
   }
   if (newest) newest_ = *std::move(newest);
-  owner_ = 0;
-  owner_name_ = "nobody";
 }
 
 void OneWriter::fail(const std::string& name, const std::string& what) const {

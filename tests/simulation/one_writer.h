@@ -27,6 +27,8 @@ class OneWriter {
              std::span<const std::byte> data);
   /// The disk has lost power: who coordinated has lost his connection.
   void power_loss(const iscsi::RamDisk& disk);
+  /// It has lost what its cache held, and nobody his connection.
+  void forgot(const iscsi::RamDisk& disk);
 
  private:
   void superblock(Writer writer, const std::string& name, const volume::VolumeInfo& found);

@@ -214,6 +214,8 @@ Task<void> Program::finish(Call& call, Outcome outcome, SessionId under) {
   }
   ++workload_.counts.eio;
   call.settled(outcome);
+  // Its own command, or one that its coordinator sent for it, was not done.
+  if (workload_.was_refused(node_, call.began())) co_return;
   // Only the end of the session excuses it; the mount may take a moment to show that.
   for (int round = 0; round < 120; ++round) {
     if (session() != under) co_return;
@@ -292,6 +294,21 @@ Program::Open Program::opened(std::size_t at) {
 }
 
 bool Program::goes_on(const Open& open) { return mount().session_of(open.handle) != SessionId{}; }
+
+/// The end of a session says nothing of what was lost: that is still to be told.
+bool Program::tells_of_loss(const Open& open, const Call& call, bool durable_write) {
+  if (!goes_on(open)) return false;
+  if (workload_.was_refused(node_, call.began())) {
+    ground_.files[open.inode].failed(&csvfs_);
+    return true;
+  }
+  FileContent::Refused who{.by = &csvfs_,
+                           .handle = durable_write ? 0 : static_cast<std::uint64_t>(open.handle),
+                           .since = durable_write ? call.began() : open.since,
+                           .now = workload_.world_.now(),
+                           .rumours = workload_.rumours_};
+  return ground_.files[open.inode].told_of_loss(who);
+}
 
 std::optional<std::size_t> Program::handle_of(Number inode) const {
   for (std::size_t at = 0; at < open_.size(); ++at) {
@@ -654,7 +671,7 @@ Task<void> Program::create(Number parent, std::string name) {
   auto made = co_await mount().create(Caller{}, std::move(what), {.writes = true});
   auto outcome = made ? outcome_of(made->attr) : outcome_of(made.error());
   if (made) {
-    open_.push_back({made->handle, outcome.inode, session()});
+    open_.push_back({made->handle, outcome.inode, session(), workload_.world_.now()});
     ground_.open.insert(outcome.inode);
     learn(outcome.inode, outcome.mode);
   }
@@ -672,7 +689,7 @@ Task<void> Program::open(Number inode) {
   if (opened) co_await csvfs_.pages().after_open(InodeId{inode});
   auto outcome = opened ? outcome_of(opened->attr) : outcome_of(opened.error());
   if (opened) {
-    open_.push_back({opened->handle, inode, session()});
+    open_.push_back({opened->handle, inode, session(), workload_.world_.now()});
     ground_.open.insert(inode);
   }
   co_await finish(call, outcome, under);
@@ -709,12 +726,8 @@ Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t le
   auto written = co_await mount().write(open.handle, offset, data.span(), options);
   auto outcome = written ? Outcome{} : outcome_of(written.error());
   if (written && *written != length) workload_.fail("a short write");
-  // The end of a session says nothing of what was lost: that is still to be told.
   // A durable write tells of itself: what its handle has to be told by a sync is told besides.
-  constexpr std::uint64_t kOfWrites = 1ull << 63;
-  if (outcome.error == EIO && options.durable && goes_on(open) &&
-      ground_.files[open.inode].told_of_loss(&csvfs_,
-                                             static_cast<std::uint64_t>(open.handle) | kOfWrites)) {
+  if (outcome.error == EIO && options.durable && tells_of_loss(open, call, true)) {
     call.settled(outcome);
     co_return;
   }
@@ -910,10 +923,8 @@ Task<void> Program::sync(std::size_t at) {
   auto open = opened(at);
   Call call{*this, fmt::format("sync inode={}", open.inode)};
   auto outcome = outcome_of(co_await mount().sync(open.handle));
-  auto& content = ground_.files[open.inode];
-  if (outcome.error == 0) content.synced(&csvfs_, call.began());
-  if (outcome.error == EIO && goes_on(open) &&
-      content.told_of_loss(&csvfs_, static_cast<std::uint64_t>(open.handle))) {
+  if (outcome.error == 0) ground_.files[open.inode].synced(&csvfs_, call.began());
+  if (outcome.error == EIO && tells_of_loss(open, call, false)) {
     ++workload_.counts.losses;
     call.settled(outcome);
     co_return;

@@ -27,6 +27,7 @@ class Program {
     Mount::Handle handle{};
     Number inode = 0;
     SessionId session{};
+    Duration since{};
   };
 
   Task<void> think(Duration most);
@@ -75,6 +76,8 @@ class Program {
   bool is_open(Number inode);  ///< Under the session that lives.
   Open opened(std::size_t at);
   bool goes_on(const Open& open);
+  /// Whether the EIO of a sync, or of a durable write, says that content was lost.
+  bool tells_of_loss(const Open& open, const Call& call, bool durable_write);
 
   Workload& workload_;
   Playground& ground_;

@@ -39,6 +39,7 @@ void Sides::in_force(const cluster::Configuration& configuration) {
   auto& turns = turns_[configuration.tag];
   for (const auto& [name, volume] : configuration.volumes) turns[name] = volume.turn;
   auto holds = [this](auto earlier, auto later) {
+    if (earlier->first.forced != later->first.forced) return;
     for (const auto& [name, turn] : earlier->second) {
       auto found = later->second.find(name);
       if (found != later->second.end() && found->second >= turn) continue;
@@ -55,10 +56,11 @@ void Sides::look(NodeId node, const cluster::VotingMembership& membership, Durat
   const auto& replica = membership.replica();
   const auto* configuration = replica.configuration();
   if (configuration == nullptr) return;
+  Era era{configuration->tag.forced, configuration->tag.epoch};
   if (replica.state() == cluster::Replica::State::formed) {
     in_force(*configuration);
-    last_[node] = std::max(last_[node], configuration->tag.epoch);
-    auto [at, fresh] = formed_.try_emplace(configuration->tag.epoch);
+    last_[node] = std::max(last_[node], era);
+    auto [at, fresh] = formed_.try_emplace(era);
     if (fresh) {
       at->second.at = world_.now();
       std::vector<NodeId> nodes;
@@ -68,16 +70,16 @@ void Sides::look(NodeId node, const cluster::VotingMembership& membership, Durat
     }
   }
   // What it has on its disk may be older: that may be full.
-  auto its = std::max(configuration->tag.epoch, last_[node]);
+  auto its = std::max(era, last_[node]);
   for (auto later = formed_.upper_bound(its); later != formed_.end(); ++later) {
-    const auto& [epoch, side] = *later;
+    const auto& [its_era, side] = *later;
     if (side.nodes.contains(node)) continue;
     auto end = side.at + kLease.term * (1000 + kLease.drift_permille) / 1000;
     if (lease <= end) continue;
     fail(
         fmt::format("node{}, of epoch {}, has a lease {} ms beyond the last it can have had when "
                     "others formed without it in epoch {}",
-                    raw(node), its, (lease - end) / 1ms, epoch));
+                    raw(node), its.second, (lease - end) / 1ms, its_era.second));
   }
 }
 

@@ -16,11 +16,10 @@ namespace csv::sim {
 ///
 /// - a coordinator says nothing any more once a later one of its volume has said something;
 /// - what was made stays made: every configuration in force has whatever was in force before it,
-/// and
-///   none is there twice with two contents;
+/// and none is there twice with two contents. Only what was forced need not know of what others
+/// made before: those were off;
 /// - once a side has formed without a node, that node's lease ends within a term: who was left
-/// behind
-///   gets no more of it, from the witness least of all.
+/// behind gets no more of it, from the witness least of all.
 class Sides {
  public:
   Sides(World& world, std::function<void(std::string)> violation)
@@ -48,8 +47,10 @@ class Sides {
   std::map<std::string, std::pair<Epoch, NodeId>> newest_;  ///< That has said something, by volume.
   std::map<ClusterTag, std::string> in_force_;
   std::map<ClusterTag, std::map<std::string, std::uint64_t>> turns_;
-  std::map<std::uint64_t, Formed> formed_;  ///< By epoch.
-  std::map<NodeId, std::uint64_t> last_;    ///< Epoch that a node was formed in.
+  /// How often a quorum was forced, and the epoch.
+  using Era = std::pair<std::uint64_t, std::uint64_t>;
+  std::map<Era, Formed> formed_;
+  std::map<NodeId, Era> last_;  ///< That a node was formed in.
   std::uint64_t by_witness_ = 0;
 };
 

@@ -4,9 +4,13 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
+#include <optional>
+#include <set>
 
 #include "csvfs/base/check.h"
 #include "csvfs/base/log.h"
+#include "tests/simulation/foreigner.h"
 #include "tests/simulation/locks.h"
 
 namespace csv::sim {
@@ -15,10 +19,16 @@ namespace {
 /// Breaks one thing after the other, and mends it again.
 class Saboteur {
  public:
-  /// `lost_power`: of a volume's target, with what its cache held.
-  Saboteur(World& world, Cluster& cluster, const Plan& plan,
-           std::function<void(std::size_t)> lost_power)
-      : world_{world}, cluster_{cluster}, plan_{plan}, lost_power_{std::move(lost_power)} {
+  /// `lost_power`: of a volume's target, with what its cache held; `trespassed`: a volume's keys or
+  /// its reservation are somebody else's work.
+  using OfVolume = std::function<void(std::size_t)>;
+  Saboteur(World& world, Cluster& cluster, const Plan& plan, OfVolume lost_power,
+           OfVolume trespassed)
+      : world_{world},
+        cluster_{cluster},
+        plan_{plan},
+        lost_power_{std::move(lost_power)},
+        trespassed_{std::move(trespassed)} {
     auto add = [this](bool wanted, void (Saboteur::*fault)()) {
       if (wanted) faults_.push_back(fault);
     };
@@ -40,11 +50,17 @@ class Saboteur {
     add(plan.pause, &Saboteur::pause);
     add(plan.set_clock, &Saboteur::set_clock);
     add(plan.fill_disk && plan.voting, &Saboteur::fill_disk);
+    add(cluster.volume().weather.foreigners, &Saboteur::trespass);
+    add(cluster.volume().weather.flushes.possible, &Saboteur::fail_flushes);
+    for (std::size_t volume = 0; volume < cluster.volumes(); ++volume)
+      foreigners_.push_back(std::make_unique<Foreigner>(world, cluster.volume(volume).disk,
+                                                        [this, volume] { trespassed_(volume); }));
     bool witness = cluster.witness.options().kind != cluster::WitnessKind::none;
     add(plan.split && plan.voting, &Saboteur::split);
     add(plan.lose_witness && witness, &Saboteur::lose_witness);
     add(plan.split && witness, &Saboteur::split);
     add(plan.in_turn && witness, &Saboteur::end_in_turn);
+    add(plan.force && plan.voting, &Saboteur::force_quorum);
     if (!faults_.empty()) next();
   }
 
@@ -52,15 +68,12 @@ class Saboteur {
   void halt() {
     stopped_ = true;
     repairs_.clear();
+    foreigners_.clear();
   }
   /// No more faults; what is broken is mended.
   void stop() {
     stopped_ = true;
-    while (!repairs_.empty()) {
-      auto repair = std::move(repairs_.begin()->second);
-      repairs_.erase(repairs_.begin());
-      repair();
-    }
+    mend_all();
     for (std::size_t node = 0; node < cluster_.size(); ++node) {
       if (!cluster_.powered(node)) cluster_.power_on(node);
       cluster_.start_csvd(node);
@@ -68,6 +81,13 @@ class Saboteur {
     }
   }
   [[nodiscard]] std::uint64_t count() const { return count_; }
+  /// An administrator is at work who has made sure of what he does: nothing else is to happen.
+  [[nodiscard]] bool busy() const { return forcing_.has_value(); }
+  /// No foreign host is left.
+  [[nodiscard]] bool alone() const {
+    return std::all_of(foreigners_.begin(), foreigners_.end(),
+                       [](const auto& each) { return each->gone(); });
+  }
 
  private:
   std::size_t any_node() { return world_.random().below(cluster_.size()); }
@@ -80,9 +100,16 @@ class Saboteur {
   void next() {
     world_.after(world_.between(plan_.least_calm, plan_.most_calm), [this] {
       if (stopped_) return;
-      (this->*faults_[world_.random().below(faults_.size())])();
+      if (!busy()) (this->*faults_[world_.random().below(faults_.size())])();
       next();
     });
+  }
+  void mend_all() {
+    while (!repairs_.empty()) {
+      auto repair = std::move(repairs_.begin()->second);
+      repairs_.erase(repairs_.begin());
+      repair();
+    }
   }
   void mend_after(Duration delay, std::function<void()> repair) {
     auto number = next_repair_++;
@@ -247,6 +274,32 @@ class Saboteur {
     if (cluster_.volume(volume).disk->options().write_cache) lost_power_(volume);
     cluster_.power_loss(volume);
   }
+  /// Somebody who is not of the cluster uses the LUN's keys and its reservation, and goes again.
+  void trespass() {
+    auto volume = any_volume();
+    auto& foreigner = *foreigners_[volume];
+    if (!foreigner.gone()) return;
+    auto deed = static_cast<Foreigner::Deed>(world_.random().below(Foreigner::kDeeds));
+    say(fmt::format("a foreign host comes to the LUN of {} and {}", name_of(volume),
+                    Foreigner::name_of(deed)));
+    foreigner.come(deed);
+    mend_after(world_.between(10ms, world_.random().chance(1, 2) ? 500ms : 8s),
+               [&foreigner] { foreigner.leave(); });
+  }
+  /// The target cannot write out what its cache holds. It may still have it, or not.
+  void fail_flushes() {
+    auto& random = world_.random();
+    auto volume = any_volume();
+    auto& failing = cluster_.volume(volume).weather.flushes;
+    constexpr std::array kWhose = {"flush", "mount's flush", "coordinator's flush"};
+    auto whose = random.below(kWhose.size());
+    failing.whose = static_cast<FlushFailures::Whose>(whose);
+    failing.left = random.chance(1, 4) ? 2 + static_cast<unsigned>(random.below(3)) : 1;
+    failing.forgets = random.chance(1, 2);
+    say(fmt::format("{} {}s of {} are to fail{}", failing.left, kWhose[whose], name_of(volume),
+                    failing.forgets ? ", and what the cache held is gone" : ""));
+    mend_after(world_.between(200ms, 6s), [&failing] { failing.left = 0; });
+  }
   /// Somebody takes all space there is, and gives it back after a while.
   void fill() {
     auto node = any_node(), volume = any_volume();
@@ -342,7 +395,7 @@ class Saboteur {
     auto end = Duration::zero();
     for (auto node : order) {
       world_.after(end, [this, node] {
-        if (!stopped_ && cluster_.powered(node)) cluster_.power_off(node);
+        if (!stopped_ && !busy() && cluster_.powered(node)) cluster_.power_off(node);
       });
       // Time for the others to go on without it.
       end += world_.between(500ms, 8s);
@@ -353,6 +406,65 @@ class Saboteur {
       });
       end += world_.between(100ms, 8s);
     }
+  }
+
+  /// All but some nodes are lost at once, perhaps none. An administrator makes sure that they are
+  /// off and the networks whole, has the rest go on, and lets the others come back when it does.
+  void force_quorum() {
+    auto here = any_node();
+    if (!cluster_.powered(here) || cluster_.csvd(here) == nullptr) return;
+    bool none = world_.random().chance(1, 5);
+    std::vector<std::size_t> lost;
+    for (std::size_t node = 0; node < cluster_.size(); ++node)
+      if (node != here && !none && (cluster_.size() == 2 || world_.random().chance(2, 3)))
+        lost.push_back(node);
+    say(fmt::format("{} nodes are lost, and node{} is to go on by force", lost.size(), here + 1));
+    mend_all();
+    for (auto node : lost)
+      if (cluster_.powered(node)) cluster_.power_off(node);
+    forcing_ = Forcing{here, std::move(lost), world_.now() + 60s};
+    force_after(world_.between(500ms, 12s));
+  }
+  void force_after(Duration delay) {
+    world_.after(delay, [this] {
+      if (stopped_) return;
+      auto* csvd = cluster_.csvd(forcing_->here);
+      if (world_.now() > forcing_->patience || csvd == nullptr) return let_come_back(false);
+      csvd->force_quorum([this](bool forced) {
+        if (stopped_) return;
+        forced ? let_come_back(true) : force_after(1s);
+      });
+    });
+  }
+  void let_come_back(bool forced) {
+    world_.note(forced ? "it goes on by force" : "it cannot go on by force");
+    auto delay = world_.between(0ms, 4s);
+    for (auto node : forcing_->lost) {
+      world_.after(delay, [this, node] {
+        if (!stopped_ && !cluster_.powered(node)) cluster_.power_on(node);
+      });
+      delay += world_.between(0ms, 2s);
+    }
+    world_.after(delay, [this] { wait_for_all(); });
+  }
+  /// What else is broken before they have joined could make two of them.
+  void wait_for_all() {
+    std::set<std::uint64_t> forced;
+    bool all_formed = true;
+    for (std::size_t node = 0; node < cluster_.size(); ++node) {
+      if (cluster_.csvd(node) == nullptr) continue;
+      const auto& replica = cluster_.csvd(node)->membership()->replica();
+      bool formed = replica.state() == cluster::Replica::State::formed;
+      all_formed = all_formed && formed;
+      if (formed) forced.insert(replica.configuration()->tag.forced);
+    }
+    if ((all_formed && forced.size() <= 1) || world_.now() > forcing_->patience + 60s) {
+      forcing_.reset();
+      return;
+    }
+    world_.after(500ms, [this] {
+      if (!stopped_) wait_for_all();
+    });
   }
 
   /// It goes on serving its own node's mount, as far as it knows, while another takes the volume.
@@ -380,10 +492,17 @@ class Saboteur {
   World& world_;
   Cluster& cluster_;
   const Plan& plan_;
-  std::function<void(std::size_t)> lost_power_;
+  OfVolume lost_power_, trespassed_;
+  std::vector<std::unique_ptr<Foreigner>> foreigners_;  ///< By volume.
   std::vector<void (Saboteur::*)()> faults_;
   std::map<std::uint64_t, std::function<void()>> repairs_;
   std::uint64_t next_repair_ = 1, count_ = 0, hoards_ = 0;
+  struct Forcing {
+    std::size_t here = 0;           ///< The node that goes on.
+    std::vector<std::size_t> lost;  ///< Those that are off meanwhile.
+    Duration patience{};
+  };
+  std::optional<Forcing> forcing_;
   bool stopped_ = false;
 };
 
@@ -424,16 +543,20 @@ ClusterOptions options_for(Random& random, const Plan& plan, std::string& settin
     options.weather.stall_in = random.chance(1, 2) ? random.chance(1, 3) ? 600 : 3000 : 0;
     options.weather.lost_answer_in = random.chance(1, 2) ? 5000 : 0;
   }
+  options.weather.foreigners = plan.foreign_in > 0 && random.chance(1, plan.foreign_in);
+  options.weather.flushes.possible = plan.fail_flushes && disk.write_cache;
   // Sessions that end while their mounts have hardly been away: much goes on afterwards.
   if (random.chance(1, 2)) options.reconnect_grace = 500ms;
   auto many = plan.volumes > 1 ? fmt::format(", {} volumes", plan.volumes) : std::string{};
-  setting =
-      fmt::format("{} nodes{}, {} target, blocks of {}, {}{}{}{}", options.nodes, many,
-                  like_tgt   ? "plain"
-                  : like_lio ? "LIO's"
-                             : "full",
-                  block, disk.write_cache ? "volatile cache" : "no cache",
-                  disk.write_cache && disk.fua ? " with FUA" : "", used ? ", used" : "", witness);
+  setting = fmt::format(
+      "{} nodes{}, {} target, blocks of {}, {}{}{}{}", options.nodes, many,
+      like_tgt   ? "plain"
+      : like_lio ? "LIO's"
+                 : "full",
+      block, disk.write_cache ? "volatile cache" : "no cache",
+      disk.write_cache && disk.fua ? " with FUA" : "",
+      std::string{used ? ", used" : ""} + (options.weather.foreigners ? ", foreign hosts" : ""),
+      witness);
   return options;
 }
 
@@ -484,6 +607,14 @@ class Run {
     world_.set_verbose(plan.verbose);
     world_.note(setting_);
     cluster_.on_violation = [this](std::string what) { fail(std::move(what)); };
+    cluster_.on_not_durable = [this](const Cluster::NotDurable& what) {
+      uses_[what.volume]->workload.not_durable({what.mount, what.forgot, what.deferred});
+    };
+    // It finds keys gone that its catalog knows, also where a former one has found that before.
+    cluster_.on_taken_over = [this](std::size_t volume) {
+      const auto& use = *uses_[volume];
+      if (use.trespassed && world_.now() - *use.trespassed < 60s) uses_[volume]->workload.rumour();
+    };
   }
   ~Run() {
     if (saboteur_) saboteur_->halt();
@@ -526,6 +657,7 @@ class Run {
     std::size_t volume;
     Workload workload;
     LockWorkload locks;
+    std::optional<Duration> trespassed;  ///< When last.
   };
 
   [[nodiscard]] std::string violation() const {
@@ -621,9 +753,13 @@ class Run {
     return true;
   }
   bool work() {
-    saboteur_ = std::make_unique<Saboteur>(world_, cluster_, plan_, [this](std::size_t volume) {
-      uses_[volume]->workload.power_loss();
-    });
+    saboteur_ = std::make_unique<Saboteur>(
+        world_, cluster_, plan_,
+        [this](std::size_t volume) { uses_[volume]->workload.power_loss(); },
+        [this](std::size_t volume) {
+          uses_[volume]->workload.rumour();
+          uses_[volume]->trespassed = world_.now();
+        });
     auto end = world_.now() + plan_.length;
     // Between the events, now and then, what dead mounts left is looked after.
     for (auto until = world_.now(); until < end && well();) {
@@ -635,11 +771,12 @@ class Run {
         use->locks.judge_again();
       }
     }
-    if (!well()) return false;
+    if (!wait("the administrator", 180s, [this] { return !saboteur_->busy(); })) return false;
     saboteur_->stop();
     return true;
   }
   bool calm_down() {
+    if (!wait("foreign hosts to go", 60s, [this] { return saboteur_->alone(); })) return false;
     for (const auto& use : uses_) {
       auto& weather = cluster_.volume(use->volume).weather;
       weather.stall_in = weather.lost_answer_in = 0;

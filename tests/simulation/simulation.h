@@ -17,8 +17,11 @@ struct Plan {
   bool split = true;                    ///< The nodes into two sides, in any way.
   bool lose_witness = true;             ///< By one node, or all; it restarts.
   bool in_turn = true;  ///< The nodes end, one after the other; the first comes back alone.
-  bool pause = true, set_clock = true;              ///< Of a whole node.
-  bool fill_disk = true;                            ///< A node's own.
+  bool pause = true, set_clock = true;  ///< Of a whole node.
+  bool fill_disk = true;                ///< A node's own.
+  std::uint64_t foreign_in = 2;  ///< In one life of so many others use the LUN, too. 0: in none.
+  bool fail_flushes = true;
+  bool force = true;  ///< Most nodes are lost, and an administrator has the others go on.
   Duration least_calm = 100ms, most_calm = 2500ms;  ///< Between two faults.
   std::uint64_t lie_in = 0;  ///< The storage loses one acknowledged write in so many.
   bool mappings = false;     ///< Programs map files, too.
@@ -34,7 +37,9 @@ struct Plan {
     plan.break_connections = plan.part_network = plan.slow_network = false;
     plan.lose_paths = plan.freeze = plan.move = plan.isolate = plan.fill_lun = false;
     plan.lose_power = plan.fill = plan.split = plan.lose_witness = plan.in_turn = false;
-    plan.pause = plan.set_clock = plan.fill_disk = false;
+    plan.pause = plan.set_clock = plan.fill_disk = plan.fail_flushes = false;
+    plan.force = false;
+    plan.foreign_in = 0;
     return plan;
   }
   /// What `seed` draws of all kinds of lives: plain, with votes, with mappings; one in four long,

@@ -151,6 +151,15 @@ TEST_CASE("simulation: old data that shows where zeros should be is found out") 
   }
 }
 
+TEST_CASE("simulation: blocks that are given out before their UNMAP has ended are found out") {
+  auto plan = Plan::calm();
+  plan.length = 5s;
+  for (bool broken : {false, true}) {
+    plan.broken.unmaps_not_awaited = broken;
+    CHECK((first_violation(plan, 8) != "") == broken);
+  }
+}
+
 TEST_CASE("simulation: a former coordinator that goes on writing metadata is found out") {
   auto plan = Plan::calm();
   plan.isolate = true;
@@ -175,6 +184,16 @@ TEST_CASE("simulation: a new coordinator that is not told of the locks is found 
   Plan plan;
   plan.broken.forgery.hide_locks = true;
   CHECK(first_violation(plan, 24) != "");
+}
+
+TEST_CASE("simulation: a flush that failed, and is answered as if it had not, is found out") {
+  auto plan = Plan::calm();
+  plan.length = 8s;
+  plan.fail_flushes = true;
+  for (bool broken : {false, true}) {
+    plan.broken.flushes_lie = broken;
+    CHECK((first_violation(plan, 12) != "") == broken);
+  }
 }
 
 TEST_CASE("simulation: a target that lost its cache, and nobody who is told, is found out") {

@@ -86,6 +86,32 @@ void Workload::power_loss() {
     for (auto& [inode, content] : ground->files) content.power_loss();
 }
 
+void Workload::not_durable(const NotDurable& what) {
+  auto now = world_.now();
+  refused_[what.mount] = now;
+  // A coordinator tells all mounts, when its successor serves.
+  if (!what.mount) rumour();
+  // What the kernel keeps in pages shows until its mount hears of the loss.
+  if (what.forgot || (what.deferred && options_.mappings)) power_loss();
+  auto* csvfs = what.mount ? cluster_.mount(*what.mount, options_.volume) : nullptr;
+  if (csvfs == nullptr) return;
+  auto suspect = [this, csvfs](Duration since) {
+    for (auto& ground : playgrounds_)
+      for (auto& [inode, content] : ground->files) content.suspect(csvfs, since);
+  };
+  suspect(Duration::min());
+  // Until the answer is there more is written under the same doubt.
+  world_.after(1ms, [this, suspect, now, alive = std::weak_ptr{alive_}] {
+    if (alive.lock()) suspect(now);
+  });
+}
+
+bool Workload::was_refused(std::size_t node, Duration since) const {
+  return std::any_of(refused_.begin(), refused_.end(), [&](const auto& each) {
+    return (!each.first || each.first == node) && each.second >= since;
+  });
+}
+
 void Workload::see_who_is_away() {
   auto coordinator = cluster_.coordinator(options_.volume);
   if (!coordinator) return;

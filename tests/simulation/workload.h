@@ -1,6 +1,7 @@
 #pragma once
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -53,6 +54,16 @@ class Workload {
   void dies(std::size_t node, const std::function<void()>& kill);
   /// The target loses power: what it has not flushed may be gone.
   void power_loss();
+  /// The target has told a nexus, with a command that was not done, that what it had answered
+  /// before may be gone.
+  struct NotDurable {
+    std::optional<std::size_t> mount;  ///< The node's; else it was the coordinator.
+    bool forgot = false;               ///< It is gone since just now.
+    bool deferred = false;             ///< Somebody else was told before.
+  };
+  void not_durable(const NotDurable& what);
+  /// The next coordinator may take it for a loss that the target does not know the mounts any more.
+  void rumour() { ++rumours_; }
   /// Programs end once what they are doing is answered.
   void wind_down() { winding_down_ = true; }
   [[nodiscard]] std::size_t running() const { return running_; }
@@ -84,6 +95,7 @@ class Workload {
     Duration since{}, until{};
   };
   void see_who_is_away();
+  [[nodiscard]] bool was_refused(std::size_t node, Duration since) const;
   [[nodiscard]] bool was_touched(const Playground& ground, Number inode, std::size_t node,
                                  SessionId session) const;
   /// What of a mount's last operations must be settled once it is certainly over.
@@ -98,13 +110,16 @@ class Workload {
   std::vector<std::unique_ptr<Playground>> playgrounds_;
   std::vector<Ghost> ghosts_;
   std::map<SessionId, Away> away_;
-  Ghost* dying_ = nullptr;  ///< While dies() runs its course.
+  std::uint64_t rumours_ = 0;  ///< Of losses, that mounts may hear with their next coordinator.
+  std::map<std::optional<std::size_t>, Duration> refused_;  ///< When last, by NotDurable::mount.
+  Ghost* dying_ = nullptr;                                  ///< While dies() runs its course.
   std::string violation_;
   std::size_t running_ = 0;
   bool winding_down_ = false;
   Stamp next_stamp_ = 1;
   std::map<std::uint64_t, std::string> under_way_;
   std::uint64_t next_call_ = 1;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
 }  // namespace csv::sim

@@ -318,6 +318,36 @@ TEST_CASE("content: what was behind the end of a file when that was seen does no
   CHECK(!content.judge(1024, std::span{bytes}.subspan(1024, 476), 40ms, 41ms));
 }
 
+TEST_CASE("content: a loss is told to whoever had something unsynced, once") {
+  FileContent content;
+  int mine = 0, others = 0;
+  auto write = [&content](const void* by, Duration from, Duration to) {
+    content.end(content.begin(0, 512, 1, from, {.by = by}), to);
+  };
+  auto told = [&content](FileContent::Refused who) { return content.told_of_loss(who); };
+  write(&mine, 1ms, 2ms);
+  CHECK(!told({.by = &mine, .handle = 1, .now = 3ms}));
+  SUBCASE("of power") { content.power_loss(); }
+  SUBCASE("that is only suspected") { content.suspect(&mine); }
+  SUBCASE("that the next coordinator suspects") {}
+  std::uint64_t rumours = 1;
+  CHECK(!told({.by = &others, .handle = 1, .now = 4ms, .rumours = rumours}));
+  CHECK(told({.by = &mine, .handle = 1, .now = 5ms, .rumours = rumours}));
+  CHECK(!told({.by = &mine, .handle = 1, .now = 6ms, .rumours = rumours}));
+  // Others that were open then, and writes that were under way.
+  CHECK(told({.by = &mine, .handle = 2, .since = 3ms, .now = 7ms, .rumours = rumours}));
+  CHECK(told({.by = &mine, .since = 4ms, .now = 7ms, .rumours = rumours}));
+  CHECK(!told({.by = &mine, .handle = 3, .since = 6ms, .now = 8ms, .rumours = rumours}));
+  CHECK(!told({.by = &mine, .since = 6ms, .now = 8ms, .rumours = rumours}));
+  // What was synced before is lost by nothing that comes later.
+  write(&mine, 10ms, 11ms);
+  content.synced(&mine, 12ms);
+  content.suspect(&mine);
+  CHECK(!told({.by = &mine, .handle = 4, .since = 9ms, .now = 13ms, .rumours = 2}));
+  write(&mine, 14ms, 15ms);
+  CHECK(told({.by = &mine, .handle = 4, .since = 9ms, .now = 16ms, .rumours = 3}));
+}
+
 TEST_CASE("history: what a look under way may have seen does not multiply the explanations") {
   History history{10};
   Op make;
