@@ -48,7 +48,8 @@ must_be 1 1
 wait_for 30 "mounts that are direct" are_direct
 
 say "each kind of work, on both volumes and both nodes at once"
-kinds=("node1 volume1 images" "node2 volume1 tar" "node2 volume2 images" "node1 volume2 tar")
+kinds=("node1 volume1 images" "node2 volume2 images")
+[[ ${CSVFS_LAB_TARGET:-tgt} == lio ]] || kinds+=("node2 volume1 tar" "node1 volume2 tar")
 # work NODE VOLUME [verify-]KIND
 work() { on "$1" bash "$lib/work.sh" "$3" "/clusterstorage/$2/${3#verify-}" /usr/include 1; }
 # shellcheck disable=SC2086
@@ -114,7 +115,11 @@ end_work lost-1 120000
 end_work lost-2 120000
 wait_for 60 "mounts that are direct" are_direct
 verified_elsewhere
-for each in volume1 volume2; do
-  on node1 csvctl volume check "$each" >"$work/check" || { cat "$work/check"; die "$each is not clean"; }
+# Both nodes have coordinated volume2, so that either may have taken it when the target was back.
+number=0
+for node in $(coordinators node1); do
+  number=$((number + 1))
+  on "node$node" csvctl volume check "volume$number" >"$work/check" || { cat "$work/check"; die "volume$number is not clean"; }
 done
+((number == 2)) || die "there are not two volumes"
 end_clean
