@@ -146,11 +146,12 @@ class Csvd final : public Daemon {
     CSV_TRY(make_membership());
     for (std::size_t i = 0; i < config_.volumes.size(); ++i) make_coordination(i);
     if (voting_ != nullptr && places.restart) respond_to_losses(places);
-    if (!config_.watchdog.empty()) CSV_TRY(arm_watchdog());
     listener_ = CSV_TRY(network_.transport->listen(
         config_.listen, [this](std::unique_ptr<protocol::Connection> accepted) {
           first_messages_.add(std::move(accepted));
         }));
+    // Last: of a csvd that does not start nothing is left that counts.
+    if (!config_.watchdog.empty()) CSV_TRY(arm_watchdog());
     log::info("csvd_started node={} name={} cluster={} listen={} volumes={} peers={}",
               raw(config_.node), config_.node_name, config_.cluster, listener_->endpoint(),
               config_.volumes.size(), config_.peers.size());

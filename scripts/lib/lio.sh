@@ -48,28 +48,35 @@ plug_lio() {
   on san sh -c 'for each in storage guest; do ip link set $each master lio up; done; ip link set lio up'
 }
 
-start_lio() {
-  local number=0 image words=() serials=() lun
+# emulation FOLDER SHARED: makes ${emulation[@]}, the command that runs a machine of this image: it sees the folder SHARED, and has its console and
+# its QMP socket in FOLDER.
+emulation() {
+  local image
   image=$(lio_image)
-  [[ -f $image/initrd ]] || die "LIO's machine is not there, or was made by another version (scripts/lab down, then up)"
+  # KVM is not asked for: where it is nested it may not boot this kernel. The timer is not checked: on a busy machine an emulated
+  # one would not pass.
+  emulation=(qemu-system-x86_64 -M q35 -accel "tcg,tb-size=256" -cpu max -smp 1 -m 512
+    -nodefaults -no-user-config -display none -no-reboot -serial "file:$1/console.log"
+    -qmp "unix:$1/qmp,server=on,wait=off"
+    -kernel "$image/vmlinux" -initrd "$image/initrd" -append 'console=ttyS0 quiet panic=-1 no_timer_check mitigations=off'
+    -fsdev "local,id=shared,path=$2,security_model=none" -device "virtio-9p-pci,fsdev=shared,mount_tag=shared")
+}
+
+start_lio() {
+  local number=0 words=() serials=() lun
+  [[ -f $(lio_image)/initrd ]] || die "LIO's machine is not there, or was made by another version (scripts/lab down, then up)"
   while read -r lun; do
     number=$((number + 1))
     serials+=("$(printf '%s' "$lab-$number" | md5sum | cut -c -32)")
     words+=(-drive "if=none,id=lun$number,file=$lun,format=raw,cache=writeback,discard=unmap"
       -device "virtio-blk-pci,drive=lun$number")
   done <"$dir/san/luns"
-  printf 'address=%s\nname=%s\nserials="%s"\n' "$san_address" "$target" "${serials[*]}" >"$dir/san/lio/target"
+  printf 'addresses="%s"\nname=%s\nserials="%s"\n' "$(volumes | while read -r each; do portal_of "$each"; done | xargs)" "$target" "${serials[*]}" >"$dir/san/lio/target"
   rm -f "$dir/san/console.log"
-  # KVM is not asked for: where it is nested it may not boot this kernel. The timer is not checked: on a busy machine an emulated
-  # one would not pass.
-  launch san qemu.log qemu-system-x86_64 -M q35 -accel tcg,tb-size=256 -cpu max -smp 1 -m 512 \
-    -nodefaults -no-user-config -display none -no-reboot -serial "file:$dir/san/console.log" \
-    -qmp "unix:$dir/san/qmp,server=on,wait=off" \
-    -kernel "$image/vmlinux" -initrd "$image/initrd" -append 'console=ttyS0 quiet panic=-1 no_timer_check mitigations=off' \
-    "${words[@]}" \
+  emulation "$dir/san" "$dir/san/lio"
+  launch san qemu.log "${emulation[@]}" "${words[@]}" \
     -netdev tap,id=net,ifname=guest,script=no,downscript=no \
-    -device virtio-net-pci,netdev=net,romfile= \
-    -fsdev "local,id=shared,path=$dir/san/lio,security_model=none" -device virtio-9p-pci,fsdev=shared,mount_tag=shared
+    -device virtio-net-pci,netdev=net,romfile=
   wait_for 120 "LIO (see $dir/san/console.log and $dir/san/qemu.log)" grep -qE '^LIO (READY|FAILED)|Kernel panic' "$dir/san/console.log"
   ! grep -E '^LIO FAILED|Kernel panic' "$dir/san/console.log" >&2 || die "LIO did not come up (see $dir/san/console.log)"
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A kernel and an initramfs that are LIO, of what Debian's packages hold: lio_image.py PACKAGES INIT OUT
+"""A kernel and an initramfs that are LIO, or what is asked of them, of what Debian's packages hold: lio_image.py PACKAGES INIT OUT
 
 PACKAGES is a folder into which linux-image and busybox-static were unpacked, INIT the script that is to be process 1. Writes
 OUT/vmlinux and OUT/initrd.
@@ -14,6 +14,8 @@ from pathlib import Path
 
 WANTED = ["virtio_pci", "virtio_blk", "virtio_net", "9pnet_virtio", "9p", "configfs", "crc32c_generic", "crct10dif_generic",
           "target_core_mod", "target_core_iblock", "iscsi_target_mod"]
+# Not loaded at the start: whoever uses the machine otherwise does it.
+MORE = ["i6300esb"]
 
 
 def kernel_of(image: bytes) -> bytes:
@@ -84,6 +86,9 @@ def main() -> None:
     modules = in_order(packages / "lib/modules", WANTED)
     for each in modules:
         archive.add(f"modules/{each.name}", stat.S_IFREG | 0o644, each.read_bytes())
+    for each in in_order(packages / "lib/modules", MORE):
+        if each not in modules:
+            archive.add(f"modules/{each.name}", stat.S_IFREG | 0o644, each.read_bytes())
     archive.add("modules/order", stat.S_IFREG | 0o644, "".join(f"{each.name}\n" for each in modules).encode())
     (out / "initrd").write_bytes(gzip.compress(archive.bytes(), 1))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One command to a QEMU: qmp.py SOCKET COMMAND [ARGUMENTS]"""
+"""One command to a QEMU: qmp.py SOCKET COMMAND [ARGUMENTS]; or what it tells, a line each, until it ends: qmp.py SOCKET events"""
 import json
 import socket
 import sys
@@ -22,6 +22,12 @@ def ask(what: dict) -> dict:
 
 stream.readline()
 ask({"execute": "qmp_capabilities"})
+if command == "events":
+    qemu.settimeout(None)
+    print("connected", flush=True)
+    for line in stream:
+        print(line, end="", flush=True)
+    sys.exit()
 answer = ask({"execute": command, "arguments": json.loads(arguments[0]) if arguments else {}})
 if "error" in answer:
     sys.exit(f"{command}: {answer['error'].get('desc')}")

@@ -2,7 +2,7 @@
 
 usage: voting.py names FOLDER SECONDS     the longest wait for a name, in ms, on stdout; each file's content is looked at
        voting.py direct FILE SECONDS      the longest wait of an O_DIRECT write to written blocks, in ms
-       voting.py touch FILE OTHER         touches OTHER after each such write, until it is killed
+       voting.py touch FILE OTHER [WORD]  touches OTHER after each such write, which consists of WORD, until it is killed
 """
 
 import mmap
@@ -39,18 +39,18 @@ def names(folder, goes_on, pause=0):
     return worst, number
 
 
-def written(path):
+def written(path, word=b"x"):
     """A file whose first MiB is written, so that nobody need be asked to write there again; and a block."""
     file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_DIRECT, 0o644)
     content = mmap.mmap(-1, 1 << 20)
-    content.write(b"x" * (1 << 20))
+    content.write((word * (1 << 20))[:1 << 20])
     os.pwrite(file, content, 0)
     os.fsync(file)
     return file, memoryview(content)[:4096]
 
 
-def touch(path, other):
-    file, block = written(path)
+def touch(path, other, word="x"):
+    file, block = written(path, word.encode())
     for number in range(sys.maxsize):
         os.pwrite(file, block, number % 256 * 4096)
         os.utime(other)
@@ -70,7 +70,7 @@ def direct(path, goes_on, pause=0):
 
 def main():
     if sys.argv[1] == "touch":
-        touch(sys.argv[2], sys.argv[3])
+        touch(*sys.argv[2:])
     longest, count = {"names": names, "direct": direct}[sys.argv[1]](sys.argv[2], until(time.monotonic() + float(sys.argv[3])))
     if count < 20:
         sys.exit(f"only {count} rounds")
