@@ -7,6 +7,7 @@
 #include "coordinator/service/memory.h"
 #include "coordinator/volume/catalog_memory.h"
 #include "coordinator/volume/grow.h"
+#include "coordinator/volume/wal_region.h"
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
 #include "iscsi/lun_tasks.h"
@@ -97,8 +98,12 @@ Task<Expected<ReservationType>> keep_others_out(const Surroundings& around, iscs
 }
 
 Task<Expected<volume::VolumeInfo>> read_superblocks(TenureRef tenure, bool repair) {
-  Function<Expected<volume::VolumeInfo>(Tenure&)> work = [repair](Tenure& on) {
-    return volume::read_superblocks(on.blocking, repair);
+  Function<Expected<volume::VolumeInfo>(Tenure&)> work =
+      [repair](Tenure& on) -> Expected<volume::VolumeInfo> {
+    auto info = CSV_TRY(volume::read_superblocks(on.blocking, repair));
+    // Before they are rewritten, and whoever interrupted the repair is fenced.
+    CSV_TRY(volume::check_repair_ended(on.blocking, info));
+    return info;
   };
   co_return co_await on_writer<Expected<volume::VolumeInfo>>(std::move(tenure), std::move(work));
 }

@@ -2,6 +2,7 @@
 
 #include "coordinator/volume/catalog.h"
 #include "coordinator/volume/volume_format.h"
+#include "coordinator/volume/wal_region.h"
 #include "csvfs/base/log.h"
 
 namespace csv::volume {
@@ -20,6 +21,7 @@ Expected<VolumeInfo> grown(VolumeInfo info, std::uint64_t lun_size) {
 
 Expected<VolumeInfo> grow(iscsi::BlockingLun& lun, Random& random) {
   auto info = CSV_TRY(read_superblocks(lun, true));
+  CSV_TRY(check_repair_ended(lun, info));
   auto next = CSV_TRY(grown(info, lun.lun().geometry().size_bytes()));
   CSV_TRY(write_superblocks(lun, next));
   auto store = CSV_TRY(open_catalog_store(lun, next, random));

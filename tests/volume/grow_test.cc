@@ -15,18 +15,7 @@ constexpr std::uint64_t kBefore = 365, kAfter = 800;
 
 /// A volume of 365 MiB, with a last group that is cut short, on a LUN that has more by now.
 struct GrownBed : RepairBed {
-  GrownBed() : RepairBed{kBefore} {
-    iscsi::RamDiskOptions options;
-    options.geometry.block_count = (kAfter << 20) / options.geometry.block_size;
-    auto larger = iscsi::RamDisk::create(options);
-    std::vector<std::byte> piece(1 << 20);
-    const std::vector<std::byte> zeros(1 << 20);
-    for (std::uint64_t at = 0; at < kBefore << 20; at += piece.size()) {
-      bench.disk->peek(at, piece);
-      if (piece != zeros) larger->poke(at, piece);
-    }
-    bench.disk = larger;
-  }
+  GrownBed() : RepairBed{kBefore} { bench.enlarge(kAfter); }
   std::uint64_t total() {
     std::uint64_t blocks = 0;
     use([&](Catalog& c) { blocks = c.space()->total; });
