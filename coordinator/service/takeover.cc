@@ -221,23 +221,29 @@ Task<Expected<void>> write_epoch(const Surroundings& around, Taken& taken) {
   // Again, now that nobody else can write them: whoever was fenced may have been taking over.
   CSV_CO_TRY(info, co_await read_superblocks(tenure, true));
   CSV_CO_CHECK(check_tag(around, info));
+  const auto before = info;
   info.epoch = Epoch{raw(info.epoch) + 1};
   info.coordinator = around.node;
   info.coordinator_key = taken.key;
   info.closed_key = Key{};
   info.tag = around.tag;
-  if (around.grow) {
-    // One rewrite with the epoch; opening the catalog does the rest.
-    auto larger = volume::grown(info, taken.tenure->lun->geometry().size_bytes());
-    if (larger) {
-      log::info("volume grows volume={} from={} to={}", around.volume, info.lun_size,
-                larger->lun_size);
-      info = *larger;
-    } else {
-      log::warning("volume does not grow: {}", larger.error().message());
+  Function<Expected<void>(Tenure&)> work =
+      [info, before, grow = around.grow](Tenure& on) mutable -> Expected<void> {
+    if (grow) {
+      // One rewrite with the epoch; opening the catalog does the rest.
+      auto larger = volume::grown(info, on.lun->geometry().size_bytes());
+      auto room = larger ? volume::claim_end(on.blocking, before, larger->lun_size)
+                         : Expected<void>{larger.error()};
+      if (room) {
+        log::info("volume grows volume={} from={} to={}", info.label, info.lun_size,
+                  larger->lun_size);
+        info = *larger;
+      } else if (!larger || room.error() == std::errc::no_space_on_device) {
+        log::warning("volume does not grow: {}", room.error().message());
+      } else {
+        return room;
+      }
     }
-  }
-  Function<Expected<void>(Tenure&)> work = [info](Tenure& on) mutable -> Expected<void> {
     CSV_TRY(volume::write_superblocks(on.blocking, info));
     on.info = info;
     return {};

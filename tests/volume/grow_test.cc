@@ -76,6 +76,22 @@ TEST_CASE("grow: a LUN that is as large as it was is refused, and nothing is wri
   CHECK(path.lun->counters().writes == 0);
 }
 
+TEST_CASE("grow: a thin LUN without space at its new end keeps the volume's size") {
+  GrownBed v;
+  auto before = v.files();
+  auto old = v.info();
+  auto path = v.bench.connect([](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind == iscsi::RamCommand::Kind::write && command.offset >= kBefore << 20)
+      fate.failure = Error{std::errc::no_space_on_device, "the pool is full"};
+    return fate;
+  });
+  CHECK(grow(path.io, v.random).error() == std::errc::no_space_on_device);
+  CHECK(v.info() == old);
+  CHECK(v.problems() == "");
+  CHECK(v.files() == before);
+}
+
 TEST_CASE("grow: cut short anywhere it is finished by whoever opens the volume, or begun anew") {
   bool old_seen = false, new_seen = false;
   for (std::uint64_t writes = 0; writes < 40; ++writes) {
