@@ -201,8 +201,10 @@ Expected<void> SqlCatalog::set_written(InodeId inode, std::uint64_t first, std::
       if (from >= to) continue;
       auto before = row.unwritten();
       row.written.set(from - row.file_block, to - from, true);
-      if (grants != nullptr)
-        (*grants)[row.grant] -= static_cast<std::int64_t>(before - row.unwritten());
+      if (grants == nullptr) continue;
+      (*grants)[row.grant] -= static_cast<std::int64_t>(before - row.unwritten());
+      // At once: a grant that goes on for ever must not end on any number of rows.
+      if (row.unwritten() == 0) row.grant = {};
     }
     CSV_TRY(store_window(window));
   }

@@ -276,7 +276,7 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Expected<void> set_written(InodeId inode, std::uint64_t first, std::uint64_t end,
                              GrantChanges* grants);
   Expected<std::uint64_t> holes_in(InodeId inode, std::uint64_t first, std::uint64_t end);
-  Expected<std::uint64_t> drop_grant(GrantId grant, std::uint64_t limit);
+  Expected<std::uint64_t> drop_grant(GrantId grant, std::uint64_t& budget);
   void remember_end(InodeId folder, const Run& last);
   Expected<void> live_session(SessionId session);
 
