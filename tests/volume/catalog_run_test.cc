@@ -1,6 +1,7 @@
 #include <fstream>
 #include <set>
 
+#include "coordinator/volume/catalog_copy.h"
 #include "tests/volume/catalog_volume.h"
 
 using namespace csv;
@@ -281,6 +282,32 @@ TEST_CASE(
   for (int i = 0; i < 1100; ++i) v.file("b" + std::to_string(i));
   CHECK(store.info().chunks.size() > chunks);
   CHECK(v.problems() == "");
+}
+
+TEST_CASE("catalog: with its pages short places of copies are told all the same, and none taken") {
+  auto bed = std::make_unique<FileBed>(2 * kGiB);
+  auto& store = dynamic_cast<FileCatalogStore&>(bed->store());
+  store.claims = Error{std::errc::no_space_on_device, "the thin LUN has no space left"};
+  TestCatalog v{std::move(bed)};
+  auto places = [&](std::uint32_t slot, std::uint64_t pages) {
+    return v.change([&](Catalog& c) { return copy_space(c).copy_places(slot, pages); });
+  };
+  auto had = places(0, 100);
+  REQUIRE(had);
+  REQUIRE(had->size() == 1);
+  v.sql("CREATE TABLE filler(x); INSERT INTO filler VALUES(zeroblob(40000000))");
+  REQUIRE(errno_of(v.change([&](Catalog& c) {
+            return c.make(kRootInode, "x", {.mode = S_IFREG | 0644}, v.now);
+          })) == ENOSPC);
+  for (std::uint64_t pages : {0, 100}) {
+    auto now = places(0, pages);
+    REQUIRE_MESSAGE(now, now.error().message());
+    CHECK(*now == *had);
+  }
+  auto none = places(1, 0);
+  REQUIRE_MESSAGE(none, none.error().message());
+  CHECK(none->empty());
+  CHECK(errno_of(places(1, 100)) == ENOSPC);
 }
 
 TEST_CASE("catalog: growth that a crash interrupted is finished when it is opened") {
