@@ -22,7 +22,7 @@ Expected<GrantId> SqlCatalog::new_grant(SessionId session, InodeId inode) {
 Expected<void> SqlCatalog::commit_grant(SessionId session, InodeId inode, GrantId grant,
                                         std::uint64_t first, std::uint64_t count,
                                         std::uint64_t truncation) {
-  CSV_TRY(may_change(Pages::freed));
+  CSV_TRY(may_change(Pages::perhaps));
   Error stale{Errc::stale_commit, "grant " + std::to_string(raw(grant)) + " on inode " +
                                       std::to_string(raw(inode)) + " does not hold any more"};
   auto found = CSV_TRY(load_file(inode));

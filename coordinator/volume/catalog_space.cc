@@ -170,7 +170,7 @@ Expected<Catalog::Progress> SqlCatalog::fill(InodeId inode, std::uint64_t first,
 }
 
 Expected<void> SqlCatalog::mark_written(InodeId inode, std::uint64_t first, std::uint64_t count) {
-  CSV_TRY(may_change(Pages::freed));
+  CSV_TRY(may_change(Pages::perhaps));
   CSV_TRY(check_range(first, count));
   CSV_TRY(load_file(inode));
   auto at = first, end = first + count;
@@ -241,7 +241,7 @@ Expected<Attr> SqlCatalog::truncate(InodeId inode, std::uint64_t size, std::int6
 Expected<Catalog::Progress> SqlCatalog::punch(InodeId inode, std::uint64_t first,
                                               std::uint64_t count, bool keep_space,
                                               std::int64_t now) {
-  CSV_TRY(may_change(Pages::freed));
+  CSV_TRY(may_change(keep_space ? Pages::perhaps : Pages::freed));
   CSV_TRY(check_range(first, count));
   auto found = CSV_TRY(load_file(inode));
   modified(found, now);
