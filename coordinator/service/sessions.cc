@@ -535,17 +535,32 @@ Task<Expected<void>> Service::fence(std::vector<Key> keys, SessionId ends, Fenci
     forgets = session->second->node;
   auto next_inode = std::make_shared<InodeId>();
   if (keep) suspended_.add(*keep);
-  auto mark = [rows, ends, forgets, keep = std::move(keep),
-               next_inode](volume::Catalog& catalog) mutable -> Expected<void> {
-    for (const auto& row : rows) CSV_TRY(catalog.put_admission(row));
-    if (ends != SessionId{}) CSV_TRY(catalog.end_session(ends));
-    if (forgets != NodeId{}) CSV_TRY(catalog.forget_suspended(forgets));
-    if (!keep) return {};
-    CSV_TRY(catalog.suspend(*keep));
-    *next_inode = keep->next_inode;
-    return {};
+  auto marking = [&rows, ends, next_inode](NodeId of, std::optional<volume::SuspendedRow> kept) {
+    return [rows, ends, of, keep = std::move(kept),
+            next_inode](volume::Catalog& catalog) mutable -> Expected<void> {
+      for (const auto& row : rows) CSV_TRY(catalog.put_admission(row));
+      if (ends != SessionId{}) CSV_TRY(catalog.end_session(ends));
+      if (of != NodeId{}) CSV_TRY(catalog.forget_suspended(of));
+      if (!keep) return {};
+      CSV_TRY(catalog.suspend(*keep));
+      *next_inode = keep->next_inode;
+      return {};
+    };
   };
+  auto mark = marking(forgets, std::move(keep));
   auto done = co_await writer_.change(std::move(mark));
+  if (!done && keeps != NodeId{} && done.error() == std::errc::no_space_on_device) {
+    // Without a page left for what it had open: the fence matters more, and a successor could not
+    // do it, either.
+    log::warning("nothing is kept of what was open node={} reason=\"{}\"", raw(keeps),
+                 done.error().message());
+    auto without = std::exchange(keeps, NodeId{});
+    suspended_.forget(without);
+    forgetting_.insert(without);
+    auto mark_only = marking(without, std::nullopt);
+    done = co_await writer_.change(std::move(mark_only));
+    forgetting_.erase(forgetting_.find(without));
+  }
   if (done && keeps != NodeId{}) suspended_.knows_no_inode_from(keeps, *next_inode);
   if (done) done = co_await fencing_->remove(keys, left);
   if (done) {

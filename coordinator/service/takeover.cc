@@ -7,6 +7,7 @@
 #include "coordinator/service/memory.h"
 #include "coordinator/volume/catalog_memory.h"
 #include "coordinator/volume/grow.h"
+#include "coordinator/volume/wal_region.h"
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
 #include "iscsi/lun_tasks.h"
@@ -97,8 +98,12 @@ Task<Expected<ReservationType>> keep_others_out(const Surroundings& around, iscs
 }
 
 Task<Expected<volume::VolumeInfo>> read_superblocks(TenureRef tenure, bool repair) {
-  Function<Expected<volume::VolumeInfo>(Tenure&)> work = [repair](Tenure& on) {
-    return volume::read_superblocks(on.blocking, repair);
+  Function<Expected<volume::VolumeInfo>(Tenure&)> work =
+      [repair](Tenure& on) -> Expected<volume::VolumeInfo> {
+    auto info = CSV_TRY(volume::read_superblocks(on.blocking, repair));
+    // Before they are rewritten, and whoever interrupted the repair is fenced.
+    CSV_TRY(volume::check_repair_ended(on.blocking, info));
+    return info;
   };
   co_return co_await on_writer<Expected<volume::VolumeInfo>>(std::move(tenure), std::move(work));
 }
@@ -216,23 +221,29 @@ Task<Expected<void>> write_epoch(const Surroundings& around, Taken& taken) {
   // Again, now that nobody else can write them: whoever was fenced may have been taking over.
   CSV_CO_TRY(info, co_await read_superblocks(tenure, true));
   CSV_CO_CHECK(check_tag(around, info));
+  const auto before = info;
   info.epoch = Epoch{raw(info.epoch) + 1};
   info.coordinator = around.node;
   info.coordinator_key = taken.key;
   info.closed_key = Key{};
   info.tag = around.tag;
-  if (around.grow) {
-    // One rewrite with the epoch; opening the catalog does the rest.
-    auto larger = volume::grown(info, taken.tenure->lun->geometry().size_bytes());
-    if (larger) {
-      log::info("volume grows volume={} from={} to={}", around.volume, info.lun_size,
-                larger->lun_size);
-      info = *larger;
-    } else {
-      log::warning("volume does not grow: {}", larger.error().message());
+  Function<Expected<void>(Tenure&)> work =
+      [info, before, grow = around.grow](Tenure& on) mutable -> Expected<void> {
+    if (grow) {
+      // One rewrite with the epoch; opening the catalog does the rest.
+      auto larger = volume::grown(info, on.lun->geometry().size_bytes());
+      auto room = larger ? volume::claim_end(on.blocking, before, larger->lun_size)
+                         : Expected<void>{larger.error()};
+      if (room) {
+        log::info("volume grows volume={} from={} to={}", info.label, info.lun_size,
+                  larger->lun_size);
+        info = *larger;
+      } else if (!larger || room.error() == std::errc::no_space_on_device) {
+        log::warning("volume does not grow: {}", room.error().message());
+      } else {
+        return room;
+      }
     }
-  }
-  Function<Expected<void>(Tenure&)> work = [info](Tenure& on) mutable -> Expected<void> {
     CSV_TRY(volume::write_superblocks(on.blocking, info));
     on.info = info;
     return {};

@@ -233,14 +233,14 @@ class Catalog {
   virtual Expected<void> mark_written(InodeId inode, std::uint64_t first, std::uint64_t count) = 0;
   /// Of a session's grant: these blocks have been written. stale_commit if the grant is another's,
   /// the inode's truncation counter is not `truncation` or any block is not of this grant any more
-  /// (A11): who has not written them must not make their old content the file's. Already written by
-  /// the same commit is not a reason.
+  /// (A11): who has not written them must not make their old content the file's. Already written is
+  /// not a reason, but a row that is wholly written has left its grant.
   virtual Expected<void> commit_grant(SessionId session, InodeId inode, GrantId grant,
                                       std::uint64_t first, std::uint64_t count,
                                       std::uint64_t truncation) = 0;
   /// What is left of a session's grants on an inode (all inodes: InodeId{}) becomes dying space
-  /// again, in windows of 8 MiB until `limit` blocks are freed; the number freed. Less than
-  /// `limit`: nothing is left.
+  /// again, in windows of 8 MiB until `limit` blocks are freed, or as much other work is done; the
+  /// number freed, but at least `limit` if something may be left.
   virtual Expected<std::uint64_t> drop_grants(SessionId session, InodeId inode,
                                               std::uint64_t limit) = 0;
   virtual Expected<GrantId> new_grant(SessionId session, InodeId inode) = 0;

@@ -9,13 +9,14 @@ CopySpace& copy_space(Catalog& catalog) { return static_cast<SqlCatalog&>(catalo
 
 Expected<std::vector<std::uint64_t>> SqlCatalog::copy_places(std::uint32_t slot,
                                                              std::uint64_t pages) {
-  CSV_TRY(may_change(Pages::needed));
+  CSV_TRY(may_change(Pages::freed));
   std::vector<std::uint64_t> places;
   {
     auto row = database_->use(sql_->list_copies, slot);
     while (CSV_TRY(row.row())) places.push_back(row.u64(0));
   }
   while (places.size() < copy_groups(pages)) {
+    CSV_TRY(may_change(Pages::needed));
     auto group = allocator_.whole_group();
     if (!group && group.error() == std::errc::no_space_on_device) break;
     CSV_TRY(Expected<Run>{group});

@@ -5,6 +5,11 @@
 
 namespace csv::volume {
 
+namespace {
+/// What a window that is rewritten costs of a limit, in blocks freed, however few that are.
+constexpr std::uint64_t kWindowCost = 32;
+}  // namespace
+
 Expected<GrantId> SqlCatalog::new_grant(SessionId session, InodeId inode) {
   CSV_TRY(may_change(Pages::needed));
   CSV_TRY(load_file(inode));
@@ -17,7 +22,7 @@ Expected<GrantId> SqlCatalog::new_grant(SessionId session, InodeId inode) {
 Expected<void> SqlCatalog::commit_grant(SessionId session, InodeId inode, GrantId grant,
                                         std::uint64_t first, std::uint64_t count,
                                         std::uint64_t truncation) {
-  CSV_TRY(may_change(Pages::freed));
+  CSV_TRY(may_change(Pages::perhaps));
   Error stale{Errc::stale_commit, "grant " + std::to_string(raw(grant)) + " on inode " +
                                       std::to_string(raw(inode)) + " does not hold any more"};
   auto found = CSV_TRY(load_file(inode));
@@ -44,34 +49,35 @@ Expected<void> SqlCatalog::commit_grant(SessionId session, InodeId inode, GrantI
 Expected<std::uint64_t> SqlCatalog::drop_grants(SessionId session, InodeId inode,
                                                 std::uint64_t limit) {
   CSV_TRY(may_change(Pages::freed));
-  std::uint64_t freed = 0;
+  std::uint64_t freed = 0, budget = limit;
   GrantId before{};
-  while (freed < limit) {
+  while (budget > 0) {
     GrantId grant{};
     {
       auto row = inode == InodeId{} ? database_->use(sql_->grant_of_session, session)
                                     : database_->use(sql_->grant_of_session_on, session, inode);
-      if (!CSV_TRY(row.row())) break;
+      if (!CSV_TRY(row.row())) return freed;
       grant = GrantId{row.u64(0)};
     }
     if (grant == before)
       return Error{Errc::corrupt, "grant " + std::to_string(raw(grant)) + " cannot be ended"};
     before = grant;
-    freed += CSV_TRY(drop_grant(grant, limit - freed));
+    freed += CSV_TRY(drop_grant(grant, budget));
   }
-  return freed;
+  return std::max(freed, limit);
 }
 
-Expected<std::uint64_t> SqlCatalog::drop_grant(GrantId grant, std::uint64_t limit) {
+Expected<std::uint64_t> SqlCatalog::drop_grant(GrantId grant, std::uint64_t& budget) {
   // What it has written stays the file's; a block at a time goes to dying, window by window.
   std::uint64_t freed = 0;
-  while (freed < limit) {
+  while (budget > 0) {
     InodeId inode{};
     std::uint64_t at = 0;
     {
       auto row = database_->use(sql_->extents_of_grant, grant);
       if (!CSV_TRY(row.row())) {
         CSV_TRY(database_->run(sql_->delete_grant, grant));
+        --budget;
         break;
       }
       inode = InodeId{row.u64(0)};
@@ -109,10 +115,19 @@ Expected<std::uint64_t> SqlCatalog::drop_grant(GrantId grant, std::uint64_t limi
     CSV_TRY(store_window(window));
     CSV_TRY(drop_names(runs));
     CSV_TRY(add_blocks(inode, -static_cast<std::int64_t>(here)));
-    // The row's count follows, so that a limit that ends us here leaves it right. A grant whose
-    // unwritten blocks are all gone is ended by this.
-    CSV_TRY(settle_grants({{grant, -static_cast<std::int64_t>(here)}}));
+    // The row's count follows, so that a limit that ends us here leaves it right. Not by
+    // settle_grants(), which at 0 would end the grant on all rows that are left at once.
+    std::uint64_t unwritten = 0;
+    {
+      auto row = database_->use(sql_->get_grant, grant);
+      if (!CSV_TRY(row.row()))
+        return Error{Errc::corrupt,
+                     "extents of grant " + std::to_string(raw(grant)) + ", which is no row"};
+      unwritten = row.u64(2);
+    }
+    if (here > 0) CSV_TRY(database_->run(sql_->set_grant, grant, unwritten - here));
     freed += here;
+    budget -= std::min(budget, here + kWindowCost);
   }
   return freed;
 }

@@ -43,6 +43,7 @@ Expected<void> SqlCatalog::make_room() {
   auto pages = CSV_TRY(free_pages());
   if (pages < kept() + kGrowBelow && CSV_TRY(grow_database())) pages = CSV_TRY(free_pages());
   pages_short_ = pages < kept();
+  pages_scarce_ = pages < kept() / 2;
   return {};
 }
 

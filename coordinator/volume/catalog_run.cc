@@ -19,7 +19,7 @@ bool is_too_large(const Error& error) {
 Expected<void> SqlCatalog::may_change(Pages pages) const {
   if (!in_change_ || read_only_)
     return Error{Errc::refused, "the catalog is changed outside of a change"};
-  if (pages == Pages::needed && pages_short_)
+  if ((pages == Pages::needed && pages_short_) || (pages == Pages::perhaps && pages_scarce_))
     return Error{std::errc::no_space_on_device,
                  "the catalog cannot grow: no allocation group is wholly free"};
   return {};

@@ -52,7 +52,8 @@ Expected<void> CatalogSource::read_log() {
   if (retired != 0) {
     log_whole_ = false;
     problem("the log was put aside by a repair that was interrupted");
-    if (info_.sequence >= retired) return {};  // it belongs to the catalog before
+    // Not by the superblocks' own sequence: attempts to take the volume over may have raised it.
+    if (CSV_TRY(newest_chunk()) >= retired) return {};  // it belongs to the catalog before
   }
   bytes = bytes.first(end_of_log);
 
@@ -114,6 +115,20 @@ Expected<void> CatalogSource::read_log() {
                              disk::kFrameHeaderSize;
   if (end != frames.begin()) page_count_ = std::prev(end)->commit;
   return {};
+}
+
+/// The highest sequence in the headers of the volume's chunks.
+Expected<std::uint64_t> CatalogSource::newest_chunk() {
+  std::uint64_t newest = 0;
+  for (std::uint32_t i = 0; i < info_.chunks.size(); ++i) {
+    disk::ChunkHeader header;
+    Buffer block{sizeof header};
+    CSV_TRY(lun_->read(info_.chunks[i], block.span()));
+    std::memcpy(&header, block.data(), sizeof header);
+    if (chunk_header_problem(block.span(), info_, i).empty())
+      newest = std::max(newest, std::uint64_t{header.sequence});
+  }
+  return newest;
 }
 
 Expected<void> CatalogSource::look_at_chunks() {

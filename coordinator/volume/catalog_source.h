@@ -39,6 +39,7 @@ class CatalogSource {
  private:
   CatalogSource(iscsi::BlockingLun& lun, VolumeInfo info) : lun_{&lun}, info_{std::move(info)} {}
   Expected<void> read_log();
+  Expected<std::uint64_t> newest_chunk();
   Expected<void> look_at_chunks();
   Expected<void> find_size();
   void problem(std::string text);

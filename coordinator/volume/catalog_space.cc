@@ -170,7 +170,7 @@ Expected<Catalog::Progress> SqlCatalog::fill(InodeId inode, std::uint64_t first,
 }
 
 Expected<void> SqlCatalog::mark_written(InodeId inode, std::uint64_t first, std::uint64_t count) {
-  CSV_TRY(may_change(Pages::freed));
+  CSV_TRY(may_change(Pages::perhaps));
   CSV_TRY(check_range(first, count));
   CSV_TRY(load_file(inode));
   auto at = first, end = first + count;
@@ -201,8 +201,10 @@ Expected<void> SqlCatalog::set_written(InodeId inode, std::uint64_t first, std::
       if (from >= to) continue;
       auto before = row.unwritten();
       row.written.set(from - row.file_block, to - from, true);
-      if (grants != nullptr)
-        (*grants)[row.grant] -= static_cast<std::int64_t>(before - row.unwritten());
+      if (grants == nullptr) continue;
+      (*grants)[row.grant] -= static_cast<std::int64_t>(before - row.unwritten());
+      // At once: a grant that goes on for ever must not end on any number of rows.
+      if (row.unwritten() == 0) row.grant = {};
     }
     CSV_TRY(store_window(window));
   }
@@ -239,7 +241,7 @@ Expected<Attr> SqlCatalog::truncate(InodeId inode, std::uint64_t size, std::int6
 Expected<Catalog::Progress> SqlCatalog::punch(InodeId inode, std::uint64_t first,
                                               std::uint64_t count, bool keep_space,
                                               std::int64_t now) {
-  CSV_TRY(may_change(Pages::freed));
+  CSV_TRY(may_change(keep_space ? Pages::perhaps : Pages::freed));
   CSV_TRY(check_range(first, count));
   auto found = CSV_TRY(load_file(inode));
   modified(found, now);

@@ -1,7 +1,9 @@
 #include "coordinator/volume/grow.h"
 
 #include "coordinator/volume/catalog.h"
+#include "coordinator/volume/superblock.h"
 #include "coordinator/volume/volume_format.h"
+#include "coordinator/volume/wal_region.h"
 #include "csvfs/base/log.h"
 
 namespace csv::volume {
@@ -18,9 +20,19 @@ Expected<VolumeInfo> grown(VolumeInfo info, std::uint64_t lun_size) {
   return info;
 }
 
+Expected<void> claim_end(iscsi::BlockingLun& lun, const VolumeInfo& info, std::uint64_t lun_size) {
+  auto block = encode_superblock(info, Copy::c);
+  auto wrote = lun.write(place_of(Copy::c, lun_size), block.span());
+  if (wrote) wrote = lun.flush();
+  if (!wrote) return wrote.error().within("claiming the volume's new end");
+  return {};
+}
+
 Expected<VolumeInfo> grow(iscsi::BlockingLun& lun, Random& random) {
   auto info = CSV_TRY(read_superblocks(lun, true));
+  CSV_TRY(check_repair_ended(lun, info));
   auto next = CSV_TRY(grown(info, lun.lun().geometry().size_bytes()));
+  CSV_TRY(claim_end(lun, info, next.lun_size));
   CSV_TRY(write_superblocks(lun, next));
   auto store = CSV_TRY(open_catalog_store(lun, next, random));
   auto catalog = CSV_TRY(Catalog::open(*store));

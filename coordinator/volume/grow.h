@@ -9,6 +9,11 @@ namespace csv::volume {
 /// crash.
 Expected<VolumeInfo> grown(VolumeInfo info, std::uint64_t lun_size);
 
+/// Puts copy C of the superblocks in force where it belongs on a LUN of `lun_size` bytes, before
+/// they say that size: what a thin LUN without space refuses there must refuse the growth, and not
+/// every rewrite after it.
+Expected<void> claim_end(iscsi::BlockingLun& lun, const VolumeInfo& info, std::uint64_t lun_size);
+
 /// grown(), the superblocks, and the catalog, of a volume that nobody serves. What it says then.
 Expected<VolumeInfo> grow(iscsi::BlockingLun& lun, Random& random);
 

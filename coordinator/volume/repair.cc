@@ -116,15 +116,26 @@ Expected<void> install_catalog(iscsi::BlockingLun& lun, VolumeInfo& info, const 
   auto next = info;
   next.chunks = chunks;
   // Frames of the old log must never meet pages of the new catalog, nor may the old one be opened
-  // without them.
-  if (in_place) CSV_TRY(WalRegion::retire(lun, info, info.sequence));
-  for (std::uint32_t i = 0; i < chunks.size(); ++i)
-    CSV_TRY(
-        lun.write(chunks[i], encode_chunk_header(next.id, i, chunks[i], next.sequence + 1).span()));
+  // without them: the mark goes first, then the headers, which say to which of them the log
+  // belongs.
+  auto hand_over = [&]() -> Expected<void> {
+    CSV_TRY(WalRegion::retire(lun, info, info.sequence + 1));
+    for (std::uint32_t i = 0; i < chunks.size(); ++i)
+      CSV_TRY(lun.write(chunks[i],
+                        encode_chunk_header(next.id, i, chunks[i], next.sequence + 1).span()));
+    return lun.flush();
+  };
+  if (in_place) {
+    CSV_TRY(hand_over());
+  } else {
+    // A search for chunks must not take these for the volume's until they are whole.
+    for (auto at : chunks) CSV_TRY(lun.write_zeroes(at, sizeof(disk::ChunkHeader)));
+    CSV_TRY(lun.flush());
+  }
   if (auto wrote = write_pages(lun, next, path); !wrote)
     return wrote.error().within("writing the catalog");
   CSV_TRY(lun.flush());
-  if (!in_place) CSV_TRY(WalRegion::retire(lun, info, info.sequence + 1));
+  if (!in_place) CSV_TRY(hand_over());
   CSV_TRY(write_superblocks(lun, next));
   CSV_TRY(WalRegion::clear(lun, next));
   info = next;

@@ -171,9 +171,12 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Expected<void> put_slot(SessionId session, std::uint32_t slot, const SlotResult& result) override;
 
  private:
-  enum class Pages { needed, freed };  ///< What an operation does to the database's pages (C4).
+  /// What an operation does to the database's pages (C4). `perhaps`: what is in no way to free, nor
+  /// must go on (as sessions, their results and their ends must).
+  enum class Pages { needed, perhaps, freed };
   /// Every changing operation begins with this: refused outside of a change or in a read-only one;
-  /// ENOSPC for `needed` while the database must keep its last pages for operations that free.
+  /// ENOSPC for `needed` while the database must keep its last pages for operations that free, and
+  /// for `perhaps` while half of those are gone.
   Expected<void> may_change(Pages pages) const;
 
   // --- Inodes (catalog_names.cc)
@@ -276,7 +279,7 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Expected<void> set_written(InodeId inode, std::uint64_t first, std::uint64_t end,
                              GrantChanges* grants);
   Expected<std::uint64_t> holes_in(InodeId inode, std::uint64_t first, std::uint64_t end);
-  Expected<std::uint64_t> drop_grant(GrantId grant, std::uint64_t limit);
+  Expected<std::uint64_t> drop_grant(GrantId grant, std::uint64_t& budget);
   void remember_end(InodeId folder, const Run& last);
   Expected<void> live_session(SessionId session);
 
@@ -321,7 +324,8 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Statistics statistics_;
 
   bool in_change_ = false, read_only_ = false;
-  bool pages_short_ = false;  ///< Operations that need pages are refused.
+  bool pages_short_ = false;   ///< Operations that need pages are refused.
+  bool pages_scarce_ = false;  ///< And those that may need some.
   std::uint64_t changes_at_begin_ = 0, extra_cost_ = 0;
   Expected<void> failed_;  ///< After the first error of run(): nothing runs any more.
 

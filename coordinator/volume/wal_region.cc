@@ -35,6 +35,12 @@ std::optional<std::size_t> frame_at(std::uint64_t offset, std::size_t length) {
   return (offset - disk::kWalHeaderSize) / disk::kFrameSize;
 }
 
+Error repair_interrupted() {
+  return Error{Errc::corrupt,
+               "a repair of the volume was interrupted: do it again (csvctl volume check LUN "
+               "--repair)"};
+}
+
 }  // namespace
 
 std::uint64_t place_of_log_mark(const VolumeInfo& info) {
@@ -108,6 +114,16 @@ Expected<void> WalRegion::retire(iscsi::BlockingLun& lun, const VolumeInfo& info
   return lun.flush();
 }
 
+Expected<void> check_repair_ended(iscsi::BlockingLun& lun, const VolumeInfo& info) {
+  Buffer block{sizeof(disk::LogMark)};
+  CSV_TRY(lun.read(place_of_log_mark(info), block.span()));
+  auto mark = decode_log_mark(block.span(), info.id);
+  // A damaged one says nothing, as to who opens the log.
+  if (!mark) return mark.error() == Errc::corrupt ? Expected<void>{} : mark.error();
+  if (*mark && (*mark)->retired != 0) return repair_interrupted();
+  return {};
+}
+
 /// Doubles the memory, up to the region's size.
 void WalRegion::make_room(std::uint64_t size) {
   if (size <= memory_.size()) return;
@@ -168,10 +184,7 @@ Expected<void> WalRegion::judge(std::uint64_t loaded) const {
   constexpr std::string_view kLost =
       "changes that were answered are lost if it is taken for the end. Nothing was changed; "
       "the volume stays closed until it is repaired (csvctl volume check LUN --repair)";
-  if (retired_)
-    return Error{Errc::corrupt,
-                 "a repair of the volume was interrupted: do it again (csvctl volume check LUN "
-                 "--repair)"};
+  if (retired_) return repair_interrupted();
   if (!has_header()) {
     if (marked_ == LogSalts{}) return {};
     return Error{Errc::corrupt,

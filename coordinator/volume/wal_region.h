@@ -23,6 +23,10 @@ Buffer encode_log_mark(const VolumeId& volume, const LogSalts& salts, std::uint6
 Expected<std::optional<disk::LogMark>> decode_log_mark(std::span<const std::byte> bytes,
                                                        const VolumeId& volume);
 
+/// Errc::corrupt if a repair that replaces the catalog was interrupted, so that nobody may open it
+/// until the repair is done again: to be asked before superblocks are rewritten for it.
+Expected<void> check_repair_ended(iscsi::BlockingLun& lun, const VolumeInfo& info);
+
 /// The write-ahead log: the file SQLite sees, in memory, over a fixed region of the LUN. What
 /// SQLite writes stays in memory until sync(), which sends it in few large writes. Each page also
 /// has a checksum in memory, so that a frame which memory spoilt is not taken for the one written.
@@ -38,8 +42,9 @@ class WalRegion {
   static Expected<WalRegion> open(iscsi::BlockingLun& lun, const VolumeInfo& info);
   /// Makes the volume's log an empty one, whatever is there, durably.
   static Expected<void> clear(iscsi::BlockingLun& lun, const VolumeInfo& info);
-  /// Says that the log is of no use any more once the superblocks have `sequence`, for who replaces
-  /// the catalog below it: nobody can open it until clear(), whatever crashes meanwhile.
+  /// Says that the log is of no use to a catalog whose chunk headers have `sequence` or more, for
+  /// who replaces the catalog below it: nobody can open it until clear(), whatever crashes
+  /// meanwhile.
   static Expected<void> retire(iscsi::BlockingLun& lun, const VolumeInfo& info,
                                std::uint64_t sequence);
 

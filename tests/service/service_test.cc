@@ -8,6 +8,7 @@
 #include "coordinator/service/takeover.h"
 #include "coordinator/volume/database.h"
 #include "coordinator/volume/volume.h"
+#include "coordinator/volume/wal_region.h"
 #include "csvfs/base/heartbeat_slot.h"
 #include "iscsi/blocking_lun.h"
 #include "tests/service/harness.h"
@@ -1989,6 +1990,24 @@ TEST_CASE(
   CHECK(is_errno(insist(a, waits), ESTALE));
   coordinator.close();
   CHECK(world.problems().empty());
+}
+
+TEST_CASE(
+    "takeover: where a repair was interrupted it changes nothing, however often it is tried") {
+  World world;
+  Coordinator{world, 1}.close();
+  using namespace csv::volume;
+  auto superblock = [&] { return world.peek(disk::kSuperblockA, disk::kSuperblockSize); };
+  auto mark = encode_log_mark(world.info.id, {}, 0, 1000);
+  world.disk->poke(place_of_log_mark(world.info), mark.span());
+  auto before = superblock();
+  for (int i = 0; i < 2; ++i) {
+    auto took = try_take_over(world, 2);
+    CHECK(took.error() == Errc::corrupt);
+    CHECK(took.error().message().find("a repair of the volume was interrupted") !=
+          std::string::npos);
+  }
+  CHECK(superblock() == before);
 }
 
 TEST_CASE(

@@ -8,6 +8,9 @@
 #include <thread>
 
 #include "coordinator/protocol/failure.h"
+#include "coordinator/volume/database.h"
+#include "coordinator/volume/volume.h"
+#include "iscsi/blocking_lun.h"
 #include "tests/service/harness.h"
 
 using namespace csv;
@@ -600,6 +603,56 @@ TEST_CASE("suspended: who goes on with a file, to write it, takes it from who ha
   REQUIRE(!c2.connect(cut.coordinator()).code());
   request.mutable_resume()->set_session(raw(its));
   CHECK(c2.call(request).resumed().inodes_size() == (writes ? 0 : 1));
+}
+
+TEST_CASE(
+    "suspended: a catalog without a page for what was open does not keep a node from its end") {
+  World world;
+  world.timing.reconnect_grace = std::chrono::milliseconds{100};
+  world.timing.lease_term = std::chrono::milliseconds{300};
+  world.timing.key_sweep = std::chrono::milliseconds{50};
+  std::vector<std::uint64_t> files;
+  {
+    Coordinator former{world, 3};
+    Client b{world, 2, 22};
+    REQUIRE(!b.connect(former).code());
+    for (int i = 0; i < 3000; ++i) files.push_back(b.create(std::to_string(i), false));
+  }
+  {
+    auto lun = world.disk->connect(world.loop, world.lun_options(3));
+    REQUIRE(lun);
+    ThreadBlocking blocking;
+    iscsi::BlockingLun io{**lun, blocking};
+    REQUIRE(io.register_key(make_key({4711, NodeId{63}, KeyRole::mount, 1})));
+    auto info = volume::read_superblocks(io, false);
+    REQUIRE(info);
+    auto store = volume::open_catalog_store(io, *info, world.random);
+    REQUIRE_MESSAGE(store, store.error().message());
+    auto opened = volume::Database::open((*store)->path(), (*store)->vfs(), {});
+    REQUIRE_MESSAGE(opened, opened.error().message());
+    auto& database = **opened;
+    // No group is wholly free, and a few pages of those there are.
+    REQUIRE(database.execute("DELETE FROM fresh; UPDATE groups SET bitmap=zeroblob(2048)"));
+    REQUIRE(database.execute("PRAGMA max_page_count=" + std::to_string((*store)->mapped_pages())));
+    REQUIRE(database.execute("CREATE TABLE filler(x)"));
+    for (auto size : {2 << 20, 64 << 10, 4000}) {
+      auto add = "INSERT INTO filler VALUES(zeroblob(" + std::to_string(size) + "))";
+      while (database.execute(add)) REQUIRE(database.checkpoint());
+      database.clear_failure();
+    }
+    REQUIRE(database.execute("DELETE FROM filler WHERE rowid>(SELECT max(rowid)-4 FROM filler)"));
+    REQUIRE(database.checkpoint());
+  }
+  Coordinator coordinator{world, 3};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  for (auto file : files) REQUIRE(is_good(a.call(open_request(file, false))));
+  auto key = a.key();
+  a.disconnect();
+  CHECK(world.eventually([&] { return coordinator.service().status().sessions.empty(); }));
+  CHECK(coordinator.stop_reason() == "");
+  CHECK_FALSE(world.listed(key));
 }
 
 TEST_CASE("suspended: a node is off only once nothing is kept for it, over takeovers too") {

@@ -1,6 +1,7 @@
 #include <fstream>
 #include <set>
 
+#include "coordinator/volume/catalog_copy.h"
 #include "tests/volume/catalog_volume.h"
 
 using namespace csv;
@@ -281,6 +282,75 @@ TEST_CASE(
   for (int i = 0; i < 1100; ++i) v.file("b" + std::to_string(i));
   CHECK(store.info().chunks.size() > chunks);
   CHECK(v.problems() == "");
+}
+
+TEST_CASE("catalog: with its pages short places of copies are told all the same, and none taken") {
+  auto bed = std::make_unique<FileBed>(2 * kGiB);
+  auto& store = dynamic_cast<FileCatalogStore&>(bed->store());
+  store.claims = Error{std::errc::no_space_on_device, "the thin LUN has no space left"};
+  TestCatalog v{std::move(bed)};
+  auto places = [&](std::uint32_t slot, std::uint64_t pages) {
+    return v.change([&](Catalog& c) { return copy_space(c).copy_places(slot, pages); });
+  };
+  auto had = places(0, 100);
+  REQUIRE(had);
+  REQUIRE(had->size() == 1);
+  v.sql("CREATE TABLE filler(x); INSERT INTO filler VALUES(zeroblob(40000000))");
+  REQUIRE(errno_of(v.change([&](Catalog& c) {
+            return c.make(kRootInode, "x", {.mode = S_IFREG | 0644}, v.now);
+          })) == ENOSPC);
+  for (std::uint64_t pages : {0, 100}) {
+    auto now = places(0, pages);
+    REQUIRE_MESSAGE(now, now.error().message());
+    CHECK(*now == *had);
+  }
+  auto none = places(1, 0);
+  REQUIRE_MESSAGE(none, none.error().message());
+  CHECK(none->empty());
+  CHECK(errno_of(places(1, 100)) == ENOSPC);
+}
+
+TEST_CASE("catalog: what is written into preallocated space leaves pages for what must go on") {
+  auto bed = std::make_unique<FileBed>(2 * kGiB);
+  auto& store = dynamic_cast<FileCatalogStore&>(bed->store());
+  store.claims = Error{std::errc::no_space_on_device, "the thin LUN has no space left"};
+  TestCatalog v{std::move(bed)};
+  auto f = v.file("f");
+  auto s = v.must([](Catalog& c) { return c.new_session(NodeId{1}, 7); });
+  auto g = v.must([&](Catalog& c) { return c.new_grant(s.id, f.inode); });
+  v.place(f.inode, 0, 10000, BlockState::unwritten);
+  v.place(f.inode, 10000, 100, BlockState::granted, g);
+  v.must([&](Catalog& c) { return c.grow(f.inode, 10000 * kBlockSize, v.now); });
+  auto write = [&](std::uint64_t block) {
+    return errno_of(v.change([&](Catalog& c) { return c.mark_written(f.inode, block, 1); }));
+  };
+  auto punch = [&](std::uint64_t block, bool keep) {
+    return errno_of(v.change([&](Catalog& c) { return c.punch(f.inode, block, 1, keep, v.now); }));
+  };
+  auto commit = [&](std::uint64_t block) {
+    return errno_of(
+        v.change([&](Catalog& c) { return c.commit_grant(s.id, f.inode, g, block, 1, 0); }));
+  };
+  auto make = [&](const char* name) {
+    return errno_of(v.change(
+        [&](Catalog& c) { return c.make(kRootInode, name, {.mode = S_IFREG | 0644}, v.now); }));
+  };
+  v.sql("CREATE TABLE filler(x); INSERT INTO filler VALUES(zeroblob(40000000))");
+  CHECK(make("x") == ENOSPC);
+  CHECK(write(7) == 0);
+  CHECK(punch(100, true) == 0);
+  CHECK(commit(10000) == 0);
+  v.sql("INSERT INTO filler VALUES(zeroblob(10000000))");
+  CHECK(make("x") == ENOSPC);
+  CHECK(write(3000) == ENOSPC);
+  CHECK(punch(7, true) == ENOSPC);
+  CHECK(commit(10002) == ENOSPC);
+  CHECK(punch(200, false) == 0);
+  v.must([](Catalog& c) { return c.new_session(NodeId{2}, 8); });
+  v.must([&](Catalog& c) { return c.truncate(f.inode, 5000 * kBlockSize, v.now); });
+  v.sql("DELETE FROM filler");
+  CHECK(write(3000) == 0);
+  CHECK(make("x") == 0);
 }
 
 TEST_CASE("catalog: growth that a crash interrupted is finished when it is opened") {

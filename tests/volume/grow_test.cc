@@ -15,18 +15,7 @@ constexpr std::uint64_t kBefore = 365, kAfter = 800;
 
 /// A volume of 365 MiB, with a last group that is cut short, on a LUN that has more by now.
 struct GrownBed : RepairBed {
-  GrownBed() : RepairBed{kBefore} {
-    iscsi::RamDiskOptions options;
-    options.geometry.block_count = (kAfter << 20) / options.geometry.block_size;
-    auto larger = iscsi::RamDisk::create(options);
-    std::vector<std::byte> piece(1 << 20);
-    const std::vector<std::byte> zeros(1 << 20);
-    for (std::uint64_t at = 0; at < kBefore << 20; at += piece.size()) {
-      bench.disk->peek(at, piece);
-      if (piece != zeros) larger->poke(at, piece);
-    }
-    bench.disk = larger;
-  }
+  GrownBed() : RepairBed{kBefore} { bench.enlarge(kAfter); }
   std::uint64_t total() {
     std::uint64_t blocks = 0;
     use([&](Catalog& c) { blocks = c.space()->total; });
@@ -85,6 +74,22 @@ TEST_CASE("grow: a LUN that is as large as it was is refused, and nothing is wri
   auto path = v.bench.connect();
   CHECK(grow(path.io, v.random).error() == Errc::refused);
   CHECK(path.lun->counters().writes == 0);
+}
+
+TEST_CASE("grow: a thin LUN without space at its new end keeps the volume's size") {
+  GrownBed v;
+  auto before = v.files();
+  auto old = v.info();
+  auto path = v.bench.connect([](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind == iscsi::RamCommand::Kind::write && command.offset >= kBefore << 20)
+      fate.failure = Error{std::errc::no_space_on_device, "the pool is full"};
+    return fate;
+  });
+  CHECK(grow(path.io, v.random).error() == std::errc::no_space_on_device);
+  CHECK(v.info() == old);
+  CHECK(v.problems() == "");
+  CHECK(v.files() == before);
 }
 
 TEST_CASE("grow: cut short anywhere it is finished by whoever opens the volume, or begun anew") {

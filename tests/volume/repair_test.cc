@@ -8,7 +8,9 @@
 #include <set>
 
 #include "coordinator/volume/catalog_pages.h"
+#include "coordinator/volume/grow.h"
 #include "coordinator/volume/superblock.h"
+#include "coordinator/volume/wal_region.h"
 #include "csvfs/base/log.h"
 #include "tests/volume/repair_bed.h"
 
@@ -824,6 +826,18 @@ TEST_CASE("repair: a log whose header is damaged is told by its mark; without on
 
 TEST_CASE(
     "repair: the power fails at any of its writes: the old catalog or the new, and no log lost") {
+  enum class Then { repaired_again, counted_up, superblocks_damaged, superblocks_lost } then{};
+  SUBCASE("it is repaired again") {}
+  SUBCASE("attempts to take it over have counted the superblocks up before") {
+    then = Then::counted_up;
+  }
+  SUBCASE("all superblocks are lost, too") { then = Then::superblocks_lost; }
+  SUBCASE("superblocks A and B are damaged, too") { then = Then::superblocks_damaged; }
+  auto look = [](RepairBed& v, const Files& before) {
+    auto now = v.files();
+    CHECK(now.erase("/in-the-log") == 1);
+    CHECK(now == before);
+  };
   int crashes = 0, refused = 0;
   for (int at = 1;; ++at) {
     CAPTURE(at);
@@ -839,8 +853,8 @@ TEST_CASE(
           false);
     };
     v.sql("UPDATE kv SET value=value+5 WHERE key='inodes'");
-    add("in-the-log");
     auto before = v.files();
+    add("in-the-log");  // looking at the files would copy it back
     auto writes = std::make_shared<std::atomic<int>>(0);
     bool done = false;
     {
@@ -861,18 +875,68 @@ TEST_CASE(
     auto path = v.bench.connect();
     auto info = read_superblocks(path.io, true);
     REQUIRE(info);
+    bool opens = false;
     if (auto store = open_catalog_store(path.io, *info, v.random, StoreAccess::read_only); store) {
       store->reset();
-      CHECK(v.files() == before);
+      opens = true;
+      if (then == Then::repaired_again) look(v, before);
     } else {
       ++refused;
+      CHECK(check_repair_ended(path.io, *info).error() == Errc::corrupt);
+      // Nor is it opened to grow, and the superblocks stay as they are.
+      if (then < Then::superblocks_damaged) {
+        v.bench.enlarge(1000);
+        auto larger = v.bench.connect();
+        CHECK(grow(larger.io, v.random).error() == Errc::corrupt);
+        CHECK(*read_superblocks(larger.io, false) == *info);
+      }
     }
-    auto again = v.repair();
-    CHECK(v.files() == before);
+    if (then == Then::counted_up && !opens) {
+      auto now = v.bench.connect();
+      for (int i = 0; i < 2; ++i) REQUIRE(write_superblocks(now.io, *info));
+    }
+    if (then == Then::superblocks_damaged) {
+      v.bench.flip_bit(place_of(Copy::a, info->lun_size) + 300);
+      v.bench.flip_bit(place_of(Copy::b, info->lun_size) + 300);
+    }
+    if (then == Then::superblocks_lost)
+      for (auto copy : {Copy::a, Copy::b, Copy::c})
+        v.bench.flip_bit(place_of(copy, info->lun_size) + 300);
+    auto again = then == Then::superblocks_lost
+                     ? v.repair({.label = info->label, .cluster = 7, .wal_size = info->wal_size})
+                     : v.repair();
+    look(v, before);
     CHECK(v.problems() == "");
   }
   CHECK(crashes > 8);
   CHECK(refused > 0);
+}
+
+TEST_CASE("repair: cut short in its pages, and all superblocks lost: the catalog that was whole") {
+  RepairBed v;
+  auto before = v.files();
+  v.sql("UPDATE inodes SET nlink=nlink+1 WHERE id=" + v.id("a"));
+  v.empty_log();
+  auto info = v.info();
+  {
+    auto dead = std::make_shared<std::atomic<bool>>(false);
+    auto path = v.bench.connect([dead](const iscsi::RamCommand& command) {
+      iscsi::RamFate fate;
+      if (command.kind != iscsi::RamCommand::Kind::write || (!*dead && command.length <= 4096))
+        return fate;
+      fate.failure = Error{Errc::lun_lost, "power loss"};
+      if (!dead->exchange(true)) fate.torn_blocks = command.length / 512 / 2;
+      return fate;
+    });
+    auto plan = Repair::prepare(path.io, {.work_file = v.work_file()});
+    REQUIRE(plan);
+    CHECK_FALSE((*plan)->apply(path.io));
+    CHECK(*dead);
+  }
+  for (auto copy : {Copy::a, Copy::b, Copy::c})
+    v.bench.flip_bit(place_of(copy, info.lun_size) + 300);
+  v.repair({.label = info.label, .cluster = info.cluster, .wal_size = info.wal_size});
+  CHECK(v.files() == before);
 }
 
 TEST_CASE("repair: nothing is left of the catalog: it says that a copy is needed") {
