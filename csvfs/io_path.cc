@@ -72,7 +72,12 @@ IoPath::IoPath(Loop& loop, CoordinatorClient& client, Admission& admission, File
   admission.on_forgot([this] {
     ++told_lost_;
     forgot();
-    if (!std::exchange(telling_loss_, true)) tasks_.spawn(tell_loss());
+    // Said under what the target's memory was when it told us: the same loss is not to count twice.
+    // With no coordinator there the next one may have counted another by now.
+    if (client_->connected())
+      tell_loss(verifier_.value_or(0));
+    else
+      tell_next_ = true;
   });
 }
 
@@ -743,6 +748,7 @@ void IoPath::flush_old() {
 bool IoPath::verified(std::uint64_t verifier) {
   bool changed = verifier_ && *verifier_ != verifier;
   verifier_ = verifier;
+  if (std::exchange(tell_next_, false)) tell_loss(verifier);
   if (!changed) return false;
   forgot();
   return true;
@@ -762,12 +768,16 @@ void IoPath::forgot() {
 
 /// It may have been others' content as well, and a target tells it once: nobody but us may hear of
 /// it. The coordinator counts it, and tells everybody.
-Task<void> IoPath::tell_loss() {
-  for (std::uint64_t told = 0; told != told_lost_;) {
-    told = told_lost_;
+void IoPath::tell_loss(std::uint64_t under) {
+  untold_ = under;
+  if (!std::exchange(telling_loss_, true)) tasks_.spawn(tell_losses());
+}
+
+Task<void> IoPath::tell_losses() {
+  while (auto under = std::exchange(untold_, std::nullopt)) {
     wire::Request request;
     request.mutable_stat_fs();
-    request.set_lost_under(verifier_.value_or(0));
+    request.set_lost_under(*under);
     (void)co_await client_->call(std::move(request));  // until it is answered, over takeovers too
   }
   telling_loss_ = false;

@@ -122,7 +122,8 @@ class IoPath {
   void written_volatile(const FilePtr& file);
   Task<void> trim_volatile(FilePtr file);
   void forgot();
-  Task<void> tell_loss();
+  void tell_loss(std::uint64_t under);
+  Task<void> tell_losses();
   void lost(InodeId inode);
   Expected<void> nothing_lost(const File& file, std::uint64_t& told);
   Task<Expected<Mount::Content>> read_redirected(FilePtr file, std::uint64_t offset,
@@ -157,7 +158,9 @@ class IoPath {
   std::uint64_t told_lost_ = 0;  // of these, how often it was this mount that it told
   std::function<void()> when_forgot_;
   bool trimming_ = false, telling_loss_ = false;
-  TimePoint volatile_since_{};  // the oldest, if there is any
+  std::optional<std::uint64_t> untold_;  // the verifier of the newest loss that is to be told yet
+  bool tell_next_ = false;               // one came with no coordinator there
+  TimePoint volatile_since_{};           // the oldest, if there is any
   Signal flushed_;
 
   TaskScope tasks_;

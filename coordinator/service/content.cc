@@ -136,6 +136,7 @@ void Content::start_flush(const std::shared_ptr<State>& state, iscsi::Lun& lun) 
 }
 
 void Content::forget() { state_->forgotten = true; }
+bool Content::forgotten() const { return state_->forgotten; }
 
 Task<void> Content::idle() {
   while (state_->underway > 0) co_await state_->settled.wait();

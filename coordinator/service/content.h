@@ -42,6 +42,8 @@ class Content {
   Task<Expected<void>> flush();
   /// As if the target had answered one of ours so.
   void forget();
+  /// It has answered so, to whomever of us.
+  [[nodiscard]] bool forgotten() const;
   /// Nothing is on its way.
   Task<void> idle();
 

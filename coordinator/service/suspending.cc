@@ -303,10 +303,14 @@ Task<Expected<void>> Service::give_up_suspended(std::vector<NodeId> nodes) {
     for (auto& row : nothing) CSV_TRY(catalog.suspend(row));
     return {};
   };
-  CSV_CO_CHECK(co_await writer_.change(std::move(body)));  // a failure stops the service
+  if (auto done = co_await writer_.change(std::move(body)); !done) {
+    stop(done.error().within("giving up what was open"));  // touches wait for it
+    co_return done.error();
+  }
   for (auto& row : nothing) {
     giving_up_.erase(row.node);
-    suspended_.add(std::move(row));
+    // An end has left another one meanwhile, which came later.
+    if (suspended_.find(row.node) == nullptr) suspended_.add(std::move(row));
   }
   given_up_.notify();
   co_return Expected<void>{};

@@ -200,7 +200,9 @@ Task<void> Service::close() {
     co_await writer_.idle();
   }
   if (!stopped_) (void)co_await writer_.checkpoint();
-  bool lost = forgotten_ || (stop_reason_ && *stop_reason_ == Errc::not_durable);
+  // Whoever had asked for the flush that said so may be gone with the tasks.
+  bool lost =
+      forgotten_ || content_.forgotten() || (stop_reason_ && *stop_reason_ == Errc::not_durable);
   Function<bool(Tenure&)> shut = [in_order = !stopped_, lost = lost && !loss_noted_,
                                   cache = shares_.catalog_pages](Tenure& on) {
     if (lost && !note_loss_afresh(on, cache)) return false;

@@ -1088,6 +1088,40 @@ TEST_CASE("mount: what one node's failed flush took of another's content is told
   CHECK(!world.stopped);  // the same loss is not counted again
 }
 
+TEST_CASE(
+    "mount: a loss that a mount hears of while it has no coordinator is told to the next one") {
+  World world;
+  auto& one = world.mount(1);
+  auto& other = world.mount(2);
+  auto mine = written_file(world, one, "mine", kMiB);
+  auto theirs = written_file(world, other, "theirs", kMiB);
+  REQUIRE(world.wait(other.sync(theirs.handle)));
+  REQUIRE(read(world, one, mine.handle, 0, 4096).size() == 4096);
+  std::atomic<int> flush_fails{1}, read_tells{0};
+  world.post([&] {
+    world.mount_plan = [&](const RamCommand& command) {
+      RamFate fate;
+      using Kind = RamCommand::Kind;
+      if ((command.kind == Kind::flush && flush_fails.fetch_sub(1) > 0) ||
+          (command.kind == Kind::read && read_tells.fetch_sub(1) > 0))
+        fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+      return fate;
+    };
+  });
+  CHECK(error_of(world.wait(other.sync(theirs.handle))) == EIO);  // one loss, which is counted
+  world.cut_off(1);
+  next_coordinator(world);
+  (void)world.wait(other.lookup(kRootInode, "theirs"));
+  write(world, other, theirs.handle, 0, pattern(65536, 4));
+  // And another one, of what has been written since: the target says so to a mount that is away.
+  read_tells = 1;
+  CHECK(error_of(world.wait(one.read(mine.handle, 0, 4096))) == EIO);
+  world.cut_off(0);
+  next_coordinator(world);
+  (void)world.wait(other.lookup(kRootInode, "theirs"));
+  CHECK(error_of(world.wait(other.sync(theirs.handle))) == EIO);
+}
+
 TEST_CASE("mount: a target that has no flush takes nothing away by saying so") {
   World world;
   auto& mount = world.mount(2);
