@@ -819,6 +819,12 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
       if ((*landed)[i] && in_place[i].begin < shown.end)
         before.blocks.add({in_place[i].begin, std::min(in_place[i].end, shown.end)});
   }
+  // It would be put off until the session is ended, which loses everything.
+  if (io.error() == std::errc::no_space_on_device && request.write().within() &&
+      owes_pages(*call->session, inode, range)) {
+    cancel_reservation(std::move(runs));
+    co_return errno_error(ENOSPC, "the thin LUN has no space for pages that others wait for");
+  }
   auto done = judge(std::move(io));
   if (!done) {
     cancel_reservation(std::move(runs));

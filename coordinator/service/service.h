@@ -135,6 +135,7 @@ class Service final : public VolumeService {
   [[nodiscard]] std::optional<Error> kept_out(NodeId node) const;
   [[nodiscard]] bool lease_is_over(const Session& session) const;
   bool is_overdue(Session& session) const;
+  [[nodiscard]] bool owes_pages(const Session& session, InodeId inode, Blocks range) const;
 
   // suspending.cc
   [[nodiscard]] std::optional<volume::SuspendedRow> what_it_leaves(const Session& session) const;
