@@ -300,7 +300,8 @@ class Service final : public VolumeService {
   Task<Expected<WriteLook>> look_where_to_write(CallRef call);
   Task<Outcome> write_alone(CallRef call, WriteLook seen);
   Task<Expected<Content::BufferRef>> compose(CallRef call, std::uint64_t offset,
-                                             std::vector<volume::Mapping> map, std::uint64_t size);
+                                             std::vector<volume::Mapping> map, std::uint64_t size,
+                                             RangeSet landed);
   Task<Outcome> claim_pages(CallRef call, InodeId inode, Blocks range);
   enum class Prepared { yes, no, as_far_as_it_is };
   Task<Expected<Prepared>> prepare_write(SessionRef session, InodeId inode, Blocks asked,
