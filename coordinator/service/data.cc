@@ -1015,7 +1015,7 @@ Task<Service::Outcome> Service::allocate(CallRef call) {
 Task<Expected<void>> Service::fill_holes(SessionRef on_behalf, InodeId inode, Blocks range) {
   int rounds = 0;
   while (range.first < range.end) {
-    if (on_behalf->ending) co_return session_ended();
+    CSV_CO_CHECK(may_change(*on_behalf));
     auto body = [inode, range](Catalog& catalog) {
       return catalog.fill(inode, range.first, range.count());
     };
@@ -1119,7 +1119,7 @@ Task<Service::Outcome> Service::zero_range(CallRef call) {
   CSV_CO_CHECK(co_await touches(call->session, inode, Touch::content));
   CSV_CO_TRY(inner, co_await zero_edges(call->session, inode, asked.offset(), end));
   while (inner.first < inner.end) {
-    if (call->session->ending) co_return session_ended();
+    CSV_CO_CHECK(may_change(*call->session));
     auto body = [inode, inner, now = wall_now()](Catalog& catalog) {
       return catalog.punch(inode, inner.first, inner.count(), true, now);
     };

@@ -104,6 +104,7 @@ class Service final : public VolumeService {
     return settle_erased(std::move(call),
                          Function<Expected<wire::Reply>(volume::Catalog&)>{std::move(body)});
   }
+  [[nodiscard]] Expected<void> may_change(const Session& on_behalf) const;
   Task<Outcome> settle_erased(CallRef call, Function<Expected<wire::Reply>(volume::Catalog&)> body);
 
   // sessions.cc
