@@ -1605,6 +1605,15 @@ TEST_CASE("takeover: its own attempt before may have taken the key of one that d
   REQUIRE(!world.listed(died));
   CHECK(resets == 0);
   path_breaks = false;
+  SUBCASE("and the next one takes over") {}
+  SUBCASE("and the next one was refused") {
+    auto foreign = world.disk->connect(world.loop, world.lun_options(78));
+    REQUIRE(foreign);
+    iscsi::BlockingLun theirs{**foreign, blocking};
+    REQUIRE(theirs.register_key(make_key({99, NodeId{1}, KeyRole::mount, 1})));
+    CHECK(try_take_over(world, 3).error() == Errc::refused);
+    REQUIRE(theirs.register_key(Key{}));
+  }
   Coordinator next{world, 3};
   CHECK(resets == 1);
   next.close();
