@@ -3,6 +3,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -29,7 +30,11 @@ struct FilePages {
     bool overtaken = false;  ///< By what changes the content.
   };
   std::list<Reading> reading;  ///< Requests not answered yet: the kernel has nothing there.
-  std::list<Range> closed;
+  struct Closing {
+    Range range;
+    std::optional<TimePoint> recalled;  ///< Another node waits for them, since then.
+  };
+  std::list<Closing> closed;
   struct Pass {
     RangeSet ranges;  ///< That the kernel is dropping.
     bool done = false;
@@ -42,6 +47,8 @@ struct FilePages {
   std::list<Range> renewed;    ///< They go because the LUN may have less than they show.
 
   [[nodiscard]] bool is_closed(Range range) const;
+  /// Since when another node has been waiting for some of it.
+  [[nodiscard]] std::optional<TimePoint> recalled_since(Range range) const;
   [[nodiscard]] bool any() const { return !clean.empty() || !dirty.empty() || !held.empty(); }
   /// The kernel has some, or is about to get some: now, or while somebody waits.
   [[nodiscard]] bool in_use() const { return any() || !reading.empty() || writers > 0; }

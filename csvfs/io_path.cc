@@ -18,8 +18,8 @@ constexpr int kTries = 8;  ///< Layouts that recalls kept taking away; then the 
 constexpr Duration kShippedFor = 1s;    ///< How long an answer `shipped` saves asking again.
 constexpr Duration kGatePoll = 20ms;    ///< The gate is a number in shared memory: nobody calls.
 constexpr Duration kSpacePoll = 250ms;  ///< Nor does a target say when it has space again.
-/// How long a page that another node waits for is tried to be written; the whole session would be
-/// ended not much later.
+/// So long after another node has begun to wait for pages they are tried to be written; the whole
+/// session would be ended not much later. The coordinator has the same (sessions.cc).
 constexpr Duration kSpaceForOthers = 5s;
 constexpr std::size_t kMostVolatile = 4096;
 constexpr Duration kVolatileFor = 5s;  ///< As local file systems have it.
@@ -398,8 +398,7 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
   // What was written in place. Once a recall has been let pass another node may have read it, and
   // written there since: it is not written a second time.
   RangeSet landed;
-  std::uint64_t done = 0;            // of it, from the start
-  std::optional<TimePoint> refused;  // for space, while another node waits for the page
+  std::uint64_t done = 0;  // of it, from the start
   for (;;) {
     if (!usable_now(*file)) CSV_CO_CHECK(co_await usable(file, interrupt));
     if (auto head = landed.within({offset, end}); !head.empty() && head.front().begin == offset) {
@@ -413,7 +412,7 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
       data = data.subspan(more);
     }
     // Whoever recalls pages holds new layouts back until these are written.
-    bool recalled = options.pages && file->pages.is_closed({offset, end});
+    bool recalled = options.pages && file->pages.recalled_since({offset, end});
     if (options.append || loop_->now() < file->shipped_until)
       co_return co_await write_rest(file, offset, data, options, interrupt, change, done, landed);
     auto plan = plan_write(*file, offset, end);
@@ -469,11 +468,9 @@ Task<Expected<std::uint32_t>> IoPath::write_however(FilePtr file, std::uint64_t 
       // It never becomes an error: space can be had by deleting files, or from who runs the
       // storage.
       if (interrupt && interrupt->raised()) co_return Error{std::errc::interrupted};
-      // But for what another node waits to see: one page is lost then, and msync says so.
-      bool closed = options.pages && file->pages.is_closed({offset, end});
-      if (!closed) refused.reset();
-      if (closed && !refused) refused = loop_->now();
-      if (refused && loop_->now() - *refused >= kSpaceForOthers) co_return written.error();
+      // But for what another node waits to see: it is lost then, and msync says so.
+      auto since = options.pages ? file->pages.recalled_since({offset, end}) : std::nullopt;
+      if (since && loop_->now() - *since >= kSpaceForOthers) co_return written.error();
       co_await sleep(*loop_, kSpacePoll);
       continue;
     }

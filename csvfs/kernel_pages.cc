@@ -50,7 +50,15 @@ class Reading {
 
 bool FilePages::is_closed(Range range) const {
   return std::any_of(closed.begin(), closed.end(),
-                     [&](const auto& each) { return each.overlaps(range); });
+                     [&](const auto& each) { return each.range.overlaps(range); });
+}
+
+std::optional<TimePoint> FilePages::recalled_since(Range range) const {
+  std::optional<TimePoint> since;
+  for (const auto& each : closed)
+    if (each.recalled && each.range.overlaps(range))
+      since = std::min(since.value_or(*each.recalled), *each.recalled);
+  return since;
 }
 
 void FilePages::trim(std::uint64_t size) {
@@ -70,9 +78,10 @@ Range KernelPages::pages_of(std::uint64_t offset, std::uint64_t length) {
   return {offset / kPage * kPage, up(end)};
 }
 
-KernelPages::Closed::Closed(FilePtr file, Range range) : file_{std::move(file)} {
+KernelPages::Closed::Closed(FilePtr file, Range range, std::optional<TimePoint> recalled)
+    : file_{std::move(file)} {
   auto& pages = file_->pages;
-  at_ = pages.closed.insert(pages.closed.end(), range);
+  at_ = pages.closed.insert(pages.closed.end(), {range, recalled});
   for (auto& each : pages.reading)
     if (each.range.overlaps(range)) each.overtaken = true;
 }
@@ -153,9 +162,11 @@ Task<void> KernelPages::drop_beyond_end(FilePtr file, Range range) {
   co_await clear(file, range);
 }
 
-Task<void> KernelPages::clear(FilePtr file, Range range) {
+Task<void> KernelPages::clear(FilePtr file, Range range, Interrupt* interrupt) {
   auto& pages = file->pages;
-  while (!file->ended) {
+  Interrupt::Watch watch{interrupt, [&file] { file->changed.notify(); }};
+  auto over = [&] { return file->ended || (interrupt && interrupt->raised()); };
+  while (!over()) {
     // With gaps counted as held: these are known to be absent, and would only be waited for.
     for (const auto& each : pages.reading) pages.held.remove(each.range);
     auto there = pages.held.within(range);
@@ -178,7 +189,7 @@ Task<void> KernelPages::clear(FilePtr file, Range range) {
       pass->done = true;
       file->changed.notify();
     });
-    while (!pass->done && !pass->overtaken && !file->ended) co_await file->changed.wait();
+    while (!pass->done && !pass->overtaken && !over()) co_await file->changed.wait();
     std::erase(pages.passes, pass);
     if (!pass->done)
       for (auto each : pass->ranges.all()) pages.held.add(each);
@@ -206,7 +217,7 @@ Task<void> KernelPages::let_use(FilePtr file, Range range) {
 Task<void> KernelPages::give_up(FilePtr file, Range range, std::uint64_t sequence,
                                 Function<void()> answer) {
   co_await let_use(file, range);
-  Closed closed{file, range};
+  Closed closed{file, range, loop_->now()};
   co_await clear(file, range);
   auto& pages = file->pages;
   pages.clean.remove(range);

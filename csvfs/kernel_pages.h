@@ -1,6 +1,8 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <list>
+#include <optional>
 #include <vector>
 
 #include "csvfs/base/range_set.h"
@@ -35,17 +37,19 @@ class KernelPages {
   /// those whose content is on its way are read anew.
   class Closed {
    public:
-    Closed(FilePtr file, Range range);
+    /// `recalled`: since when another node waits for it; else it is for this one's own sake.
+    explicit Closed(FilePtr file, Range range, std::optional<TimePoint> recalled = std::nullopt);
     Closed(const Closed&) = delete;
     Closed& operator=(const Closed&) = delete;
     ~Closed();
 
    private:
     FilePtr file_;
-    std::list<Range>::iterator at_;
+    std::list<FilePages::Closing>::iterator at_;
   };
   /// Of a closed range: ends when the kernel holds nothing of it, and what was stored is written.
-  Task<void> clear(FilePtr file, Range range);
+  /// Sooner with `interrupt` raised: whoever is being killed must not have to wait for the LUN.
+  Task<void> clear(FilePtr file, Range range, Interrupt* interrupt = nullptr);
   /// The same of a range that is not closed yet, and the claim on it is given up, up to the recall
   /// with `sequence`. `answer` before anything of the range is asked for again.
   Task<void> give_up(FilePtr file, Range range, std::uint64_t sequence, Function<void()> answer);

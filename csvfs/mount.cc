@@ -1265,7 +1265,7 @@ Task<Expected<std::uint32_t>> VolumeMount::write_to(FilePtr file, std::uint64_t 
     auto end = options.append ? std::numeric_limits<std::uint64_t>::max() : offset + data.size();
     auto range = KernelPages::pages_of(from, end - from);
     closed.emplace(file, range);
-    co_await pages_.clear(file, range);
+    co_await pages_.clear(file, range, interrupt);
   }
   auto result = co_await io_.write(file, offset, data, options, interrupt);
   // The kernel keeps what could not be written, as if it had been: then a mapping would show what
@@ -1310,7 +1310,7 @@ Task<Expected<void>> VolumeMount::allocate(Handle handle, wire::Allocate what,
     if ((what.mode() & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) != 0) {  // as in write
       auto range = KernelPages::pages_of(what.offset(), what.length());
       closed.emplace(file, range);
-      co_await pages_.clear(file, range);
+      co_await pages_.clear(file, range, interrupt);
     }
     wire::Request request;
     *request.mutable_allocate() = what;
@@ -1333,7 +1333,7 @@ Task<Expected<std::uint64_t>> VolumeMount::clone(CloneWish what, Interrupt* inte
       co_return errno_error(EOPNOTSUPP, "clone");
     auto range = KernelPages::pages_of(what.into_offset, what.length);
     KernelPages::Closed closed{into, range};  // as in write
-    co_await pages_.clear(into, range);
+    co_await pages_.clear(into, range, interrupt);
     wire::Request request;
     auto& body = *request.mutable_clone();
     body.set_inode(raw(from->inode));

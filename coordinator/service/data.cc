@@ -737,7 +737,12 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
   auto end = offset + length;
   auto range = blocks_of(offset, length);
   auto runs = std::move(seen.reserved);
-  auto composed = co_await compose(call, offset, seen.map, seen.attr.size);
+  // An earlier try of it may have been seen, and written over, in part.
+  const auto& request = call->request;
+  auto& before = call->session->slots[request.slot()].landed;
+  if (before.sequence != request.sequence() || before.truncation != seen.attr.truncation)
+    before = {};
+  auto composed = co_await compose(call, offset, seen.map, seen.attr.size, before.bytes);
   if (composed && seen.last) {
     auto cleared = co_await clear_behind_end(call->session, inode, seen.attr.size);
     if (!cleared) composed = cleared.error();
@@ -753,12 +758,10 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
     if (!freed) co_return freed.error();
     runs = *std::move(freed);
   }
-  // An earlier try of it may have been seen, and written over, in part.
-  const auto& request = call->request;
-  auto& before = call->session->slots[request.slot()].landed;
-  if (before.sequence != request.sequence() || before.truncation != seen.attr.truncation)
-    before = {};
-  bool repeats_durable = before.blocks.empty() || before.durable;
+  bool repeats_durable = before.bytes.empty() || before.durable;
+  RangeSet there;  // blocks in which there is nothing left to do
+  for (auto had : before.bytes.within({offset, end}))
+    there.add({had.begin / kBlockSize, had.end == end ? range.end : had.end / kBlockSize});
   Gain gain;
   Handout handout{runs};
   std::vector<Content::Piece> pieces;
@@ -775,7 +778,7 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
     auto of = blocks_of(piece);
     for (auto at = of.first; at < of.end;) {
       Range next{at, std::min(of.end, at + most)};
-      if (auto had = before.blocks.within(next); !had.empty()) {
+      if (auto had = there.within(next); !had.empty()) {
         if (had.front().begin == at) {
           at = had.front().end;
           continue;
@@ -811,13 +814,20 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
   auto io = co_await content_.write(image, std::move(pieces), durable, landed);
   if (io.error() == std::errc::no_space_on_device && request.sequence() > 0) {
     // What is behind the end nobody has seen, nor what was no content.
-    Range shown{0, seen.attr.size / kBlockSize};
     before.durable = joins && repeats_durable;
     before.sequence = request.sequence();
     before.truncation = seen.attr.truncation;
-    for (std::size_t i = 0; i < landed->size(); ++i)
-      if ((*landed)[i] && in_place[i].begin < shown.end)
-        before.blocks.add({in_place[i].begin, std::min(in_place[i].end, shown.end)});
+    for (std::size_t i = 0; i < landed->size(); ++i) {
+      Range bytes{in_place[i].begin * kBlockSize,
+                  std::min(in_place[i].end * kBlockSize, seen.attr.size)};
+      if ((*landed)[i] && !bytes.empty()) before.bytes.add(bytes);
+    }
+  }
+  // It would be put off until the session is ended, which loses everything.
+  if (io.error() == std::errc::no_space_on_device && request.write().within() &&
+      owes_pages(*call->session, inode, range)) {
+    cancel_reservation(std::move(runs));
+    co_return errno_error(ENOSPC, "the thin LUN has no space for pages that others wait for");
   }
   auto done = judge(std::move(io));
   if (!done) {
@@ -849,14 +859,17 @@ Task<Service::Outcome> Service::write_alone(CallRef call, WriteLook seen) {
   co_return std::move(outcome);
 }
 
-/// Whole blocks as they are to stand: the request's content, around it what was there of the file
-/// with this `size`, and zeros where nothing was.
+/// Whole blocks as they are to stand: the request's content, around it, and where some of it has
+/// `landed` before, what is there now of the file with this `size`, and zeros where nothing is.
 Task<Expected<Content::BufferRef>> Service::compose(CallRef call, std::uint64_t offset,
-                                                    std::vector<Mapping> map, std::uint64_t size) {
+                                                    std::vector<Mapping> map, std::uint64_t size,
+                                                    RangeSet landed) {
   std::uint64_t length = call->content->size();
   auto range = blocks_of(offset, length);
   auto skip = offset % kBlockSize;
-  if (skip == 0 && length % kBlockSize == 0) co_return call->content;
+  Range whole{offset, offset + length};
+  bool repeats = landed.overlaps(whole);
+  if (skip == 0 && length % kBlockSize == 0 && !repeats) co_return call->content;
   auto image = std::make_shared<Buffer>(Buffer::zeroed(range.count() * kBlockSize));
   std::vector<Content::Piece> pieces;
   auto keep = [&](std::uint64_t block) {
@@ -867,15 +880,24 @@ Task<Expected<Content::BufferRef>> Service::compose(CallRef call, std::uint64_t 
             {one.lun_block * kBlockSize, (block - range.first) * kBlockSize, kBlockSize});
     }
   };
-  if (skip != 0) keep(range.first);
-  bool same_block = skip != 0 && range.count() == 1;
-  if ((offset + length) % kBlockSize != 0 && !same_block) keep(range.end - 1);
+  for (auto block = range.first; block < range.end; ++block) {
+    bool partly = (block == range.first && skip != 0) ||
+                  (block == range.end - 1 && whole.end % kBlockSize != 0);
+    if (partly || (repeats && landed.overlaps({block * kBlockSize, (block + 1) * kBlockSize})))
+      keep(block);
+  }
   CSV_CO_CHECK(judge(co_await content_.read(image, std::move(pieces))));
   auto inside = size - std::min(size, range.first * kBlockSize);
   auto behind = image->span().subspan(std::min<std::uint64_t>(inside, image->size()));
   std::fill(behind.begin(), behind.end(), std::byte{});
-  auto from = call->content->span();
-  std::copy(from.begin(), from.end(), image->span().begin() + static_cast<std::ptrdiff_t>(skip));
+  RangeSet ours;
+  ours.add(whole);
+  for (auto had : landed.within(whole)) ours.remove(had);
+  for (auto part : ours.all()) {
+    auto from = call->content->span().subspan(part.begin - offset, part.end - part.begin);
+    auto to = image->span().subspan(part.begin - range.first * kBlockSize);
+    std::copy(from.begin(), from.end(), to.begin());
+  }
   co_return image;
 }
 
@@ -993,7 +1015,7 @@ Task<Service::Outcome> Service::allocate(CallRef call) {
 Task<Expected<void>> Service::fill_holes(SessionRef on_behalf, InodeId inode, Blocks range) {
   int rounds = 0;
   while (range.first < range.end) {
-    if (on_behalf->ending) co_return session_ended();
+    CSV_CO_CHECK(may_change(*on_behalf));
     auto body = [inode, range](Catalog& catalog) {
       return catalog.fill(inode, range.first, range.count());
     };
@@ -1097,7 +1119,7 @@ Task<Service::Outcome> Service::zero_range(CallRef call) {
   CSV_CO_CHECK(co_await touches(call->session, inode, Touch::content));
   CSV_CO_TRY(inner, co_await zero_edges(call->session, inode, asked.offset(), end));
   while (inner.first < inner.end) {
-    if (call->session->ending) co_return session_ended();
+    CSV_CO_CHECK(may_change(*call->session));
     auto body = [inode, inner, now = wall_now()](Catalog& catalog) {
       return catalog.punch(inode, inner.first, inner.count(), true, now);
     };

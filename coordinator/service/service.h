@@ -104,6 +104,7 @@ class Service final : public VolumeService {
     return settle_erased(std::move(call),
                          Function<Expected<wire::Reply>(volume::Catalog&)>{std::move(body)});
   }
+  [[nodiscard]] Expected<void> may_change(const Session& on_behalf) const;
   Task<Outcome> settle_erased(CallRef call, Function<Expected<wire::Reply>(volume::Catalog&)> body);
 
   // sessions.cc
@@ -135,6 +136,7 @@ class Service final : public VolumeService {
   [[nodiscard]] std::optional<Error> kept_out(NodeId node) const;
   [[nodiscard]] bool lease_is_over(const Session& session) const;
   bool is_overdue(Session& session) const;
+  [[nodiscard]] bool owes_pages(const Session& session, InodeId inode, Blocks range) const;
 
   // suspending.cc
   [[nodiscard]] std::optional<volume::SuspendedRow> what_it_leaves(const Session& session) const;
@@ -299,7 +301,8 @@ class Service final : public VolumeService {
   Task<Expected<WriteLook>> look_where_to_write(CallRef call);
   Task<Outcome> write_alone(CallRef call, WriteLook seen);
   Task<Expected<Content::BufferRef>> compose(CallRef call, std::uint64_t offset,
-                                             std::vector<volume::Mapping> map, std::uint64_t size);
+                                             std::vector<volume::Mapping> map, std::uint64_t size,
+                                             RangeSet landed);
   Task<Outcome> claim_pages(CallRef call, InodeId inode, Blocks range);
   enum class Prepared { yes, no, as_far_as_it_is };
   Task<Expected<Prepared>> prepare_write(SessionRef session, InodeId inode, Blocks asked,

@@ -98,11 +98,12 @@ struct Session {
     std::string reply;
     bool busy = false;
     /// Of the write with this sequence, which the thin LUN had no space for: what of it was written
-    /// in place all the same, in blocks of the file. Others may have written there since.
+    /// in place all the same, in bytes of the file. Others may have seen it, and written there
+    /// since.
     struct {
       std::uint64_t sequence = 0, truncation = 0;
       bool durable = false;
-      RangeSet blocks;
+      RangeSet bytes;
     } landed;
   };
   std::array<Slot, protocol::kSlots> slots;

@@ -13,6 +13,8 @@ constexpr std::uint32_t kProtocol = 1;
 /// One mount a node; the rest are about to end.
 constexpr std::size_t kMaxSessions = 128;
 constexpr Duration kWatch = 250ms;
+/// So long pages that others wait for are tried to be written, as by the mount (io_path.cc).
+constexpr Duration kSpaceForOthers = 5s;
 
 using volume::AdmissionRow;
 using volume::AdmissionState;
@@ -605,6 +607,17 @@ bool Service::is_overdue(Session& session) const {
                           asked->overdue_ticks * kWatch >= around_.timing.recall_patience);
   }
   return overdue;
+}
+
+/// Others have been waiting for some of these pages, and it is not that the LUN answers nobody.
+bool Service::owes_pages(const Session& session, InodeId inode, Blocks range) const {
+  return std::any_of(session.asked.begin(), session.asked.end(), [&](const auto& each) {
+    const auto& recall = each.second->notice.recall();
+    Blocks pages{recall.offset() / volume::kBlockSize,
+                 (recall.offset() + recall.length()) / volume::kBlockSize};
+    return recall.pages() && recall.inode() == raw(inode) && pages.overlaps(range) &&
+           each.second->overdue_ticks * kWatch >= kSpaceForOthers;
+  });
 }
 
 /// Ends sessions that somebody waits for in vain, or that do not come back.

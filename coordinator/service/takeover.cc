@@ -321,6 +321,23 @@ Task<Expected<void>> fence_the_dead(const Surroundings& around, Taken& taken) {
   co_return co_await on_writer<Expected<void>>(taken.tenure, std::move(forget));
 }
 
+/// Ours may have replaced, on its nexus, that of an attempt of our own which died in the middle of
+/// a fence. Nothing else tells that commands of keys that are gone may be left
+/// (fence_coordinators).
+Task<bool> tells_of_an_attempt(const Surroundings& around, const Taken& taken,
+                               iscsi::KeyList before) {
+  auto seen = other_coordinators(around, taken.key, before);
+  std::erase_if(seen, [&](Key key) { return parts_of(key).node != around.node; });
+  if (seen.empty()) co_return false;
+  auto info = co_await read_superblocks(taken.tenure, false);
+  auto list = co_await read_keys(*taken.tenure->lun);
+  co_return std::any_of(seen.begin(), seen.end(), [&](Key key) {
+    bool named = info && (key == info->coordinator_key || key == info->closed_key);
+    bool listed = list && std::find(list->keys.begin(), list->keys.end(), key) != list->keys.end();
+    return !named && !listed;
+  });
+}
+
 Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
   auto& lun = *taken.tenure->lun;
   CSV_CO_TRY(keys_before, co_await read_keys(lun));
@@ -328,7 +345,8 @@ Task<Expected<void>> take(const Surroundings& around, Taken& taken) {
   CSV_CO_CHECK(co_await register_key(lun, taken.key));
   if (auto may = co_await look(around, taken.tenure, taken.key); !may) {
     // Nothing of ours has happened; leave nothing. The answer changes nothing any more.
-    (void)co_await register_key(lun, Key{});
+    if (!co_await tells_of_an_attempt(around, taken, keys_before))
+      (void)co_await register_key(lun, Key{});
     co_return may.error();
   }
   CSV_CO_TRY(type, co_await keep_others_out(around, lun, taken.key));

@@ -431,11 +431,19 @@ Task<Service::Outcome> Service::unknown(CallRef) {
   co_return Error{Errc::refused, "a request that asks for nothing"};
 }
 
-Task<Service::Outcome> Service::settle_erased(
-    CallRef call, Function<Expected<wire::Reply>(volume::Catalog&)> body) {
+/// To be asked before each transaction of a request, without a wait in between.
+Expected<void> Service::may_change(const Session& on_behalf) const {
   // What is handed in after the session's end was decided is dropped; what came before is ahead of
   // the end's own transaction.
-  if (call->session->ending) co_return Error{Errc::session_ended, "the session has ended"};
+  if (on_behalf.ending) return Error{Errc::session_ended, "the session has ended"};
+  // What it rests on may be lost, and what was handed in before has been dropped (forgotten).
+  if (forgotten_) return Error{Errc::retry, "the target has lost what its write cache held"};
+  return {};
+}
+
+Task<Service::Outcome> Service::settle_erased(
+    CallRef call, Function<Expected<wire::Reply>(volume::Catalog&)> body) {
+  CSV_CO_CHECK(may_change(*call->session));
   auto stored = std::make_shared<std::string>();
   auto whole = [call, stored,
                 body = std::move(body)](volume::Catalog& catalog) mutable -> Expected<wire::Reply> {

@@ -113,7 +113,24 @@ TEST_CASE("full LUN: a page that cannot be written keeps other nodes waiting for
   auto& mount = world.mount(2);
   auto file = create(world, mount);
   auto before = pattern(kMiB, 1), stored = pattern(4096, 2);
-  REQUIRE(world.wait(mount.write(file.handle, 0, before, {})));
+  auto& other = world.mount(3);
+  auto opened = world.wait(other.open(InodeId{file.attr.inode()}, {}));
+  REQUIRE(opened);
+  SUBCASE("of a file that it has written itself") {
+    REQUIRE(world.wait(mount.write(file.handle, 0, before, {})));
+  }
+  SUBCASE("of what another one has written, so that it goes through the coordinator") {
+    auto writer = world.wait(other.open(InodeId{file.attr.inode()}, {.writes = true}));
+    REQUIRE(writer);
+    REQUIRE(world.wait(other.write(writer->handle, 0, before, {})));
+  }
+  SUBCASE("of a hole, so that it goes through the coordinator") {
+    std::fill(before.begin(), before.end(), std::byte{});
+    wire::SetAttr longer;
+    longer.set_inode(file.attr.inode());
+    longer.set_size(before.size());
+    REQUIRE(world.wait(mount.change(longer)));
+  }
   Mount::OpenOptions to_store;
   to_store.writes = true;
   auto mapped = world.wait(mount.open(InodeId{file.attr.inode()}, to_store));
@@ -138,9 +155,6 @@ TEST_CASE("full LUN: a page that cannot be written keeps other nodes waiting for
   });
   REQUIRE(world.wait(mount.read_pages(mapped->handle, 0, 4096)));
   full = true;
-  auto& other = world.mount(3);
-  auto opened = world.wait(other.open(InodeId{file.attr.inode()}, {}));
-  REQUIRE(opened);
   auto key = mount.state().key;
   auto read = world.begin(other.read(opened->handle, 0, 4096));
   REQUIRE(read->ready_within(15s));
@@ -227,7 +241,7 @@ TEST_CASE("full LUN: nor what has landed in its middle, when the coordinator goe
   REQUIRE(bytes_of(*seen)[100] == data[kMiB + 100]);
   REQUIRE(world.wait(other.write(opened->handle, kMiB, theirs, {})));
   // After two of these in a second nobody writes the file directly for a while.
-  auto until = std::chrono::steady_clock::now() + std::chrono::seconds{20};
+  auto until = std::chrono::steady_clock::now() + 20s;
   while (mount.counters().redirected_writes == 0 && std::chrono::steady_clock::now() < until)
     REQUIRE(world.wait(other.write(opened->handle, 10, few, {})));
   REQUIRE(mount.counters().redirected_writes > 0);

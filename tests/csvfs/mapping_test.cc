@@ -494,6 +494,68 @@ TEST_CASE("mapping: a page that cannot be written when the target forgot keeps n
   CHECK(elsewhere->get());
 }
 
+TEST_CASE("mapping: a page that no other node waits for is kept until it can be written") {
+  World world;
+  Mapped file{world};
+  auto& mount = world.mount(1);
+  auto handle = file.open(1);
+  auto one = file.cache(1);
+  for (std::uint64_t page : {1, 3}) {
+    REQUIRE(world.wait(one->increment(page * kPage)));
+    REQUIRE(world.wait(one->write_back(page)));
+    REQUIRE(world.wait(one->increment(page * kPage)));
+  }
+  int flushes = 1;
+  std::atomic<bool> full{true};
+  std::atomic<int> refused{0};
+  world.post([&] {
+    world.mount_plan = [&](const iscsi::RamCommand& command) {
+      auto fate = losing(command, flushes);
+      bool content = command.offset > (200ull << 20);
+      if (command.kind != iscsi::RamCommand::Kind::write || !content || !full) return fate;
+      fate.failure = Error{std::errc::no_space_on_device, "no space left (07h/27h/07h)"};
+      ++refused;
+      return fate;
+    };
+  });
+  bool written = false;
+  std::shared_ptr<World::Slot<Expected<std::uint32_t>>> write;
+  std::shared_ptr<World::Slot<Expected<void>>> punch;
+  auto eleven = eight(11);
+  SUBCASE("it goes because the target forgot") {
+    world.post([&] { flushes = 0; });
+    CHECK(!world.wait(mount.sync(handle)));
+    for (int i = 0; i < 1000 && !world.stopped; ++i) world.wait(sleep(world.loop(), 5ms));
+    world.take_over();  // the coordinator ends when it hears of that
+  }
+  SUBCASE("this node's own operations wait for it") {
+    written = true;
+    write = world.begin(mount.write(handle, kPage + 8, eleven, {}));
+    wire::Allocate hole;
+    hole.set_offset(3 * kPage + 512);
+    hole.set_length(512);
+    hole.set_mode(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+    punch = world.begin(mount.allocate(handle, hole));
+    Interrupt killed;
+    auto let_go = world.begin(mount.write(handle, 3 * kPage + 8, eleven, {}, &killed));
+    CHECK_FALSE(let_go->ready_within(300ms));
+    world.post([&] { killed.raise(); });
+    REQUIRE(let_go->ready_within(5s));
+    CHECK(let_go->get().error() == std::errc::interrupted);
+  }
+  world.wait(sleep(world.loop(), 6s));  // longer than another node would be kept waiting
+  CHECK(refused > 10);
+  full = false;
+  if (written) {
+    CHECK(write->get());
+    CHECK(punch->get());
+  }
+  auto reader = file.open(2);
+  for (std::uint64_t page : {1, 3}) CHECK(file.read(2, reader, page * kPage) == 2);
+  if (written) CHECK(file.read(2, reader, kPage + 8) == 11);
+  CHECK(file.read(2, reader, 3 * kPage + 8) == 0);
+}
+
 TEST_CASE("mapping: a page beyond the end is answered with nothing, at once") {
   World world;
   Mapped file{world};

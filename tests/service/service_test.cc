@@ -1605,6 +1605,15 @@ TEST_CASE("takeover: its own attempt before may have taken the key of one that d
   REQUIRE(!world.listed(died));
   CHECK(resets == 0);
   path_breaks = false;
+  SUBCASE("and the next one takes over") {}
+  SUBCASE("and the next one was refused") {
+    auto foreign = world.disk->connect(world.loop, world.lun_options(78));
+    REQUIRE(foreign);
+    iscsi::BlockingLun theirs{**foreign, blocking};
+    REQUIRE(theirs.register_key(make_key({99, NodeId{1}, KeyRole::mount, 1})));
+    CHECK(try_take_over(world, 3).error() == Errc::refused);
+    REQUIRE(theirs.register_key(Key{}));
+  }
   Coordinator next{world, 3};
   CHECK(resets == 1);
   next.close();
@@ -2098,36 +2107,70 @@ TEST_CASE("write: what the thin LUN took of it is not written again over another
   REQUIRE(!b.connect(coordinator).code());
   a.admit();
   b.admit();
-  auto file = a.create("f");
-  constexpr std::size_t kSize = 4 * 64 * 1024, kNew = kSize - 20;
-  REQUIRE(a.write(file, 0, std::string(kSize, 'o')).failure().code() == 0);
+  auto file = a.create("f"), copy = a.create("copy");
+  std::size_t size = 4 * 64 * 1024, before_end = 10, theirs_at = 100;
+  enum { only_written, cut, cloned, punched, zeroed } also = only_written;
+  SUBCASE("another one has written there") {}
+  SUBCASE("another one has cut it off, and made it longer again") { also = cut; }
+  SUBCASE("another one has written there, and cloned the file") { also = cloned; }
+  SUBCASE("another one has written there, and punched a hole") { also = punched; }
+  SUBCASE("another one has written there, and zeroed some") { also = zeroed; }
+  SUBCASE("another one has written into the last block, which the file fills in part") {
+    size += 100;
+    theirs_at = size - 60;
+  }
+  SUBCASE("another one has written into that block, and the write goes on behind the end") {
+    size += 100;
+    theirs_at = size - 60;
+    before_end = 0;
+  }
+  const auto new_length = size - 10 - before_end + (before_end == 0 ? 20 : 0);
+  REQUIRE(a.write(file, 0, std::string(size, 'o')).failure().code() == 0);
   full = true;
   auto request = write_request(file, false);
   request.mutable_write()->set_offset(10);
-  auto writing = a.send(a.prepared(request, 0), bytes_of(std::string(kNew, 'n')));
+  auto writing = a.send(a.prepared(request, 0), bytes_of(std::string(new_length, 'n')));
   REQUIRE(error_of(a.wait(writing)) == Errc::retry);
-  REQUIRE(b.read(file, 100, 6) == "nnnnnn");
-  bool cut = false;
-  SUBCASE("another one has written there") {
-    REQUIRE(b.write(file, 100, "theirs").failure().code() == 0);
-  }
-  SUBCASE("another one has cut it off, and made it longer again") {
-    cut = true;
+  REQUIRE(b.read(file, theirs_at, 6) == "nnnnnn");
+  if (also == cut) {
     REQUIRE(b.truncate(file, 0).failure().code() == 0);
-    REQUIRE(b.truncate(file, kSize).failure().code() == 0);
+    REQUIRE(b.truncate(file, size).failure().code() == 0);
+  } else {
+    REQUIRE(b.write(file, theirs_at, "theirs").failure().code() == 0);
+  }
+  std::string cloned_content;
+  if (also == cloned) {
+    wire::Request clone;
+    clone.mutable_clone()->set_inode(file);
+    clone.mutable_clone()->set_length(size);
+    clone.mutable_clone()->set_into(copy);
+    REQUIRE(b.change(clone).cloned().length() == size);
+    cloned_content = b.read(copy, 0, static_cast<std::uint32_t>(size));
+  }
+  if (also == punched || also == zeroed) {
+    wire::Request erase;
+    auto how = also == punched ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
+    erase.mutable_allocate()->set_inode(file);
+    erase.mutable_allocate()->set_mode(how | FALLOC_FL_KEEP_SIZE);
+    erase.mutable_allocate()->set_offset(4096);
+    erase.mutable_allocate()->set_length(4096);
+    REQUIRE(b.change(erase).failure().code() == 0);
   }
   full = false;
   a.send_again(writing);
   for (int i = 0; i < 4000 && a.answers(writing) < 2; ++i) pause(std::chrono::milliseconds{5});
-  CHECK(a.wait(writing).written().length() == kNew);
-  auto expected = cut ? std::string(10, '\0') + std::string(kNew, 'n') + std::string(10, '\0')
-                      : std::string(10, 'o') + std::string(kNew, 'n') + std::string(10, 'o');
-  if (!cut) expected.replace(100, 6, "theirs");
-  CHECK((a.read(file, 0, kSize) == expected));
+  CHECK(a.wait(writing).written().length() == new_length);
+  auto around = also == cut ? '\0' : 'o';
+  auto expected =
+      std::string(10, around) + std::string(new_length, 'n') + std::string(before_end, around);
+  if (also != cut) expected.replace(theirs_at, 6, "theirs");
+  if (also == punched || also == zeroed) expected.replace(4096, 4096, std::string(4096, '\0'));
+  CHECK((a.read(file, 0, 2 * 256 * 1024) == expected));
+  if (also == cloned) CHECK((a.read(copy, 0, static_cast<std::uint32_t>(size)) == cloned_content));
   // Of the next one in its place nothing has been written yet.
-  auto next = a.change(request, bytes_of(std::string(kNew, 'm')));
-  CHECK(next.written().length() == kNew);
-  CHECK((a.read(file, 10, kNew) == std::string(kNew, 'm')));
+  auto next = a.change(request, bytes_of(std::string(new_length, 'm')));
+  CHECK(next.written().length() == new_length);
+  CHECK((a.read(file, 10, static_cast<std::uint32_t>(new_length)) == std::string(new_length, 'm')));
   coordinator.close();
   CHECK(world.problems().empty());
 }
