@@ -1036,6 +1036,7 @@ TEST_CASE(
   for (int i = 0; i < 500 && commands == 0; ++i) world.wait(sleep(world.loop(), 1ms));
   world.wait(sleep(world.loop(), 100ms));  // it has landed
   CHECK(error_of(world.wait(mount.sync(other.handle))) == EIO);
+  next_coordinator(world);
   CHECK(writing->get());
   CHECK(error_of(world.wait(mount.sync(one.handle))) == EIO);
   CHECK(world.wait(mount.sync(one.handle)));

@@ -609,11 +609,16 @@ class Run {
     cluster_.on_violation = [this](std::string what) { fail(std::move(what)); };
     cluster_.on_not_durable = [this](const Cluster::NotDurable& what) {
       uses_[what.volume]->workload.not_durable({what.mount, what.forgot, what.deferred});
+      uses_[what.volume]->told_of_loss = world_.now();
     };
-    // It finds keys gone that its catalog knows, also where a former one has found that before.
+    // It finds keys gone that its catalog knows, also where a former one has found that before; or
+    // whoever was told of a loss has said so to the one before.
     cluster_.on_taken_over = [this](std::size_t volume) {
-      const auto& use = *uses_[volume];
-      if (use.trespassed && world_.now() - *use.trespassed < 60s) uses_[volume]->workload.rumour();
+      auto& use = *uses_[volume];
+      auto lately = [this](std::optional<Duration> when) {
+        return when && world_.now() - *when < 60s;
+      };
+      if (lately(use.trespassed) || lately(use.told_of_loss)) use.workload.rumour();
     };
   }
   ~Run() {
@@ -657,7 +662,7 @@ class Run {
     std::size_t volume;
     Workload workload;
     LockWorkload locks;
-    std::optional<Duration> trespassed;  ///< When last.
+    std::optional<Duration> trespassed, told_of_loss;  ///< When last.
   };
 
   [[nodiscard]] std::string violation() const {

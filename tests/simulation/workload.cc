@@ -89,8 +89,8 @@ void Workload::power_loss() {
 void Workload::not_durable(const NotDurable& what) {
   auto now = world_.now();
   refused_[what.mount] = now;
-  // A coordinator tells all mounts, when its successor serves.
-  if (!what.mount) rumour();
+  // A coordinator tells all mounts, when its successor serves; and a mount tells the coordinator.
+  rumour();
   // What the kernel keeps in pages shows until its mount hears of the loss.
   if (what.forgot || (what.deferred && options_.mappings)) power_loss();
   auto* csvfs = what.mount ? cluster_.mount(*what.mount, options_.volume) : nullptr;
