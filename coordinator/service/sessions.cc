@@ -549,19 +549,32 @@ Task<Expected<void>> Service::fence(std::vector<Key> keys, SessionId ends, Fenci
       return {};
     };
   };
+  auto nothing = keep;
   auto mark = marking(forgets, std::move(keep));
   auto done = co_await writer_.change(std::move(mark));
-  if (!done && keeps != NodeId{} && done.error() == std::errc::no_space_on_device) {
+  auto full = [&] {
+    return !done && keeps != NodeId{} && done.error() == std::errc::no_space_on_device;
+  };
+  if (full()) {
     // Without a page left for what it had open: the fence matters more, and a successor could not
-    // do it, either.
+    // do it, either. A row there must be, or nothing would count against what the mount's next
+    // session leaves, which may ask for what both of them do.
     log::warning("nothing is kept of what was open node={} reason=\"{}\"", raw(keeps),
                  done.error().message());
+    nothing->files.clear();
+    nothing->listed = true;
+    suspended_.add(*nothing);
+    auto mark_nothing = marking(NodeId{}, *nothing);
+    done = co_await writer_.change(std::move(mark_nothing));
+  }
+  if (full()) {
     auto without = std::exchange(keeps, NodeId{});
     suspended_.forget(without);
     forgetting_.insert(without);
     auto mark_only = marking(without, std::nullopt);
     done = co_await writer_.change(std::move(mark_only));
     forgetting_.erase(forgetting_.find(without));
+    suspended_.forget(without);  // begun before, and in memory only since
   }
   if (done && keeps != NodeId{}) suspended_.knows_no_inode_from(keeps, *next_inode);
   if (done) done = co_await fencing_->remove(keys, left);

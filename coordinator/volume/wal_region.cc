@@ -108,6 +108,9 @@ Expected<void> WalRegion::retire(iscsi::BlockingLun& lun, const VolumeInfo& info
   auto mark = decode_log_mark(block.span(), info.id);
   if (!mark && mark.error() != Errc::corrupt) return mark.error();
   bool known = mark && *mark;
+  // Of a repair that was interrupted: what it wrote is not what the log is of, either.
+  if (known && (*mark)->retired != 0)
+    sequence = std::min(sequence, std::uint64_t{(*mark)->retired});
   block = encode_log_mark(info.id, known ? (*mark)->salts : LogSalts{},
                           known ? std::uint64_t{(*mark)->frames} : 0, sequence);
   CSV_TRY(lun.write(place_of_log_mark(info), block.span()));

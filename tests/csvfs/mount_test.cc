@@ -65,6 +65,13 @@ Mount::Opened written_file(World& world, Mount& mount, const std::string& name, 
   return file;
 }
 
+/// The one that was told of a loss ends, and another one takes over.
+void next_coordinator(World& world) {
+  for (int i = 0; i < 1000 && !world.stopped; ++i) world.wait(sleep(world.loop(), 10ms));
+  REQUIRE(world.stopped);
+  world.take_over();
+}
+
 constexpr auto kMiB = std::size_t{1} << 20;
 
 }  // namespace
@@ -912,9 +919,8 @@ TEST_CASE("mount: a loss that only the coordinator saw takes away a path that wo
   // What it writes directly beyond the end is committed, for which the coordinator flushes.
   auto data = pattern(1u << 20, 5);
   auto growing = world.begin(mount.write(file.handle, kMiB, data, {}));
-  for (int i = 0; i < 1000 && failing > 0; ++i) world.wait(sleep(world.loop(), 10ms));
+  next_coordinator(world);
   REQUIRE(failing <= 0);
-  world.take_over();
   CHECK(!growing->get());
   for (int i = 0; i < 1000 && mount.state().key == key; ++i) world.wait(sleep(world.loop(), 10ms));
   CHECK(mount.state().key != key);
@@ -959,17 +965,6 @@ TEST_CASE("mount: no more files are open than a coordinator can be told of") {
   CHECK(error_of(world.wait(mount.open(InodeId{made->inode()}, {}))) == 0);
   world.wait(mount.close(again.handle));
 }
-
-namespace {
-
-/// The one that was told of a loss ends, and another one takes over.
-void next_coordinator(World& world) {
-  for (int i = 0; i < 1000 && !world.stopped; ++i) world.wait(sleep(world.loop(), 10ms));
-  REQUIRE(world.stopped);
-  world.take_over();
-}
-
-}  // namespace
 
 TEST_CASE("mount: a flush that fails is told to every file and handle that it concerns, once") {
   World world;
