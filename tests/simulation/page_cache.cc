@@ -10,6 +10,7 @@ namespace {
 constexpr std::uint64_t kPage = 4096;
 constexpr auto kEnd = std::numeric_limits<std::uint64_t>::max();
 constexpr Duration kLapsing = 250ms;
+constexpr int kMostFaults = 100;
 
 Error over() { return errno_error(EIO, "the session has ended"); }
 
@@ -35,6 +36,7 @@ Task<PageCache::Page*> PageCache::unlocked(Key key) {
 
 Task<Expected<void>> PageCache::fault(File file, std::uint64_t index) {
   Key key{file.inode, index};
+  int faults = 0;
   for (;;) {
     if (mount_->state().session != file.session) co_return over();
     auto* page = co_await unlocked(key);
@@ -57,8 +59,9 @@ Task<Expected<void>> PageCache::fault(File file, std::uint64_t index) {
     }
     changed_.notify();
     if (!got) co_return got.error();
-    // The program runs when the scheduler lets it; the page may be gone again by then.
-    co_await yield(*loop_);
+    // The program runs when the scheduler lets it; the page may be gone again by then. One beyond
+    // the end goes at once: in the end the program is quicker.
+    if (++faults < kMostFaults) co_await yield(*loop_);
   }
 }
 
