@@ -325,6 +325,12 @@ bool Beats::present(NodeId peer) const {
   return found != others_.end() && present(*found->second);
 }
 
+bool Beats::both_ways(NodeId peer) const {
+  auto found = others_.find(peer);
+  return found != others_.end() && present(*found->second) &&
+         with_.loop->now() - found->second->last_heard <= with_.timing.term;
+}
+
 bool Beats::absent(NodeId peer) const {
   auto found = others_.find(peer);
   return found != others_.end() && found->second->absent;

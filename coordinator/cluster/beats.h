@@ -77,6 +77,9 @@ class Beats {
   [[nodiscard]] bool absent(NodeId peer) const;
   /// It echoed a beat within the last term.
   [[nodiscard]] bool present(NodeId peer) const;
+  /// And a beat of its own came: the connection that it makes works, too, without which it has no
+  /// echoes and so no lease.
+  [[nodiscard]] bool both_ways(NodeId peer) const;
   /// When a beat of the peer was last answered as worth a lease.
   [[nodiscard]] const std::map<NodeId, TimePoint>& granted() const { return granted_; }
 

@@ -66,8 +66,10 @@ VotingMembership::VotingMembership(Surroundings surroundings)
   around.timing = with_.replica;
   around.granted = [this] { return granted(); };
   around.responsive = [this](NodeId node) {
-    // One that has just come may not have had the time to answer.
-    return beats_.present(node) || with_.loop->now() < joined_ + with_.timing.term;
+    // One that has just come may not have had the time to answer. Who answers us and does not get
+    // through to us itself must not count either: each of us would then count other nodes in, and
+    // both would change the votes for ever.
+    return beats_.both_ways(node) || with_.loop->now() < joined_ + with_.timing.term;
   };
   around.changed = [this] { replica_changed(); };
   replica_ = std::make_unique<Replica>(std::move(around));
@@ -95,7 +97,7 @@ VotingMembership::~VotingMembership() {
 void VotingMembership::tick() {
   std::set<NodeId> heard;
   for (const auto& peer : beats_.peers())
-    if (peer.present) heard.insert(peer.id);
+    if (beats_.both_ways(peer.id)) heard.insert(peer.id);
   if (heard != std::exchange(heard_, heard)) replica_->heard();
   renew();
   note();
@@ -155,7 +157,9 @@ Beats::Worth VotingMembership::worth(NodeId peer) const {
 }
 
 void VotingMembership::take_echo(NodeId by, const Beats::Echo& echo) {
-  if (echo.refused || !replica_->member(by)) return;
+  // Also by what the echo's sender goes by: it may have formed with us in its view while here we
+  // do not know yet what was decided without us.
+  if (echo.refused || !replica_->lets(by)) return;
   auto& last = echoed_[by];
   last = std::max(last, echo.sent_at);
   if (echo.witness > Duration{}) replica_->heard_held_until(echo.sent_at + echo.witness);
@@ -361,8 +365,9 @@ void VotingMembership::place() {
   for (const auto& [node, text] : replica_->notes()) {
     auto record = configuration.nodes.find(node);
     if (record == configuration.nodes.end() || !replica_->member(node)) continue;
-    // A member that is not heard hangs, or nobody can reach it: its volumes are better elsewhere.
-    if (node != with_.node && !beats_.present(node)) {
+    // A member that is not heard hangs, or nobody can reach it, and one that reaches nobody has no
+    // lease: its volumes are better elsewhere.
+    if (node != with_.node && !beats_.both_ways(node)) {
       if (with_.loop->now() < joined_ + with_.timing.term) return;  // it has just come: wait
       present_.erase(node);
       continue;

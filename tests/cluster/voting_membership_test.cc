@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <set>
+
+#include "coordinator/protocol/first_message.h"
 #include "coordinator/protocol/group.pb.h"
 #include "coordinator/protocol/memory_transport.h"
 #include "tests/fakes/manual_loop.h"
@@ -144,4 +147,242 @@ TEST_CASE("voting membership: a volume that is forgotten while it is given to a 
   REQUIRE(forgotten);
   REQUIRE(bool(*forgotten));
   CHECK(membership.replica().configuration()->volumes.empty());
+}
+
+namespace {
+
+/// The engines of some nodes, all of which reach each other.
+class Group {
+ public:
+  explicit Group(Loop& loop) : loop_{&loop} {}
+  class One final : public Engine {
+   public:
+    One(Group& group, NodeId node) : group_{&group}, node_{node} {}
+    void start(Handlers handlers) override {
+      handlers_ = std::move(handlers);
+      group_->here_[node_] = this;
+      group_->tell_view();
+    }
+    void multicast(std::string message) override {
+      group_->loop_->post([group = group_, from = self(), message = std::move(message)] {
+        for (auto [node, one] : std::map{group->here_}) one->handlers_.deliver(from, message);
+      });
+    }
+    void vote_by(Verdict) override {}
+    [[nodiscard]] Member self() const override { return {node_, raw(node_)}; }
+    void leave() {
+      group_->here_.erase(node_);
+      group_->tell_view();
+    }
+
+   private:
+    friend Group;
+    Group* group_;
+    NodeId node_;
+    Handlers handlers_;
+  };
+
+ private:
+  void tell_view() {
+    loop_->post([this] {
+      View view{.ring = ++ring_, .nodes = {}, .members = {}};
+      for (auto [node, one] : here_) {
+        view.nodes.push_back(node);
+        view.members.push_back(one->self());
+      }
+      for (auto [node, one] : std::map{here_}) one->handlers_.view(view);
+    });
+  }
+  Loop* loop_;
+  std::uint64_t ring_ = 0;
+  std::map<NodeId, One*> here_;
+};
+
+/// Nodes 1 and up with one configuration; some cannot connect to others.
+class Nodes {
+ public:
+  using Line = std::pair<int, int>;  // from, to
+
+  Nodes(int count, std::set<Line> not_reached) : refused{std::move(not_reached)} {
+    Configuration first;
+    first.cluster = 4711;
+    first.name = "lab";
+    first.tag = {0, 65, 1};
+    first.policies.hold_s = 1;
+    for (int i = 1; i <= count; ++i) {
+      auto name = "node" + std::to_string(i);
+      first.nodes[id(i)] = {name, name};
+      first.ballot.now.nodes[id(i)] = 1;
+    }
+    for (int i = 1; i <= count; ++i) lives_.push_back(std::make_unique<Life>(*this, i, first));
+  }
+  static NodeId id(int number) { return NodeId{static_cast<std::uint8_t>(number)}; }
+  VotingMembership& at(int number) { return *life(number).membership; }
+  const Configuration& configuration(int number) { return *at(number).replica().configuration(); }
+  NodeId coordinator(int of, const std::string& volume) {
+    const auto& all = configuration(of).volumes;
+    auto found = all.find(volume);
+    return found == all.end() ? NodeId{} : found->second.coordinator;
+  }
+  /// What this node's volumes are from now on, each served where it is given.
+  void has(int number, std::vector<std::string> volumes) {
+    life(number).volumes = std::move(volumes);
+  }
+  void leave(int number) {
+    life(number).engine.leave();
+    life(number).membership.reset();
+    life(number).listener.reset();
+  }
+  void run_for(Duration time) {
+    for (auto end = loop.now() + time; loop.now() < end; loop.run_for(100ms))
+      for (auto& life : lives_) life->serve();
+  }
+
+  ManualLoop loop;
+  std::set<Line> refused;  ///< Nothing that is sent over one arrives, nor is a new one made.
+
+ private:
+  struct Life;
+  struct Sent final : protocol::Connection {
+    Sent(Nodes& all, Line over, std::unique_ptr<protocol::Connection> connection)
+        : nodes{&all}, line{over}, inner{std::move(connection)} {}
+    void start(Function<void(protocol::Message)> on_message,
+               Function<void(Error)> on_closed) override {
+      inner->start(std::move(on_message), std::move(on_closed));
+    }
+    void send(protocol::Message message) override {
+      if (!nodes->refused.contains(line)) inner->send(std::move(message));
+    }
+    void close() override { inner->close(); }
+    [[nodiscard]] std::string peer() const override { return inner->peer(); }
+    [[nodiscard]] bool speaks_for(NodeId node) const override { return inner->speaks_for(node); }
+    [[nodiscard]] std::size_t queued_bytes() const override { return inner->queued_bytes(); }
+    Nodes* nodes;
+    Line line;
+    std::unique_ptr<protocol::Connection> inner;
+  };
+  struct Way final : protocol::Transport {
+    Way(Nodes& all, int which) : nodes{&all}, number{which} {}
+    void connect(NodeId node, const std::string& endpoint, protocol::Connected done) override {
+      if (nodes->refused.contains({number, static_cast<int>(raw(node))})) {
+        nodes->loop.post([done = std::move(done)]() mutable { done(std::errc::timed_out); });
+        return;
+      }
+      Line line{number, static_cast<int>(raw(node))};
+      nodes->network_.connect(node, endpoint,
+                              [all = nodes, line, done = std::move(done)](auto made) mutable {
+                                if (!made) return done(std::move(made));
+                                std::unique_ptr<protocol::Connection> kept =
+                                    std::make_unique<Sent>(*all, line, *std::move(made));
+                                done(std::move(kept));
+                              });
+    }
+    Expected<std::unique_ptr<protocol::Transport::Listener>> listen(
+        const std::string& endpoint,
+        std::function<void(std::unique_ptr<protocol::Connection>)> accepted) override {
+      return nodes->network_.listen(endpoint, std::move(accepted));
+    }
+    Nodes* nodes;
+    int number;
+  };
+  struct Life {
+    Life(Nodes& nodes, int number, const Configuration& first)
+        : way{nodes, number}, engine{nodes.group_, id(number)}, store{nodes.loop} {
+      VotingMembership::Surroundings with;
+      with.loop = &nodes.loop;
+      with.transport = &way;
+      with.engine = &engine;
+      with.store = &store;
+      with.node = id(number);
+      with.endpoint = "node" + std::to_string(number);
+      with.incarnation = 1;
+      with.volumes = [this] {
+        std::vector<VotingMembership::LocalVolume> all;
+        for (const auto& volume : volumes) all.push_back({volume});
+        return all;
+      };
+      with.changed = [] {};
+      with.kept.configuration = first;
+      auto endpoint = with.endpoint;
+      membership = std::make_unique<VotingMembership>(std::move(with));
+      first_messages = std::make_unique<protocol::FirstMessages>(
+          nodes.loop, 5s, 64, [this](auto connection, protocol::Message beat) {
+            if (membership) membership->accept(std::move(connection), std::move(beat));
+          });
+      listener = *nodes.network_.listen(
+          endpoint, [this](auto connection) { first_messages->add(std::move(connection)); });
+    }
+    /// Whoever is given a volume, and has a lease, serves it.
+    void serve() {
+      if (!membership) return;
+      for (const auto& volume : volumes) {
+        auto given = membership->assigned(volume);
+        bool mine = given && given->decided && given->node == membership_node() &&
+                    membership->open_until() > way.nodes->loop.now();
+        if (mine && served.insert(volume).second)
+          membership->coordinating(volume, Epoch{raw(given->node)}, Key{raw(given->node)});
+        if (!mine && served.erase(volume) > 0) membership->gave_up(volume);
+      }
+    }
+    [[nodiscard]] NodeId membership_node() const { return engine.self().node; }
+    Way way;
+    Group::One engine;
+    QuickStore store;
+    std::vector<std::string> volumes;
+    std::set<std::string> served;
+    std::unique_ptr<VotingMembership> membership;
+    std::unique_ptr<protocol::FirstMessages> first_messages;
+    std::unique_ptr<protocol::Transport::Listener> listener;
+  };
+  Life& life(int number) { return *lives_.at(static_cast<std::size_t>(number - 1)); }
+
+  protocol::MemoryTransport network_{loop};
+  Group group_{loop};
+  std::vector<std::unique_ptr<Life>> lives_;
+};
+
+}  // namespace
+
+TEST_CASE(
+    "voting membership: a node that gets through to nobody, though all reach it, is given "
+    "no volumes") {
+  Nodes nodes{3, {{2, 1}, {2, 3}}};
+  for (int i : {1, 2, 3}) nodes.has(i, {"u", "v", "w", "x"});
+  nodes.run_for(20s);
+  CHECK(nodes.at(2).open_until() <= nodes.loop.now());
+  REQUIRE(nodes.configuration(1).volumes.size() == 4);
+  for (const auto* volume : {"u", "v", "w", "x"}) {
+    CAPTURE(volume);
+    CHECK(nodes.coordinator(1, volume) != NodeId{});
+    CHECK(nodes.coordinator(1, volume) != Nodes::id(2));
+  }
+}
+
+TEST_CASE(
+    "voting membership: where the lowest gets through to nobody, another one places volumes") {
+  Nodes nodes{4, {{1, 2}, {1, 3}, {1, 4}}};
+  for (int i : {1, 2, 3, 4}) nodes.has(i, {"v", "w"});
+  nodes.run_for(20s);
+  REQUIRE(nodes.configuration(2).volumes.size() == 2);
+  auto whose = nodes.coordinator(2, "v");
+  REQUIRE(whose != NodeId{});
+  REQUIRE(whose != Nodes::id(1));
+  nodes.leave(static_cast<int>(raw(whose)));
+  nodes.run_for(20s);
+  int left = raw(whose) == 2 ? 3 : 2;
+  CHECK(nodes.coordinator(left, "v") != whose);
+  CHECK(nodes.coordinator(left, "v") != Nodes::id(1));
+  CHECK(nodes.coordinator(left, "v") != NodeId{});
+}
+
+TEST_CASE(
+    "voting membership: a pair that connects one way only does not change the votes for ever") {
+  Nodes nodes{3, {}};
+  nodes.run_for(10s);
+  nodes.refused = {{2, 1}};
+  nodes.run_for(20s);
+  auto then = nodes.configuration(3).tag;
+  nodes.run_for(20s);
+  CHECK(nodes.configuration(3).tag == then);
+  for (int i : {1, 3}) CHECK(nodes.at(i).open_until() > nodes.loop.now());
 }
