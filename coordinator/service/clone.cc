@@ -128,9 +128,11 @@ Task<Service::Outcome> Service::clone(CallRef call) {
     }
     auto bytes = whole_blocks(asked, sizes);
     if (bytes < kLeastCloned) co_return not_cloned();
-    // What others may do at the end of the file (grants, the last block) is affected by a new end.
+    // What others may do at the end of the file (grants, the last block) is affected by a new end,
+    // and by another block where the file ends: what is behind the end in that one is not zeros,
+    // and who was granted space further on makes the file longer without clearing it.
     if (auto end = sizes.into / kBlockSize;
-        asked.into_offset() + bytes > sizes.into &&
+        (asked.into_offset() + bytes > sizes.into || bytes % kBlockSize != 0) &&
         (target.layouts.end != kLastBlock || end < target.layouts.first)) {
       target.layouts = {std::min(target_blocks.first, end), kLastBlock};
       target.pages = target.layouts;

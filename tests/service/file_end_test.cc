@@ -224,6 +224,43 @@ TEST_CASE("end: no grant is given behind one that is inside of a block") {
   f.close();
 }
 
+TEST_CASE("end: a clone up to the end exactly leaves no grant behind it") {
+  constexpr auto kEnd = 20 * kBlock + 100;
+  Torn f{kEnd};
+  Client c{f.world, 3, 33};
+  REQUIRE(!c.connect(f.coordinator).code());
+  c.admit();
+  auto into = f.a.create("into");
+  REQUIRE(succeeded(f.a.write(into, 0, std::string(16 * kBlock, 'y'))));
+  auto far = f.a.layout(into, 50 * kBlock, kBlock, true);
+  auto near = f.b.layout(into, 16 * kBlock, 8 * kBlock, true);
+  REQUIRE(far.grant() != 0);
+  REQUIRE(near.grant() != 0);
+  auto commit = [&](Client& by, const wire::LayoutReply& layout, std::uint64_t offset,
+                    std::uint64_t length) {
+    wire::Request request;
+    auto& body = *request.mutable_commit();
+    body.set_inode(into);
+    body.set_grant(layout.grant());
+    body.set_offset(offset);
+    body.set_length(length);
+    body.set_truncation(layout.truncation());
+    body.set_verifier(by.verifier());
+    return by.change(request);
+  };
+  REQUIRE(succeeded(commit(f.b, near, 16 * kBlock, kEnd - 16 * kBlock)));
+  REQUIRE(f.b.attr(into).size() == kEnd);
+  auto cloned = c.change(clone_request(f.file, 0, kEnd, into, 0));
+  REQUIRE(cloned.cloned().length() == kEnd);
+  auto late = commit(f.a, far, 50 * kBlock, kBlock);
+  CHECK(protocol::decode(late.failure()) == Errc::stale_commit);
+  if (late.failure().code() != 0) REQUIRE(succeeded(f.a.truncate(into, 51 * kBlock)));
+  REQUIRE(f.b.attr(into).size() == 51 * kBlock);
+  f.file = into;
+  f.check();
+  f.close();
+}
+
 /// A coordinator that dies when it is told to: with the first write of its log from then on.
 class Mortal {
  public:
