@@ -82,6 +82,7 @@ wire::Frame CoordinatorClient::frame() const {
 void CoordinatorClient::connect() {
   if (stage_ != Stage::idle) return;
   stage_ = Stage::connecting;
+  kept_out_ = false;
   auto attempt = ++attempt_;
   auto alive = std::weak_ptr{alive_};
   newest_when_asked_ = setup_.newest_epoch ? setup_.newest_epoch() : Epoch{};
@@ -228,6 +229,7 @@ void CoordinatorClient::greeted(const wire::Frame& frame) {
       adopt(frame);
       return end_session(failure);
     }
+    kept_out_ = failure == Errc::refused && !stale;
     disconnect(failure);
     if (setup_.elsewhere && reply.elsewhere_node() != 0)
       setup_.elsewhere(NodeId{static_cast<std::uint8_t>(reply.elsewhere_node())},

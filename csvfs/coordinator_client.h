@@ -103,6 +103,10 @@ class CoordinatorClient {
   [[nodiscard]] Epoch epoch() const { return epoch_; }
   /// Why it is not connected, and whether that was a refusal that waiting will not mend.
   [[nodiscard]] const Error& trouble() const { return trouble_; }
+  /// The coordinator's own word, to the last attempt, was that this node is not let in. Connections
+  /// are refused for other reasons, too (a certificate, another version), and by nodes that do not
+  /// coordinate.
+  [[nodiscard]] bool kept_out() const { return kept_out_; }
   /// Of the last request that was sent. They grow.
   [[nodiscard]] std::uint64_t last_id() const { return next_id_ - 1; }
   [[nodiscard]] std::uint64_t requests() const { return requests_; }
@@ -153,6 +157,7 @@ class CoordinatorClient {
   TimePoint give_up_at_{};     // connecting, or greeting
   Epoch newest_when_asked_{};  // newest_epoch(), when this attempt began
   Error trouble_;
+  bool kept_out_ = false;
 
   SessionId session_{};
   Epoch epoch_{};  // the newest known

@@ -19,6 +19,11 @@ constexpr std::uint32_t kParallelDirectWrites = 1u << 6;
 constexpr std::size_t kMaxTransfer = 1 << 20;
 constexpr std::size_t kMaxCloned = 1 << 30;  ///< FUSE answers with 32 bits.
 constexpr std::size_t kSpareBuffers = 32;
+/// While that many writes keep the buffers that they came in, which are made for the largest
+/// request there is, further small ones are moved into buffers of their size: on a volume that is
+/// paused any number of programs can wait, and the memory is locked.
+constexpr std::size_t kMostKept = kSpareBuffers;
+constexpr std::size_t kMovedUpTo = 64 << 10;
 constexpr std::uint32_t kKillSetId = 1u << 2;  // of fuse_write_in.write_flags
 constexpr std::size_t kMostGhosts = 64 * 1024;
 constexpr std::size_t kMostWalking = 1024;
@@ -460,6 +465,8 @@ Task<void> write(FuseState& state, Reply reply, Mount::Handle handle, std::uint6
     std::move(reply).written(*written);
   else
     std::move(reply).error(written.error());
+  if (owner.buffer.mem == nullptr) co_return;  // one of its size
+  --state.kept;
   if (state.spare.size() < kSpareBuffers) state.spare.push_back(std::move(owner));
 }
 
@@ -841,7 +848,14 @@ void op_write(fuse_req_t request, fuse_ino_t, const char* data, std::size_t size
   options.pages = (itself.write_flags & FUSE_WRITE_CACHE) != 0;
   if (options.pages) options.append = false;
   auto content = std::as_bytes(std::span{data, size});
-  auto owner = std::move(state.current);  // the content lies in it
+  FuseState::RequestBuffer owner;  // the content lies in it
+  if (size <= kMovedUpTo && state.kept >= kMostKept) {
+    owner.memory = Buffer::copy_of(content);
+    content = owner.memory.span();
+  } else {
+    owner = std::move(state.current);
+    ++state.kept;
+  }
   state.requests.spawn(write(state, reply_to(request, kChanges), handle_of(file),
                              static_cast<std::uint64_t>(offset), content, options,
                              std::move(owner)));

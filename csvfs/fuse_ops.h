@@ -32,6 +32,7 @@ struct FuseState {
   };
   RequestBuffer current;
   std::vector<RequestBuffer> spare;  ///< So that large requests do not fault fresh pages in.
+  std::size_t kept = 0;              ///< By writes under way.
   /// What stat and statfs of the root say while the volume cannot be reached, so that df and
   /// monitoring do not hang (last known values).
   std::optional<wire::Attr> root;

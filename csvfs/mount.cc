@@ -152,7 +152,7 @@ class VolumeMount final : public Mount, private Client::Owner {
       told_in_vain();
     }
     // Fenced by command, or no longer of the cluster: nothing is kept.
-    if (!client_.connected() && client_.trouble() == Errc::refused) give_up(suspended_);
+    if (client_.kept_out()) give_up(suspended_);
     look();
   }
   void sending(wire::Request& request, std::uint64_t id) override;
@@ -691,13 +691,16 @@ Task<Expected<void>> VolumeMount::ready() {
 Task<void> VolumeMount::end() {
   leaving_ = true;
   farewell_trouble_.clear();
-  (void)co_await within(kFarewell, quiet());
+  bool is_quiet = (co_await within(kFarewell, quiet())).has_value();
   for (const auto& [inode, file] : std::map{files_.all()})
     (void)co_await within(kFarewell, tell_wrote(file));
-  auto said = co_await within(kFarewell, say_goodbye());
+  // A goodbye says that nothing of ours is on its way to the LUN any more: nobody fences us then.
+  // It may be, of a path that was lost, whatever has become of its admission.
+  std::optional<Expected<void>> said;
+  if (is_quiet) said = co_await within(kFarewell, say_goodbye());
   // Asked for before, since what stops says so of itself.
   if (!said)
-    farewell_trouble_ = admission_.awaits_answers()
+    farewell_trouble_ = admission_.awaits_answers() || (!is_quiet && client_.connected())
                             ? "the LUN did not answer all that was sent to it"
                         : client_.connected() ? "the coordinator did not answer the goodbye"
                                               : "no coordinator: " + client_.trouble().message();
@@ -715,7 +718,6 @@ Task<Expected<void>> VolumeMount::quiet() {
 
 Task<Expected<void>> VolumeMount::say_goodbye() {
   watched_.stop();  // the coordinator need not tell us of changes any more
-  // A goodbye says that nothing of ours is on its way to the LUN any more: nobody fences us then.
   co_await admission_.leave();
   wire::Request request;
   request.mutable_goodbye();

@@ -617,6 +617,25 @@ TEST_CASE("fuse: whatever signal ends waiting for a lock, and the lock is not ta
   CHECK(one.lock(file, 1, F_WRLCK) == EAGAIN);
 }
 
+TEST_CASE("fuse: any number of writes wait for a coordinator, each keeping what it writes") {
+  World world;
+  Kernel kernel{world};
+  auto file = kernel.create("file");
+  world.crash_coordinator();
+  constexpr std::uint64_t kWrites = 100;  // more than may keep the buffer they came in
+  auto length_of = [](std::uint64_t i) { return i % 10 == 9 ? std::size_t{256} << 10 : 3000 + i; };
+  std::vector<std::uint64_t> sent;
+  for (std::uint64_t i = 0; i < kWrites; ++i)
+    sent.push_back(kernel.send_write(file, i << 20, pattern(length_of(i), i + 1)));
+  CHECK_FALSE(kernel.answered_within(sent.back(), 100ms));
+  world.take_over();
+  for (auto each : sent) CHECK(kernel.answer(each) == 0);
+  for (std::uint64_t i = 0; i < kWrites; ++i)
+    CHECK(kernel.read(file, i << 20, static_cast<std::uint32_t>(length_of(i))) ==
+          pattern(length_of(i), i + 1));
+  CHECK(kernel.release(file) == 0);
+}
+
 TEST_CASE("fuse: what waits when the session goes is answered") {
   World world;
   int unanswered = 0;

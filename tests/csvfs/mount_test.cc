@@ -782,6 +782,24 @@ TEST_CASE("mount: times that the coordinator is known to have are not told again
   world.wait(mount.close(file.handle));
 }
 
+TEST_CASE("mount: handles of an ended session go on, whatever a connection was refused for") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", 8192);
+  at.cut();
+  int refused = 0;
+  world.post([&] {
+    // Between a session's end and the next one: as by a node whose certificate has expired.
+    world.connection_fails = [&](int number) -> std::optional<Error> {
+      if (number != 2 || mount.state().session != SessionId{} || ++refused > 1) return {};
+      return Error{Errc::refused, "a certificate that has expired"};
+    };
+  });
+  at.heal();
+  CHECK(read(world, mount, file.handle, 0, 8192) == pattern(8192, 1));
+  CHECK(refused > 0);
+}
+
 TEST_CASE("mount: handles of an ended session fail at once if the node is kept out") {
   CutOff at;
   auto& [world, mount, other, session] = at;
@@ -1183,6 +1201,34 @@ TEST_CASE("mount: the end in good order leaves no key and no session") {
   CHECK(status.sessions.empty());
   auto keys = world.disk().registered_keys();
   CHECK(std::find(keys.begin(), keys.end(), key) == keys.end());
+}
+
+TEST_CASE("mount: no goodbye is said while a write of a lost path may still land") {
+  auto data = pattern(65536, 1);
+  World world;
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  std::atomic<int> writes{0};
+  world.post([&] {
+    world.mount_plan = [&](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind == RamCommand::Kind::write && command.length == 65536) {
+        ++writes;
+        fate.to_target = 3s;
+        fate.lands_late = true;
+      }
+      return fate;
+    };
+  });
+  auto writing = world.begin(mount.write(file.handle, 0, data, {}));
+  while (writes == 0) world.wait(sleep(world.loop(), 1ms));
+  world.post([&] { world.disk().set_reachable("iqn.2026-01.org.csvfs:n2", false); });
+  world.wait(mount.end());
+  CHECK_FALSE(mount.farewell_trouble().empty());
+  service::VolumeService::Status status;
+  world.post([&] { status = world.service().status(); });
+  CHECK(status.sessions.size() == 1);  // so it will be fenced
+  world.kill_mount(2);
 }
 
 TEST_CASE("mount: a LUN that is not the volume's is refused, with the reason") {

@@ -212,6 +212,10 @@ void World::connect(int number, protocol::Connected done) {
     });
     return;
   }
+  if (auto why = connection_fails ? connection_fails(number) : std::nullopt) {
+    loop_.post([done = std::move(done), why]() mutable { done(*why); });
+    return;
+  }
   transport_.connect(NodeId{1}, kEndpoint,
                      [this, number, done = std::move(done)](auto made) mutable {
                        if (!made) return done(made.error());

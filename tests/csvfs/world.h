@@ -99,6 +99,8 @@ class World {
 
   // Read on the loop: set them there (post).
   bool refuse_connections = false;
+  /// Asked for each connection of a mount: an error in its place.
+  std::function<std::optional<Error>(int number)> connection_fails;
   int lose_answers_of = 0;         ///< What is said to that mount does not arrive.
   int lose_notice_replies_of = 0;  ///< What that mount answers when it is asked does not arrive.
   std::atomic<int> lost_notice_replies{0};
