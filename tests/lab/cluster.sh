@@ -25,6 +25,7 @@ finish() {
     done
   fi
   lab down >/dev/null 2>&1 || true
+  if declare -F after_lab >/dev/null; then after_lab || true; fi  # what a test has to put away when its processes are gone
   rm -rf "$work"
   exit "$status"
 }

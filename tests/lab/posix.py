@@ -33,9 +33,10 @@ checks = []
 ANN, BOB = (61001, 61001, [61100]), (61002, 61002, [61200])
 
 
-def check(text, reference=True):
+def check(text, reference=True, shared=None):
+    """`reference`: a local file system keeps it, too; `shared`: only where mappings are shared, or only where they are not."""
     def add(body):
-        checks.append((text, body, reference))
+        checks.append((text, body, reference, shared))
         return body
     return add
 
@@ -1381,7 +1382,7 @@ def _():
     assert get("f") == b"a" * 10000
 
 
-@check("MAP_SHARED: what is written through it is read by read() at once, and the other way round; msync; the tail stays zeros")
+@check("MAP_SHARED: what is written through it is read by read() at once, and the other way round; msync; the tail stays zeros", shared=True)
 def _():
     put("f", b"a" * 10000)
     fd = os.open("f", os.O_RDWR)
@@ -1400,7 +1401,7 @@ def _():
     assert get("f")[100:103] == b"xyz"
 
 
-@check("two processes share a mapping; what one left unsynced is there after both have ended")
+@check("two processes share a mapping; what one left unsynced is there after both have ended", shared=True)
 def _():
     put("f", b"\0" * 8192)
     def one():
@@ -1425,7 +1426,7 @@ def _():
     assert get("f")[:5] == b"hello" and get("f")[4096:4101] == b"there"
 
 
-@check("MAP_SHARED for writing needs a handle for reading and writing; a read-only one maps to read")
+@check("MAP_SHARED for writing needs a handle for reading and writing; a read-only one maps to read", shared=True)
 def _():
     put("f", b"a" * 4096)
     fd = os.open("f", os.O_RDONLY)
@@ -1435,7 +1436,19 @@ def _():
     os.close(fd)
 
 
-@check("a mapping grows with a file that is extended, and a shrunk file's pages are SIGBUS")
+@check("where mappings are not shared, MAP_SHARED is refused, and the file is none the worse for it", reference=False, shared=False)
+def _():
+    put("f", b"a" * 4096)
+    fd = os.open("f", os.O_RDWR)
+    for protection in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE):
+        with fails(errno.ENODEV):
+            mmap.mmap(fd, 4096, mmap.MAP_SHARED, protection)
+    os.pwrite(fd, b"b", 0)
+    os.close(fd)
+    assert get("f") == b"b" + b"a" * 4095
+
+
+@check("a mapping grows with a file that is extended, and a shrunk file's pages are SIGBUS", shared=True)
 def _():
     put("f", b"a" * 4096)
     fd = os.open("f", os.O_RDWR)
@@ -1573,14 +1586,17 @@ def main():
     words.add_argument("--reference", action="store_true")
     words.add_argument("--only", default="")
     words.add_argument("--many", type=int, default=0)
+    words.add_argument("--not-shared", action="store_true", help="mappings are private ones only")
     words.add_argument("--skip", action="append", default=[], help="claims with this word in them")
     asked = words.parse_args()
     os.umask(0o022)
     os.chdir(asked.folder)
     top = os.getcwd()
     failed = run = 0
-    for text, body, reference in checks:
+    for text, body, reference, shared in checks:
         if asked.only not in text or (asked.reference and not reference) or any(word in text for word in asked.skip):
+            continue
+        if shared is not None and shared == asked.not_shared:
             continue
         run += 1
         os.mkdir("check")

@@ -15,7 +15,12 @@ on node1 mkdir "$volume/on-the-coordinator"
 on node2 mkdir "$volume/beside-it"
 # 65 000 links are as many transactions: a unit test makes them faster.
 on node1 bash -c 'source "$1/common.sh"; python "$2" "$3" --skip "most links" --many 2000' - "$lib" "$claims" "$volume/on-the-coordinator"
-on node2 bash -c 'source "$1/common.sh"; python "$2" "$3" --skip "most links"' - "$lib" "$claims" "$volume/beside-it"
+# As without any option: files are opened with other flags then.
+lab umount node2
+CSVFS_LAB_MOUNT_OPTIONS='' lab mount node2
+on node2 bash -c 'source "$1/common.sh"; python "$2" "$3" --skip "most links" --not-shared' - "$lib" "$claims" "$volume/beside-it"
+lab umount node2
+lab mount node2
 
 say "a mapping's changes reach the other nodes when they are synced; a remote change shows at the next look at the file"
 shared='
@@ -48,6 +53,16 @@ say "a file handle holds across unmounting; options hold"
 handles=$(dirname "$claims")/handles.py
 on node3 sh -c 'echo by handle >"$1"; cp /usr/bin/id "$2"; chmod 4755 "$2"' - "$volume/file" "$volume/tool"
 on node3 python3 "$handles" save "$volume/file" "$work/handle"
+lab umount node3
+on node1 bash -c 'mknod "$1" c 1 3; chmod 666 "$1"' - "$volume/null"
+as_nobody() { on node3 setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
+on node3 csvfs volume1 "$volume" -o nosuid
+[[ $(as_nobody "$volume/tool" -u) == 65534 ]] || die "nosuid: a program runs as its owner"
+as_nobody sh -c 'echo >"$1"' - "$volume/null" || die "a device of the volume cannot be used"
+lab umount node3
+on node3 csvfs volume1 "$volume" -o nodev
+[[ $(as_nobody "$volume/tool" -u) == 0 ]] || die "a set-user-ID program does not run as its owner"
+if as_nobody sh -c 'echo >"$1"' - "$volume/null" 2>/dev/null; then die "nodev: a device of the volume can be used"; fi
 lab umount node3
 on node3 csvfs volume1 "$volume" -o ro,nosuid,nodev,noexec,noatime
 [[ $(on node3 python3 "$handles" open "$work/handle" "$volume") == "by handle" ]] || die "the handle does not open its file"
