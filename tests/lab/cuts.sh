@@ -51,7 +51,8 @@ at_once() { local each pids=() pid; for each in $them; do "${@//\{\}/$each}" >/d
 
 # --- a row: work on every node, a fault, an end of it --------------------------------------------------------------------------------
 
-# work_begins [COORDINATOR]: on every node, and each kind of it.
+# work_begins [COORDINATOR]: on every node, and each kind of it. (Once nodes have lost the storage it stays with whoever has the volume:
+# who could not take it over is given it again only after a while, docs/cluster.md, "Several volumes".)
 work_begins() {
   local each
   all_well
@@ -202,7 +203,7 @@ row_halves_with_a_witness() {
   local left='node1 node2' right='node3 node4' each
   say "two halves, and a witness: one of them goes on, whichever gets it"
   set_witness
-  work_begins node1
+  work_begins
   fault 0 lab partition node1,node2/node3,node4
   wait_for 40 "one half to go on" one_half
   has_formed node1 || { left='node3 node4' right='node1 node2'; }
@@ -222,25 +223,31 @@ has_formed() { [[ $(ask "$1" 's["state"], sum(n["member"] for n in s["nodes"])')
 one_half() { has_formed node1 || has_formed node3; }
 
 row_storage() {
+  local who
   say "the coordinator's node loses the storage"
-  work_begins node1
-  fault 14 lab cut node1 storage
-  [[ $(coordinator node2) != node1 ]] || die "node1, which has no storage, still coordinates"
-  [[ $(of_mount node1 'm["mode"], m["reason"] != ""') == "paused True" ]] || die "the mount of node1 does not say that it is paused, and why"
+  work_begins
+  who=$(coordinator node1)
+  fault 14 lab cut "$who" storage
+  [[ $(coordinator "$(others "$who" | cut -d" " -f1)") != "$who" ]] || die "$who, which has no storage, still coordinates"
+  [[ $(of_mount "$who" 'm["mode"], m["reason"] != ""') == "paused True" ]] || die "the mount of $who does not say that it is paused, and why"
   fault_ends lab heal
-  went_on 12000 1000 $held $(others node1)
-  waited_directly node1
+  went_on 12000 1000 $held $(others "$who")
+  waited_directly "$who"
 }
 
 row_storage_of_half() {
+  local who rest
   say "two of four nodes lose the storage, the coordinator's among them"
-  work_begins node1
-  them='node1 node2'
+  work_begins
+  who=$(coordinator node1)
+  them="$who $(others "$who" | cut -d' ' -f1)"
+  rest=$(others $them)
   fault 14 at_once lab cut '{}' storage
-  case $(coordinator node3) in node3 | node4) ;; *) die "$(coordinator node3) coordinates, and not a node that has the storage" ;; esac
+  who=$(coordinator "${rest% *}")
+  [[ " $rest " == *" $who "* ]] || die "$who coordinates, and not a node that has the storage"
   fault_ends lab heal
-  went_on 12000 1000 $held node3 node4
-  waited_directly node1 node2
+  went_on 12000 1000 $held $rest
+  waited_directly $them
 }
 
 # What would happen to a node that is alone in having failed: its session ends, and its key is fenced. Not meant is that a path which was
@@ -256,7 +263,7 @@ ends() { cat "$logs"/node*/csvd.log | grep -c ' session ends ' || true; }
 row_storage_of_all() {
   local sessions_before fences_before ends_before keys_before fenced each
   say "all nodes lose the storage for 30 s: everybody waits and says why, nobody is fenced, all goes on"
-  work_begins node1
+  work_begins
   sessions_before=$(sessions ids) keys_before=$(sessions keys) fences_before=$(fences) ends_before=$(ends)
   them=${nodes[*]}
   fault 28 at_once lab cut '{}' storage
@@ -283,7 +290,7 @@ row_storage_of_all() {
 row_target() {
   local each errors
   say "the target is restarted"
-  work_begins node1
+  work_begins
   fault 2 lab san restart
   fault_ends true
   for each in "${nodes[@]}"; do
@@ -294,30 +301,34 @@ row_target() {
 }
 
 row_corosync_killed() {
+  local who
   say "corosync is killed under the csvd that coordinates"
-  work_begins node2
-  fault 12 lab kill node2 corosync
-  [[ $(coordinator node1) != node2 ]] || die "node2, which is in no cluster, still coordinates"
-  fault_ends lab start node2 corosync
-  went_on 8000 1000 10000 $(others node2)
-  had_errors node2
+  work_begins
+  who=$(coordinator node1)
+  fault 12 lab kill "$who" corosync
+  [[ $(coordinator "$(others "$who" | cut -d" " -f1)") != "$who" ]] || die "$who, which is in no cluster, still coordinates"
+  fault_ends lab start "$who" corosync
+  went_on 8000 1000 10000 $(others "$who")
+  had_errors "$who"
 }
 
 row_corosync_stopped() {
+  local who
   say "corosync stands still for 15 s under the csvd that coordinates"
-  work_begins node3
-  fault 15 lab freeze node3 corosync
-  [[ $(coordinator node1) != node3 ]] || die "node3, which is in no cluster, still coordinates"
-  fault_ends lab thaw node3
-  went_on 8000 1000 10000 $(others node3)
-  had_errors node3
+  work_begins
+  who=$(coordinator node1)
+  fault 15 lab freeze "$who" corosync
+  [[ $(coordinator "$(others "$who" | cut -d" " -f1)") != "$who" ]] || die "$who, which is in no cluster, still coordinates"
+  fault_ends lab thaw "$who"
+  went_on 8000 1000 10000 $(others "$who")
+  had_errors "$who"
 }
 
 # Everything that ran is gone; what was acknowledged is on the LUN.
 row_cold_start() {
   local each
   say "all daemons of all nodes are killed at once, and started"
-  work_begins node4
+  work_begins
   them=${nodes[*]}
   at_once kill_all '{}'
   for each in "${nodes[@]}"; do await "$row-$each" 60; done

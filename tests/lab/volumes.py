@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from voting import direct, names
+from voting import direct, names, slept
 
 PAUSE = 0.02  # the machine is to have time for the cluster, too
 ROUNDS = 20  # a program has begun
@@ -32,15 +32,6 @@ class Program(threading.Thread):
             self.longest, _ = self.work(self.path, self.goes_on, PAUSE, *self.more)
         except BaseException as wrong:  # also the SystemExit of a comparison
             self.wrong = f"{self.kind} at {self.path}: {wrong!r}"
-
-
-def slept(path, goes_on, pause):
-    longest = 0
-    while goes_on():
-        began = time.monotonic()
-        time.sleep(pause)
-        longest = max(longest, time.monotonic() - began - pause)
-    return longest, None
 
 
 def main(name, file, volumes):
