@@ -331,6 +331,7 @@ row_cold_start() {
   work_begins
   them=${nodes[*]}
   at_once kill_all '{}'
+  : >"$state/stop"  # for what only slept
   for each in "${nodes[@]}"; do await "$row-$each" 60; done
   at_once start_both '{}'
   lab mount >/dev/null
