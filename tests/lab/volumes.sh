@@ -49,7 +49,7 @@ end_writers() {
   : >"$work/$1.stop"
   for each in $2; do await "$1-$each" 60; done
   for each in $2; do
-    reader=$(printf '%s\n' $2 $(others "$each") | grep -vxm 1 -- "$each")
+    reader=$(printf '%s\n' $2 $(others "$each") | awk -v it="$each" '$0 != it && !found++')
     for numbers in "$work/$1.$1-$each".volume*; do
       on "$reader" python3 "${program%/*}/checked.py" blocks "/clusterstorage/${numbers##*.}/$1-$each.direct" "$numbers" "$each" ||
         die "$1: $reader does not find what $each has written on ${numbers##*.}"
