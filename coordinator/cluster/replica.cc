@@ -142,6 +142,7 @@ void Replica::on_view(const View& view) {
 void Replica::begin_round(std::string why) {
   members_ = digest(view_->members, round_);
   greetings_.clear();
+  stored_since_.clear();
   outstanding_.reset();
   attempt_.reset();
   round_tag_.reset();
@@ -191,6 +192,7 @@ void Replica::on_lost(const Error& why) {
   ++view_count_;
   view_.reset();
   greetings_.clear();
+  stored_since_.clear();
   notes_.clear();
   outstanding_.reset();
   attempt_.reset();
@@ -316,9 +318,11 @@ bool Replica::member(NodeId node) const {
 
 bool Replica::steward() const {
   const auto* newest = newest_known();
+  if (newest == nullptr) return false;
   for (const auto& [node, said] : greetings_) {
-    // Nor one that has been taken out since: he decides nothing for the others any more.
-    if (!said.configuration || !newest->nodes.contains(node)) continue;
+    if (!said.configuration && !stored_since_.contains(node)) continue;
+    // He has been taken out since, and decides nothing for the others any more.
+    if (!newest->nodes.contains(node)) continue;
     if (node == with_.node) return true;
     if (!with_.responsive || with_.responsive(node)) return false;
   }
@@ -629,6 +633,7 @@ void Replica::saved(const Expected<void>& result) {
 }
 
 void Replica::take_stored(Member from, const wire::GroupMessage& message) {
+  if (!message.stored().witness()) stored_since_.insert(from.node);
   if (!outstanding_ || from_wire(message.stored().tag()) != outstanding_->configuration.tag) return;
   if (message.stored().witness()) {
     outstanding_->stored_by_witness = true;

@@ -111,8 +111,8 @@ class Replica {
   /// kept alive by somebody who has come over from them.
   [[nodiscard]] bool lets(NodeId node) const;
   [[nodiscard]] bool member(NodeId node) const;
-  /// The lowest of those who greeted, have a configuration, and are heard: it does what one of them
-  /// has to do. Two may think so for a moment; whatever it does bears that.
+  /// The lowest of those who greeted, have a configuration by now, and are heard: it does what one
+  /// of them has to do. Two may think so for a moment; whatever it does bears that.
   [[nodiscard]] bool steward() const;
   /// Until then the witness is held by whatever side this node was on when it was confirmed: worth
   /// a lease for as long.
@@ -233,6 +233,8 @@ class Replica {
     ClusterTag promised;
   };
   std::map<NodeId, Greeted> greetings_;
+  /// Who has stored a configuration since he greeted, and may have had none before.
+  std::set<NodeId> stored_since_;
   std::map<NodeId, std::string> notes_;
   std::string note_;
   std::map<NodeId, TimePoint> granted_;

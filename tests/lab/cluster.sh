@@ -15,7 +15,8 @@ on() { lab exec "$@"; }
 
 finish() {
   local status=$? pid log
-  for pid in "${background[@]}"; do kill "$pid" 2>/dev/null || true; done
+  # Those that still run: the number of one that has ended may be anybody's by now, of another lab beside this one, too.
+  for pid in $(jobs -pr); do kill "$pid" 2>/dev/null || true; done
   if ((status != 0 && status != 77)); then
     lab status 2>&1 || true
     for log in "${CSVFS_LAB_DIR:-/var/tmp/csvfs-lab}/$lab_name"/*/*.log; do

@@ -2,7 +2,8 @@
 
 usage: volumes.py NAME FILE VOLUME...    until FILE.stop is there; then a line for each volume, with the longest wait for a
                                          name, for a direct write, and for the machine to let a program go on that only
-                                         slept, in ms: VOLUME NAMES DIRECT LAG. FILE.NAME.works is made once all are at it
+                                         slept, in ms: VOLUME NAMES DIRECT LAG. FILE.NAME.works is made once all are at it;
+                                         FILE.NAME.VOLUME has the numbers of the direct writes, for checked.py blocks
 """
 
 import os
@@ -10,16 +11,16 @@ import sys
 import threading
 import time
 
-from voting import direct, names
+from voting import direct, names, slept
 
 PAUSE = 0.02  # the machine is to have time for the cluster, too
 ROUNDS = 20  # a program has begun
 
 
 class Program(threading.Thread):
-    def __init__(self, volume, kind, work, path, stop):
+    def __init__(self, volume, kind, work, path, stop, *more):
         super().__init__()
-        self.volume, self.kind, self.work, self.path, self.stop = volume, kind, work, path, stop
+        self.volume, self.kind, self.work, self.path, self.stop, self.more = volume, kind, work, path, stop, more
         self.rounds, self.longest, self.wrong = 0, 0, None
 
     def goes_on(self):
@@ -28,23 +29,18 @@ class Program(threading.Thread):
 
     def run(self):
         try:
-            self.longest, _ = self.work(self.path, self.goes_on, PAUSE)
+            self.longest, _ = self.work(self.path, self.goes_on, PAUSE, *self.more)
         except BaseException as wrong:  # also the SystemExit of a comparison
             self.wrong = f"{self.kind} at {self.path}: {wrong!r}"
 
 
-def slept(path, goes_on, pause):
-    longest = 0
-    while goes_on():
-        began = time.monotonic()
-        time.sleep(pause)
-        longest = max(longest, time.monotonic() - began - pause)
-    return longest, None
-
-
 def main(name, file, volumes):
-    programs = [Program(volume, kind, work, f"/clusterstorage/{volume}/{name}{end}", file + ".stop")
-                for volume in volumes for kind, work, end in (("names", names, ""), ("direct", direct, ".direct"), ("sleep", slept, ""))]
+    programs = []
+    for volume in volumes:
+        path = f"/clusterstorage/{volume}/{name}"
+        programs.append(Program(volume, "names", names, path, file + ".stop"))
+        programs.append(Program(volume, "direct", direct, path + ".direct", file + ".stop", f"{file}.{name}.{volume}"))
+        programs.append(Program(volume, "sleep", slept, path, file + ".stop"))
     for each in programs:
         each.start()
     while all(each.is_alive() for each in programs) and min(each.rounds for each in programs) < ROUNDS:

@@ -37,16 +37,24 @@ has_moved() {
   wait_for 5 "$1 volumes to be given to another node" are_moved || die "$(moves) volumes were given to a node until now, not $moved"
 }
 
-# start_writers NAME NODES [VOLUMES] / end_writers NAME NODES: the longest waits go to $work/NAME-NODE.log.
+# start_writers NAME NODES [VOLUMES] / end_writers NAME NODES: the longest waits go to $work/NAME-NODE.log; what was written directly is
+# read on another one of the nodes (or on any, where there is only one).
 start_writers() {
   local each
   for each in $2; do begin "$1-$each" on "$each" python3 "$program" "$1-$each" "$work/$1" ${3:-${volumes[@]}}; done
   for each in $2; do wait_for 60 "programs on $each" test -e "$work/$1.$1-$each.works"; done
 }
 end_writers() {
-  local each
+  local each reader numbers
   : >"$work/$1.stop"
   for each in $2; do await "$1-$each" 60; done
+  for each in $2; do
+    reader=$(printf '%s\n' $2 $(others "$each") | awk -v it="$each" '$0 != it && !found++')
+    for numbers in "$work/$1.$1-$each".volume*; do
+      on "$reader" python3 "${program%/*}/checked.py" blocks "/clusterstorage/${numbers##*.}/$1-$each.direct" "$numbers" "$each" ||
+        die "$1: $reader does not find what $each has written on ${numbers##*.}"
+    done
+  done
 }
 # must_not_wait NAME NODES NAMES_MS DIRECT_MS [VOLUMES]: longer than so, and than a busy machine lets whoever only sleeps.
 must_not_wait() {

@@ -1,7 +1,9 @@
-"""What a program does while nodes fail: it makes, reads and removes files, and writes into one directly.
+"""What a program does while nodes fail: it makes and reads files, and writes into one directly.
 
 usage: voting.py names FOLDER SECONDS     the longest wait for a name, in ms, on stdout; each file's content is looked at
-       voting.py direct FILE SECONDS      the longest wait of an O_DIRECT write to written blocks, in ms
+       voting.py direct FILE SECONDS [NUMBERS]    the longest wait of an O_DIRECT write to written blocks, in ms. They are numbered, and
+                                          read at the end: here, and with NUMBERS elsewhere, by checked.py blocks
+       voting.py slept - SECONDS          how long the machine let a program wait that only slept, in ms
        voting.py touch FILE OTHER [WORD]  touches OTHER after each such write, which consists of WORD, until it is killed
 """
 
@@ -9,6 +11,8 @@ import mmap
 import os
 import sys
 import time
+
+from checked import BLOCKS, Blocks, Numbers, this_node
 
 
 def until(moment):
@@ -56,22 +60,35 @@ def touch(path, other, word="x"):
         os.utime(other)
 
 
-def direct(path, goes_on, pause=0):
-    file, block = written(path)
-    worst = number = 0
+def direct(path, goes_on, pause=0, numbers=None):
+    blocks = Blocks(path, this_node(), Numbers(numbers))
+    blocks.make()
+    worst, number = 0, 1
     while goes_on():
         time.sleep(pause)
         began = time.monotonic()
-        os.pwrite(file, block, number % 256 * 4096)
-        worst = max(worst, time.monotonic() - began)
         number += 1
+        blocks.write(number % BLOCKS, number)
+        worst = max(worst, time.monotonic() - began)
+    blocks.verify()
     return worst, number
+
+
+def slept(_, goes_on, pause):
+    longest = number = 0
+    while goes_on():
+        began = time.monotonic()
+        time.sleep(pause)
+        longest = max(longest, time.monotonic() - began - pause)
+        number += 1
+    return longest, number
 
 
 def main():
     if sys.argv[1] == "touch":
         touch(*sys.argv[2:])
-    longest, count = {"names": names, "direct": direct}[sys.argv[1]](sys.argv[2], until(time.monotonic() + float(sys.argv[3])))
+    work, goes_on = {"names": names, "direct": direct, "slept": slept}[sys.argv[1]], until(time.monotonic() + float(sys.argv[3]))
+    longest, count = work(sys.argv[2], goes_on, 0.02 if work == slept else 0, *sys.argv[4:])
     if count < 20:
         sys.exit(f"only {count} rounds")
     print(int(longest * 1000))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two nodes and a disk witness: of two halves exactly one goes on, and one node goes on alone.
+# Two nodes and a disk witness: of two halves exactly one goes on, one node goes on alone, and none without what the other one decided.
 source "$(dirname "$0")/cluster.sh"
 
 with_corosync
@@ -45,6 +45,29 @@ lacks_quorum node1 || die "node1, which has nobody, goes on"
 lab heal
 wait_for 60 "node1" is_quorate node1
 wait_for 60 "what node2 has written" is_shown node1 two-went-on
+
+say "a partition in time: what one node decided alone, the other must not go on without"
+off() { for each in csvd corosync; do lab kill "$1" "$each"; done; }
+back() { for each in corosync csvd; do lab start "$1" "$each"; done; }
+off node2
+wait_for 60 "node1 to count node2 no more" counts_votes node1 1
+on node1 csvctl cluster policy hold=77
+off node1
+back node2
+wait_for 30 "node2 to reach its corosync" lacks_quorum node2
+begin in-time on node2 sh -c 'echo in-time >"$1"' - "$volume/in-time"
+for _ in $(seq 20); do
+  ! is_quorate node2 || die "node2 goes on, and knows nothing of what node1 has decided"
+  sleep 1  # longer than a witness takes to change hands
+done
+! has_ended in-time || die "node2 has written, alone"
+[[ $(status node2 | sed -n 's/^  "hold_s": \([0-9]*\),*/\1/p') != 77 ]] || die "node2 knows already of the change: nothing was shown"
+back node1
+wait_for 60 "node1" is_quorate node1
+wait_for 60 "node2" is_quorate node2
+await in-time 60
+[[ $(status node2 | sed -n 's/^  "hold_s": \([0-9]*\),*/\1/p') == 77 ]] || die "node2 has not taken over what node1 decided"
+[[ $(on node1 cat "$volume/in-time") == in-time ]] || die "node1 does not see what node2 has written"
 
 say "without its witness the cluster goes on as one without"
 on node1 csvctl cluster witness none

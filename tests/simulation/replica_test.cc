@@ -17,6 +17,21 @@ TEST_CASE("replica: a cluster is founded on one node and taken by all, who then 
   CHECK(!bed.lives[1]->replica->steward());
 }
 
+TEST_CASE("replica: when the founder is not heard, another one does at once what one has to do") {
+  Bed bed{1, 4};
+  bed.begin();
+  // It stays a member: its csvd hangs, or one network of several is cut.
+  for (std::size_t i : {1, 2, 3}) {
+    auto& life = *bed.lives[i];
+    life.unheard = {id(0)};
+    life.loop.enter([&] { life.replica->heard(); });
+  }
+  CHECK(bed.lives[1]->replica->steward());
+  CHECK(!bed.lives[2]->replica->steward());
+  CHECK(!bed.lives[3]->replica->steward());
+  CHECK(bed.run_until([&] { return bed.now(1).ballot.now.nodes.at(id(0)) == 0; }));
+}
+
 TEST_CASE("replica: a change is in force everywhere once it has been answered by a majority") {
   Bed bed{2, 3};
   bed.begin();
