@@ -50,7 +50,7 @@ struct Arguments {
   JoinRequest join;
   ImportRequest import;
   std::string file;
-  bool force = false;
+  bool force = false, prevents = false;
   std::uint32_t delay_ms = 0, threshold = 0;
   RepairRequest repair;
   DumpRequest dump;
@@ -390,11 +390,19 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
       ->capture_default_str();
   leave->add_flag("--yes", given.yes, "Do not ask");
   auto* start =
-      add(cluster, given, "start", "Let this side go on without a majority",
-          [](Arguments& a, Terminal& terminal) { return force_quorum(a.socket, a.yes, terminal); });
-  start->add_flag("--force-quorum", given.force, "On your word that the others are off")
-      ->required();
-  start->add_flag("--yes", given.yes, "Do not ask");
+      add(cluster, given, "start",
+          "Whether this node may bring a cluster about: as ever, against the votes, or not at all",
+          [](Arguments& a, Terminal& terminal) {
+            if (a.force) return force_quorum(a.socket, a.yes, terminal);
+            return prevent_quorum(a.config, a.socket, a.prevents, terminal);
+          });
+  auto* forced = start->add_flag("--force-quorum", given.force,
+                                 "This side goes on, on your word that the others are off");
+  start
+      ->add_flag("--prevent-quorum", given.prevents,
+                 "It joins what others have formed, and forms nothing before")
+      ->excludes(forced);
+  start->add_flag("--yes", given.yes, "Do not ask")->needs(forced);
 
   auto change = [&given](CLI::App& under, const std::string& name, const std::string& about,
                          const std::string& command, const std::string& done) {

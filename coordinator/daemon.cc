@@ -621,8 +621,8 @@ class Csvd final : public Daemon {
       auto done = reload();
       return answer(done ? done->dump() : answer_of(done.error()));
     }
-    if (what == "cluster_create" || what == "cluster_force" || what == "cluster_leave" ||
-        admin::changes_cluster(what) || admin::asks_cluster(what))
+    if (what == "cluster_create" || what == "cluster_force" || what == "cluster_prevent" ||
+        what == "cluster_leave" || admin::changes_cluster(what) || admin::asks_cluster(what))
       return command_cluster(*request, std::move(answer));
     if (what != "volume_start" && what != "volume_stop" && what != "volume_grow" &&
         what != "catalog_copy")
@@ -665,6 +665,11 @@ class Csvd final : public Daemon {
       return answer(
           answer_of(voting_->replica().found(admin::first_configuration(config_, request.value))));
     if (request.command == "cluster_force") return tasks_.spawn(force(std::move(answer)));
+    if (request.command == "cluster_prevent") {
+      if (request.value != "yes" && request.value != "no")
+        return answer(answer_of(Error{Errc::refused, "cluster_prevent is \"yes\" or \"no\""}));
+      return tasks_.spawn(prevent(request.value == "yes", std::move(answer)));
+    }
     if (request.command == "cluster_leave") return tasks_.spawn(leave(std::move(answer)));
     auto change = admin::change_for(request);
     if (!change) return answer(answer_of(change.error()));
@@ -734,6 +739,13 @@ class Csvd final : public Daemon {
   Task<void> force(admin::AdminServer::Answer answer) {
     Command under_way{this};
     auto task = voting_->replica().force(kCommandPatience);
+    auto result = co_await task;
+    answer(answer_of(result));
+  }
+
+  Task<void> prevent(bool yes, admin::AdminServer::Answer answer) {
+    Command under_way{this};
+    auto task = voting_->replica().prevent(yes, kCommandPatience);
     auto result = co_await task;
     answer(answer_of(result));
   }

@@ -39,6 +39,12 @@ struct LeaveRequest {
 };
 ExitCode leave_cluster(const std::string& socket, const LeaveRequest& request, Terminal& terminal);
 
+/// `cluster start --prevent-quorum` and, with `prevents` false, `cluster start`: whether this node
+/// may bring a cluster about (cluster::Replica::prevent). Where its csvd does not run, the word is
+/// left in its folder for the next one.
+ExitCode prevent_quorum(const std::string& config_file, const std::string& socket, bool prevents,
+                        Terminal& terminal);
+
 /// `node evict`: a node that takes part is only taken out with `yes`.
 ExitCode evict_node(const std::string& socket, const std::string& node, bool yes,
                     Terminal& terminal);

@@ -351,7 +351,10 @@ cluster::Standing standing_of(const cluster::Replica& replica, TimePoint now) {
   cluster::Standing out;
   out.formed = replica.state() == Replica::State::formed;
   if (replica.view())
-    for (const auto& member : replica.view()->members) out.members.push_back(member.node);
+    for (const auto& member : replica.view()->members) {
+      out.members.push_back(member.node);
+      if (replica.prevents(member.node)) out.prevents.push_back(member.node);
+    }
   out.witness_held = now < replica.held_until();
   if (replica.steward()) out.witness_answers = replica.witness_answers();
   return out;
@@ -406,6 +409,7 @@ std::string cluster_json(const cluster::VotingMembership& membership, NodeId nod
                             {"why", vote_reason(configuration, standing, id)},
                             {"reached", reached},
                             {"member", replica.member(id)},
+                            {"prevents", replica.prevents(id)},
                             {"verdict", verdict_json(membership.opinion(id), now)}});
   }
   out["witness"] = {

@@ -147,6 +147,7 @@ class Teller {
                              : paint_.bad("not reached");
       if (flag_at(node, "fenced"))
         state += ", " + paint_.warning(flag_at(node, "off") ? "fenced" : "being fenced");
+      if (node.value("prevents", false)) state += ", " + paint_.warning("prevents a quorum");
       if (flag_at(node, "drained")) state += ", " + paint_.warning("drained");
       if (!member && !own && !cut_off)
         away_.emplace_back(text_at(node, "name"),

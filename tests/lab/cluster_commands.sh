@@ -170,3 +170,28 @@ for what in 'no quorum: what is coordinated' 'quorum is back' 'a quorum was forc
   ends 0 "$what" node1 events
 done
 say "all as documented"
+ends 1 'Stop its csvd' node1 cluster start --prevent-quorum
+# The others were told to wait for it, and it is away when they come.
+for node in node2 node3; do
+  ends 0 'brings no cluster about' "$node" cluster start --prevent-quorum
+  ends 0 'counts as ever' "$node" cluster start
+  ends 0 'brings no cluster about' "$node" cluster start --prevent-quorum
+done
+ends 0 'The policy is set' node1 cluster policy hold=7
+lab kill node1 csvd
+waits_for_others() { says "$1" 'no quorum (this node was told to prevent a quorum'; }
+for node in node2 node3; do wait_for 30 "$node to say that it waits" waits_for_others "$node"; done
+ends 0 'node2 and node3 were told to prevent a quorum' node3 cluster status
+lab kill node3 csvd
+lab start node3 csvd
+for _ in 1 2 3 4 5 6 7 8; do
+  wait_for 20 "node3 to wait still" waits_for_others node3
+  waits_for_others node2 || die "node2 went on without the side that was forced"
+  sleep 1
+done
+lab start node1 csvd
+for node in node1 node2 node3; do
+  on "$node" csvctl cluster config export | grep -q '^hold_s = 7 ' || die "$node has not what the forced side decided"
+done
+ends 0 'it has joined a cluster that has formed' node2 events
+test ! -e "$lab_folder/node2/state/cluster/prevent-quorum" || die "node2 is told to prevent a quorum still"
