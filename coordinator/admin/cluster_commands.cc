@@ -65,6 +65,11 @@ ExitCode change_and_wait(const std::string& socket, const AdminRequest& request,
     return change_cluster(socket, request, "The cluster has accepted it, and is at it.", terminal);
   if (auto changed = change_cluster(socket, request, "", terminal); changed != ExitCode::done)
     return changed;
+  return wait_until_settled(socket, request, done, patience, terminal);
+}
+
+ExitCode wait_until_settled(const std::string& socket, const AdminRequest& request,
+                            const std::string& done, Duration patience, Terminal& terminal) {
   auto until = terminal.clock().now() + patience;
   for (;;) {
     auto status = ask_csvd(socket, R"({"command":"status"})", kPatience);

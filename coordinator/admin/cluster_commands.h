@@ -19,6 +19,10 @@ ExitCode change_cluster(const std::string& socket, const AdminRequest& request,
 ExitCode change_and_wait(const std::string& socket, const AdminRequest& request,
                          const std::string& done, Duration patience, Terminal& terminal);
 
+/// The second half of that alone, of what the cluster has accepted.
+ExitCode wait_until_settled(const std::string& socket, const AdminRequest& request,
+                            const std::string& done, Duration patience, Terminal& terminal);
+
 struct CreateRequest {
   std::string name;
   bool without_witness = false;  ///< Two nodes, and it is known what that means.

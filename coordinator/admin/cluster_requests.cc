@@ -145,6 +145,8 @@ Expected<Replica::Change> move(const AdminRequest& request) {
       [volume = request.volume, node = request.node](Configuration& next) -> Expected<void> {
         auto found = next.volumes.find(volume);
         if (found == next.volumes.end()) return no_volume(next, volume);
+        if (found->second.stopped && !node.empty())
+          return refused("volume " + volume + " is stopped: csvctl volume start " + volume);
         if (node.empty()) {
           found->second.preferred.reset();
           return {};
@@ -162,6 +164,29 @@ Expected<Replica::Change> move(const AdminRequest& request) {
         ++found->second.turn;
         return {};
       }};
+}
+
+Expected<Replica::Change> stop(const AdminRequest& request) {
+  return Replica::Change{[volume = request.volume](Configuration& next) -> Expected<void> {
+    auto found = next.volumes.find(volume);
+    if (found == next.volumes.end()) return no_volume(next, volume);
+    cluster::set_stopped(found->second, true);
+    return {};
+  }};
+}
+
+Expected<Replica::Change> start(const AdminRequest& request) {
+  auto to_node = CSV_TRY(move(request));
+  // It is asked again after it has been done, and then the volume is not stopped any more.
+  return Replica::Change{[volume = request.volume, to_node,
+                          put_back = false](Configuration& next) mutable -> Expected<void> {
+    auto found = next.volumes.find(volume);
+    if (found == next.volumes.end()) return no_volume(next, volume);
+    put_back = put_back || found->second.stopped;
+    if (!put_back) return to_node(next);
+    cluster::set_stopped(found->second, false);
+    return {};
+  }};
 }
 
 Expected<Replica::Change> forget(const AdminRequest& request) {
@@ -256,7 +281,7 @@ constexpr Command kCommands[] = {
     {"node_fence", fence},     {"node_unfence", fence}, {"node_evict", evict},
     {"node_add", add_node},    {"volume_move", move},   {"volume_forget", forget},
     {"witness", witness},      {"policy", policy},      {"heartbeat", heartbeat},
-    {"config_import", import},
+    {"config_import", import}, {"volume_stop", stop},   {"volume_start", start},
 };
 
 using Json = nlohmann::ordered_json;
@@ -429,6 +454,7 @@ std::string cluster_json(const cluster::VotingMembership& membership, NodeId nod
     out["volumes"].push_back({{"name", name},
                               {"coordinator", raw(volume.coordinator)},
                               {"served", membership.served(name)},
+                              {"stopped", volume.stopped},
                               {"preferred", volume.preferred ? raw(*volume.preferred) : 0}});
   return out.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

@@ -194,10 +194,12 @@ class Teller {
         away_.emplace_back(text_at(volume, "name"),
                            name(coordinator) + " is to coordinate it, and does not serve it yet: " +
                                "csvctl status there says why");
+      bool stopped = volume.value("stopped", false);
       table.row({text_at(volume, "name"),
-                 coordinator == 0 ? paint_.bad("nobody can")
-                 : served         ? name(coordinator)
-                                  : paint_.warning(name(coordinator) + ", not yet"),
+                 stopped            ? paint_.warning(served ? "stopped, being closed" : "stopped")
+                 : coordinator == 0 ? paint_.bad("nobody can")
+                 : served           ? name(coordinator)
+                                    : paint_.warning(name(coordinator) + ", not yet"),
                  preferred == 0 ? "any" : name(preferred)});
     }
     if (!table.empty()) body_ += "\n" + table.text();

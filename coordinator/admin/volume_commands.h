@@ -31,6 +31,7 @@ ExitCode show_reservation(const LunChoice& lun, bool json, Terminal& terminal);
 ExitCode clear_reservation(const LunChoice& lun, bool yes, Terminal& terminal);
 
 ExitCode show_status(const std::string& socket, bool json, Terminal& terminal);
+/// Where nodes vote the cluster decides, and these wait until it has come about.
 ExitCode start_volume(const std::string& socket, const std::string& volume, Terminal& terminal);
 ExitCode stop_volume(const std::string& socket, const std::string& volume, Terminal& terminal);
 

@@ -62,8 +62,7 @@ class Adviser {
       if (counts(of_, node) > 0) wanted.push_back(node);
     auto text = fmt::format("{} of {} votes here, {} needed", votes_present(of_, now_),
                             of_.ballot.now.total(), votes_needed(of_));
-    if (witness_decides(of_.ballot, here))
-      text += ": the witness would decide, and it is not held";
+    if (witness_decides(of_.ballot, here)) text += ": the witness would decide, and it is not held";
     if (!now_.prevents.empty())
       text += fmt::format(
           ". {} {} told to prevent a quorum, and {} for a cluster that others form: csvctl cluster "
@@ -132,7 +131,13 @@ class Adviser {
         say(node.name, "is drained, so no volume comes to it; after the work: csvctl node resume " +
                            node.name);
     for (const auto& [name, volume] : of_.volumes)
-      if (volume.coordinator == NodeId{}) say(name, "no node that is here can coordinate it");
+      if (volume.stopped)
+        say(name,
+            "is stopped by command, so whoever uses it waits; after the work: csvctl volume "
+            "start " +
+                name);
+      else if (volume.coordinator == NodeId{})
+        say(name, "no node that is here can coordinate it");
   }
 
   const Configuration& of_;

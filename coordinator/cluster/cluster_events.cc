@@ -167,7 +167,10 @@ void ClusterEvents::volumes(const Sight& now) {
     auto why = because_.find(name);
     auto cause = why == because_.end() ? likely_cause(now, from) : why->second;
     because_.erase(name);
-    if (volume.coordinator == NodeId{})
+    if (volume.stopped)
+      events::report(Severity::info, "coordinator", name,
+                     "it is stopped by command: nobody coordinates it");
+    else if (volume.coordinator == NodeId{})
       events::report(Severity::error, "coordinator", name, "no node can coordinate it", cause);
     else
       events::report(

@@ -163,9 +163,8 @@ ConfigurationFiles::ConfigurationFiles(Loop& loop, std::unique_ptr<Worker> worke
 ConfigurationFiles::~ConfigurationFiles() = default;
 
 void ConfigurationFiles::save(const Kept& kept, Function<void(Expected<void>)> done) {
-  worker_->post([loop = loop_, folder = folder_, content = file_of(kept),
-                 prevents = kept.prevents, alive = std::weak_ptr{alive_},
-                 done = std::move(done)]() mutable {
+  worker_->post([loop = loop_, folder = folder_, content = file_of(kept), prevents = kept.prevents,
+                 alive = std::weak_ptr{alive_}, done = std::move(done)]() mutable {
     std::error_code error;
     std::filesystem::create_directories(folder, error);
     // Both, one after the other: a file that goes bad later must not bring back an old

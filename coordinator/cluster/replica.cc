@@ -424,8 +424,7 @@ void Replica::look() {
   if (greetings_.size() < view_->members.size() && !out_of_patience_) return;
   const auto* newest = newest_known();
   if (newest == nullptr) {
-    if (prevents_ && greetings_.contains(with_.node))
-      return enter(State::minority, kPrevents);
+    if (prevents_ && greetings_.contains(with_.node)) return enter(State::minority, kPrevents);
     // This node's own greeting would have brought what it has: it is still on its way.
     if (stored_)
       return enter(State::minority,
@@ -1183,9 +1182,10 @@ Expected<void> Replica::found(Configuration first) {
                  "this node belongs to a cluster already: " + wanted_.configuration->name};
   for (const auto& [node, said] : greetings_) {
     if (said.prevents)
-      return Error{Errc::refused, fmt::format("node {} was told to prevent a quorum, and belongs to "
-                                              "a cluster already",
-                                              raw(node))};
+      return Error{Errc::refused,
+                   fmt::format("node {} was told to prevent a quorum, and belongs to "
+                               "a cluster already",
+                               raw(node))};
     if (said.configuration)
       return Error{Errc::refused,
                    "a node that is here belongs to a cluster already: " + said.configuration->name};

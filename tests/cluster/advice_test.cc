@@ -113,6 +113,15 @@ TEST_CASE("advice: those who were told to prevent a quorum count for none, and a
   CHECK(votes_present(bed.configuration, bed.standing) == 2);
 }
 
+TEST_CASE("advice: a volume that is stopped is so on purpose") {
+  Bed bed{3};
+  bed.configuration.volumes["v"];
+  CHECK(bed.about("v") == "no node that is here can coordinate it");
+  set_stopped(bed.configuration.volumes["v"], true);
+  CHECK(bed.about("v") ==
+        "is stopped by command, so whoever uses it waits; after the work: csvctl volume start v");
+}
+
 TEST_CASE("advice: the witness decides, and is not held") {
   Bed bed{2};
   bed.configuration.witness = {WitnessKind::disk, "/dev/w"};
