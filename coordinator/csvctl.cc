@@ -54,7 +54,7 @@ struct Arguments {
   std::uint32_t delay_ms = 0, threshold = 0;
   RepairRequest repair;
   DumpRequest dump;
-  bool repairs = false;
+  bool repairs = false, despite_users = false;
   std::string volume;
   bool json = false, yes = false, debug = false, names = false, once = false;
   std::function<ExitCode(Terminal&)> action;
@@ -273,12 +273,15 @@ void add_reservation(CLI::App& app, Arguments& given) {
       [](Arguments& a, Terminal& terminal) { return show_reservation(a.lun, a.json, terminal); });
   add_lun(*show, given);
   show->add_flag("--json", given.json, "For programs");
-  auto* clear = add(
-      *reservation, given, "clear",
-      "Remove all keys and the reservation from a LUN that nobody uses",
-      [](Arguments& a, Terminal& terminal) { return clear_reservation(a.lun, a.yes, terminal); });
+  auto* clear = add(*reservation, given, "clear",
+                    "Remove all keys and the reservation from a LUN that nobody uses",
+                    [](Arguments& a, Terminal& terminal) {
+                      return clear_reservation({a.lun, a.yes, a.despite_users}, terminal);
+                    });
   add_lun(*clear, given);
   clear->add_flag("--yes", given.yes, "Do not ask");
+  clear->add_flag("--despite-users", given.despite_users,
+                  "Although the LUN says that somebody may be using it");
 }
 
 void add_cluster(CLI::App& app, Arguments& given) {

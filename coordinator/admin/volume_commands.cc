@@ -241,7 +241,26 @@ ExitCode show_reservation(const LunChoice& lun, bool json, Terminal& terminal) {
   return ExitCode::done;
 }
 
-ExitCode clear_reservation(const LunChoice& lun, bool yes, Terminal& terminal) {
+namespace {
+
+/// Who may be using the LUN, a line each; also where nobody can tell, as it is kept from us.
+Expected<std::string> users_of(iscsi::BlockingLun& lun, const std::vector<Key>& keys,
+                               ReservationType type, Random& random) {
+  // Under this one its holder alone reads; a try would cost us the way to the LUN, and leave a key.
+  if (type != ReservationType::exclusive_access) {
+    auto key = CSV_TRY(TemporaryKey::enter(lun, random));
+    auto users = CSV_TRY(service::look_for_users(lun, key->key()));
+    return users.in_words();
+  }
+  std::string lines = "  whether it is a volume, and closed, its reservation keeps from us\n";
+  for (const auto& [each, nexuses] : count(keys)) lines += "  key " + key_words(each) + "\n";
+  return lines;
+}
+
+}  // namespace
+
+ExitCode clear_reservation(const ClearRequest& request, Terminal& terminal) {
+  const auto& lun = request.lun;
   auto opened = ToolLun::open(lun.url, lun.options);
   if (!opened) return failed(terminal, opened.error());
   auto& blocking = (*opened)->blocking();
@@ -253,7 +272,19 @@ ExitCode clear_reservation(const LunChoice& lun, bool yes, Terminal& terminal) {
     terminal.out("There is no key and no reservation on " + lun.url + ".\n");
     return ExitCode::done;
   }
-  if (!yes) {
+  auto random = Random::from_system();
+  if (!request.despite_users) {
+    auto users = users_of(blocking, keys->keys, held->type, random);
+    if (!users) return failed(terminal, users.error());
+    if (!users->empty()) {
+      terminal.note("csvctl: the LUN " + lun.url + " may be in use, and nothing was changed:\n" +
+                    *users +
+                    "End it there in good order: csvctl volume stop, umount. If such a node is "
+                    "surely down, or the key is a leftover, repeat with --despite-users.");
+      return ExitCode::not_confirmed;
+    }
+  }
+  if (!request.yes) {
     std::string listed;
     for (const auto& [key, nexuses] : count(keys->keys)) listed += "  key " + key_words(key) + "\n";
     terminal.note(
@@ -267,7 +298,6 @@ ExitCode clear_reservation(const LunChoice& lun, bool yes, Terminal& terminal) {
       return ExitCode::not_confirmed;
     }
   }
-  auto random = Random::from_system();
   auto mine = make_key(
       {.cluster = 0, .role = KeyRole::coordinator, .number = 1 + random.below((1ull << 38) - 1)});
   if (auto done = blocking.register_key(mine); !done)
