@@ -50,7 +50,7 @@ struct Arguments {
   JoinRequest join;
   ImportRequest import;
   std::string file;
-  bool force = false, prevents = false;
+  bool force = false, prevents = false, only = false;
   std::uint32_t delay_ms = 0, threshold = 0;
   RepairRequest repair;
   DumpRequest dump;
@@ -415,10 +415,19 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
       return change_cluster(a.socket, request, done, terminal);
     });
   };
-  auto* witness = change(cluster, "witness", "What decides between two halves", "witness",
-                         "The witness is set.");
+  auto* witness = add(cluster, given, "witness", "What decides between two halves",
+                      [](Arguments& a, Terminal& terminal) {
+                        auto request = a.cluster;
+                        request.command = "witness";
+                        if (a.only) request.value = "only " + request.value;
+                        return change_cluster(a.socket, request, "The witness is set.", terminal);
+                      });
   witness->add_option("WITNESS", given.cluster.value, "none, disk:LUN or share:/FOLDER")
       ->required();
+  witness->add_flag(
+      "--only", given.only,
+      "It decides alone: whoever holds the disk goes on, were it one node, and nobody "
+      "without it");
   auto* policy =
       change(cluster, "policy", "How the cluster behaves", "policy", "The policy is set.");
   policy->add_option("POLICY", given.cluster.value, "dynamic_quorum=on|off, hold=SECONDS")

@@ -207,7 +207,14 @@ Expected<Replica::Change> import(const AdminRequest& request) {
   }};
 }
 
+constexpr std::string_view kOnly = "only ";
+
 cluster::WitnessRecord witness_record(const std::string& value) {
+  if (value.starts_with(kOnly)) {
+    auto record = witness_record(value.substr(kOnly.size()));
+    record.only = record.kind == WitnessKind::disk && !record.only;
+    return record.only ? record : cluster::WitnessRecord{};
+  }
   if (value.starts_with("disk:")) return {WitnessKind::disk, value.substr(5), false};
   if (value.starts_with("share:/")) return {WitnessKind::share, value.substr(6), false};
   return {};
@@ -215,6 +222,11 @@ cluster::WitnessRecord witness_record(const std::string& value) {
 
 Expected<Replica::Change> witness(const AdminRequest& request) {
   auto record = witness_record(request.value);
+  if (record.kind == WitnessKind::none && request.value.starts_with(kOnly))
+    return refused(
+        "a witness that decides alone is a disk, which keeps the configuration: "
+        "disk:LUN, not '" +
+        request.value.substr(kOnly.size()) + "'");
   if (record.kind == WitnessKind::none && request.value != "none")
     return refused("a witness is \"none\", \"disk:LUN\" or \"share:/FOLDER\", not '" +
                    request.value + "'");

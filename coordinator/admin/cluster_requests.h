@@ -29,7 +29,7 @@ bool changes_cluster(const std::string& command);
 ///   volume_start   volume, node: back into service; of one that is in it, as volume_move
 ///   volume_forget  volume: it belongs to the cluster no more
 ///   heartbeat      value: "delay=MS threshold=N", either alone, or "preset=lan", "preset=wan"
-///   witness        value: "none", "disk:LUN", "share:FOLDER"
+///   witness        value: "none", "disk:LUN", "share:FOLDER", "only disk:LUN": it decides alone
 ///   policy         value: "dynamic_quorum=on" or "off", "hold=SECONDS"
 ///   config_import  value: a configuration as cluster/configuration_text.h has it
 ///

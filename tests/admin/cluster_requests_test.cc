@@ -225,6 +225,17 @@ TEST_CASE("cluster requests: witnesses") {
   CHECK(disk == cluster::WitnessRecord{WitnessKind::disk, "/dev/sdx", false});
   auto share = made(request("witness", "", "share:/srv/w")).witness;
   CHECK(share == cluster::WitnessRecord{WitnessKind::share, "/srv/w", false});
+  auto only = made(request("witness", "", "only disk:/dev/sdx"));
+  CHECK(only.witness == cluster::WitnessRecord{WitnessKind::disk, "/dev/sdx", true});
+  CHECK(made(request("witness", "", "only disk:/dev/sdx"), only) == only);
+  CHECK(made(request("witness", "", "none"), only) == three());
+  // How much it decides is no detail of a witness that is there.
+  CHECK(has(refusal(request("witness", "", "disk:/dev/sdx"), only), "witness none"));
+  for (const auto* wrong : {"only ", "only none", "only share:/srv/w",
+                            "only disk:", "only only disk:/dev/sdx", "onlydisk:/dev/sdx"}) {
+    CAPTURE(wrong);
+    CHECK(has(refusal(request("witness", "", wrong)), "disk:LUN"));
+  }
   auto with = three();
   with.witness = disk;
   CHECK(made(request("witness", "", "none"), with) == three());
