@@ -50,11 +50,11 @@ struct Arguments {
   JoinRequest join;
   ImportRequest import;
   std::string file;
-  bool force = false;
+  bool force = false, prevents = false, only = false;
   std::uint32_t delay_ms = 0, threshold = 0;
   RepairRequest repair;
   DumpRequest dump;
-  bool repairs = false;
+  bool repairs = false, despite_users = false;
   std::string volume;
   bool json = false, yes = false, debug = false, names = false, once = false;
   std::function<ExitCode(Terminal&)> action;
@@ -273,12 +273,15 @@ void add_reservation(CLI::App& app, Arguments& given) {
       [](Arguments& a, Terminal& terminal) { return show_reservation(a.lun, a.json, terminal); });
   add_lun(*show, given);
   show->add_flag("--json", given.json, "For programs");
-  auto* clear = add(
-      *reservation, given, "clear",
-      "Remove all keys and the reservation from a LUN that nobody uses",
-      [](Arguments& a, Terminal& terminal) { return clear_reservation(a.lun, a.yes, terminal); });
+  auto* clear = add(*reservation, given, "clear",
+                    "Remove all keys and the reservation from a LUN that nobody uses",
+                    [](Arguments& a, Terminal& terminal) {
+                      return clear_reservation({a.lun, a.yes, a.despite_users}, terminal);
+                    });
   add_lun(*clear, given);
   clear->add_flag("--yes", given.yes, "Do not ask");
+  clear->add_flag("--despite-users", given.despite_users,
+                  "Although the LUN says that somebody may be using it");
 }
 
 void add_cluster(CLI::App& app, Arguments& given) {
@@ -390,11 +393,19 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
       ->capture_default_str();
   leave->add_flag("--yes", given.yes, "Do not ask");
   auto* start =
-      add(cluster, given, "start", "Let this side go on without a majority",
-          [](Arguments& a, Terminal& terminal) { return force_quorum(a.socket, a.yes, terminal); });
-  start->add_flag("--force-quorum", given.force, "On your word that the others are off")
-      ->required();
-  start->add_flag("--yes", given.yes, "Do not ask");
+      add(cluster, given, "start",
+          "Whether this node may bring a cluster about: as ever, against the votes, or not at all",
+          [](Arguments& a, Terminal& terminal) {
+            if (a.force) return force_quorum(a.socket, a.yes, terminal);
+            return prevent_quorum(a.config, a.socket, a.prevents, terminal);
+          });
+  auto* forced = start->add_flag("--force-quorum", given.force,
+                                 "This side goes on, on your word that the others are off");
+  start
+      ->add_flag("--prevent-quorum", given.prevents,
+                 "It joins what others have formed, and forms nothing before")
+      ->excludes(forced);
+  start->add_flag("--yes", given.yes, "Do not ask")->needs(forced);
 
   auto change = [&given](CLI::App& under, const std::string& name, const std::string& about,
                          const std::string& command, const std::string& done) {
@@ -404,10 +415,19 @@ void add_voting(CLI::App& app, CLI::App& cluster, CLI::App& volume, Arguments& g
       return change_cluster(a.socket, request, done, terminal);
     });
   };
-  auto* witness = change(cluster, "witness", "What decides between two halves", "witness",
-                         "The witness is set.");
+  auto* witness = add(cluster, given, "witness", "What decides between two halves",
+                      [](Arguments& a, Terminal& terminal) {
+                        auto request = a.cluster;
+                        request.command = "witness";
+                        if (a.only) request.value = "only " + request.value;
+                        return change_cluster(a.socket, request, "The witness is set.", terminal);
+                      });
   witness->add_option("WITNESS", given.cluster.value, "none, disk:LUN or share:/FOLDER")
       ->required();
+  witness->add_flag(
+      "--only", given.only,
+      "It decides alone: whoever holds the disk goes on, were it one node, and nobody "
+      "without it");
   auto* policy =
       change(cluster, "policy", "How the cluster behaves", "policy", "The policy is set.");
   policy->add_option("POLICY", given.cluster.value, "dynamic_quorum=on|off, hold=SECONDS")

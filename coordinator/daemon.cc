@@ -172,6 +172,13 @@ class Csvd final : public Daemon {
   }
 
  private:
+  /// Of a volume, on the board.
+  struct Published {
+    std::optional<cluster::Coordinator> coordinator;
+    bool stopped = false;
+    bool operator==(const Published&) const = default;
+  };
+
   Expected<void> find_place(const std::string& volume) {
     auto at = board_->find(volume, true);
     if (at == StatusBoard::kVolumes)
@@ -499,11 +506,11 @@ class Csvd final : public Daemon {
     published_.resize(places_.size());
     for (std::size_t i = 0; i < places_.size(); ++i) {
       const auto& name = config_.volumes[i].name;
-      auto who = membership_->coordinator(name);
+      Published now{membership_->coordinator(name), is_stopped(name)};
       // Until somebody is known, the board keeps what a former life knew: it may still be so.
-      if (who != published_[i]) {
-        publish(i, who);
-        published_[i] = who;
+      if (now != published_[i]) {
+        publish(i, now);
+        published_[i] = now;
       }
       board_->set_open_until(places_[i], membership_->open_until(name));
       coordinations_[i]->news();
@@ -563,9 +570,16 @@ class Csvd final : public Daemon {
     }
   }
 
-  void publish(std::size_t index, const std::optional<cluster::Coordinator>& who) {
+  bool is_stopped(const std::string& volume) const {
+    auto given = membership_->assigned(volume);
+    return given && given->stopped;
+  }
+
+  void publish(std::size_t index, const Published& now) {
+    const auto& who = now.coordinator;
     BoardVolume out;
     out.name = config_.volumes[index].name;
+    out.stopped = now.stopped;
     if (who) {
       out.endpoint = who->endpoint;
       out.epoch = who->epoch;
@@ -576,6 +590,8 @@ class Csvd final : public Daemon {
       events::report(
           events::Severity::info, "coordinator", out.name,
           fmt::format("node {} coordinates it, epoch {}", raw(who->node), raw(who->epoch)));
+    } else if (now.stopped) {
+      log::info("coordinator_none volume={} why=\"it is stopped by command\"", out.name);
     } else {
       log::info("coordinator_unknown volume={}", out.name);
       events::report(events::Severity::warning, "coordinator", out.name,
@@ -603,7 +619,8 @@ class Csvd final : public Daemon {
     if (coordination != nullptr && coordination->service() != nullptr)
       return coordination->service()->accept(std::move(connection), std::move(first));
     // A mount whose own csvd is away asks whomever it can.
-    auto refusal = service::not_coordinated(first, config_.node, membership_->coordinator(volume));
+    auto refusal = service::not_coordinated(first, config_.node, membership_->coordinator(volume),
+                                            is_stopped(volume));
     farewells_.send(std::move(connection), std::move(refusal));
   }
 
@@ -621,8 +638,11 @@ class Csvd final : public Daemon {
       auto done = reload();
       return answer(done ? done->dump() : answer_of(done.error()));
     }
-    if (what == "cluster_create" || what == "cluster_force" || what == "cluster_leave" ||
-        admin::changes_cluster(what) || admin::asks_cluster(what))
+    // Without votes each node decides for itself.
+    bool is_ours = voting_ == nullptr && (what == "volume_start" || what == "volume_stop");
+    if (what == "cluster_create" || what == "cluster_force" || what == "cluster_prevent" ||
+        what == "cluster_leave" || (admin::changes_cluster(what) && !is_ours) ||
+        admin::asks_cluster(what))
       return command_cluster(*request, std::move(answer));
     if (what != "volume_start" && what != "volume_stop" && what != "volume_grow" &&
         what != "catalog_copy")
@@ -635,17 +655,6 @@ class Csvd final : public Daemon {
     log::info("command what={} volume={}", what, coordination->volume());
     if (what == "catalog_copy") return tasks_.spawn(copy_catalog(*coordination, std::move(answer)));
     if (what == "volume_grow") return tasks_.spawn(grow(*coordination, std::move(answer)));
-    if (voting_ != nullptr) {
-      if (what == "volume_stop")
-        return answer(answer_of(
-            Error{Errc::refused,
-                  "the cluster decides who coordinates it: csvctl volume move gives it to another "
-                  "node, csvctl node drain takes all from this one"}));
-      auto move = *request;
-      move.command = "volume_move";
-      move.node = config_.node_name;
-      return command_cluster(move, std::move(answer));
-    }
     tasks_.spawn(run(*coordination, what == "volume_start", std::move(answer)));
   }
 
@@ -665,14 +674,22 @@ class Csvd final : public Daemon {
       return answer(
           answer_of(voting_->replica().found(admin::first_configuration(config_, request.value))));
     if (request.command == "cluster_force") return tasks_.spawn(force(std::move(answer)));
+    if (request.command == "cluster_prevent") {
+      if (request.value != "yes" && request.value != "no")
+        return answer(answer_of(Error{Errc::refused, "cluster_prevent is \"yes\" or \"no\""}));
+      return tasks_.spawn(prevent(request.value == "yes", std::move(answer)));
+    }
     if (request.command == "cluster_leave") return tasks_.spawn(leave(std::move(answer)));
-    auto change = admin::change_for(request);
+    auto wanted = request;
+    if (request.command == "volume_start") wanted.node = std::to_string(raw(config_.node));
+    auto change = admin::change_for(wanted);
     if (!change) return answer(answer_of(change.error()));
     if (auto record = admin::witness_named(request); record)
       return tasks_.spawn(set_witness(*record, *std::move(change), std::move(answer)));
     if (request.command == "node_fence")
       return tasks_.spawn(fence(*std::move(change), request.node, std::move(answer)));
-    tasks_.spawn(change_cluster(*std::move(change), std::move(answer)));
+    bool served = request.command == "volume_start" || request.command == "volume_stop";
+    tasks_.spawn(change_cluster(*std::move(change), std::move(answer), served));
   }
 
   /// Answers once the node is proven to be off.
@@ -720,7 +737,9 @@ class Csvd final : public Daemon {
     answer(answer_of(result));
   }
 
-  Task<void> change_cluster(cluster::Replica::Change change, admin::AdminServer::Answer answer) {
+  /// `say_votes`: whoever asks does not know that it was the cluster which was asked.
+  Task<void> change_cluster(cluster::Replica::Change change, admin::AdminServer::Answer answer,
+                            bool say_votes) {
     Command under_way{this};
     auto task = voting_->replica().propose(std::move(change), kCommandPatience);
     auto result = co_await task;
@@ -728,12 +747,20 @@ class Csvd final : public Daemon {
       co_return answer(answer_of(
           Error{result.error().code(),
                 result.error().message() + "; csvctl cluster status says what would be needed"}));
+    if (result && say_votes) co_return answer(Json{{"ok", true}, {"votes", true}}.dump());
     answer(answer_of(result));
   }
 
   Task<void> force(admin::AdminServer::Answer answer) {
     Command under_way{this};
     auto task = voting_->replica().force(kCommandPatience);
+    auto result = co_await task;
+    answer(answer_of(result));
+  }
+
+  Task<void> prevent(bool yes, admin::AdminServer::Answer answer) {
+    Command under_way{this};
+    auto task = voting_->replica().prevent(yes, kCommandPatience);
     auto result = co_await task;
     answer(answer_of(result));
   }
@@ -862,7 +889,7 @@ class Csvd final : public Daemon {
   std::unique_ptr<admin::AdminServer> admin_;
   std::unique_ptr<StatusBoard> board_;
   std::vector<std::size_t> places_;  ///< On the board, in the order of config_.volumes.
-  std::vector<std::optional<cluster::Coordinator>> published_;
+  std::vector<Published> published_;
   std::set<std::size_t> growing_;  ///< Whose next takeover looks whether the LUN has grown.
   cluster::IcmpPinger pinger_{loop_};
   cluster::CorosyncTuning tuning_{loop_};

@@ -35,6 +35,9 @@ class BoardView {
   Expected<Finder::Node> coordinator() {
     CSV_TRY(look());
     auto known = board_->volume(at_);
+    if (known && known->stopped)
+      return Error{Errc::retry, volume_ + " is stopped by command: csvctl volume start " + volume_ +
+                                    " puts it back"};
     if (!known || known->endpoint.empty())
       return Error{Errc::retry, "no node coordinates volume " + volume_ + " as far as csvd knows"};
     return Finder::Node{known->coordinator, known->endpoint};

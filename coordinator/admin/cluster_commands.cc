@@ -12,6 +12,7 @@
 #include "coordinator/admin/files.h"
 #include "coordinator/admin/prepare_command.h"
 #include "coordinator/admin/settled.h"
+#include "coordinator/cluster/configuration_store.h"
 #include "coordinator/cluster/configuration_text.h"
 
 namespace csv::admin {
@@ -64,6 +65,11 @@ ExitCode change_and_wait(const std::string& socket, const AdminRequest& request,
     return change_cluster(socket, request, "The cluster has accepted it, and is at it.", terminal);
   if (auto changed = change_cluster(socket, request, "", terminal); changed != ExitCode::done)
     return changed;
+  return wait_until_settled(socket, request, done, patience, terminal);
+}
+
+ExitCode wait_until_settled(const std::string& socket, const AdminRequest& request,
+                            const std::string& done, Duration patience, Terminal& terminal) {
   auto until = terminal.clock().now() + patience;
   for (;;) {
     auto status = ask_csvd(socket, R"({"command":"status"})", kPatience);
@@ -125,6 +131,38 @@ ExitCode force_quorum(const std::string& socket, bool yes, Terminal& terminal) {
   }
   return change_cluster(socket, {.command = "cluster_force"},
                         "This side goes on; the others join it when they are reached.", terminal);
+}
+
+ExitCode prevent_quorum(const std::string& config_file, const std::string& socket, bool prevents,
+                        Terminal& terminal) {
+  auto config = load_config(config_file);
+  if (!config) {
+    terminal.note("csvctl: " + config.error().message());
+    return ExitCode::usage;
+  }
+  if (!config->corosync)
+    return failed(terminal, Error{Errc::refused,
+                                  "this node votes with nobody: [cluster] engine is \"standalone\" "
+                                  "in its configuration"});
+  AdminRequest request{.command = "cluster_prevent", .value = prevents ? "yes" : "no"};
+  auto ask_it = [&] {
+    return ask(socket, {{"command", request.command}, {"value", request.value}});
+  };
+  auto told = ask_it();
+  bool runs = told || told.error() != Errc::closed;
+  if (!runs) {
+    auto left = cluster::ConfigurationFiles::prevent(config->state_dir + "/cluster", prevents);
+    if (!left) return failed(terminal, left.error());
+    // One that was started meanwhile may have looked before; it listens before it does.
+    told = ask_it();
+    runs = told || told.error() != Errc::closed;
+  }
+  if (runs && !told) return failed(terminal, told.error());
+  terminal.out(prevents
+                   ? "This node brings no cluster about; it joins one that others have formed, "
+                     "and counts as ever from then on. csvctl cluster start takes that back.\n"
+                   : "This node counts as ever.\n");
+  return ExitCode::done;
 }
 
 namespace {

@@ -19,6 +19,10 @@ ExitCode change_cluster(const std::string& socket, const AdminRequest& request,
 ExitCode change_and_wait(const std::string& socket, const AdminRequest& request,
                          const std::string& done, Duration patience, Terminal& terminal);
 
+/// The second half of that alone, of what the cluster has accepted.
+ExitCode wait_until_settled(const std::string& socket, const AdminRequest& request,
+                            const std::string& done, Duration patience, Terminal& terminal);
+
 struct CreateRequest {
   std::string name;
   bool without_witness = false;  ///< Two nodes, and it is known what that means.
@@ -38,6 +42,12 @@ struct LeaveRequest {
   bool yes = false;
 };
 ExitCode leave_cluster(const std::string& socket, const LeaveRequest& request, Terminal& terminal);
+
+/// `cluster start --prevent-quorum` and, with `prevents` false, `cluster start`: whether this node
+/// may bring a cluster about (cluster::Replica::prevent). Where its csvd does not run, the word is
+/// left in its folder for the next one.
+ExitCode prevent_quorum(const std::string& config_file, const std::string& socket, bool prevents,
+                        Terminal& terminal);
 
 /// `node evict`: a node that takes part is only taken out with `yes`.
 ExitCode evict_node(const std::string& socket, const std::string& node, bool yes,

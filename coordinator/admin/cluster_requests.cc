@@ -145,6 +145,8 @@ Expected<Replica::Change> move(const AdminRequest& request) {
       [volume = request.volume, node = request.node](Configuration& next) -> Expected<void> {
         auto found = next.volumes.find(volume);
         if (found == next.volumes.end()) return no_volume(next, volume);
+        if (found->second.stopped && !node.empty())
+          return refused("volume " + volume + " is stopped: csvctl volume start " + volume);
         if (node.empty()) {
           found->second.preferred.reset();
           return {};
@@ -162,6 +164,29 @@ Expected<Replica::Change> move(const AdminRequest& request) {
         ++found->second.turn;
         return {};
       }};
+}
+
+Expected<Replica::Change> stop(const AdminRequest& request) {
+  return Replica::Change{[volume = request.volume](Configuration& next) -> Expected<void> {
+    auto found = next.volumes.find(volume);
+    if (found == next.volumes.end()) return no_volume(next, volume);
+    cluster::set_stopped(found->second, true);
+    return {};
+  }};
+}
+
+Expected<Replica::Change> start(const AdminRequest& request) {
+  auto to_node = CSV_TRY(move(request));
+  // It is asked again after it has been done, and then the volume is not stopped any more.
+  return Replica::Change{[volume = request.volume, to_node,
+                          put_back = false](Configuration& next) mutable -> Expected<void> {
+    auto found = next.volumes.find(volume);
+    if (found == next.volumes.end()) return no_volume(next, volume);
+    put_back = put_back || found->second.stopped;
+    if (!put_back) return to_node(next);
+    cluster::set_stopped(found->second, false);
+    return {};
+  }};
 }
 
 Expected<Replica::Change> forget(const AdminRequest& request) {
@@ -182,7 +207,14 @@ Expected<Replica::Change> import(const AdminRequest& request) {
   }};
 }
 
+constexpr std::string_view kOnly = "only ";
+
 cluster::WitnessRecord witness_record(const std::string& value) {
+  if (value.starts_with(kOnly)) {
+    auto record = witness_record(value.substr(kOnly.size()));
+    record.only = record.kind == WitnessKind::disk && !record.only;
+    return record.only ? record : cluster::WitnessRecord{};
+  }
   if (value.starts_with("disk:")) return {WitnessKind::disk, value.substr(5), false};
   if (value.starts_with("share:/")) return {WitnessKind::share, value.substr(6), false};
   return {};
@@ -190,6 +222,11 @@ cluster::WitnessRecord witness_record(const std::string& value) {
 
 Expected<Replica::Change> witness(const AdminRequest& request) {
   auto record = witness_record(request.value);
+  if (record.kind == WitnessKind::none && request.value.starts_with(kOnly))
+    return refused(
+        "a witness that decides alone is a disk, which keeps the configuration: "
+        "disk:LUN, not '" +
+        request.value.substr(kOnly.size()) + "'");
   if (record.kind == WitnessKind::none && request.value != "none")
     return refused("a witness is \"none\", \"disk:LUN\" or \"share:/FOLDER\", not '" +
                    request.value + "'");
@@ -256,7 +293,7 @@ constexpr Command kCommands[] = {
     {"node_fence", fence},     {"node_unfence", fence}, {"node_evict", evict},
     {"node_add", add_node},    {"volume_move", move},   {"volume_forget", forget},
     {"witness", witness},      {"policy", policy},      {"heartbeat", heartbeat},
-    {"config_import", import},
+    {"config_import", import}, {"volume_stop", stop},   {"volume_start", start},
 };
 
 using Json = nlohmann::ordered_json;
@@ -351,7 +388,10 @@ cluster::Standing standing_of(const cluster::Replica& replica, TimePoint now) {
   cluster::Standing out;
   out.formed = replica.state() == Replica::State::formed;
   if (replica.view())
-    for (const auto& member : replica.view()->members) out.members.push_back(member.node);
+    for (const auto& member : replica.view()->members) {
+      out.members.push_back(member.node);
+      if (replica.prevents(member.node)) out.prevents.push_back(member.node);
+    }
   out.witness_held = now < replica.held_until();
   if (replica.steward()) out.witness_answers = replica.witness_answers();
   return out;
@@ -406,6 +446,7 @@ std::string cluster_json(const cluster::VotingMembership& membership, NodeId nod
                             {"why", vote_reason(configuration, standing, id)},
                             {"reached", reached},
                             {"member", replica.member(id)},
+                            {"prevents", replica.prevents(id)},
                             {"verdict", verdict_json(membership.opinion(id), now)}});
   }
   out["witness"] = {
@@ -425,6 +466,7 @@ std::string cluster_json(const cluster::VotingMembership& membership, NodeId nod
     out["volumes"].push_back({{"name", name},
                               {"coordinator", raw(volume.coordinator)},
                               {"served", membership.served(name)},
+                              {"stopped", volume.stopped},
                               {"preferred", volume.preferred ? raw(*volume.preferred) : 0}});
   return out.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

@@ -25,9 +25,11 @@ bool changes_cluster(const std::string& command);
 ///   node_fence, node_unfence               node
 ///   node_add       node: its number; value: "name=NAME address=ADDRESS:PORT links=ADDRESS,…"
 ///   volume_move    volume, node: where it goes, and where it goes back to; "": anywhere
+///   volume_stop    volume: out of service, nobody coordinates it
+///   volume_start   volume, node: back into service; of one that is in it, as volume_move
 ///   volume_forget  volume: it belongs to the cluster no more
 ///   heartbeat      value: "delay=MS threshold=N", either alone, or "preset=lan", "preset=wan"
-///   witness        value: "none", "disk:LUN", "share:FOLDER"
+///   witness        value: "none", "disk:LUN", "share:FOLDER", "only disk:LUN": it decides alone
 ///   policy         value: "dynamic_quorum=on" or "off", "hold=SECONDS"
 ///   config_import  value: a configuration as cluster/configuration_text.h has it
 ///

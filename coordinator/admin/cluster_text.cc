@@ -147,6 +147,7 @@ class Teller {
                              : paint_.bad("not reached");
       if (flag_at(node, "fenced"))
         state += ", " + paint_.warning(flag_at(node, "off") ? "fenced" : "being fenced");
+      if (node.value("prevents", false)) state += ", " + paint_.warning("prevents a quorum");
       if (flag_at(node, "drained")) state += ", " + paint_.warning("drained");
       if (!member && !own && !cut_off)
         away_.emplace_back(text_at(node, "name"),
@@ -193,10 +194,12 @@ class Teller {
         away_.emplace_back(text_at(volume, "name"),
                            name(coordinator) + " is to coordinate it, and does not serve it yet: " +
                                "csvctl status there says why");
+      bool stopped = volume.value("stopped", false);
       table.row({text_at(volume, "name"),
-                 coordinator == 0 ? paint_.bad("nobody can")
-                 : served         ? name(coordinator)
-                                  : paint_.warning(name(coordinator) + ", not yet"),
+                 stopped            ? paint_.warning(served ? "stopped, being closed" : "stopped")
+                 : coordinator == 0 ? paint_.bad("nobody can")
+                 : served           ? name(coordinator)
+                                    : paint_.warning(name(coordinator) + ", not yet"),
                  preferred == 0 ? "any" : name(preferred)});
     }
     if (!table.empty()) body_ += "\n" + table.text();

@@ -56,8 +56,7 @@ ExitCode in_use(const std::string& url, const std::string& users, const char* fe
   terminal.note("csvctl: the volume on " + url + " may be in use, and nothing was changed:\n" +
                 users +
                 "End it there in good order: csvctl volume stop NAME on the node that coordinates "
-                "it (systemctl stop csvd on every node where nodes vote), umount where it is "
-                "mounted." +
+                "it (on any node where nodes vote), umount where it is mounted." +
                 fence);
   return ExitCode::not_confirmed;
 }

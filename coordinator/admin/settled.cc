@@ -41,6 +41,15 @@ std::string of_volume(const Json& volume, const Json& nodes, int not_by, int by)
   return fmt::format("{} is given to {}, which does not serve it yet", name, name_of(nodes, given));
 }
 
+std::string of_stopped(const Json& volume, bool formed) {
+  // What the others do is not known.
+  if (!formed) return "the cluster forms anew";
+  auto name = volume.value("name", "");
+  if (!volume.value("stopped", false)) return name + " is not stopped: somebody has started it";
+  if (volume.value("served", false)) return name + " is being closed by its coordinator";
+  return {};
+}
+
 }  // namespace
 
 Expected<std::string> left_to_do(const std::string& status, const AdminRequest& request) {
@@ -61,7 +70,10 @@ Expected<std::string> left_to_do(const std::string& status, const AdminRequest& 
       return std::string{};
     }
     for (const auto& each : volumes)
-      if (each.value("name", "") == request.volume) return of_volume(each, nodes, 0, node);
+      if (each.value("name", "") == request.volume)
+        return request.command == "volume_stop"
+                   ? of_stopped(each, voting.value("state", "formed") == "formed")
+                   : of_volume(each, nodes, 0, node);
     return "the cluster has no volume " + request.volume;
   } catch (const Json::exception&) {
     return no_status();

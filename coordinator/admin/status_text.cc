@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "coordinator/admin/cluster_text.h"
 #include "coordinator/admin/paint.h"
@@ -37,6 +38,9 @@ class Teller {
     nodes();
     votes_ = status_.contains("voting") && !status_.at("voting").is_null();
     if (votes_) quorum(status_.at("voting"));
+    if (votes_)
+      for (const auto& each : status_.at("voting").value("volumes", Json::array()))
+        if (each.value("stopped", false)) stopped_.insert(text_of(each.at("name")));
     for (const auto& each : status_.at("volumes")) volume(each);
     auto here = text_of(status_.at("node").at("name"));
     auto out = paint_.bold("Cluster " + text_of(status_.at("cluster"))) + " as " + here +
@@ -163,6 +167,8 @@ class Teller {
       line("coordinator",
            node_name(volume.at("coordinator_node")) + (serves ? " (this node)" : "") + ", epoch " +
                text_of(volume.at("epoch")) + (serves ? ", " + since_text(here.at("since_s")) : ""));
+    } else if (stopped_.contains(name)) {
+      line("coordinator", paint_.warning("none: it is stopped by command"));
     } else {
       line("coordinator", paint_.bad("nobody is known to coordinate it"));
       attend(name, "nobody coordinates it" + (reason.empty() ? "" : "; this node: " + reason),
@@ -199,7 +205,7 @@ class Teller {
                       paint_.faint(" (csvfs, process " + pid + ")"));
     if (!mount.at("alive").get<bool>())
       attend(name, "csvfs was killed or crashed; mount it again", Json{}, csvd_);
-    else if (mode != "direct")
+    else if (mode != "direct" && !stopped_.contains(name))
       attend(name, "the mount here is " + mode + (reason.empty() ? "" : ": " + reason),
              mount.at("since_s"), "csvfs, process " + pid);
     const auto& c = mount.at("counters");
@@ -251,6 +257,7 @@ class Teller {
   const Paint& paint_;
   std::string csvd_;
   bool votes_ = false;
+  std::set<std::string> stopped_;  ///< By command: that is said once, with the cluster.
   std::map<int, std::string> names_;
   std::vector<std::string> attention_;
   std::string body_;

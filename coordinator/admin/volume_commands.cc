@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coordinator/admin/admin_server.h"
+#include "coordinator/admin/cluster_commands.h"
 #include "coordinator/admin/events_command.h"
 #include "coordinator/admin/status.h"
 #include "coordinator/admin/text_table.h"
@@ -17,6 +18,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 using iscsi::ReservationType;
+
+/// A coordinator closes a volume, or another one takes it over, within this.
+constexpr Duration kSettles = 60s;
 
 ExitCode failed(Terminal& terminal, const Error& why) {
   terminal.progress("");
@@ -84,9 +88,10 @@ std::string lun_line(const std::string& url, const iscsi::Lun& lun) {
                      size);
 }
 
-ExitCode ask_simply(const std::string& socket, const char* command, const std::string& volume,
-                    const std::string& done, Terminal& terminal) {
-  Json request{{"command", command}, {"volume", volume}};
+/// `done`: what has come about without votes; `settled`: with them.
+ExitCode start_or_stop(const std::string& socket, const AdminRequest& ask_for,
+                       const std::string& done, const std::string& settled, Terminal& terminal) {
+  Json request{{"command", ask_for.command}, {"volume", ask_for.volume}};
   // A takeover waits for leases to end, and for fenced mounts.
   auto answer = ask_csvd(socket, request.dump(), 120s);
   if (!answer) {
@@ -98,6 +103,8 @@ ExitCode ask_simply(const std::string& socket, const char* command, const std::s
     return failed(terminal, Error{Errc::corrupt, "csvd's answer cannot be understood"});
   if (!parsed["ok"].get<bool>())
     return failed(terminal, Error{Errc::refused, parsed.value("error", "csvd refused")});
+  if (parsed.value("votes", false))
+    return wait_until_settled(socket, ask_for, settled, kSettles, terminal);
   terminal.out(done + "\n");
   return ExitCode::done;
 }
@@ -153,7 +160,7 @@ ExitCode check_volume(const LunChoice& lun, bool json, Terminal& terminal) {
     if (report.error() == Errc::fenced)
       return failed(terminal, report.error().within(
                                   "the volume is being served, and its coordinator threw the check "
-                                  "out; stop it everywhere first (csvctl volume stop)"));
+                                  "out; stop it first (csvctl volume stop)"));
     return failed(terminal, report.error());
   }
   if (auto left = (*key)->leave(); !left)
@@ -234,7 +241,26 @@ ExitCode show_reservation(const LunChoice& lun, bool json, Terminal& terminal) {
   return ExitCode::done;
 }
 
-ExitCode clear_reservation(const LunChoice& lun, bool yes, Terminal& terminal) {
+namespace {
+
+/// Who may be using the LUN, a line each; also where nobody can tell, as it is kept from us.
+Expected<std::string> users_of(iscsi::BlockingLun& lun, const std::vector<Key>& keys,
+                               ReservationType type, Random& random) {
+  // Under this one its holder alone reads; a try would cost us the way to the LUN, and leave a key.
+  if (type != ReservationType::exclusive_access) {
+    auto key = CSV_TRY(TemporaryKey::enter(lun, random));
+    auto users = CSV_TRY(service::look_for_users(lun, key->key()));
+    return users.in_words();
+  }
+  std::string lines = "  whether it is a volume, and closed, its reservation keeps from us\n";
+  for (const auto& [each, nexuses] : count(keys)) lines += "  key " + key_words(each) + "\n";
+  return lines;
+}
+
+}  // namespace
+
+ExitCode clear_reservation(const ClearRequest& request, Terminal& terminal) {
+  const auto& lun = request.lun;
   auto opened = ToolLun::open(lun.url, lun.options);
   if (!opened) return failed(terminal, opened.error());
   auto& blocking = (*opened)->blocking();
@@ -246,7 +272,19 @@ ExitCode clear_reservation(const LunChoice& lun, bool yes, Terminal& terminal) {
     terminal.out("There is no key and no reservation on " + lun.url + ".\n");
     return ExitCode::done;
   }
-  if (!yes) {
+  auto random = Random::from_system();
+  if (!request.despite_users) {
+    auto users = users_of(blocking, keys->keys, held->type, random);
+    if (!users) return failed(terminal, users.error());
+    if (!users->empty()) {
+      terminal.note("csvctl: the LUN " + lun.url + " may be in use, and nothing was changed:\n" +
+                    *users +
+                    "End it there in good order: csvctl volume stop, umount. If such a node is "
+                    "surely down, or the key is a leftover, repeat with --despite-users.");
+      return ExitCode::not_confirmed;
+    }
+  }
+  if (!request.yes) {
     std::string listed;
     for (const auto& [key, nexuses] : count(keys->keys)) listed += "  key " + key_words(key) + "\n";
     terminal.note(
@@ -260,7 +298,6 @@ ExitCode clear_reservation(const LunChoice& lun, bool yes, Terminal& terminal) {
       return ExitCode::not_confirmed;
     }
   }
-  auto random = Random::from_system();
   auto mine = make_key(
       {.cluster = 0, .role = KeyRole::coordinator, .number = 1 + random.below((1ull << 38) - 1)});
   if (auto done = blocking.register_key(mine); !done)
@@ -295,13 +332,17 @@ ExitCode show_status(const std::string& socket, bool json, Terminal& terminal) {
 }
 
 ExitCode start_volume(const std::string& socket, const std::string& volume, Terminal& terminal) {
-  return ask_simply(socket, "volume_start", volume, "This node coordinates " + volume + ".",
-                    terminal);
+  return start_or_stop(socket, {.command = "volume_start", .volume = volume},
+                       "This node coordinates " + volume + ".", volume + " is in service.",
+                       terminal);
 }
 
 ExitCode stop_volume(const std::string& socket, const std::string& volume, Terminal& terminal) {
-  return ask_simply(socket, "volume_stop", volume,
-                    "This node no longer coordinates " + volume + ".", terminal);
+  return start_or_stop(
+      socket, {.command = "volume_stop", .volume = volume},
+      "This node no longer coordinates " + volume + ".",
+      volume + " is out of service, on all nodes; csvctl volume start " + volume + " puts it back.",
+      terminal);
 }
 
 }  // namespace csv::admin

@@ -28,9 +28,17 @@ Expected<void> tell_of_users(iscsi::BlockingLun& lun, Key mine, Terminal& termin
 /// What a check found, and how it ends.
 ExitCode tell_check(const volume::CheckReport& report, bool json, Terminal& terminal);
 ExitCode show_reservation(const LunChoice& lun, bool json, Terminal& terminal);
-ExitCode clear_reservation(const LunChoice& lun, bool yes, Terminal& terminal);
+/// Asks, unless `yes`. Refused with ExitCode::not_confirmed while the LUN says that somebody may be
+/// using it (service::look_for_users), unless it is `despite_users`.
+struct ClearRequest {
+  LunChoice lun;
+  bool yes = false;
+  bool despite_users = false;
+};
+ExitCode clear_reservation(const ClearRequest& request, Terminal& terminal);
 
 ExitCode show_status(const std::string& socket, bool json, Terminal& terminal);
+/// Where nodes vote the cluster decides, and these wait until it has come about.
 ExitCode start_volume(const std::string& socket, const std::string& volume, Terminal& terminal);
 ExitCode stop_volume(const std::string& socket, const std::string& volume, Terminal& terminal);
 

@@ -54,18 +54,26 @@ class Adviser {
   void missing() {
     // Nobody is reached, so that nobody can be said to be missing; or they are at it.
     if (now_.members.empty()) return;
-    if (majority(of_.ballot, now_.members, now_.witness_held)) return;
+    auto here = now_.members;
+    std::erase_if(here, [this](NodeId node) { return among(now_.prevents, node); });
+    if (majority(of_.ballot, here, now_.witness_held)) return;
     std::vector<NodeId> wanted;
     for (auto node : absent_)
       if (counts(of_, node) > 0) wanted.push_back(node);
     auto text = fmt::format("{} of {} votes here, {} needed", votes_present(of_, now_),
                             of_.ballot.now.total(), votes_needed(of_));
-    if (witness_decides(of_.ballot, now_.members))
-      text += ": the witness would decide, and it is not held";
+    if (witness_decides(of_.ballot, here)) text += ": the witness would decide, and it is not held";
+    if (!now_.prevents.empty())
+      text += fmt::format(
+          ". {} {} told to prevent a quorum, and {} for a cluster that others form: csvctl cluster "
+          "start there takes that back",
+          list(of_, now_.prevents, "and"), now_.prevents.size() == 1 ? "was" : "were",
+          now_.prevents.size() == 1 ? "waits" : "wait");
     if (!wanted.empty())
       text += fmt::format(". See that corosync and csvd run on {}, and that the network reaches {}",
                           list(of_, wanted, "and"), wanted.size() == 1 ? "it" : "them");
-    if (!absent_.empty())
+    // Those who were told to wait shall be joined to the others, not go on without them.
+    if (!absent_.empty() && !here.empty())
       text += fmt::format(". If {} surely off: csvctl cluster start --force-quorum",
                           absent_.size() == 1 ? name_of(of_, absent_.front()) + " is"
                                               : list(of_, absent_, "and") + " are");
@@ -123,7 +131,13 @@ class Adviser {
         say(node.name, "is drained, so no volume comes to it; after the work: csvctl node resume " +
                            node.name);
     for (const auto& [name, volume] : of_.volumes)
-      if (volume.coordinator == NodeId{}) say(name, "no node that is here can coordinate it");
+      if (volume.stopped)
+        say(name,
+            "is stopped by command, so whoever uses it waits; after the work: csvctl volume "
+            "start " +
+                name);
+      else if (volume.coordinator == NodeId{})
+        say(name, "no node that is here can coordinate it");
   }
 
   const Configuration& of_;
@@ -142,7 +156,8 @@ std::string name_of(const Configuration& configuration, NodeId node) {
 
 unsigned votes_present(const Configuration& configuration, const Standing& standing) {
   unsigned sum = standing.witness_held ? configuration.ballot.now.witness : 0;
-  for (auto node : standing.members) sum += counts(configuration, node);
+  for (auto node : standing.members)
+    if (standing.formed || !among(standing.prevents, node)) sum += counts(configuration, node);
   return sum;
 }
 

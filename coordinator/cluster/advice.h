@@ -13,6 +13,7 @@ struct Standing {
   std::vector<NodeId> members;          ///< Whose csvd takes part; sorted. None: no engine.
   bool witness_held = false;            ///< This side holds the witness.
   std::optional<bool> witness_answers;  ///< Unknown where another node does the asking.
+  std::vector<NodeId> prevents;         ///< Members told to bring no cluster about; sorted.
 };
 
 /// Of the votes in force, with the witness's where it counts: how many are here, and how many make

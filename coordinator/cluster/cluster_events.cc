@@ -53,6 +53,7 @@ Sight sight_of(const Replica& replica) {
   }
   out.steward = replica.steward();
   out.witness_answers = replica.witness_answers();
+  out.prevents = replica.prevents();
   return out;
 }
 
@@ -71,6 +72,7 @@ void ClusterEvents::look(const Sight& now) {
   if (!settled || now.configuration == nullptr) return;
   if (!forced_) forced_ = now.configuration->tag.forced;
   quorum(now);
+  prevention(now);
   if (now.state != Replica::State::lost) members(now);
   if (now.state == Replica::State::formed) configuration(now);
 }
@@ -90,6 +92,20 @@ void ClusterEvents::quorum(const Sight& now) {
     events::report(Severity::warning, "quorum", "", "waiting for a quorum", now.reason);
   }
   quorate_ = quorate;
+}
+
+void ClusterEvents::prevention(const Sight& now) {
+  if (std::exchange(prevents_, now.prevents) == now.prevents) return;
+  if (now.prevents)
+    events::report(Severity::warning, "quorum", "",
+                   "this node brings no cluster about until it has joined one: it was told to "
+                   "prevent a quorum");
+  else if (now.state == Replica::State::formed)
+    events::report(Severity::info, "quorum", "",
+                   "this node counts as ever again: it has joined a cluster that has formed",
+                   "it had been told to prevent a quorum");
+  else
+    events::report(Severity::info, "quorum", "", "this node counts as ever again, by command");
 }
 
 void ClusterEvents::members(const Sight& now) {
@@ -151,7 +167,10 @@ void ClusterEvents::volumes(const Sight& now) {
     auto why = because_.find(name);
     auto cause = why == because_.end() ? likely_cause(now, from) : why->second;
     because_.erase(name);
-    if (volume.coordinator == NodeId{})
+    if (volume.stopped)
+      events::report(Severity::info, "coordinator", name,
+                     "it is stopped by command: nobody coordinates it");
+    else if (volume.coordinator == NodeId{})
       events::report(Severity::error, "coordinator", name, "no node can coordinate it", cause);
     else
       events::report(

@@ -18,6 +18,7 @@ struct Sight {
   std::vector<NodeId> nodes;    ///< Whose engine is reached.
   bool steward = false;
   bool witness_answers = false;
+  bool prevents = false;  ///< This node was told to bring no cluster about.
 };
 Sight sight_of(const Replica& replica);
 
@@ -38,6 +39,7 @@ class ClusterEvents {
   void votes(const Sight& now);
   void volumes(const Sight& now);
   void witness(const Sight& now);
+  void prevention(const Sight& now);
 
   std::optional<std::string> first_reason_;  ///< Before anything was heard.
   std::optional<std::uint64_t> forced_;
@@ -46,6 +48,7 @@ class ClusterEvents {
   std::optional<Configuration> known_;  ///< The last one that was in force.
   std::optional<Votes> votes_;
   std::optional<bool> witness_answers_;
+  bool prevents_ = false;
   std::map<std::string, std::string> because_;
 };
 

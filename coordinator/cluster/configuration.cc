@@ -80,6 +80,7 @@ std::string encode(const Configuration& configuration) {
     one->set_coordinator(raw(volume.coordinator));
     one->set_preferred(raw(volume.preferred.value_or(NodeId{})));
     one->set_turn(volume.turn);
+    one->set_stopped(volume.stopped);
   }
   out.mutable_witness()->set_kind(static_cast<std::uint32_t>(configuration.witness.kind));
   out.mutable_witness()->set_place(configuration.witness.place);
@@ -131,6 +132,7 @@ Expected<Configuration> decode(std::string_view bytes) {
     record.coordinator = NodeId{static_cast<std::uint8_t>(one.coordinator())};
     if (one.preferred() != 0) record.preferred = NodeId{static_cast<std::uint8_t>(one.preferred())};
     record.turn = one.turn();
+    record.stopped = one.stopped();
     if (!out.volumes.emplace(one.name(), record).second) return damaged("one volume twice");
   }
   if (from.witness().kind() > static_cast<std::uint32_t>(WitnessKind::share))
@@ -180,8 +182,11 @@ Expected<void> validate(const Configuration& configuration) {
   if (!voter && !configuration.witness.only) return wrong("one node at least has to vote");
   if (configuration.volumes.size() > kMaxVolumes)
     return wrong(fmt::format("a cluster has {} volumes at most", kMaxVolumes));
-  for (const auto& [name, volume] : configuration.volumes)
+  for (const auto& [name, volume] : configuration.volumes) {
     if (!is_name(name)) return wrong(fmt::format("'{}' is no name for a volume", name));
+    if (volume.stopped && volume.coordinator != NodeId{})
+      return wrong(fmt::format("volume {} is stopped, and has a coordinator", name));
+  }
   if ((configuration.witness.kind == WitnessKind::none) != configuration.witness.place.empty())
     return wrong("a witness has a place");
   if (configuration.witness.place.size() > 4096) return wrong("the witness's place is too long");
@@ -218,6 +223,13 @@ void take_out(Configuration& configuration, NodeId node) {
     volume.coordinator = NodeId{};
     ++volume.turn;
   }
+}
+
+void set_stopped(VolumeRecord& volume, bool stopped) {
+  if (volume.stopped == stopped) return;
+  volume.stopped = stopped;
+  volume.coordinator = NodeId{};
+  ++volume.turn;
 }
 
 Expected<void> set_witness(Configuration& configuration, const WitnessRecord& witness) {

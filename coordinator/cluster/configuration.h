@@ -54,6 +54,8 @@ struct VolumeRecord {
   std::optional<NodeId> preferred;  ///< By command; it goes back there when it can.
   /// Which decision this is: grows with every change of `coordinator`.
   std::uint64_t turn = 0;
+  /// By command: out of service, so `coordinator` is nobody.
+  bool stopped = false;
   bool operator==(const VolumeRecord&) const = default;
 };
 
@@ -95,6 +97,9 @@ Heartbeat heartbeat_of(const HeartbeatSettings& settings);
 
 /// The node belongs to the cluster no more: what it coordinated is nobody's for now.
 void take_out(Configuration& configuration, NodeId node);
+
+/// Out of service, or back: then somebody is to be found for it.
+void set_stopped(VolumeRecord& volume, bool stopped);
 
 /// Errc::refused where there is another one: the vote that a witness has is that of the one that
 /// all know, so it goes before another comes.

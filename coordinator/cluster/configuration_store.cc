@@ -27,6 +27,7 @@ static_assert(sizeof(Header) == 40);
 constexpr std::size_t kUnchecked = 16;
 constexpr std::size_t kMost = 4u << 20;
 const std::array<const char*, 2> kNames{"cluster-a", "cluster-b"};
+const char* const kPrevents = "prevent-quorum";
 
 struct Fd {
   int fd;
@@ -83,6 +84,13 @@ std::string file_of(const Kept& kept) {
   return text;
 }
 
+Expected<void> sync_folder(const std::string& folder) {
+  Fd directory{::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  if (directory.fd < 0) return errno_error(errno, "opening " + folder);
+  if (::fsync(directory.fd) != 0) return errno_error(errno, "naming what is in " + folder);
+  return {};
+}
+
 Expected<void> write_one(const std::string& folder, const char* name, std::string_view text) {
   auto path = folder + "/" + name, part = path + ".part";
   {
@@ -97,10 +105,7 @@ Expected<void> write_one(const std::string& folder, const char* name, std::strin
     if (::fsync(file.fd) != 0) return errno_error(errno, "writing " + part);
   }
   if (::rename(part.c_str(), path.c_str()) != 0) return errno_error(errno, "naming " + path);
-  Fd directory{::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-  if (directory.fd < 0) return errno_error(errno, "opening " + folder);
-  if (::fsync(directory.fd) != 0) return errno_error(errno, "naming " + path);
-  return {};
+  return sync_folder(folder);
 }
 
 }  // namespace
@@ -129,7 +134,26 @@ Expected<ConfigurationFiles::Found> ConfigurationFiles::read(const std::string& 
                  out.damage +
                      ". Put the file of another node here, or remove both: this node then "
                      "takes the configuration of the others when it meets them"};
+  auto mark = folder + "/" + kPrevents;
+  out.kept.prevents = ::access(mark.c_str(), F_OK) == 0;
+  // Whether it is there must be known: to go on without a look could be what was forbidden.
+  if (!out.kept.prevents && errno != ENOENT) return errno_error(errno, "looking for " + mark);
   return out;
+}
+
+Expected<void> ConfigurationFiles::prevent(const std::string& folder, bool prevents) {
+  auto mark = folder + "/" + kPrevents;
+  if (!prevents) {
+    if (::unlink(mark.c_str()) != 0)
+      return errno == ENOENT ? Expected<void>{} : errno_error(errno, "removing " + mark);
+    return sync_folder(folder);
+  }
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) return Error{error, "making " + folder + ": " + error.message()};
+  Fd file{::open(mark.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)};
+  if (file.fd < 0) return errno_error(errno, "making " + mark);
+  return sync_folder(folder);
 }
 
 ConfigurationFiles::ConfigurationFiles(Loop& loop, std::unique_ptr<Worker> worker,
@@ -139,14 +163,16 @@ ConfigurationFiles::ConfigurationFiles(Loop& loop, std::unique_ptr<Worker> worke
 ConfigurationFiles::~ConfigurationFiles() = default;
 
 void ConfigurationFiles::save(const Kept& kept, Function<void(Expected<void>)> done) {
-  worker_->post([loop = loop_, folder = folder_, content = file_of(kept),
+  worker_->post([loop = loop_, folder = folder_, content = file_of(kept), prevents = kept.prevents,
                  alive = std::weak_ptr{alive_}, done = std::move(done)]() mutable {
     std::error_code error;
     std::filesystem::create_directories(folder, error);
     // Both, one after the other: a file that goes bad later must not bring back an old
     // configuration, as what is read is the newer of those that are whole.
-    auto result = write_one(folder, kNames[0], content);
+    auto result = prevents ? prevent(folder, true) : Expected<void>{};
+    if (result) result = write_one(folder, kNames[0], content);
     if (result) result = write_one(folder, kNames[1], content);
+    if (result && !prevents) result = prevent(folder, false);
     loop->post(
         [result = std::move(result), alive = std::move(alive), done = std::move(done)]() mutable {
           if (alive.lock()) done(std::move(result));

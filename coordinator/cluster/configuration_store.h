@@ -14,6 +14,8 @@ namespace csv::cluster {
 struct Kept {
   std::optional<Configuration> configuration;  ///< The newest that it has stored.
   ClusterTag promised;  ///< It stores nothing below this any more (replica.h).
+  /// By command: its own copy brings no cluster about until it has joined one that has formed.
+  bool prevents = false;
   bool operator==(const Kept&) const = default;
 };
 
@@ -28,7 +30,9 @@ class ConfigurationStore {
 
 /// Two files of a folder, each replaced as a whole, one after the other, each with a checksum:
 /// whatever happens meanwhile one of them is whole, and afterwards both say the same, so that one
-/// that goes bad brings back nothing old. Reading takes the newer of those that are whole.
+/// that goes bad brings back nothing old. Reading takes the newer of those that are whole. A third,
+/// empty file says that the node prevents: it is there before what is saved with it, and goes after
+/// what is saved without it.
 class ConfigurationFiles final : public ConfigurationStore {
  public:
   struct Found {
@@ -37,6 +41,8 @@ class ConfigurationFiles final : public ConfigurationStore {
   };
   /// What is there; nothing is made. Errc::corrupt: there are files, and none of them is whole.
   static Expected<Found> read(const std::string& folder);
+  /// For a node whose csvd does not run: makes or removes the file that says so, durably.
+  static Expected<void> prevent(const std::string& folder, bool prevents);
   /// `worker` does the waiting, and is destroyed with this.
   ConfigurationFiles(Loop& loop, std::unique_ptr<Worker> worker, std::string folder);
   ~ConfigurationFiles() override;

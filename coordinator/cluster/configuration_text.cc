@@ -129,8 +129,9 @@ Expected<void> read_volumes(const toml::table& root, const std::string& file, co
     TomlSection in{*table, "[[volume]]", file};
     auto name = CSV_TRY(in.text("name", kNameText, is_name));
     auto preferred = CSV_TRY(in.text("preferred", kNameText, is_name, ""));
-    CSV_TRY(in.nothing_else());
     VolumeRecord record;
+    record.stopped = CSV_TRY(in.boolean("stopped", false));
+    CSV_TRY(in.nothing_else());
     if (!preferred.empty()) {
       auto found = names.find(preferred);
       if (found == names.end())
@@ -206,11 +207,15 @@ void compare_volumes(const Configuration& now, const Configuration& then, Compar
       to.add(fmt::format("volume {} is forgotten, until a node says that it has it", name));
   for (const auto& [name, volume] : then.volumes) {
     auto before = now.volumes.find(name);
+    bool was_stopped = before != now.volumes.end() && before->second.stopped;
     if (before == now.volumes.end())
       to.add(fmt::format("volume {} is added; preferred: {}", name, preferred_words(then, volume)));
     else
       to.changed(fmt::format("volume {}: preferred", name), preferred_words(now, before->second),
                  preferred_words(then, volume));
+    if (volume.stopped != was_stopped)
+      to.add(fmt::format("volume {} is {}", name,
+                         volume.stopped ? "taken out of service" : "put back into service"));
   }
 }
 
@@ -264,6 +269,7 @@ std::string to_toml(const Configuration& configuration) {
       if (auto node = configuration.nodes.find(*volume.preferred);
           node != configuration.nodes.end())
         add("preferred = {}\n", quoted(node->second.name));
+    if (volume.stopped) add("stopped = true   # out of service\n");
   }
   return out;
 }
@@ -316,6 +322,7 @@ Expected<Configuration> replaced(const Configuration& now, const Configuration& 
     auto& record = volumes[name];
     if (known != next.volumes.end()) record = known->second;
     record.preferred = volume.preferred;
+    set_stopped(record, volume.stopped);
   }
   next.volumes = std::move(volumes);
   return next;

@@ -55,7 +55,8 @@ class Membership {
   /// Who coordinates the volume as far as is known; this node too. Kept when that node goes silent:
   /// nobody else is known.
   [[nodiscard]] virtual std::optional<Coordinator> coordinator(const std::string& volume) const = 0;
-  /// The I/O gate of a volume on this node: closed at and after this moment. Grows only.
+  /// The I/O gate of a volume on this node: closed at and after this moment. Grows only; not while
+  /// the volume is stopped.
   [[nodiscard]] virtual TimePoint open_until(const std::string& volume) const = 0;
   /// This node's own lease, for what it coordinates.
   [[nodiscard]] virtual TimePoint open_until() const = 0;
@@ -75,6 +76,7 @@ class Membership {
     bool decided = false;  ///< The cluster decides, and there is a quorum.
     NodeId node{};         ///< NodeId{}: nobody, for now.
     std::string reason;    ///< Why it is not decided.
+    bool stopped = false;  ///< Nobody, by command.
   };
   [[nodiscard]] virtual std::optional<Assignment> assigned(const std::string&) const {
     return std::nullopt;

@@ -46,6 +46,10 @@ std::string text_of(const ClusterTag& tag) {
 /// What is promised before a configuration with this tag is proposed.
 ClusterTag promise_of(const ClusterTag& tag) { return {tag.forced, tag.epoch, 0}; }
 
+constexpr const char* kPrevents =
+    "this node was told to prevent a quorum: it joins a cluster that others have formed (csvctl "
+    "cluster start lets it count again)";
+
 std::string list(const std::vector<NodeId>& nodes) {
   std::string out;
   for (auto each : nodes) out += fmt::format("{}{}", out.empty() ? "" : ",", raw(each));
@@ -91,6 +95,7 @@ Replica::~Replica() {
 void Replica::start(Kept kept) {
   stored_ = kept.configuration;
   promised_ = kept.promised;
+  prevents_ = kept.prevents;
   wanted_ = std::move(kept);
   vote();
   Engine::Handlers handlers;
@@ -212,8 +217,16 @@ void Replica::greet_when_idle() {
   greeted_self_ = true;
   wire::GroupMessage message;
   auto* greeting = message.mutable_greeting();
-  if (stored_) greeting->set_configuration(encode(*stored_));
-  *greeting->mutable_promised() = to_wire(promised_);
+  auto promised = promised_;
+  if (prevents_) {
+    // Nobody is to go by what it has. What forms is above it all the same, or could not be stored
+    // here.
+    greeting->set_prevents(true);
+    if (stored_) promised = std::max(promised, promise_of(stored_->tag));
+  } else if (stored_) {
+    greeting->set_configuration(encode(*stored_));
+  }
+  *greeting->mutable_promised() = to_wire(promised);
   greeting->set_note(note_);
   auto now = with_.loop->now();
   if (with_.granted)
@@ -265,6 +278,7 @@ void Replica::take_greeting(Member from, const wire::GroupMessage& message) {
   const auto& said = message.greeting();
   Greeted greeted;
   greeted.promised = from_wire(said.promised());
+  greeted.prevents = said.prevents();
   if (!said.configuration().empty()) {
     auto read = decode(said.configuration());
     if (!read) {
@@ -279,6 +293,8 @@ void Replica::take_greeting(Member from, const wire::GroupMessage& message) {
     }
     greeted.configuration = *std::move(read);
   }
+  // Told so in the middle of this: what its copy and its promise were to bring about is dropped.
+  if (greeted.prevents && greetings_[from.node].configuration) attempt_.reset();
   greetings_[from.node] = greeted;
   notes_[from.node] = said.note();
   auto now = with_.loop->now();
@@ -314,6 +330,21 @@ bool Replica::member(NodeId node) const {
   if (!view_) return false;
   return std::any_of(view_->members.begin(), view_->members.end(),
                      [node](const Member& each) { return each.node == node; });
+}
+
+bool Replica::prevents(NodeId node) const {
+  if (node == with_.node) return prevents_;
+  auto said = greetings_.find(node);
+  return said != greetings_.end() && said->second.prevents;
+}
+
+/// For people, behind why there is no majority.
+std::string Replica::preventing() const {
+  std::vector<NodeId> nodes;
+  for (const auto& [node, said] : greetings_)
+    if (said.prevents) nodes.push_back(node);
+  if (nodes.empty()) return {};
+  return fmt::format("; told to prevent a quorum: {}", list(nodes));
 }
 
 bool Replica::steward() const {
@@ -397,6 +428,7 @@ void Replica::look() {
   if (greetings_.size() < view_->members.size() && !out_of_patience_) return;
   const auto* newest = newest_known();
   if (newest == nullptr) {
+    if (prevents_ && greetings_.contains(with_.node)) return enter(State::minority, kPrevents);
     // This node's own greeting would have brought what it has: it is still on its way.
     if (stored_)
       return enter(State::minority,
@@ -412,14 +444,15 @@ void Replica::look() {
     enter(State::forming, "the members are agreeing on the newest configuration");
     watch_forming();
     // Where the witness decides, whoever holds it: he alone has its promise.
-    if (decides || steward()) form(*newest);
+    if ((decides || steward()) && !prevents_) form(*newest);
     return;
   }
+  if (prevents_) return enter(State::minority, kPrevents);
   if (!newest->nodes.contains(with_.node))
     return enter(State::minority,
                  "this node was taken out of the cluster, and decides nothing for it");
-  enter(State::minority, fmt::format("the nodes {} are no majority{}", list(greeted()),
-                                     decides ? ", and the witness is not held" : ""));
+  enter(State::minority, fmt::format("the nodes {} are no majority{}{}", list(greeted()),
+                                     decides ? ", and the witness is not held" : "", preventing()));
   if (!decides) return;
   if (steward() || turn_) arbitrate();
   wait_for_turn();
@@ -437,7 +470,7 @@ std::vector<NodeId> Replica::knowing(const Configuration& newest) const {
 /// The lowest asks the witness first; it may not reach it, or hang. Who has it then does what has
 /// to be done with it.
 void Replica::wait_for_turn() {
-  if (turn_ || turn_timer_ != Loop::TimerId{} || witness_ == nullptr) return;
+  if (turn_ || turn_timer_ != Loop::TimerId{} || witness_ == nullptr || prevents_) return;
   auto before = std::distance(greetings_.begin(), greetings_.find(with_.node));
   turn_timer_ = with_.loop->after(with_.timing.patience * before, [this, view = view_count_] {
     turn_timer_ = {};
@@ -467,6 +500,7 @@ void Replica::watch_forming() {
       return look();
     }
     watch_forming();
+    if (prevents_) return;
     // Enough of them are here, but some may be unable to store (a full disk): its voice may be
     // what is missing, and the next turn has it.
     if (!holding() && keeps_witness()) arbitrate();
@@ -607,6 +641,8 @@ void Replica::saved(const Expected<void>& result) {
   }
   auto kept = *std::exchange(saving_, std::nullopt);
   bool promises = kept.promised > promised_;
+  // Said to all, as if it had been so when the view began.
+  if (std::exchange(prevents_, kept.prevents) != kept.prevents) greeted_self_ = false;
   promised_ = kept.promised;
   if (kept.configuration && (!stored_ || kept.configuration->tag > stored_->tag))
     stored_ = kept.configuration;
@@ -663,6 +699,11 @@ void Replica::check_commit() {
     with_.loop->cancel(forming_);
     for (auto node : nodes) forced_of_[node] = tag.forced;
     enter(State::formed, "");
+    if (wanted_.prevents) {
+      // It was stored here, or will be before this is.
+      wanted_.prevents = false;
+      save();
+    }
     keep_holding();
     // Promised to one who did not get as far: nothing could be changed any more under this epoch.
     if (wanted_.promised > tag) greet_again();
@@ -985,7 +1026,7 @@ void Replica::outdo(const Witness::Memory& memory) {
 
 /// What the engine asks in the middle of a change of members is answered from this.
 void Replica::vote() {
-  if (!stored_)
+  if (!stored_ || prevents_)
     return with_.engine->vote_by([](std::span<const NodeId>) { return Engine::kNever; });
   // Who held it last holds it as long as what he has proven is worth, whatever becomes of the
   // members meanwhile: nobody else can have taken it.
@@ -1068,6 +1109,10 @@ Task<Expected<void>> Replica::force(Duration patience) {
   if (!stored_ || !view_)
     co_return Error{Errc::refused, stored_ ? "the cluster's engine reaches nobody: " + reason_
                                            : "this node belongs to no cluster"};
+  if (wanted_.prevents)
+    co_return Error{Errc::refused,
+                    "this node was told to prevent a quorum: force it where the cluster is to go "
+                    "on, or take that back first (csvctl cluster start)"};
   auto next = *stored_;
   if (const auto* newest = newest_known(); newest != nullptr && newest->tag > next.tag)
     next = *newest;
@@ -1112,14 +1157,44 @@ Task<Expected<void>> Replica::force_on(Duration patience) {
   co_return Error{Errc::retry, "the nodes here have not formed the cluster anew in time"};
 }
 
+Task<Expected<void>> Replica::prevent(bool yes, Duration patience) {
+  if (yes && state_ == State::formed)
+    co_return Error{Errc::refused,
+                    "the cluster has formed, with this node: there is nothing to be prevented. "
+                    "Stop its csvd, and say it then"};
+  if (yes && !stored_)
+    co_return Error{Errc::refused,
+                    "this node has no configuration that could bring a cluster about"};
+  wanted_.prevents = yes;
+  save();
+  auto until = with_.loop->now() + patience;
+  auto timer = with_.loop->after(patience, [this] { changed_.notify(); });
+  // What was wanted may be something else by then: it has joined one, or was told otherwise.
+  while (with_.loop->now() < until && prevents_ != yes && wanted_.prevents == yes)
+    co_await changed_.wait();
+  with_.loop->cancel(timer);
+  if (prevents_ == yes && wanted_.prevents == yes) co_return Expected<void>{};
+  if (wanted_.prevents == yes)
+    co_return Error{Errc::unknown_outcome, "it could not be written to this node's disk in time"};
+  co_return Error{Errc::refused, state_ == State::formed
+                                     ? "the cluster has formed meanwhile, with this node"
+                                     : "another command has said otherwise meanwhile"};
+}
+
 Expected<void> Replica::found(Configuration first) {
   if (wanted_.configuration)
     return Error{Errc::refused,
                  "this node belongs to a cluster already: " + wanted_.configuration->name};
-  for (const auto& [node, said] : greetings_)
+  for (const auto& [node, said] : greetings_) {
+    if (said.prevents)
+      return Error{Errc::refused,
+                   fmt::format("node {} was told to prevent a quorum, and belongs to "
+                               "a cluster already",
+                               raw(node))};
     if (said.configuration)
       return Error{Errc::refused,
                    "a node that is here belongs to a cluster already: " + said.configuration->name};
+  }
   CSV_TRY(validate(first));
   // Above whatever a former cluster of the same number has left on its volumes.
   constexpr std::int64_t kSecond = 1'000'000'000;
@@ -1131,6 +1206,7 @@ Expected<void> Replica::found(Configuration first) {
   for (const auto& [node, record] : first.nodes)
     first.ballot.now.nodes[node] = node == with_.node ? 1 : 0;
   founding_ = true;
+  wanted_.prevents = false;  // that was about a cluster that there was
   wanted_.configuration = std::move(first);
   save();
   return {};

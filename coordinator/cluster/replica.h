@@ -147,6 +147,16 @@ class Replica {
   /// The first configuration of a new cluster, on this node alone. Errc::refused if there is one.
   Expected<void> found(Configuration first);
 
+  /// From the success on this node brings no cluster about: it counts for no majority, as one that
+  /// has lost its disk, and asks no witness, until it has stored what a cluster that formed without
+  /// its help has in force; or until this is taken back (false). It is on the disk, and so holds
+  /// for the lives to come. Errc::refused where the cluster has formed here.
+  Task<Expected<void>> prevent(bool yes, Duration patience);
+  /// As the disk says: what was asked for last may be on its way there.
+  [[nodiscard]] bool prevents() const { return prevents_; }
+  /// So it has greeted.
+  [[nodiscard]] bool prevents(NodeId node) const;
+
  private:
   /// A new epoch that the steward wants to form the cluster with.
   struct Attempt {
@@ -196,6 +206,7 @@ class Replica {
   void save();
   void saved(const Expected<void>& result);
   Task<Expected<void>> force_on(Duration patience);
+  [[nodiscard]] std::string preventing() const;
   Task<void> have_witness_catch_up(std::uint64_t view);
   Task<void> store_at_witness(Configuration configuration, std::uint64_t view);
   void outdo(const Witness::Memory& memory);
@@ -225,12 +236,14 @@ class Replica {
   Kept wanted_;                          ///< What shall be on the disk.
   std::optional<Kept> saving_;           ///< On its way there.
   ClusterTag promised_;                  ///< On the disk.
+  bool prevents_ = false;                ///< On the disk.
   Loop::TimerId save_again_{};
   bool founding_ = false;
   bool greeted_self_ = false;
   struct Greeted {
     std::optional<Configuration> configuration;
     ClusterTag promised;
+    bool prevents = false;
   };
   std::map<NodeId, Greeted> greetings_;
   /// Who has stored a configuration since he greeted, and may have had none before.

@@ -24,6 +24,15 @@ void tell_of_verdict(NodeId node, const std::string& name, const NodeWatch::Chan
       verdict.why);
 }
 
+std::optional<wire::NodeNote::Volume> said_in(const std::string& note, const std::string& volume) {
+  wire::NodeNote said;
+  if (!said.ParseFromString(note)) return std::nullopt;
+  auto found = std::find_if(said.volumes().begin(), said.volumes().end(),
+                            [&](const auto& one) { return one.name() == volume; });
+  if (found == said.volumes().end()) return std::nullopt;
+  return *found;
+}
+
 /// By whom the cluster has given it to, only: a former coordinator may have said so long ago.
 std::optional<wire::NodeNote::Volume> said_of(const Replica& replica, const std::string& volume) {
   const auto* configuration = replica.configuration();
@@ -31,14 +40,8 @@ std::optional<wire::NodeNote::Volume> said_of(const Replica& replica, const std:
   auto record = configuration->volumes.find(volume);
   if (record == configuration->volumes.end()) return std::nullopt;
   auto note = replica.notes().find(record->second.coordinator);
-  wire::NodeNote said;
-  if (note == replica.notes().end() || !replica.member(note->first) ||
-      !said.ParseFromString(note->second))
-    return std::nullopt;
-  auto found = std::find_if(said.volumes().begin(), said.volumes().end(),
-                            [&](const auto& one) { return one.name() == volume; });
-  if (found == said.volumes().end()) return std::nullopt;
-  return *found;
+  if (note == replica.notes().end() || !replica.member(note->first)) return std::nullopt;
+  return said_in(note->second, volume);
 }
 
 }  // namespace
@@ -137,6 +140,9 @@ void VotingMembership::use_configuration() {
     at->second = volume.turn;
     moved_[name] = with_.loop->now();
   }
+  std::erase_if(gates_, [this](const auto& each) { return !stopped(each.first); });
+  for (const auto& [name, volume] : now->volumes)
+    if (volume.stopped) gates_.try_emplace(name, lease_);
   if (now->witness == witness_record_) return;
   // One that was taken away is asked as long as its vote counts.
   const auto& ballot = now->ballot;
@@ -201,7 +207,21 @@ void VotingMembership::coordinating(const std::string& volume, Epoch epoch, Key 
 
 void VotingMembership::gave_up(const std::string& volume) { beats_.disclaim(volume); }
 
+bool VotingMembership::stopped(const std::string& volume) const {
+  const auto* now = replica_->configuration();
+  if (now == nullptr) return false;
+  auto found = now->volumes.find(volume);
+  return found != now->volumes.end() && found->second.stopped;
+}
+
+TimePoint VotingMembership::open_until(const std::string& volume) const {
+  auto gate = gates_.find(volume);
+  return gate == gates_.end() ? lease_ : gate->second;
+}
+
 std::optional<Coordinator> VotingMembership::coordinator(const std::string& volume) const {
+  // What somebody who is silent said last is no hint where it is known that nobody shall.
+  if (stopped(volume) && !served(volume)) return std::nullopt;
   return beats_.coordinator(volume);
 }
 
@@ -220,8 +240,10 @@ std::optional<Membership::Assignment> VotingMembership::assigned(const std::stri
   }
   out.decided = true;
   const auto& volumes = replica_->configuration()->volumes;
-  if (auto found = volumes.find(volume); found != volumes.end())
+  if (auto found = volumes.find(volume); found != volumes.end()) {
     out.node = found->second.coordinator;
+    out.stopped = found->second.stopped;
+  }
   return out;
 }
 
@@ -278,8 +300,15 @@ bool VotingMembership::proven_off(NodeId node) const {
 }
 
 bool VotingMembership::served(const std::string& volume) const {
-  auto said = said_of(*replica_, volume);
-  return said && said->serving();
+  if (!stopped(volume)) {
+    auto said = said_of(*replica_, volume);
+    return said && said->serving();
+  }
+  for (const auto& [node, text] : replica_->notes()) {
+    auto said = replica_->member(node) ? said_in(text, volume) : std::nullopt;
+    if (said && said->serving()) return true;
+  }
+  return false;
 }
 
 void VotingMembership::able(const std::string& volume, bool yes) {
@@ -394,6 +423,7 @@ void VotingMembership::place() {
   std::erase_if(present_, [&](const auto& each) { return !replica_->member(each.first); });
   std::vector<PlacedVolume> volumes;
   for (const auto& [name, record] : configuration.volumes) {
+    if (record.stopped) continue;
     PlacedVolume one;
     one.name = name;
     if (record.coordinator != NodeId{}) one.coordinator = record.coordinator;

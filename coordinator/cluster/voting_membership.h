@@ -66,7 +66,7 @@ class VotingMembership final : public Membership {
   void coordinating(const std::string& volume, Epoch epoch, Key key) override;
   void gave_up(const std::string& volume) override;
   [[nodiscard]] std::optional<Coordinator> coordinator(const std::string& volume) const override;
-  [[nodiscard]] TimePoint open_until(const std::string&) const override { return lease_; }
+  [[nodiscard]] TimePoint open_until(const std::string& volume) const override;
   [[nodiscard]] TimePoint open_until() const override { return lease_; }
   [[nodiscard]] std::vector<PeerStatus> peers() const override { return beats_.peers(); }
   [[nodiscard]] bool settled() const override { return beats_.settled(); }
@@ -84,7 +84,8 @@ class VotingMembership final : public Membership {
   /// It is fenced, and whoever coordinates a volume has found nothing of it on its LUN since; of
   /// every volume that the cluster knows. Never without a lease: what this node knows may be old.
   [[nodiscard]] bool proven_off(NodeId node) const;
-  /// Whom the cluster has given the volume to says that it coordinates it.
+  /// Whom the cluster has given the volume to says that it coordinates it; of one that is stopped,
+  /// anybody.
   [[nodiscard]] bool served(const std::string& volume) const;
 
   /// For commands.
@@ -101,6 +102,7 @@ class VotingMembership final : public Membership {
   void tick();
   void replica_changed();
   void use_configuration();
+  [[nodiscard]] bool stopped(const std::string& volume) const;
   void renew();
   void note();
   void place();
@@ -127,6 +129,8 @@ class VotingMembership final : public Membership {
   std::map<std::string, Setback> unable_;  ///< Since the last takeover that went well.
   std::map<std::string, TimePoint> moved_;  ///< When its coordinator changed last, as seen here.
   std::map<std::string, std::uint64_t> turns_;
+  /// Of volumes that are stopped: the lease as it was then.
+  std::map<std::string, TimePoint> gates_;
   /// Since when; whether it is given no volumes.
   std::map<NodeId, std::pair<TimePoint, bool>> present_;
   bool placing_ = false;

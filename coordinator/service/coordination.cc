@@ -8,6 +8,10 @@
 
 namespace csv::service {
 
+namespace {
+constexpr const char* kStopped = "the volume is stopped by command";
+}
+
 std::string_view to_text(Coordination::State state) {
   switch (state) {
     case Coordination::State::idle: return "idle";
@@ -95,9 +99,11 @@ Task<void> Coordination::follow(const cluster::Membership::Assignment& given) {
     pause_ = {};
     not_before_ = {};
     commanded_ = false;
-    answer(Error{Errc::not_coordinator,
-                 "the cluster gave volume " + setup_.volume + " to another node meanwhile"});
-    enter(State::idle, given.node == NodeId{}
+    answer(Error{Errc::not_coordinator, given.stopped ? "volume " + setup_.volume + " is stopped"
+                                                      : "the cluster gave volume " + setup_.volume +
+                                                            " to another node meanwhile"});
+    enter(State::idle, given.stopped ? std::string{kStopped}
+                       : given.node == NodeId{}
                            ? std::string{"no node can coordinate it"}
                            : fmt::format("node {} is to coordinate it", raw(given.node)));
     co_await changed_.wait();
@@ -221,9 +227,11 @@ Task<void> Coordination::serve() {
     // target has forgotten is forgotten for everybody.
     if (!beaten_ && *stopped_ != Errc::not_durable) setup_.membership->able(setup_.volume, false);
   } else {
+    auto given = setup_.membership->assigned(setup_.volume);
     enter(State::closing, !in_good_order             ? "a newer coordinator has taken over"
-                          : by_cluster && !given_up_ ? "the cluster gives it to another node"
-                                                     : "by command");
+                          : given_up_ || !by_cluster ? "by command"
+                          : given && given->stopped  ? kStopped
+                                                     : "the cluster gives it to another node");
     beaten_ = !in_good_order;
     if (in_good_order) co_await service_->close();
   }
@@ -284,13 +292,16 @@ Task<void> stop_all(Loop& loop, std::vector<Coordination*> all) {
 }
 
 protocol::Message not_coordinated(const protocol::Message& hello, NodeId here,
-                                  const std::optional<cluster::Coordinator>& who) {
+                                  const std::optional<cluster::Coordinator>& who, bool stopped) {
   protocol::Message refusal;
   refusal.frame.set_id(hello.frame.id());
   auto& reply = *refusal.frame.mutable_hello_reply();
   *reply.mutable_failure() = protocol::encode(
-      Error{Errc::not_coordinator, fmt::format("node {} does not coordinate volume {}", raw(here),
-                                               hello.frame.hello().volume())});
+      Error{Errc::not_coordinator,
+            stopped ? fmt::format("{} is stopped by command: csvctl volume start {} puts it back",
+                                  hello.frame.hello().volume(), hello.frame.hello().volume())
+                    : fmt::format("node {} does not coordinate volume {}", raw(here),
+                                  hello.frame.hello().volume())});
   if (who && who->node != here) {
     reply.set_elsewhere_node(raw(who->node));
     reply.set_elsewhere_endpoint(who->endpoint);

@@ -105,8 +105,9 @@ Task<void> stop_all(Loop& loop, std::vector<Coordination*> all);
 std::string_view to_text(Coordination::State state);
 
 /// The answer to a mount that has come to the wrong node: who coordinates the volume, if that is
-/// known.
+/// known; or that nobody does, as it is stopped.
 protocol::Message not_coordinated(const protocol::Message& hello, NodeId here,
-                                  const std::optional<cluster::Coordinator>& who);
+                                  const std::optional<cluster::Coordinator>& who,
+                                  bool stopped = false);
 
 }  // namespace csv::service

@@ -133,6 +133,9 @@ std::uint64_t to_milliseconds(TimePoint time) {
   return static_cast<std::uint64_t>(time.time_since_epoch() / std::chrono::milliseconds{1});
 }
 
+/// The coordinator's word has this above it.
+constexpr std::uint64_t kStoppedBit = 1ull << 8;
+
 /// So does the process' word.
 constexpr std::uint64_t kClosedBit = 1ull << 32;
 constexpr int kSaidShift = 33;
@@ -174,7 +177,7 @@ class MappedBoard final : public StatusBoard {
     out.text(volume.endpoint, kEndpointWords);
     out.number(raw(volume.epoch));
     out.number(raw(volume.coordinator_key));
-    out.number(raw(volume.coordinator));
+    out.number(raw(volume.coordinator) | (volume.stopped ? kStoppedBit : 0));
     place(at).volume.write(words);
   }
 
@@ -187,7 +190,9 @@ class MappedBoard final : public StatusBoard {
     out.endpoint = in.text(kEndpointWords);
     out.epoch = Epoch{in.number()};
     out.coordinator_key = Key{in.number()};
-    out.coordinator = NodeId{static_cast<std::uint8_t>(in.number())};
+    auto word = in.number();
+    out.coordinator = NodeId{static_cast<std::uint8_t>(word)};
+    out.stopped = (word & kStoppedBit) != 0;
     return out;
   }
 

@@ -40,6 +40,7 @@ struct BoardVolume {
   Epoch epoch{};
   Key coordinator_key{};
   NodeId coordinator{};
+  bool stopped = false;  ///< By command: nobody shall coordinate it for now.
 };
 /// What the volume's mount on this node says of itself.
 struct BoardMount {

@@ -197,11 +197,45 @@ TEST_CASE("cluster requests: where a volume goes") {
   CHECK(made(forget).volumes.empty());
 }
 
+TEST_CASE("cluster requests: a volume is taken out of service, and put back") {
+  AdminRequest stop{.command = "volume_stop", .volume = "v"};
+  AdminRequest start{.command = "volume_start", .volume = "v", .node = "2"};
+  auto preferred = made(move("v", "n1"));
+  auto stopped = made(stop, preferred);
+  CHECK(stopped.volumes["v"].stopped);
+  CHECK(stopped.volumes["v"].coordinator == NodeId{});
+  CHECK(stopped.volumes["v"].turn == 6);
+  CHECK(made(stop, stopped) == stopped);
+  CHECK(has(refusal(move("v", "n2"), stopped), "csvctl volume start v"));
+  // Whoever is to have it then is found as for one that is new; where people want it stays.
+  auto back = made(start, stopped);
+  CHECK(!back.volumes["v"].stopped);
+  CHECK(back.volumes["v"].coordinator == NodeId{});
+  CHECK(back.volumes["v"].preferred == id(1));
+  CHECK(back.volumes["v"].turn == 7);
+  // Of one that is in service: this node has it from now on.
+  CHECK(made(start).volumes["v"].coordinator == id(2));
+  stop.volume = start.volume = "w";
+  CHECK(has(refusal(stop), "no volume 'w'"));
+  CHECK(has(refusal(start), "no volume 'w'"));
+}
+
 TEST_CASE("cluster requests: witnesses") {
   auto disk = made(request("witness", "", "disk:/dev/sdx")).witness;
   CHECK(disk == cluster::WitnessRecord{WitnessKind::disk, "/dev/sdx", false});
   auto share = made(request("witness", "", "share:/srv/w")).witness;
   CHECK(share == cluster::WitnessRecord{WitnessKind::share, "/srv/w", false});
+  auto only = made(request("witness", "", "only disk:/dev/sdx"));
+  CHECK(only.witness == cluster::WitnessRecord{WitnessKind::disk, "/dev/sdx", true});
+  CHECK(made(request("witness", "", "only disk:/dev/sdx"), only) == only);
+  CHECK(made(request("witness", "", "none"), only) == three());
+  // How much it decides is no detail of a witness that is there.
+  CHECK(has(refusal(request("witness", "", "disk:/dev/sdx"), only), "witness none"));
+  for (const auto* wrong : {"only ", "only none", "only share:/srv/w",
+                            "only disk:", "only only disk:/dev/sdx", "onlydisk:/dev/sdx"}) {
+    CAPTURE(wrong);
+    CHECK(has(refusal(request("witness", "", wrong)), "disk:LUN"));
+  }
   auto with = three();
   with.witness = disk;
   CHECK(made(request("witness", "", "none"), with) == three());
@@ -286,7 +320,7 @@ TEST_CASE("cluster requests: a configuration as text is shown, previewed and imp
 TEST_CASE("cluster requests: what csvd does not know") {
   for (const auto* known : {"node_vote", "node_drain", "node_resume", "node_fence", "node_unfence",
                             "node_evict", "node_add", "volume_move", "volume_forget", "heartbeat",
-                            "witness", "policy", "config_import"})
+                            "volume_stop", "volume_start", "witness", "policy", "config_import"})
     CHECK(changes_cluster(known));
   for (const auto* unknown : {"", "status", "node", "config_export", "cluster_create"})
     CHECK(!changes_cluster(unknown));

@@ -11,6 +11,7 @@ struct Volume {
   const char* name;
   int given;
   bool served;
+  bool stopped = false;
 };
 
 std::string status(std::initializer_list<Volume> volumes) {
@@ -18,7 +19,8 @@ std::string status(std::initializer_list<Volume> volumes) {
   for (const auto& each : volumes)
     list += (list.empty() ? "" : ",") + std::string{"{\"name\":\""} + each.name +
             "\",\"coordinator\":" + std::to_string(each.given) +
-            ",\"served\":" + (each.served ? "true" : "false") + ",\"preferred\":0}";
+            ",\"served\":" + (each.served ? "true" : "false") +
+            ",\"stopped\":" + (each.stopped ? "true" : "false") + ",\"preferred\":0}";
   return R"({"voting":{"nodes":[{"id":1,"name":"a"},{"id":2,"name":"b"}],"volumes":[)" + list +
          "]}}";
 }
@@ -48,6 +50,21 @@ TEST_CASE("settled: a volume has moved once whoever it is given to serves it") {
   CHECK(left(status({{"v", 1, true}}), kMoveAway).empty());
   CHECK(has(left(status({{"v", 0, false}}), kMoveAway), "nobody is given v"));
   CHECK(has(left(status({{"w", 1, true}}), kMove), "no volume v"));
+}
+
+TEST_CASE("settled: a volume is stopped once nobody serves it, and started once somebody does") {
+  AdminRequest stop{.command = "volume_stop", .volume = "v"};
+  AdminRequest start{.command = "volume_start", .volume = "v"};
+  CHECK(left(status({{"v", 0, false, true}}), stop).empty());
+  CHECK(has(left(status({{"v", 0, true, true}}), stop), "is being closed"));
+  CHECK(has(left(status({{"v", 1, true}}), stop), "is not stopped"));
+  // Who serves what is not known before the members have greeted each other.
+  auto forming = status({{"v", 0, false, true}});
+  forming.replace(forming.find("\"nodes\""), 0, R"("state":"greeting",)");
+  CHECK(has(left(forming, stop), "forms anew"));
+  CHECK(has(left(status({{"v", 0, false}}), start), "nobody is given v"));
+  CHECK(has(left(status({{"v", 1, false}}), start), "does not serve it yet"));
+  CHECK(left(status({{"v", 1, true}}), start).empty());
 }
 
 TEST_CASE("settled: what is no status is said to be none") {

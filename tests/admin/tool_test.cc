@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "coordinator/admin/volume_commands.h"
 #include "coordinator/volume/superblock.h"
 #include "csvfs/base/buffer.h"
 #include "iscsi/ram_lun.h"
@@ -90,4 +91,66 @@ TEST_CASE("sole use: a key that turned out to be of another cluster is not left 
   }
   CHECK(watching->blocking().read_keys()->keys.empty());
   CHECK(watching->blocking().read_reservation()->type == iscsi::ReservationType::none);
+}
+
+TEST_CASE("reservation clear: not while somebody may be using the LUN, whatever is answered") {
+  VolumeFile v;
+  auto user = v.open();
+  auto& lun = user->blocking();
+  // Who is registered hears of a CLEAR with the next command.
+  auto watching = v.open();
+  auto& look = watching->blocking();
+  AsioLoop clock;
+  Terminal terminal{clock, false, false};
+  auto keys = [&look] { return look.read_keys()->keys.size(); };
+  auto key = [](KeyRole role) {
+    return make_key({.cluster = 7, .node = NodeId{2}, .role = role, .number = 5});
+  };
+  ClearRequest clear{{v.url, {}}, true, false};
+  using Type = iscsi::ReservationType;
+  SUBCASE("a mount") {
+    REQUIRE(lun.register_key(key(KeyRole::mount)));
+    REQUIRE(lun.reserve(key(KeyRole::mount), Type::exclusive_access_registrants_only));
+  }
+  SUBCASE("a mount, and a reservation that is not ours") {
+    REQUIRE(lun.register_key(key(KeyRole::mount)));
+    REQUIRE(lun.reserve(key(KeyRole::mount), Type::exclusive_access));
+  }
+  SUBCASE("a coordinator that has not closed the volume") {
+    auto info = v.info;
+    info.coordinator_key = key(KeyRole::coordinator);
+    info.coordinator = NodeId{2};
+    REQUIRE(volume::write_superblocks(lun, info));
+    REQUIRE(lun.register_key(key(KeyRole::coordinator)));
+    REQUIRE(lun.reserve(key(KeyRole::coordinator), Type::exclusive_access_registrants_only));
+  }
+  auto before = look.read_reservation()->type;
+  CHECK(clear_reservation(clear, terminal) == ExitCode::not_confirmed);
+  CHECK(keys() == 1);
+  CHECK(look.read_reservation()->type == before);
+  // The word that is for it is not the one that is for not being asked.
+  clear.yes = false;
+  clear.despite_users = true;
+  CHECK(clear_reservation(clear, terminal) == ExitCode::not_confirmed);
+  CHECK(keys() == 1);
+  clear.yes = true;
+  CHECK(clear_reservation(clear, terminal) == ExitCode::done);
+  CHECK(keys() == 0);
+  CHECK(look.read_reservation()->type == Type::none);
+}
+
+TEST_CASE("reservation clear: what a coordinator left that closed the volume is removed") {
+  VolumeFile v;
+  auto user = v.open();
+  auto& lun = user->blocking();
+  // Who is registered hears of a CLEAR with the next command.
+  auto watching = v.open();
+  auto& look = watching->blocking();
+  AsioLoop clock;
+  Terminal terminal{clock, false, false};
+  auto key = make_key({.cluster = 7, .node = NodeId{2}, .role = KeyRole::coordinator, .number = 5});
+  REQUIRE(lun.register_key(key));
+  REQUIRE(lun.reserve(key, iscsi::ReservationType::exclusive_access_registrants_only));
+  CHECK(clear_reservation({{v.url, {}}, true, false}, terminal) == ExitCode::done);
+  CHECK(look.read_keys()->keys.empty());
 }

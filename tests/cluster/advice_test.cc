@@ -97,6 +97,31 @@ TEST_CASE("advice: without a quorum, what would be needed") {
   CHECK(advice(bed.configuration, bed.standing).empty());
 }
 
+TEST_CASE("advice: those who were told to prevent a quorum count for none, and are named") {
+  Bed bed{3};
+  bed.standing.formed = false;
+  bed.leave(1, false);
+  bed.standing.prevents = {id(2), id(3)};
+  CHECK(bed.about("quorum") ==
+        "0 of 3 votes here, 2 needed. n2 and n3 were told to prevent a quorum, and wait for a "
+        "cluster that others form: csvctl cluster start there takes that back. See that corosync "
+        "and csvd run on n1, and that the network reaches it");
+  bed.standing.prevents = {id(3)};
+  CHECK(has(bed.about("quorum"), "1 of 3 votes here, 2 needed. n3 was told to prevent a quorum"));
+  CHECK(has(bed.about("quorum"), "csvctl cluster start --force-quorum"));
+  bed.standing.formed = true;
+  CHECK(votes_present(bed.configuration, bed.standing) == 2);
+}
+
+TEST_CASE("advice: a volume that is stopped is so on purpose") {
+  Bed bed{3};
+  bed.configuration.volumes["v"];
+  CHECK(bed.about("v") == "no node that is here can coordinate it");
+  set_stopped(bed.configuration.volumes["v"], true);
+  CHECK(bed.about("v") ==
+        "is stopped by command, so whoever uses it waits; after the work: csvctl volume start v");
+}
+
 TEST_CASE("advice: the witness decides, and is not held") {
   Bed bed{2};
   bed.configuration.witness = {WitnessKind::disk, "/dev/w"};

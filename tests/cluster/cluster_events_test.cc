@@ -85,6 +85,29 @@ TEST_CASE("cluster events: nothing happens to a node that belongs to no cluster"
   CHECK(bed.look(State::minority, "csvctl cluster create makes one").empty());
 }
 
+TEST_CASE("cluster events: a node is told to prevent a quorum, and counts again") {
+  Bed bed;
+  bed.sight.prevents = true;
+  CHECK(bed.look(State::minority, "told so") ==
+        List{"quorum: waiting for a quorum (told so)",
+             "quorum: this node brings no cluster about until it has joined one: it was told to "
+             "prevent a quorum"});
+  CHECK(bed.look(State::minority, "told so").empty());
+  SUBCASE("by command") {
+    bed.sight.prevents = false;
+    CHECK(bed.look(State::minority, "alone") ==
+          List{"quorum: this node counts as ever again, by command"});
+  }
+  SUBCASE("as it has joined one") {
+    CHECK(bed.look(State::formed) ==
+          List{"quorum: quorum is back: the cluster goes on (here: n1, n2, n3)"});
+    bed.sight.prevents = false;
+    CHECK(bed.look(State::formed) ==
+          List{"quorum: this node counts as ever again: it has joined a cluster that has formed "
+               "(it had been told to prevent a quorum)"});
+  }
+}
+
 TEST_CASE("cluster events: quorum, once a transition") {
   Bed bed;
   CHECK(bed.look(State::lost, "nothing heard").empty());

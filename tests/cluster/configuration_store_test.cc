@@ -94,6 +94,30 @@ TEST_CASE("configuration store: what was saved is read, in both files") {
   CHECK(ConfigurationFiles::read(folder.path)->kept == promise);
 }
 
+TEST_CASE("configuration store: that a node prevents a quorum is kept, and taken back") {
+  Folder folder;
+  auto told = kept(1);
+  told.prevents = true;
+  REQUIRE(folder.save(told));
+  CHECK(ConfigurationFiles::read(folder.path)->kept == told);
+  REQUIRE(folder.save(kept(2)));
+  CHECK(ConfigurationFiles::read(folder.path)->kept == kept(2));
+  // By a command, while no csvd runs; twice is as once.
+  for (bool prevents : {true, true, false, false}) {
+    REQUIRE(ConfigurationFiles::prevent(folder.path, prevents));
+    auto found = ConfigurationFiles::read(folder.path);
+    REQUIRE(found);
+    CHECK(found->kept.prevents == prevents);
+    CHECK(found->kept.configuration == kept(2).configuration);
+  }
+  // Of a node that has nothing yet.
+  fs::remove_all(folder.path);
+  REQUIRE(ConfigurationFiles::prevent(folder.path, true));
+  Kept only;
+  only.prevents = true;
+  CHECK(ConfigurationFiles::read(folder.path)->kept == only);
+}
+
 TEST_CASE("configuration store: any byte of either file may be damaged, or its end be missing") {
   Folder folder;
   REQUIRE(folder.save(kept(2)));

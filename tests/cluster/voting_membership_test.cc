@@ -109,6 +109,15 @@ struct QuickStore final : ConfigurationStore {
   Loop* loop;
 };
 
+Task<void> set(Replica& replica, bool stopped) {
+  Replica::Change change = [stopped](Configuration& next) -> Expected<void> {
+    set_stopped(next.volumes.at("v"), stopped);
+    return {};
+  };
+  auto task = replica.propose(std::move(change), 5s);
+  (void)co_await task;
+}
+
 Task<void> forget(Replica& replica, std::optional<Expected<void>>& result) {
   Replica::Change change = [](Configuration& next) -> Expected<void> {
     next.volumes.erase("v");
@@ -119,6 +128,61 @@ Task<void> forget(Replica& replica, std::optional<Expected<void>>& result) {
 }
 
 }  // namespace
+
+TEST_CASE("voting membership: a volume that is stopped is given to nobody, and its gate closes") {
+  Bed bed;
+  LoneEngine engine{bed.loop};
+  QuickStore store{bed.loop};
+  bed.with.engine = &engine;
+  bed.with.store = &store;
+  bed.with.volumes = [] { return std::vector<VotingMembership::LocalVolume>{{"v"}, {"w"}}; };
+  Configuration first;
+  first.cluster = 4711;
+  first.name = "lab";
+  first.tag = {0, 65, 1};
+  first.nodes[NodeId{1}] = {"node1", "node1"};
+  first.ballot.now.nodes[NodeId{1}] = 1;
+  first.volumes["v"];
+  first.volumes["w"];
+  bed.with.kept.configuration = first;
+  VotingMembership membership{std::move(bed.with)};
+  TaskScope tasks;
+  auto coordinator = [&membership](const char* volume) {
+    return membership.replica().configuration()->volumes.at(volume).coordinator;
+  };
+  bed.loop.run_for(10s);
+  REQUIRE(coordinator("v") == NodeId{1});
+  membership.coordinating("v", Epoch{7}, Key{9});
+  bed.loop.run_for(1s);
+  CHECK(membership.served("v"));
+  CHECK(!membership.assigned("v")->stopped);
+  CHECK(membership.open_until("v") == membership.open_until());
+
+  tasks.spawn(set(membership.replica(), true));
+  bed.loop.run_for(1s);
+  CHECK(coordinator("v") == NodeId{});
+  CHECK(membership.assigned("v")->stopped);
+  CHECK(membership.assigned("v")->node == NodeId{});
+  // It is being closed.
+  CHECK(membership.served("v"));
+  CHECK(membership.coordinator("v").has_value());
+  auto gate = membership.open_until("v");
+  membership.gave_up("v");
+  bed.loop.run_for(1min);
+  CHECK(!membership.served("v"));
+  CHECK(!membership.coordinator("v").has_value());
+  CHECK(coordinator("v") == NodeId{});
+  CHECK(membership.open_until("v") == gate);
+  CHECK(gate <= bed.loop.now());
+  CHECK(coordinator("w") == NodeId{1});
+  CHECK(membership.open_until("w") > bed.loop.now());
+
+  tasks.spawn(set(membership.replica(), false));
+  bed.loop.run_for(10s);
+  CHECK(coordinator("v") == NodeId{1});
+  CHECK(!membership.assigned("v")->stopped);
+  CHECK(membership.open_until("v") == membership.open_until());
+}
 
 TEST_CASE("voting membership: a volume that is forgotten while it is given to a node stays so") {
   Bed bed;

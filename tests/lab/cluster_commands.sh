@@ -51,8 +51,48 @@ ends 0 'Needs attention (1):' node1 cluster status
 ends 0 '' node1 node resume node2
 wait_for 20 "node2 to coordinate again" coordinates node2
 
-say "a volume grows with its LUN, and stays where it is"
+say "a volume is taken out of service, repaired, and put back; who uses it waits"
 image=$(head -n 1 "${CSVFS_LAB_DIR:-/var/tmp/csvfs-lab}/$lab_name/san/luns")
+lun=iscsi://10.77.0.1:3260/iqn.2026-01.org.csvfs.lab:san/1
+on node1 sh -c 'echo kept >"$1/kept"' - "$volume"
+ends 4 'csvctl volume stop NAME' node1 volume check "$lun" --repair --yes
+ends 1 'its volumes: volume1' node1 volume stop volume9
+ends 0 'out of service, on all nodes' node3 volume stop volume1
+ends 0 'out of service, on all nodes' node1 volume stop volume1
+ends 0 'Needs attention (1):' node1 cluster status
+ends 0 'volume1: is stopped by command' node1 cluster status
+ends 1 'csvctl volume start volume1' node1 volume move volume1 --to node1
+paused() { on "$1" csvctl status 2>/dev/null | grep -q 'paused: no coordinator: volume1 is stopped by command'; }
+for node in node1 node2 node3; do wait_for 30 "the mount of $node to say why it waits" paused "$node"; done
+begin waits on node2 sh -c 'echo waited >"$1/meanwhile"' - "$volume"
+ends 0 'The volume is clean' node1 volume check "$lun"
+ends 4 'node 3 has it mounted' node1 volume check "$lun" --repair --yes
+ends 4 'node 3 has it mounted' node1 reservation clear "$lun" --yes
+# Nobody takes it, whoever begins anew.
+lab kill node1 csvd
+wait_for 20 "node1 to be missed" says node2 'its csvd does not take part'
+lab start node1 csvd
+wait_for 30 "three votes" says node2 'here: 3 of 3'
+ends 0 'volume1: is stopped by command' node1 cluster status
+! has_ended waits || die "a program went on"
+ends 0 'volume1 is in service' node3 volume start volume1
+await waits 60
+[[ $(on node3 timeout 20 cat "$volume/kept" "$volume/meanwhile") == $'kept\nwaited' ]] || die "files are missing"
+ends 0 'out of service' node2 volume stop volume1
+for node in node1 node2 node3; do on "$node" umount "$volume"; done
+dd if=/dev/urandom of="$image" bs=4096 count=1 conv=notrunc status=none
+ends 0 'superblock' node1 volume check "$lun" --repair --yes
+ends 0 'The volume is clean' node1 volume check "$lun"
+ends 0 'volume1 is in service' node1 volume start volume1
+lab mount
+[[ $(on node2 timeout 20 cat "$volume/kept" "$volume/meanwhile") == $'kept\nwaited' ]] || die "files are missing after the repair"
+ends 0 '' node1 volume start volume1
+wait_for 10 "node1, where it was started, to coordinate" coordinates node1
+ends 0 '' node1 volume move volume1 --to node2
+wait_for 20 "node2 to coordinate" coordinates node2
+for what in 'volume volume1 is taken out of service' 'it is stopped by command' 'volume volume1 is put back into service'; do ends 0 "$what" node2 events; done
+
+say "a volume grows with its LUN, and stays where it is"
 lab san stop
 truncate -s 1280M "$image"
 lab san start
@@ -161,10 +201,35 @@ lab kill node3 csvd
 ends 0 'This side goes on' node1 cluster start --force-quorum --yes
 wait_for 20 "node1 to go on" says node1 'quorate (1 of 1 votes)'
 ends 0 'a quorum was forced 2 times' node1 cluster status
+ends 1 'Stop its csvd' node1 cluster start --prevent-quorum
+# The others were told to wait for it, and it is away when they come.
+for node in node2 node3; do
+  ends 0 'brings no cluster about' "$node" cluster start --prevent-quorum
+  ends 0 'counts as ever' "$node" cluster start
+  ends 0 'brings no cluster about' "$node" cluster start --prevent-quorum
+done
+ends 0 'The policy is set' node1 cluster policy hold=7
+lab kill node1 csvd
 lab heal
 lab start node2 csvd
 lab start node3 csvd
+waits_for_others() { says "$1" 'no quorum (this node was told to prevent a quorum'; }
+for node in node2 node3; do wait_for 30 "$node to say that it waits" waits_for_others "$node"; done
+ends 0 'node2 and node3 were told to prevent a quorum' node3 cluster status
+lab kill node3 csvd
+lab start node3 csvd
+for _ in 1 2 3 4 5 6 7 8; do
+  wait_for 20 "node3 to wait still" waits_for_others node3
+  waits_for_others node2 || die "node2 went on without the side that was forced"
+  sleep 1
+done
+lab start node1 csvd
 wait_for 30 "all to be one again" says node3 'here: 3 of 3'
+for node in node1 node2 node3; do
+  on "$node" csvctl cluster config export | grep -q '^hold_s = 7 ' || die "$node has not what the forced side decided"
+done
+ends 0 'it has joined a cluster that has formed' node2 events
+test ! -e "$lab_folder/node2/state/cluster/prevent-quorum" || die "node2 is told to prevent a quorum still"
 for what in 'no quorum: what is coordinated' 'quorum is back' 'a quorum was forced' 'has left the cluster' 'has joined the cluster' \
   'node 2 (node2) is drained' 'the cluster gives it to' 'those that count'; do
   ends 0 "$what" node1 events

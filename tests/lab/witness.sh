@@ -73,4 +73,21 @@ say "without its witness the cluster goes on as one without"
 on node1 csvctl cluster witness none
 wait_for 30 "a vote less" counts_votes node1 1
 
+say "disk only: nodes are not counted, whoever holds the disk goes on"
+wait_for 30 "no change of votes to be left" on node1 csvctl cluster witness --only "$witness"
+decides_alone() { on "$1" csvctl cluster status 2>/dev/null | grep -q 'it alone decides, this side holds it'; }
+for node in node1 node2; do wait_for 30 "the disk to decide, as $node sees it" decides_alone "$node"; done
+for each in private public storage; do lab cut node1 "$each"; done
+wait_for 60 "node2's quorum" is_quorate node2
+writes node2 by-the-disk || die "node2, which has the disk, does not go on"
+wait_for 30 "node1 to lose its quorum" lacks_quorum node1
+lab heal
+wait_for 60 "node1" is_quorate node1
+wait_for 60 "what node2 has written" is_shown node1 by-the-disk
+# Nobody goes on without it, were all of them there.
+for node in node1 node2; do lab cut "$node" storage; done
+for node in node1 node2; do wait_for 60 "$node to lose its quorum" lacks_quorum "$node"; done
+lab heal
+for node in node1 node2; do wait_for 60 "$node" is_quorate "$node"; done
+
 end_clean

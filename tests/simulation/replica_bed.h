@@ -184,6 +184,24 @@ struct Bed {
     result = done;
   }
 
+  /// Likewise: csvctl cluster start --prevent-quorum, and without the word.
+  Expected<void> prevent(std::size_t node, bool yes) {
+    std::optional<Expected<void>> result;
+    begin_to_prevent(node, yes, result);
+    REQUIRE(run_until([&] { return result.has_value(); }));
+    return *result;
+  }
+  void begin_to_prevent(std::size_t node, bool yes, std::optional<Expected<void>>& result) {
+    auto& life = *lives[node];
+    life.loop.enter([&] { life.tasks.spawn(ask_to_prevent(*life.replica, yes, result)); });
+  }
+  static Task<void> ask_to_prevent(Replica& replica, bool yes,
+                                   std::optional<Expected<void>>& result) {
+    auto task = replica.prevent(yes, 5s);
+    auto done = co_await task;
+    result = done;
+  }
+
   /// csvctl cluster leave on a node.
   using Names = std::vector<std::string>;
   void begin_to_leave(std::size_t node, std::optional<Expected<void>>& result, Names mounted = {},

@@ -310,15 +310,118 @@ TEST_CASE("replica: a minority goes on by force, and the others join it, not the
   CHECK(now.volumes.count("of_the_majority") == 0);
 }
 
+TEST_CASE("replica: those told to prevent a quorum form none without the one that was forced") {
+  for (bool prevent : {false, true}) {
+    CAPTURE(prevent);
+    Bed bed{28, 3};
+    bed.begin();
+    for (std::size_t node : {1, 2}) bed.power_off(node);
+    REQUIRE(bed.run_until([&] { return !bed.formed(0); }));
+    REQUIRE(
+        bed.run_until([&] { return bed.lives[0]->replica->state() == Replica::State::minority; }));
+    REQUIRE(bed.force(0));
+    CHECK(bed.change(0, add_volume("golden")));
+    // They see only each other.
+    bed.power_off(0);
+    for (std::size_t node : {1, 2}) {
+      bed.disks[node].prevents = prevent;
+      bed.boot(node);
+    }
+    bed.run_for(20s);
+    CHECK(bed.formed(1) == !prevent);
+    CHECK(bed.formed(2) == !prevent);
+    if (prevent) {
+      CHECK(bed.lives[1]->replica->reason().find("prevent") != std::string::npos);
+      CHECK(!bed.group.votes(id(1)));
+      // Nor with another life.
+      bed.power_off(1);
+      bed.boot(1);
+      bed.run_for(20s);
+      CHECK(!bed.formed(1));
+      CHECK(!bed.formed(2));
+    }
+    bed.boot(0);
+    REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+    for (std::size_t node : {0, 1, 2}) {
+      CHECK(bed.now(node).volumes.count("golden") == 1);
+      CHECK(bed.run_until(
+          [&] { return !bed.disks[node].prevents && !bed.lives[0]->replica->prevents(id(node)); }));
+    }
+    // They count as ever.
+    bed.power_off(0);
+    CHECK(bed.run_until([&] { return bed.settled(1) && bed.settled(2); }));
+    CHECK(bed.change(2, add_volume("later")));
+    CHECK(bed.broken.empty());
+  }
+}
+
+TEST_CASE("replica: a node is told to prevent a quorum while it runs, and told otherwise") {
+  Bed bed{29, 3};
+  bed.begin();
+  auto refused = bed.prevent(1, true);
+  CHECK(refused.error() == Errc::refused);
+  CHECK(!bed.disks[1].prevents);
+  for (std::size_t here : {0, 1}) bed.group.part(id(here), id(2));
+  bed.group.part(id(0), id(1));
+  REQUIRE(bed.run_until([&] { return !bed.formed(0) && !bed.formed(1) && !bed.formed(2); }));
+  bed.run_for(3s);
+  for (std::size_t node : {1, 2}) {
+    CHECK(bed.prevent(node, true));
+    CHECK(bed.disks[node].prevents);
+  }
+  // All three are here, and one alone counts.
+  bed.group.join_all();
+  bed.run_for(20s);
+  for (std::size_t node : {0, 1, 2}) CHECK(!bed.formed(node));
+  CHECK(bed.lives[0]->replica->reason() ==
+        "the nodes 1,2,3 are no majority; told to prevent a quorum: 2,3");
+  CHECK(bed.force(1).error() == Errc::refused);
+  CHECK(bed.prevent(1, false));
+  CHECK(!bed.disks[1].prevents);
+  REQUIRE(bed.run_until([&] { return bed.all_formed(); }));
+  CHECK(bed.run_until([&] { return !bed.disks[2].prevents; }));
+  CHECK(bed.broken.empty());
+}
+
+TEST_CASE("replica: one told to prevent a quorum joins those who have less than it, too") {
+  // Its own copy is of an attempt that came to nothing: nobody else has seen it.
+  Bed bed{30, 3};
+  bed.begin();
+  for (std::size_t node : {0, 1, 2}) bed.power_off(node);
+  auto& own = bed.disks[2];
+  own.configuration->tag.epoch += 640;
+  own.configuration->volumes.try_emplace("own");
+  own.prevents = true;
+  for (std::size_t node : {0, 1, 2}) bed.boot(node);
+  REQUIRE(bed.run_until([&] { return bed.all_formed() && !bed.disks[2].prevents; }));
+  CHECK(bed.now(2).volumes.count("own") == 0);
+  CHECK(*bed.disks[2].configuration == bed.now(0));
+  CHECK(bed.broken.empty());
+}
+
+TEST_CASE("replica: no cluster is founded beside one who was told to prevent a quorum") {
+  Bed bed{31, 3};
+  bed.begin();
+  for (std::size_t node : {0, 1, 2}) bed.power_off(node);
+  bed.disks[0] = {};
+  bed.disks[1].prevents = true;
+  for (std::size_t node : {0, 1}) bed.boot(node);
+  bed.run_for(5s);
+  Expected<void> founded;
+  bed.lives[0]->loop.enter([&] { founded = bed.lives[0]->replica->found(Bed::first(3)); });
+  CHECK(founded.error() == Errc::refused);
+}
+
 /// Random cuts, deaths and changes. What was answered as made is there in the end, and no tag has
 /// two values: two sides that both go on would make both untrue.
 struct FallingApart {
   std::uint64_t made = 0, lives = 0;
+  std::uint64_t prevented = 0;  ///< So often a node that was told so had joined, and counted again.
   std::string wrong;
   bool stuck = false;  ///< In the end they do not form one cluster.
 };
 
-FallingApart fall_apart(std::uint64_t seed, Group::Forgery forgery = {}) {
+FallingApart fall_apart(std::uint64_t seed, Group::Forgery forgery = {}, bool preventing = false) {
   FallingApart result;
   std::size_t n = 2 + seed % 4;
   Bed bed{seed, n};
@@ -326,6 +429,8 @@ FallingApart fall_apart(std::uint64_t seed, Group::Forgery forgery = {}) {
   bed.group.forgery = forgery;
   auto& dice = bed.world.random();
   std::vector<std::unique_ptr<std::pair<std::string, std::optional<Expected<void>>>>> asked;
+  std::deque<std::optional<Expected<void>>> told;
+  std::vector<bool> prevented(n);
   for (int step = 0; step < 40; ++step) {
     auto node = dice.below(n);
     switch (dice.below(7)) {
@@ -342,7 +447,10 @@ FallingApart fall_apart(std::uint64_t seed, Group::Forgery forgery = {}) {
         break;
       case 4:
         for (std::size_t i = 0; i < n; ++i)
-          if (!bed.lives[i] && dice.chance(2, 3)) bed.boot(i), ++result.lives;
+          if (!bed.lives[i] && dice.chance(2, 3)) {
+            if (preventing && dice.chance(1, 3)) bed.disks[i].prevents = true;
+            bed.boot(i), ++result.lives;
+          }
         break;
       case 5:
         if (bed.lives[node] && dice.chance(1, 3))
@@ -359,11 +467,19 @@ FallingApart fall_apart(std::uint64_t seed, Group::Forgery forgery = {}) {
           });
         }
     }
+    if (preventing && bed.lives[node] && dice.chance(1, 6))
+      bed.begin_to_prevent(node, dice.chance(1, 2), told.emplace_back());
     bed.run_for(bed.world.between(1ms, 3s));
+    for (std::size_t i = 0; i < n; ++i) {
+      if (prevented[i] && !bed.disks[i].prevents && bed.formed(i)) ++result.prevented;
+      prevented[i] = bed.disks[i].prevents;
+    }
   }
   bed.group.join_all();
   for (std::size_t i = 0; i < n; ++i)
     if (!bed.lives[i]) bed.boot(i);
+  for (std::size_t i = 0; preventing && i < n; ++i)
+    bed.begin_to_prevent(i, false, told.emplace_back());
   if (!bed.run_until([&] { return bed.all_formed(); }, 60s)) {
     result.stuck = true;
     result.wrong = bed.broken;
@@ -399,6 +515,21 @@ TEST_CASE("replica: whatever falls apart, what was made stays made") {
   }
   MESSAGE(made << " changes were made, " << lives << " lives began");
   CHECK(made > 100);
+}
+
+TEST_CASE("replica: nor is it undone by nodes that are told to prevent a quorum, at any time") {
+  std::uint64_t made = 0, prevented = 0;
+  for (std::uint64_t seed = 500; seed < 620; ++seed) {
+    CAPTURE(seed);
+    auto fate = fall_apart(seed, {}, true);
+    CHECK(fate.wrong == "");
+    CHECK(!fate.stuck);
+    made += fate.made;
+    prevented += fate.prevented;
+  }
+  MESSAGE(made << " changes were made, " << prevented << " times one that was told so joined");
+  CHECK(made > 200);
+  CHECK(prevented > 25);
 }
 
 TEST_CASE("replica: a member that is counted for others, too, is found out") {

@@ -428,3 +428,20 @@ TEST_CASE("replica witness: who was taken out takes it from nobody") {
   CHECK(bed.lives[2]->replica->state() == Replica::State::minority);
   CHECK(bed.lives[2]->replica->reason().find("taken out") != std::string::npos);
 }
+
+TEST_CASE("replica witness: one told to prevent a quorum asks it for nobody") {
+  for (bool prevent : {false, true}) {
+    CAPTURE(prevent);
+    Beside bed{6, 2};
+    for (std::size_t node : {0, 1}) bed.power_off(node);
+    bed.disks[1].prevents = prevent;
+    // It would be the only one who gets it.
+    bed.place.cut.insert(id(0));
+    for (std::size_t node : {0, 1}) bed.boot(node);
+    bed.run_for(40s);
+    for (std::size_t node : {0, 1}) CHECK(bed.formed(node) == !prevent);
+    bed.place.cut.erase(id(0));
+    REQUIRE(bed.run_until([&] { return bed.all_formed() && !bed.disks[1].prevents; }));
+    CHECK(bed.broken.empty());
+  }
+}
