@@ -93,7 +93,7 @@ class Service final : public VolumeService {
                           wire::Reply reply);
   void answer(const CallRef& call, Outcome outcome);
   void send(const LinkRef& link, wire::Frame frame, Buffer bulk = {});
-  void send_reply(const SessionRef& session, std::uint64_t id, wire::Reply reply, Buffer bulk = {});
+  void send_reply(const LinkRef& link, std::uint64_t id, wire::Reply reply, Buffer bulk = {});
   void disconnected(const LinkRef& link);
   /// The mount may read what was sent before the connection goes.
   void close_soon(LinkRef link);
