@@ -96,6 +96,7 @@ Service::Service(Surroundings around, Taken taken)
 }
 
 Service::~Service() {
+  give_up_copy();
   tasks_.cancel_all();
   tenure_->lun->close();
 }
@@ -117,6 +118,7 @@ void Service::stop(Error why) {
                    "stopped coordinating it", why.message());
     for (auto& [id, session] : sessions_)
       if (session->link) disconnected(LinkRef{session->link});
+    give_up_copy();
     counting_loss_ = why == Errc::not_durable && !loss_noted_ && !closing_;
     if (counting_loss_)
       tasks_.spawn(count_loss_and_close(why));
@@ -192,6 +194,7 @@ Task<void> Service::close() {
   closing_ = true;
   for (auto& [id, session] : sessions_)
     if (session->link) disconnected(LinkRef{session->link});
+  give_up_copy();
   // Requests end where they are, unanswered: their mounts repeat them at the successor. What they
   // had sent to the LUN, or handed to the writer thread, is waited for.
   tasks_.cancel_all();
@@ -206,6 +209,7 @@ Task<void> Service::close() {
   Function<bool(Tenure&)> shut = [in_order = !stopped_, lost = lost && !loss_noted_,
                                   cache = shares_.catalog_pages](Tenure& on) {
     if (lost && !note_loss_afresh(on, cache)) return false;
+    on.copy.reset();  // it reads the store
     on.catalog.reset();
     on.store.reset();
     if (!in_order) return false;
