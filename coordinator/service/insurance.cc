@@ -21,6 +21,18 @@ Task<T> on_worker(std::shared_ptr<Worker> worker, Loop& loop, Function<T()> work
   });
 }
 
+/// For what runs on the writer thread: a service that has stopped may have closed the catalog there
+/// (note_loss_afresh), and the copy with it.
+Expected<void> open_still(const Tenure& on) {
+  if (on.catalog && on.store) return {};
+  return Error{Errc::closed, "the catalog has been closed"};
+}
+Expected<volume::CopyTaker*> copy_of(const Tenure& on) {
+  CSV_TRY(open_still(on));
+  if (!on.copy) return Error{Errc::closed, "the copy of the catalog has been given up"};
+  return on.copy.get();
+}
+
 }  // namespace
 
 Task<Expected<VolumeService::CatalogCopied>> VolumeService::copy_catalog() {
@@ -36,11 +48,34 @@ struct Service::FileWork {
   Expected<void> failed;
 };
 
+/// Whoever asked may wait longer than we live, so the copy is taken by a task of our own.
 Task<Expected<VolumeService::CatalogCopied>> Service::copy_catalog() {
   if (!serving()) co_return Error{Errc::refused, "the volume is not served any more"};
   if (copying_) co_return Error{Errc::retry, "a copy of the catalog is being taken already"};
+  co_return co_await completion<Expected<CatalogCopied>>([this](auto done) {
+    copy_asked_.emplace(std::move(done));
+    tasks_.spawn(copy_by_command());
+  });
+}
+
+Task<void> Service::copy_by_command() {
+  auto copied = co_await take_copy();
+  if (auto asked = std::exchange(copy_asked_, std::nullopt)) (*asked)(std::move(copied));
+}
+
+void Service::give_up_copy() {
+  auto asked = std::exchange(copy_asked_, std::nullopt);
+  if (!asked) return;
+  Error why{Errc::closed, fmt::format("volume {} was given up while its catalog was copied: ask "
+                                      "again once it is coordinated",
+                                      around_.volume)};
+  // Posted: whoever asked may end us.
+  loop_.post([done = *std::move(asked), why]() mutable { done(why); });
+}
+
+Task<Expected<VolumeService::CatalogCopied>> Service::take_copy() {
   copying_ = true;
-  auto copied = co_await copy_catalog_now();
+  auto copied = co_await take_copy_now();
   copying_ = false;
   Function<Expected<void>(Tenure&)> drop = [](Tenure& on) -> Expected<void> {
     on.copy.reset();
@@ -64,6 +99,7 @@ Task<Expected<VolumeService::CatalogCopied>> Service::copy_catalog() {
 Task<Expected<void>> Service::prepare_copy() {
   auto now = loop_.wall_now();
   auto pages_now = [](Tenure& on) -> Expected<std::uint64_t> {
+    CSV_TRY(open_still(on));
     return volume::copy_space(*on.catalog).pages();
   };
   Function<Expected<std::uint64_t>(Tenure&)> count = pages_now;
@@ -103,6 +139,7 @@ Task<Expected<void>> Service::prepare_copy() {
   else if (!(places.error() == std::errc::no_space_on_device))
     co_return places.error();
   auto begin = [target](Tenure& on) mutable -> Expected<void> {
+    CSV_TRY(open_still(on));
     CSV_TRY(on.catalog->checkpoint());
     on.copy = CSV_TRY(volume::CopyTaker::begin(*on.store, std::move(target)));
     return {};
@@ -115,7 +152,9 @@ Task<Expected<void>> Service::copy_pages(std::shared_ptr<FileWork> file) {
   using Pieces = std::vector<volume::CopyTaker::Piece>;
   for (;;) {
     if (!serving()) co_return Error{Errc::closed, "the volume is being given up"};
-    Function<Expected<Pieces>(Tenure&)> next = [](Tenure& on) { return on.copy->next(); };
+    Function<Expected<Pieces>(Tenure&)> next = [](Tenure& on) -> Expected<Pieces> {
+      return CSV_TRY(copy_of(on))->next();
+    };
     CSV_CO_TRY(pieces, co_await on_writer<Expected<Pieces>>(tenure_, std::move(next)));
     if (pieces.empty()) break;
     if (!file->worker || !file->failed) continue;
@@ -127,11 +166,13 @@ Task<Expected<void>> Service::copy_pages(std::shared_ptr<FileWork> file) {
     };
     file->failed = co_await on_worker<Expected<void>>(file->worker, *file->loop, std::move(put));
   }
-  Function<Expected<void>(Tenure&)> finish = [](Tenure& on) { return on.copy->finish(); };
+  Function<Expected<void>(Tenure&)> finish = [](Tenure& on) -> Expected<void> {
+    return CSV_TRY(copy_of(on))->finish();
+  };
   co_return co_await on_writer<Expected<void>>(tenure_, std::move(finish));
 }
 
-Task<Expected<VolumeService::CatalogCopied>> Service::copy_catalog_now() {
+Task<Expected<VolumeService::CatalogCopied>> Service::take_copy_now() {
   CatalogCopied out;
   auto file = std::make_shared<FileWork>();
   file->loop = &loop_;
@@ -173,11 +214,12 @@ Task<Expected<VolumeService::CatalogCopied>> Service::copy_catalog_now() {
     std::vector<std::string> problems;
   };
   Function<Expected<Told>(Tenure&)> ask = [](Tenure& on) -> Expected<Told> {
+    const auto& taker = *CSV_TRY(copy_of(on));
     Told told;
-    told.pages = on.copy->copy().pages;
-    told.taken_at = on.copy->copy().taken_at;
-    told.on_lun = on.copy->on_lun();
-    told.info = on.copy->copy().info;
+    told.pages = taker.copy().pages;
+    told.taken_at = taker.copy().taken_at;
+    told.on_lun = taker.on_lun();
+    told.info = taker.copy().info;
     told.problems = CSV_TRY(volume::superblock_problems(on.blocking));
     for (auto& problem : CSV_TRY(volume::chunk_problems(on.blocking, on.store->info())))
       told.problems.push_back(std::move(problem));
@@ -227,7 +269,8 @@ Task<void> Service::copy_daily() {
       co_await sleep(loop_, wait);
       continue;
     }
-    auto copied = co_await copy_catalog();
+    auto copied = Expected<CatalogCopied>{Errc::retry};
+    if (!copying_) copied = co_await take_copy();
     if (!serving()) co_return;
     // Where the LUN has no room for one nothing there says when the last was taken.
     co_await sleep(loop_, copied && copied->on_lun ? Duration{1s} : copied ? interval : kRetryCopy);

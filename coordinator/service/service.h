@@ -93,7 +93,7 @@ class Service final : public VolumeService {
                           wire::Reply reply);
   void answer(const CallRef& call, Outcome outcome);
   void send(const LinkRef& link, wire::Frame frame, Buffer bulk = {});
-  void send_reply(const SessionRef& session, std::uint64_t id, wire::Reply reply, Buffer bulk = {});
+  void send_reply(const LinkRef& link, std::uint64_t id, wire::Reply reply, Buffer bulk = {});
   void disconnected(const LinkRef& link);
   /// The mount may read what was sent before the connection goes.
   void close_soon(LinkRef link);
@@ -349,7 +349,11 @@ class Service final : public VolumeService {
 
   // insurance.cc
   struct FileWork;
-  Task<Expected<CatalogCopied>> copy_catalog_now();
+  Task<void> copy_by_command();
+  /// Whoever asked for one is told that it will not be finished.
+  void give_up_copy();
+  Task<Expected<CatalogCopied>> take_copy();
+  Task<Expected<CatalogCopied>> take_copy_now();
   Task<Expected<void>> prepare_copy();
   Task<Expected<void>> copy_pages(std::shared_ptr<FileWork> file);
   Task<void> copy_daily();
@@ -443,6 +447,7 @@ class Service final : public VolumeService {
   Signal sessions_changed_;  ///< One declared itself, ended, ...
   Signal reap_due_, clean_due_, freed_, accesses_written_;
   bool copying_ = false;  ///< The catalog is being copied.
+  std::optional<Completion<Expected<CatalogCopied>>::Done> copy_asked_;  ///< For it, by command.
   bool freeing_ = false;  ///< One round of unmapping at a time.
   std::uint64_t times_freed_ = 0, times_reaped_ = 0;
   std::set<Key> foreign_seen_;  ///< Of other clusters; logged once.

@@ -65,6 +65,7 @@ struct Session {
 
   LinkRef link;  ///< None: disconnected.
   TimePoint disconnected_at;
+  bool fresh = false;     ///< Begun by a Hello to this coordinator, and nothing asked under it.
   bool declared = false;  ///< It has said, to this coordinator, what it holds.
   bool resumed = false;   ///< On this connection, it has repeated what was unanswered.
   bool settled = false;   ///< Since the takeover it has, once, repeated what was unanswered.
@@ -109,14 +110,22 @@ struct Session {
   std::array<Slot, protocol::kSlots> slots;
   bool slots_known = false;  ///< False after a takeover until they are read.
 
-  std::map<std::uint64_t, std::size_t> requests;  ///< In flight: id, and bytes of content.
+  /// A request in flight. Its answer goes where it was said last, or is lost with that link: the
+  /// mount says it again on the next one, and must not have been answered there before. It would be
+  /// done with the request, and we would take the repeat for a new one.
+  struct UnderWay {
+    std::size_t bytes = 0;  ///< Of content.
+    LinkRef said_on;
+  };
+  std::map<std::uint64_t, UnderWay> requests;  ///< By id.
   std::size_t request_bytes = 0;
   std::set<std::uint64_t> leaving;  ///< Of them, those that wait for the session's end.
   std::map<std::uint64_t, AskedRef> asked;
   std::size_t waited_for = 0;  ///< By operations that cannot go on before it has declared itself.
-  std::set<std::uint32_t> answering_again;  ///< Slots whose stored reply waits to be sent.
-  std::size_t lock_waits = 0;               ///< Of `requests`, those that wait for a lock.
-  int unsettled_ticks = 0;  ///< Of the watch: waited for, connected, and silent all the same.
+  /// Slots whose stored reply waits to be sent, and where it was asked for last.
+  std::map<std::uint32_t, LinkRef> answering_again;
+  std::size_t lock_waits = 0;  ///< Of `requests`, those that wait for a lock.
+  int unsettled_ticks = 0;     ///< Of the watch: waited for, connected, and silent all the same.
 
   std::uint64_t total_requests = 0, read_bytes = 0, write_bytes = 0;
 

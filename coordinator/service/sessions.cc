@@ -118,8 +118,9 @@ Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
   for (auto at = sessions_.begin(); at != sessions_.end();) {
     auto other = (at++)->second;
     if (other->node != node) continue;
-    // It did not get the answer to its first Hello.
-    if (other->incarnation == hello.incarnation() && !other->ending && other->declared)
+    // It did not get the answer to its first Hello. Had it asked for anything its slots would not
+    // be those that a mount begins with.
+    if (other->incarnation == hello.incarnation() && !other->ending && other->fresh)
       co_return other;
     auto after = other->id;
     // The same one that has lost its session comes back later, and may go on.
@@ -146,7 +147,7 @@ Task<Expected<SessionRef>> Service::session_for(wire::Hello hello) {
     co_return *why;
   }
   auto session = std::make_shared<Session>(loop_, row.id, node, hello.incarnation());
-  session->slots_known = true;
+  session->slots_known = session->fresh = true;
   session->declared = session->settled = true;  // it holds nothing
   sessions_[row.id] = session;
   log::info("session new session={} node={}", raw(row.id), raw(node));
@@ -182,6 +183,7 @@ void Service::attach(const SessionRef& session, const LinkRef& link, const wire:
   session->link = link;
   link->session = session;
   session->resumed = hello.session() == 0;  // a new one has nothing to repeat
+  session->fresh = session->fresh && hello.session() == 0;
   declare(session, hello);
   // It has forgotten all it watched, of whomever.
   watches_.drop(session->id);
@@ -378,6 +380,10 @@ Task<Service::Outcome> Service::admit_done(CallRef call) {
     return found != admissions_.end() && found->second.session == session->id &&
            found->second.state == state && !session->ending;
   };
+  auto no_more = [&] {
+    if (session->ending) return Error{Errc::session_ended, "the session ended meanwhile"};
+    return Error{Errc::fenced, "the session has asked for another admission meanwhile"};
+  };
   if (is_ours(AdmissionState::admitted)) co_return Answer{};  // a repeat
   if (!is_ours(AdmissionState::registering))
     co_return Error{Errc::refused, "the key is not one that this session may register"};
@@ -402,8 +408,7 @@ Task<Service::Outcome> Service::admit_done(CallRef call) {
     auto fenced = co_await fence(std::move(former), SessionId{}, Fencing::Left::maybe);
     if (!fenced) co_return fenced.error();
   }
-  if (!is_ours(AdmissionState::registering))
-    co_return Error{Errc::session_ended, "the session or its admission ended meanwhile"};
+  if (!is_ours(AdmissionState::registering)) co_return no_more();
   auto row = admissions_[key];
   row.state = AdmissionState::admitted;
   // With the generation that the target had counted to by then: should it lose power before the
@@ -417,8 +422,7 @@ Task<Service::Outcome> Service::admit_done(CallRef call) {
   };
   CSV_CO_CHECK(co_await writer_.change(std::move(admit)));
   // Its end may have been decided meanwhile; that transaction comes after ours.
-  if (!is_ours(AdmissionState::registering))
-    co_return Error{Errc::session_ended, "the session ended meanwhile"};
+  if (!is_ours(AdmissionState::registering)) co_return no_more();
   admissions_[key] = row;
   session->key = key;
   session->registering = Key{};

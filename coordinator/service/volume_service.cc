@@ -96,6 +96,7 @@ Service::Service(Surroundings around, Taken taken)
 }
 
 Service::~Service() {
+  give_up_copy();
   tasks_.cancel_all();
   tenure_->lun->close();
 }
@@ -117,6 +118,7 @@ void Service::stop(Error why) {
                    "stopped coordinating it", why.message());
     for (auto& [id, session] : sessions_)
       if (session->link) disconnected(LinkRef{session->link});
+    give_up_copy();
     counting_loss_ = why == Errc::not_durable && !loss_noted_ && !closing_;
     if (counting_loss_)
       tasks_.spawn(count_loss_and_close(why));
@@ -192,6 +194,7 @@ Task<void> Service::close() {
   closing_ = true;
   for (auto& [id, session] : sessions_)
     if (session->link) disconnected(LinkRef{session->link});
+  give_up_copy();
   // Requests end where they are, unanswered: their mounts repeat them at the successor. What they
   // had sent to the LUN, or handed to the writer thread, is waited for.
   tasks_.cancel_all();
@@ -206,6 +209,7 @@ Task<void> Service::close() {
   Function<bool(Tenure&)> shut = [in_order = !stopped_, lost = lost && !loss_noted_,
                                   cache = shares_.catalog_pages](Tenure& on) {
     if (lost && !note_loss_afresh(on, cache)) return false;
+    on.copy.reset();  // it reads the store
     on.catalog.reset();
     on.store.reset();
     if (!in_order) return false;
@@ -308,13 +312,17 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
   auto refuse_request = [&](Errc code, std::string why) {
     wire::Reply reply;
     *reply.mutable_failure() = protocol::encode(Error{code, std::move(why)});
-    send_reply(session, frame.id(), std::move(reply));
+    send_reply(session->link, frame.id(), std::move(reply));
   };
+  session->fresh = false;
   // Meant for another coordinator's view of the volume: what it knows of layouts may be void here.
   if (frame.epoch() != raw(epoch_) || frame.coordinator_key() != raw(key_))
     return refuse_request(Errc::stale_epoch, "the request was meant for another epoch");
-  // A repeat of one in flight: its answer goes to whatever connection the session has by then.
-  if (session->requests.contains(frame.id())) return;
+  // A repeat of one in flight joins it.
+  if (auto found = session->requests.find(frame.id()); found != session->requests.end()) {
+    found->second.said_on = session->link;
+    return;
+  }
   if (session->ending) return refuse_request(Errc::session_ended, "the session has ended");
   if (request.has_lost_under() && request.lost_under() == verifier_) {
     // Answered by a successor: had this one not counted it, it must be said again.
@@ -347,7 +355,7 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
       if (request.has_open() || (request.has_make() && request.make().open()))
         opened(session, InodeId{reply.attr().inode()},
                request.has_make() || request.open().writes());
-      if (session->answering_again.insert(request.slot()).second)
+      if (session->answering_again.insert_or_assign(request.slot(), session->link).second)
         tasks_.spawn(answer_again(session, std::move(request), frame.id(), std::move(reply)));
       return;
     }
@@ -363,7 +371,7 @@ void Service::received_request(const SessionRef& session, protocol::Message mess
   call->id = frame.id();
   call->request = std::move(request);
   call->content = std::make_shared<Buffer>(std::move(message.bulk));
-  session->requests.emplace(call->id, bytes);
+  session->requests.emplace(call->id, Session::UnderWay{bytes, session->link});
   session->request_bytes += bytes;
   ++session->total_requests;
   if (around_.requested) around_.requested();
@@ -381,8 +389,8 @@ Task<void> Service::handle(CallRef call) {
 Task<void> Service::answer_again(SessionRef session, wire::Request request, std::uint64_t id,
                                  wire::Reply reply) {
   while (former_watchers()) co_await settled_.wait();
-  session->answering_again.erase(request.slot());
-  send_reply(session, id, std::move(reply));
+  auto waiting = session->answering_again.extract(request.slot());
+  send_reply(waiting.mapped(), id, std::move(reply));
 }
 
 Task<Service::Outcome> Service::dispatch(CallRef call) {
@@ -469,7 +477,8 @@ Task<Service::Outcome> Service::settle_erased(
 void Service::answer(const CallRef& call, Outcome outcome) {
   auto& session = *call->session;
   auto found = session.requests.find(call->id);
-  session.request_bytes -= found->second;
+  session.request_bytes -= found->second.bytes;
+  auto said_on = std::move(found->second.said_on);
   session.requests.erase(found);
   session.leaving.erase(call->id);
   if (call->request.sequence() > 0) {
@@ -481,6 +490,9 @@ void Service::answer(const CallRef& call, Outcome outcome) {
     }
   }
   if (session.ending) sessions_changed_.notify();
+  // It will be said again, and finds the stored reply or is done as if for the first time. Nobody
+  // has been told of this one.
+  if (said_on != session.link) return;
   wire::Reply reply;
   Buffer bulk;
   if (outcome) {
@@ -490,16 +502,15 @@ void Service::answer(const CallRef& call, Outcome outcome) {
     *reply.mutable_failure() = protocol::encode(outcome.error());
   }
   vouch(*call, outcome, reply);
-  send_reply(call->session, call->id, std::move(reply), std::move(bulk));
+  send_reply(said_on, call->id, std::move(reply), std::move(bulk));
 }
 
-void Service::send_reply(const SessionRef& session, std::uint64_t id, wire::Reply reply,
-                         Buffer bulk) {
-  if (!session->link) return;  // it will ask again, and joins or finds the stored reply
+/// Nothing is sent on a link that has ended.
+void Service::send_reply(const LinkRef& link, std::uint64_t id, wire::Reply reply, Buffer bulk) {
   wire::Frame frame;
   frame.set_id(id);
   *frame.mutable_reply() = std::move(reply);
-  send(session->link, std::move(frame), std::move(bulk));
+  send(link, std::move(frame), std::move(bulk));
 }
 
 void Service::send(const LinkRef& link, wire::Frame frame, Buffer bulk) {

@@ -154,7 +154,8 @@ class VolumeService {
     std::vector<std::string> problems;
   };
   /// Copies the catalog as it is at the call, while it goes on being changed, to the LUN and to a
-  /// file. One at a time: Errc::retry while another is under way.
+  /// file. One at a time: Errc::retry while another is under way. Errc::closed if the service ends
+  /// first, destroyed even: the task may outlive it, once it has begun.
   virtual Task<Expected<CatalogCopied>> copy_catalog();
   /// Of the nodes that are fenced now, those of which the last look at the LUN's keys has found
   /// nothing: no session, no admission and no key. None comes before they are fenced no more.

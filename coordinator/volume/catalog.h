@@ -287,7 +287,7 @@ class Catalog {
     std::uint64_t total = 0, free = 0;  ///< Blocks; free: what can be given out, dying included.
     std::uint64_t inodes = 0;
     std::uint64_t dying = 0;  ///< Of `free`: not given out before make_free().
-    bool freeing = false;     ///< maintain() has steps of freeing left: more will be dying.
+    bool freeing = false;     ///< maintain() can free more in steps: more will be dying.
   };
   /// After ENOSPC: with `dying` or `freeing` it is worth freeing first and trying again.
   virtual Expected<Space> space() = 0;

@@ -68,7 +68,14 @@ Expected<bool> SqlCatalog::grow_database() {
     CSV_TRY(database_->run(sql_->put_chunk, at, number));
     return {};
   };
-  CSV_TRY(in_own_transaction(list_it));
+  if (auto listed = in_own_transaction(list_it); !listed) {
+    if (!(listed.error() == std::errc::no_space_on_device)) return listed.error();
+    // No page is left for the group's own row: undone, and put off. The volume is served as it is.
+    log::warning("catalog cannot grow volume={} reason=\"no page is left for its own list\"",
+                 store_.info().label);
+    groups_until_growth_ = kGroupsUntilGrowth;
+    return false;
+  }
   CSV_TRY(store_.add_chunk(at));
   CSV_TRY(use_mapped_pages());
   return true;

@@ -186,7 +186,13 @@ Expected<void> SqlCatalog::maintain() {
     CSV_TRY(healthy());
     CSV_TRY(make_room());
     if (database_->log_bytes() >= std::min(kCheckpointAt, log_size_ / 4)) CSV_TRY(checkpoint());
-    if (CSV_TRY(space()).freeing) CSV_TRY(in_own_transaction([&] { return step_freeing(); }));
+    freeing_put_off_ = false;
+    if (CSV_TRY(space()).freeing) {
+      auto stepped = in_own_transaction([&] { return step_freeing(); });
+      // What is dying has rows as well. Whatever else gives a page back makes it go on.
+      freeing_put_off_ = !stepped && is_too_large(stepped.error());
+      if (!freeing_put_off_) CSV_TRY(stepped);
+    }
     return healthy();
   }());
 }

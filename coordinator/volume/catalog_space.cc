@@ -243,10 +243,12 @@ Expected<Catalog::Progress> SqlCatalog::punch(InodeId inode, std::uint64_t first
                                               std::int64_t now) {
   CSV_TRY(may_change(keep_space ? Pages::perhaps : Pages::freed));
   CSV_TRY(check_range(first, count));
+  auto at = first, end = first + count;
+  if (!keep_space && pages_scarce_ && CSV_TRY(hole_splits_rows(inode, first, end)))
+    CSV_TRY(may_change(Pages::perhaps));
   auto found = CSV_TRY(load_file(inode));
   modified(found, now);
   CSV_TRY(store_inode(found));
-  auto at = first, end = first + count;
   if (!keep_space) {
     CSV_TRY(free_blocks(inode, first, end));
     at = end;
@@ -307,6 +309,27 @@ Expected<Catalog::Progress> SqlCatalog::punch(InodeId inode, std::uint64_t first
   CSV_TRY(add_blocks(inode, blocks));
   CSV_TRY(settle_grants(grants));
   return Progress{CSV_TRY(attr(inode)), at - first};
+}
+
+/// It frees blocks, and leaves more rows than it found: a row of the file becomes two, or a range
+/// of what is shared is cut.
+Expected<bool> SqlCatalog::hole_splits_rows(InodeId inode, std::uint64_t first, std::uint64_t end) {
+  auto window_of = [](std::uint64_t block) { return block - block % kWindowBlocks; };
+  auto front = CSV_TRY(extents_in(inode, first, std::min(end, window_of(first) + kWindowBlocks)));
+  auto back = CSV_TRY(extents_in(inode, std::max(first, window_of(end - 1)), end));
+  if (first > 0 && window_of(first - 1) == window_of(end)) {
+    for (const auto& row : CSV_TRY(extents_in(inode, first - 1, end + 1)))
+      if (row.file_block < first && row.end() > end) return true;
+  }
+  auto cut_at = [&](std::uint64_t lun_block) -> Expected<bool> {
+    if (lun_block == 0) return false;
+    auto around = CSV_TRY(shared_in(lun_block - 1, lun_block + 1));
+    return std::any_of(around.begin(), around.end(),
+                       [](const SharedRange& range) { return range.length == 2; });
+  };
+  if (!any_shared()) return false;
+  if (!front.empty() && CSV_TRY(cut_at(front.front().lun_block))) return true;
+  return !back.empty() && CSV_TRY(cut_at(back.back().lun_block + back.back().count));
 }
 
 Expected<void> SqlCatalog::trim(InodeId inode) {
@@ -417,7 +440,7 @@ Expected<Catalog::Space> SqlCatalog::space() {
   space.free = allocator_.available() + counters_.dying;
   space.inodes = counters_.inodes;
   auto row = database_->use(sql_->any_freeing);
-  space.freeing = CSV_TRY(row.row());
+  space.freeing = CSV_TRY(row.row()) && !freeing_put_off_;
   return space;
 }
 

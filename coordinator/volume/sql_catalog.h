@@ -251,6 +251,7 @@ class SqlCatalog final : public Catalog, public CopySpace {
   /// Extents that named these have gone: what nobody names any more is dying. The one way there.
   /// How many ranges of `shared` it met, each a few rows of work.
   Expected<std::uint64_t> drop_names(std::span<const Run> runs);
+  Expected<bool> hole_splits_rows(InodeId inode, std::uint64_t first, std::uint64_t end);
   Expected<void> add_blocks(InodeId inode, std::int64_t blocks);
   Expected<std::uint64_t> goal_of(InodeId inode, std::uint64_t file_block);
   Expected<InodeId> folder_of(InodeId inode);
@@ -324,8 +325,9 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Statistics statistics_;
 
   bool in_change_ = false, read_only_ = false;
-  bool pages_short_ = false;   ///< Operations that need pages are refused.
-  bool pages_scarce_ = false;  ///< And those that may need some.
+  bool pages_short_ = false;      ///< Operations that need pages are refused.
+  bool pages_scarce_ = false;     ///< And those that may need some.
+  bool freeing_put_off_ = false;  ///< For want of a page, until the next maintain().
   std::uint64_t changes_at_begin_ = 0, extra_cost_ = 0;
   Expected<void> failed_;  ///< After the first error of run(): nothing runs any more.
 

@@ -2,7 +2,10 @@
 #include <doctest/doctest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
+#include <future>
+#include <memory>
 
 #include "coordinator/service/catalog_file.h"
 #include "coordinator/volume/catalog_check.h"
@@ -48,11 +51,19 @@ struct Served {
     auto task = self.service->copy_catalog();
     self.copied = co_await task;
   }
-  Expected<VolumeService::CatalogCopied> copy() {
+  static Task<void> close_now(Served& self) {
+    auto task = self.service->close();
+    co_await task;
+    self.closed = true;
+  }
+  void begin_copy() {
     world.run([this] {
       copied.reset();
       tasks.spawn(copy_now(*this));
     });
+  }
+  Expected<VolumeService::CatalogCopied> copy() {
+    begin_copy();
     REQUIRE(world.eventually([this] { return copied.has_value(); }));
     return *copied;
   }
@@ -60,9 +71,29 @@ struct Served {
   World& world;
   std::unique_ptr<VolumeService> service;
   std::string why;
-  bool done = false;
+  bool done = false, closed = false;
   std::optional<Expected<VolumeService::CatalogCopied>> copied;
   TaskScope tasks;
+};
+
+/// On a disk that answers nothing for a while.
+class SlowFile final : public CatalogFile {
+ public:
+  struct Disk {
+    std::atomic<bool> asked{false};
+    std::promise<void> answers;
+    std::shared_future<void> answered{answers.get_future()};
+  };
+  explicit SlowFile(std::shared_ptr<Disk> disk) : disk_{std::move(disk)} {}
+  Expected<void> write(std::uint64_t, std::span<const std::byte>) override {
+    disk_->asked = true;
+    disk_->answered.wait();
+    return {};
+  }
+  Expected<std::string> finish() override { return std::string{"slow"}; }
+
+ private:
+  std::shared_ptr<Disk> disk_;
 };
 
 struct Folder {
@@ -125,6 +156,45 @@ TEST_CASE("insurance: a disk that takes no file costs the file only") {
   CHECK(copied->on_lun);
   CHECK(copied->file == "");
   CHECK(copied->no_file == "the disk is full");
+}
+
+TEST_CASE("insurance: a volume may be given up while its catalog is copied") {
+  World world;
+  auto disk = std::make_shared<SlowFile::Disk>();
+  bool by_command = true, in_good_order = true;
+  SUBCASE("by command, and closed") {}
+  SUBCASE("by command, and ended as by a crash") { in_good_order = false; }
+  SUBCASE("by itself, and closed") {
+    by_command = false;
+    world.timing.catalog_copy_after = 20ms;
+  }
+  auto around = world.surroundings(NodeId{1});
+  around.open_catalog_file = [disk]() -> Expected<std::unique_ptr<CatalogFile>> {
+    return std::unique_ptr<CatalogFile>{std::make_unique<SlowFile>(disk)};
+  };
+  {
+    Served served{world, around};
+    if (by_command) served.begin_copy();
+    REQUIRE(world.eventually([&] { return disk->asked.load(); }));
+    if (in_good_order) {
+      world.run([&] { served.tasks.spawn(Served::close_now(served)); });
+      CHECK(world.eventually([&] { return served.closed; }));
+    }
+    world.run([&] { served.service.reset(); });
+    // Whoever asked is told, however long the disk takes.
+    if (by_command) {
+      REQUIRE(world.eventually([&] { return served.copied.has_value(); }));
+      CHECK(served.copied->error() == Errc::closed);
+    }
+    // The file's thread waits in there; the catalog's ends.
+    CHECK(world.eventually([&] { return world.workers == 1; }));
+    disk->answers.set_value();
+    CHECK(world.eventually([&] { return world.workers == 0; }));
+  }
+  // The next one can be served, and copied.
+  Served next{world, around};
+  auto copied = next.copy();
+  CHECK_MESSAGE(copied, copied.error().message());
 }
 
 TEST_CASE("insurance: copies are taken by themselves when the last one is old") {
