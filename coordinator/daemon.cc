@@ -692,6 +692,23 @@ class Csvd final : public Daemon {
     tasks_.spawn(change_cluster(*std::move(change), std::move(answer), served));
   }
 
+  /// A move there would be undone at once, and the volume closed and opened for nothing.
+  [[nodiscard]] std::optional<Error> cannot_take(const std::string& volume,
+                                                 const std::string& node) const {
+    const auto* configuration = voting_->replica().configuration();
+    if (configuration == nullptr) return std::nullopt;
+    auto id = admin::find_node(*configuration, node);
+    // What is wrong with the names, the change itself says.
+    if (!id || !configuration->volumes.contains(volume) || !voting_->replica().member(*id) ||
+        voting_->says_able(volume, *id))
+      return std::nullopt;
+    return Error{Errc::refused,
+                 fmt::format("{} cannot coordinate {} just now: it has not added it, or has failed "
+                             "to take it over and is tried again later (csvctl status there says "
+                             "which)",
+                             node, volume)};
+  }
+
   /// Answers once the node is proven to be off.
   Task<void> fence(cluster::Replica::Change change, std::string node,
                    admin::AdminServer::Answer answer) {

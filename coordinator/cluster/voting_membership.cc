@@ -311,6 +311,13 @@ bool VotingMembership::served(const std::string& volume) const {
   return false;
 }
 
+bool VotingMembership::says_able(const std::string& volume, NodeId node) const {
+  auto note = replica_->notes().find(node);
+  if (note == replica_->notes().end()) return false;
+  auto said = said_in(note->second, volume);
+  return said && said->path();
+}
+
 void VotingMembership::able(const std::string& volume, bool yes) {
   if (yes)
     unable_.erase(volume);

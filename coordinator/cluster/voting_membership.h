@@ -88,6 +88,10 @@ class VotingMembership final : public Membership {
   /// anybody.
   [[nodiscard]] bool served(const std::string& volume) const;
 
+  /// Whether the node says that it can coordinate the volume: not where an attempt has just failed
+  /// there, after which it would be taken from it again at once.
+  [[nodiscard]] bool says_able(const std::string& volume, NodeId node) const;
+
   /// For commands.
   [[nodiscard]] Replica& replica() { return *replica_; }
   [[nodiscard]] const Replica& replica() const { return *replica_; }

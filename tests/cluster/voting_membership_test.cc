@@ -439,6 +439,19 @@ TEST_CASE(
   CHECK(nodes.coordinator(left, "v") != NodeId{});
 }
 
+TEST_CASE("voting membership: where a takeover has failed is known to all, for a while") {
+  Nodes nodes{3, {}};
+  for (int i : {1, 2, 3}) nodes.has(i, {"v"});
+  nodes.run_for(10s);
+  CHECK(nodes.at(1).says_able("v", Nodes::id(3)));
+  CHECK_FALSE(nodes.at(1).says_able("none", Nodes::id(3)));
+  nodes.at(3).able("v", false);
+  nodes.run_for(1s);
+  CHECK_FALSE(nodes.at(1).says_able("v", Nodes::id(3)));
+  nodes.run_for(40s);
+  CHECK(nodes.at(1).says_able("v", Nodes::id(3)));
+}
+
 TEST_CASE(
     "voting membership: a pair that connects one way only does not change the votes for ever") {
   Nodes nodes{3, {}};
