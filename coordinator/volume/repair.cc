@@ -261,6 +261,10 @@ Expected<std::unique_ptr<Database>> Repair::start_from_copy(iscsi::BlockingLun& 
                      "SELECT (SELECT value FROM kv WHERE key='schema_version')>3 AND NOT EXISTS("
                      "SELECT 1 FROM sqlite_schema WHERE type='table' AND name='shared')")) != 0;
   CSV_TRY(database->execute(kLaterTables));
+  // A copy is what SQLite had, with all that was wrong in it. What follows from tables is made
+  // anew.
+  if (auto made = database->execute("REINDEX"); !made)
+    return made.error().within("making the indexes of the copy anew");
   warnings_.push_back(
       "files and directories are as they were when the copy was taken: what was made since is "
       "gone, "
@@ -340,8 +344,8 @@ Expected<void> Repair::compare_with_present(iscsi::BlockingLun& lun, const Repai
 
 Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions& options,
                                     const Progress& progress) {
+  bool from_copy = options.source != RepairOptions::Source::catalog;
   {
-    bool from_copy = options.source != RepairOptions::Source::catalog;
     auto database = from_copy ? CSV_TRY(start_from_copy(lun, options))
                               : CSV_TRY(start_from_catalog(lun, options));
     auto repaired = CSV_TRY(repair_catalog(
@@ -369,6 +373,11 @@ Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions
   checked.chunks = *chunks_;
   CheckReport report;
   CSV_TRY(check_catalog_file(options.work_file, checked, report, progress));
+  if (!report.problems.empty() && from_copy && report.problems.front().starts_with("the database "))
+    return Error{Errc::corrupt,
+                 fmt::format("the copy of the catalog was damaged when it was taken ({}); nothing "
+                             "was changed: start from another one, or from what is on the LUN",
+                             report.problems.front())};
   if (!report.problems.empty())
     return Error{Errc::corrupt,
                  fmt::format("the repair did not reach its end ({} problems are left, the first: "
