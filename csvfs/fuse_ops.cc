@@ -583,7 +583,7 @@ Task<void> flush(FuseState& state, Reply reply, Mount::Handle handle, std::uint6
 /// Positions in a directory, as programs see them: 0 is before ".", 1 before "..", and after an
 /// entry with cookie c it is c + 2. So they hold for ever, like the cookies.
 Task<void> list(FuseState& state, Reply reply, InodeId directory, std::uint64_t position,
-                std::size_t room, bool plus) {
+                std::size_t room) {
   constexpr std::size_t kLeastEntry = 32;  // bytes an entry takes at least
   constexpr std::uint32_t kMostEntries = 1024;
   auto limit =
@@ -597,26 +597,23 @@ Task<void> list(FuseState& state, Reply reply, InodeId directory, std::uint64_t 
   if (!reply.waits()) co_return;
   Buffer out{room};
   std::size_t used = 0;
-  auto add = [&](const char* name, const fuse_entry_param& entry, std::uint64_t next) {
+  auto add = [&](const char* name, const struct stat& attr, std::uint64_t next) {
     auto* at = reinterpret_cast<char*>(out.data()) + used;
-    auto size = plus ? fuse_add_direntry_plus(reply.request(), at, room - used, name, &entry,
-                                              static_cast<off_t>(next))
-                     : fuse_add_direntry(reply.request(), at, room - used, name, &entry.attr,
-                                         static_cast<off_t>(next));
+    auto size =
+        fuse_add_direntry(reply.request(), at, room - used, name, &attr, static_cast<off_t>(next));
     if (size > room - used) return false;
     used += size;
     return true;
   };
-  // An inode of 0 in a plus entry means that it is no look-up.
-  fuse_entry_param dot{};
-  dot.attr.st_mode = S_IFDIR;
-  dot.attr.st_ino = raw(directory);
+  struct stat dot {};
+  dot.st_mode = S_IFDIR;
+  dot.st_ino = raw(directory);
   bool more = position > 0 || add(".", dot, 1);
-  dot.attr.st_ino = listed->parent() != 0 ? listed->parent() : raw(directory);
+  dot.st_ino = listed->parent() != 0 ? listed->parent() : raw(directory);
   more = more && (position > 1 || add("..", dot, 2));
   for (int i = 0; more && i < listed->entries_size(); ++i) {
     const auto& entry = listed->entries(i);
-    more = add(entry.name().c_str(), to_entry_param(state, entry.attr()), entry.cookie() + 2);
+    more = add(entry.name().c_str(), to_stat(entry.attr()), entry.cookie() + 2);
   }
   std::move(reply).bytes(out.span().first(used));
 }
@@ -640,9 +637,6 @@ void op_init(void*, fuse_conn_info* connection) {
   want(FUSE_CAP_POSIX_ACL, true);
   // Pages go when they are recalled: times that change say nothing more.
   want(FUSE_CAP_AUTO_INVAL_DATA, false);
-  // Names are looked up again before each use, so that they would be made for nothing.
-  want(FUSE_CAP_READDIRPLUS, false);
-  want(FUSE_CAP_READDIRPLUS_AUTO, false);
   // It would own sizes and times, and its dirty pages would survive a change of mode.
   want(FUSE_CAP_WRITEBACK_CACHE, false);
   // Locks hold on all nodes.
@@ -937,16 +931,7 @@ void op_readdir(fuse_req_t request, fuse_ino_t inode, std::size_t size, off_t of
                 fuse_file_info*) {
   auto& state = state_of(request);
   state.requests.spawn(list(state, reply_to(request, kLooks), InodeId{inode},
-                            static_cast<std::uint64_t>(offset), std::min(size, kMaxTransfer),
-                            false));
-}
-
-void op_readdirplus(fuse_req_t request, fuse_ino_t inode, std::size_t size, off_t offset,
-                    fuse_file_info*) {
-  auto& state = state_of(request);
-  state.requests.spawn(list(state, reply_to(request, kLooks), InodeId{inode},
-                            static_cast<std::uint64_t>(offset), std::min(size, kMaxTransfer),
-                            true));
+                            static_cast<std::uint64_t>(offset), std::min(size, kMaxTransfer)));
 }
 
 void op_releasedir(fuse_req_t request, fuse_ino_t, fuse_file_info*) { Reply{request}.ok(); }
@@ -1076,8 +1061,9 @@ const fuse_lowlevel_ops& fuse_ops() {
     made.release = op_release;
     made.fsync = op_fsync;
     made.opendir = op_opendir;
+    // No readdirplus: names are looked up again before each use, so that its look-ups would be made
+    // for nothing.
     made.readdir = op_readdir;
-    made.readdirplus = op_readdirplus;
     made.releasedir = op_releasedir;
     made.fsyncdir = op_fsyncdir;
     made.statfs = op_statfs;

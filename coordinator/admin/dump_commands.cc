@@ -240,7 +240,8 @@ class CatalogDump {
 Expected<void> dump_catalog(Database& database, const DumpRequest& request, Json& out) {
   CatalogDump dump{database};
   if (request.catalog) out["catalog"] = CSV_TRY(dump.overview());
-  if (!request.table.empty()) out[request.table] = CSV_TRY(dump.table(request.table));
+  if (!request.table.empty())
+    out["table"] = {{"name", request.table}, {"rows", CSV_TRY(dump.table(request.table))}};
   if (request.inode) out["inode"] = CSV_TRY(dump.inode(*request.inode));
   if (!request.path.empty()) {
     auto inode = CSV_TRY(dump.find(request.path));

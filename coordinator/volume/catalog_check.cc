@@ -50,7 +50,7 @@ class CatalogCheck {
         area_first_{info_.data_offset / kBlockSize},
         area_blocks_{info_.data_size / kBlockSize} {}
 
-  void run(const CheckProgress& progress) {
+  void run(const Progress& progress) {
     using Step = Expected<void> (CatalogCheck::*)();
     constexpr std::pair<const char*, Step> steps[] = {
         {"the database's pages", &CatalogCheck::integrity},
@@ -703,8 +703,7 @@ class CatalogCheck {
 
 }  // namespace
 
-Expected<void> check_catalog(CatalogStore& store, CheckReport& report,
-                             const CheckProgress& progress) {
+Expected<void> check_catalog(CatalogStore& store, CheckReport& report, const Progress& progress) {
   auto database = Database::open(store.path(), store.vfs(), {.read_only = true});
   if (!database) {
     report.problems.push_back("the catalog cannot be opened: " + database.error().message());
@@ -715,7 +714,7 @@ Expected<void> check_catalog(CatalogStore& store, CheckReport& report,
 }
 
 Expected<void> check_catalog_file(const std::string& path, const VolumeInfo& info,
-                                  CheckReport& report, const CheckProgress& progress) {
+                                  CheckReport& report, const Progress& progress) {
   auto database =
       CSV_TRY(Database::open(path.c_str(), nullptr, {.read_only = true, .frozen = true}));
   CatalogCheck{*database, info, [] { return Expected<void>{}; }, report}.run(progress);

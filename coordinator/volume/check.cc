@@ -48,7 +48,7 @@ Expected<void> advise(iscsi::BlockingLun& lun, const VolumeInfo& info, CheckRepo
 
 }  // namespace
 
-Expected<CheckReport> check(iscsi::BlockingLun& lun, const CheckProgress& progress) {
+Expected<CheckReport> check(iscsi::BlockingLun& lun, const Progress& progress) {
   CheckReport report;
   auto info = CSV_TRY(find_volume(lun, report));
   if (!info) return report;
@@ -60,7 +60,7 @@ Expected<CheckReport> check(iscsi::BlockingLun& lun, const CheckProgress& progre
 }
 
 Expected<void> check_catalog_on(iscsi::BlockingLun& lun, const VolumeInfo& info,
-                                CheckReport& report, const CheckProgress& progress) {
+                                CheckReport& report, const Progress& progress) {
   {
     // SQLite takes a log that is damaged in its middle for one that ends there.
     auto source = CSV_TRY(CatalogSource::open(lun, info));

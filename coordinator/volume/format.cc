@@ -105,12 +105,28 @@ Expected<void> claim_slots(iscsi::BlockingLun& lun, const VolumeInfo& info) {
   return lun.write(info.slots_offset, slots.span());
 }
 
+/// The log's region and the first chunks lie side by side; in pieces, so that somebody can be told
+/// how it goes on.
+Expected<void> claim_catalog(iscsi::BlockingLun& lun, const VolumeInfo& info,
+                             const Progress& progress) {
+  if (!lun.lun().profile().unmap) return {};
+  constexpr std::uint64_t kPiece = 16ull << 20;
+  auto size = info.wal_size + info.chunks.size() * kChunkSize;
+  for (std::uint64_t done = 0; done < size;) {
+    auto piece = std::min(kPiece, size - done);
+    CSV_TRY(claim(lun, info.wal_offset + done, piece));
+    done += piece;
+    if (progress) progress(done, size);
+  }
+  return {};
+}
+
 /// The regions behind the superblocks, as an empty catalog wants to find them.
-Expected<void> prepare_catalog(iscsi::BlockingLun& lun, const VolumeInfo& info, bool claim_space) {
-  if (claim_space) {
+Expected<void> prepare_catalog(iscsi::BlockingLun& lun, const VolumeInfo& info,
+                               const FormatOptions& options) {
+  if (options.claim_space) {
     CSV_TRY(claim_slots(lun, info));
-    CSV_TRY(claim(lun, info.wal_offset, info.wal_size));
-    for (auto at : info.chunks) CSV_TRY(claim(lun, at, kChunkSize));
+    CSV_TRY(claim_catalog(lun, info, options.progress));
   }
   // No log, and a database without a first page.
   CSV_TRY(WalRegion::clear(lun, info));
@@ -157,7 +173,7 @@ Expected<VolumeInfo> format(iscsi::BlockingLun& lun, const FormatOptions& option
 
   auto info = lay_out(lun, options, random, now);
   if (auto wiped = wipe(lun, size); !wiped) return wiped.error().within("wiping the LUN");
-  if (auto ready = prepare_catalog(lun, info, options.claim_space); !ready)
+  if (auto ready = prepare_catalog(lun, info, options); !ready)
     return ready.error().within("preparing the catalog's space");
   if (auto made = create_catalog(lun, info, random, now); !made)
     return made.error().within("creating the catalog");

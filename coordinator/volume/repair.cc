@@ -66,8 +66,8 @@ Expected<std::uint32_t> pages_in(std::ifstream& file, const std::string& path) {
   return pages;
 }
 
-Expected<void> write_pages(iscsi::BlockingLun& lun, const VolumeInfo& info,
-                           const std::string& path) {
+Expected<void> write_pages(iscsi::BlockingLun& lun, const VolumeInfo& info, const std::string& path,
+                           const Progress& progress) {
   std::ifstream file{path, std::ios::binary};
   auto pages = CSV_TRY(pages_in(file, path));
   if (pages > info.chunks.size() * disk::kPagesPerChunk)
@@ -83,6 +83,7 @@ Expected<void> write_pages(iscsi::BlockingLun& lun, const VolumeInfo& info,
     CSV_TRY(fill_piece(file, bytes, info.id, page));
     CSV_TRY(lun.write(place_of_page(info, page), bytes));
     page += count;
+    if (progress) progress(page - 1, pages);
   }
   return {};
 }
@@ -111,7 +112,8 @@ Expected<void> verify_copy_file(const std::string& path, const VolumeId& volume)
 }  // namespace
 
 Expected<void> install_catalog(iscsi::BlockingLun& lun, VolumeInfo& info, const std::string& path,
-                               const std::vector<std::uint64_t>& chunks, bool in_place) {
+                               const std::vector<std::uint64_t>& chunks, bool in_place,
+                               const Progress& progress) {
   auto old_chunks = info.chunks;
   auto next = info;
   next.chunks = chunks;
@@ -132,7 +134,7 @@ Expected<void> install_catalog(iscsi::BlockingLun& lun, VolumeInfo& info, const 
     for (auto at : chunks) CSV_TRY(lun.write_zeroes(at, sizeof(disk::ChunkHeader)));
     CSV_TRY(lun.flush());
   }
-  if (auto wrote = write_pages(lun, next, path); !wrote)
+  if (auto wrote = write_pages(lun, next, path, progress); !wrote)
     return wrote.error().within("writing the catalog");
   CSV_TRY(lun.flush());
   if (!in_place) CSV_TRY(hand_over());
@@ -184,7 +186,7 @@ Expected<void> Repair::look_at_superblocks(iscsi::BlockingLun& lun, const Repair
 
 Expected<std::unique_ptr<Repair>> Repair::prepare(iscsi::BlockingLun& lun,
                                                   const RepairOptions& options,
-                                                  const CheckProgress& progress) {
+                                                  const Progress& progress) {
   std::unique_ptr<Repair> repair{new Repair};
   repair->work_file_ = options.work_file;
   CSV_TRY(repair->look_at_superblocks(lun, options));
@@ -259,6 +261,10 @@ Expected<std::unique_ptr<Database>> Repair::start_from_copy(iscsi::BlockingLun& 
                      "SELECT (SELECT value FROM kv WHERE key='schema_version')>3 AND NOT EXISTS("
                      "SELECT 1 FROM sqlite_schema WHERE type='table' AND name='shared')")) != 0;
   CSV_TRY(database->execute(kLaterTables));
+  // A copy is what SQLite had, with all that was wrong in it. What follows from tables is made
+  // anew.
+  if (auto made = database->execute("REINDEX"); !made)
+    return made.error().within("making the indexes of the copy anew");
   warnings_.push_back(
       "files and directories are as they were when the copy was taken: what was made since is "
       "gone, "
@@ -337,9 +343,9 @@ Expected<void> Repair::compare_with_present(iscsi::BlockingLun& lun, const Repai
 }
 
 Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions& options,
-                                    const CheckProgress& progress) {
+                                    const Progress& progress) {
+  bool from_copy = options.source != RepairOptions::Source::catalog;
   {
-    bool from_copy = options.source != RepairOptions::Source::catalog;
     auto database = from_copy ? CSV_TRY(start_from_copy(lun, options))
                               : CSV_TRY(start_from_catalog(lun, options));
     auto repaired = CSV_TRY(repair_catalog(
@@ -367,6 +373,11 @@ Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions
   checked.chunks = *chunks_;
   CheckReport report;
   CSV_TRY(check_catalog_file(options.work_file, checked, report, progress));
+  if (!report.problems.empty() && from_copy && report.problems.front().starts_with("the database "))
+    return Error{Errc::corrupt,
+                 fmt::format("the copy of the catalog was damaged when it was taken ({}); nothing "
+                             "was changed: start from another one, or from what is on the LUN",
+                             report.problems.front())};
   if (!report.problems.empty())
     return Error{Errc::corrupt,
                  fmt::format("the repair did not reach its end ({} problems are left, the first: "
@@ -377,9 +388,9 @@ Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions
   return {};
 }
 
-Expected<void> Repair::apply(iscsi::BlockingLun& lun) {
+Expected<void> Repair::apply(iscsi::BlockingLun& lun, const Progress& progress) {
   info_.coordinator_key = info_.closed_key = Key{};  // whoever had it is fenced
-  if (chunks_) return install_catalog(lun, info_, work_file_, *chunks_, in_place_);
+  if (chunks_) return install_catalog(lun, info_, work_file_, *chunks_, in_place_, progress);
   if (rewrites_superblocks_) return write_superblocks(lun, info_);
   return {};
 }

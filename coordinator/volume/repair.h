@@ -32,7 +32,7 @@ class Repair {
   /// Errors where the volume cannot be read, or what is left is no catalog.
   static Expected<std::unique_ptr<Repair>> prepare(iscsi::BlockingLun& lun,
                                                    const RepairOptions& options,
-                                                   const CheckProgress& progress = {});
+                                                   const Progress& progress = {});
 
   /// What is wrong, a sentence each. Empty with nothing to do: the volume is clean.
   [[nodiscard]] const std::vector<std::string>& findings() const { return findings_; }
@@ -48,7 +48,8 @@ class Repair {
   /// crash, leaves the old catalog in force unless the superblocks were being written; then both
   /// superblocks say what they said or what they will say. Only if the volume has no room for a
   /// second catalog is the old one overwritten: then go on with the work file as the source.
-  Expected<void> apply(iscsi::BlockingLun& lun);
+  /// `progress`: in pages of the catalog.
+  Expected<void> apply(iscsi::BlockingLun& lun, const Progress& progress = {});
 
  private:
   Repair() = default;
@@ -60,7 +61,7 @@ class Repair {
   Expected<void> compare_with_present(iscsi::BlockingLun& lun, const RepairOptions& options,
                                       Database& copy);
   Expected<void> make_catalog(iscsi::BlockingLun& lun, const RepairOptions& options,
-                              const CheckProgress& progress);
+                              const Progress& progress);
 
   VolumeInfo info_;
   std::string work_file_;
@@ -73,6 +74,7 @@ class Repair {
 /// Writes the catalog in the file at `path` to `chunks` of the volume, empties its log, and lets
 /// the superblocks name them. `in_place`: the chunks are the catalog's own, so the log goes first.
 Expected<void> install_catalog(iscsi::BlockingLun& lun, VolumeInfo& info, const std::string& path,
-                               const std::vector<std::uint64_t>& chunks, bool in_place);
+                               const std::vector<std::uint64_t>& chunks, bool in_place,
+                               const Progress& progress = {});
 
 }  // namespace csv::volume

@@ -1,6 +1,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -19,6 +20,9 @@ inline constexpr std::uint64_t kChunkSize = 64ull << 20;  ///< Of the catalog da
 inline constexpr std::uint64_t kGroupSize = 64ull << 20;  ///< An allocation group.
 
 using VolumeId = std::array<std::byte, 16>;
+
+/// Told now and then, by who works, how much of a long work is done.
+using Progress = std::function<void(std::uint64_t done, std::uint64_t of)>;
 
 /// What the superblocks say: identity, geometry, and who coordinates. A value; written whole.
 struct VolumeInfo {
@@ -77,6 +81,7 @@ struct FormatOptions {
   /// On a thin LUN, writes slots, WAL region and first chunks through, so that metadata never runs
   /// out of space; later chunks too. A simulation saves itself the time.
   bool claim_space = true;
+  Progress progress = {};  ///< Of the writing through, in bytes.
 };
 /// Bytes a LUN must have for a volume.
 std::uint64_t least_size(const FormatOptions& options);

@@ -92,6 +92,90 @@ echo content >"$work/file"
 csvctl fs put "$work/file" / --lun "$lun" || fail "put"
 csvctl fs ls --lun "$lun" --json | python -c 'import json, sys; print(json.dumps({"entries": json.load(sys.stdin)}))' |
   python "$root/tests/admin/json_fields.py" "$root/docs/csvctl.md" 'fs ls' || fail "fields of fs ls"
+csvctl cluster ca create --cluster-id 5 --dir "$work/ca" >/dev/null &&
+  csvctl cluster ca issue --node 1 --name n --dir "$work/ca" --out "$work/tls" >/dev/null || fail "cluster ca"
+json 'cluster ca show' cluster ca show "$work/ca/ca.crt" "$work/tls/node.crt"
+
+# --- files without a mount
+fs() { local what=$1; shift; csvctl fs "$what" "$@" --lun "$lun" 2>"$work/words"; }
+refuses() {  # refuses WORDS COMMAND...: ends with 1, says so
+  local words=$1 code=0
+  shift
+  "$@" >/dev/null || code=$?
+  [[ $code == 1 ]] && grep -q "$words" "$work/words" || fail "'$*' ended with $code and said: $(<"$work/words")"
+}
+names() { fs ls "$@" --json | python -c 'import json, sys; print(*sorted(e["name"] for e in json.load(sys.stdin)))'; }
+head -c 300000 /dev/urandom >"$work/large"
+fs mkdir /a || fail "mkdir: $(<"$work/words")"
+fs mkdir -p /a /b/c/d || fail "mkdir -p: $(<"$work/words")"
+refuses 'a' fs mkdir /a
+fs put "$work/large" /b/c/d/large || fail "put below: $(<"$work/words")"
+cmp <(fs cat /b/c/d/large /file) <(cat "$work/large" "$work/file") || fail "cat of two files"
+refuses 'missing' fs cat /b/missing
+mkdir "$work/got"
+fs get /b /file "$work/got" || fail "get: $(<"$work/words")"
+cmp "$work/got/b/c/d/large" "$work/large" && cmp "$work/got/file" "$work/file" || fail "get did not get it all"
+refuses 'missing' fs get /missing "$work/got"
+[[ $(names /) == "a b file" ]] || fail "the root has $(names /)"
+
+# --- what lies on it
+json 'volume dump' volume dump "$lun" --superblock --slots --catalog --table entries --inode 1 --path /b/c --map /b/c/d/large
+python - "$work/out" <<'PYTHON' || fail "the dump is not of this volume"
+import json, sys
+out = json.load(open(sys.argv[1]))
+assert out["superblocks"]["A"]["label"] == "v" and out["superblocks"]["A"]["cluster"] == 5, out["superblocks"]
+assert {slot["role"] for slot in out["slots"]} >= {"coordinator", "mount"}, out["slots"]
+assert out["table"]["name"] == "entries"
+assert sorted(row["name"] for row in out["table"]["rows"]) == ["a", "b", "c", "d", "file", "large"], out["table"]
+assert out["catalog"]["rows"]["entries"] == 6 and out["catalog"]["numbers"]["inodes"] == 7, out["catalog"]
+assert out["inode"]["inode"]["id"] == 1 and out["path"]["names"][0]["name"] == "c", out
+assert sum(piece["length"] for piece in out["map"] if piece["state"] == "written") == 74 * 4096, out["map"]
+PYTHON
+csvctl volume dump "$lun" --inode 99999 >/dev/null 2>"$work/words" && fail "an inode that is none was dumped"
+grep -q 'no inode 99999' "$work/words" || fail "said: $(<"$work/words")"
+csvctl volume dump "$lun" --table none >/dev/null 2>"$work/words" && fail "a table that is none was dumped"
+grep -q 'no table none' "$work/words" || fail "said: $(<"$work/words")"
+
+refuses 'b' fs rm /b
+fs rm /file || fail "rm: $(<"$work/words")"
+[[ $(names /) == "a b" ]] || fail "after rm the root has $(names /)"
+fs rm -r /b /a || fail "rm -r: $(<"$work/words")"
+[[ -z $(names /) ]] || fail "after rm -r the root has $(names /)"
+refuses 'file' fs rm /file
+csvctl volume check "$lun" >"$work/words" 2>&1 || fail "after all that: $(<"$work/words")"
+
+# --- what formatting would destroy is asked for: of nobody that is no, and of people what they say
+fs put "$work/file" /kept || fail "put: $(<"$work/words")"
+format=(csvctl volume format "$lun" --name other --cluster-id 6)
+answered() {  # answered WORD COMMAND...: with a terminal, on which WORD is typed at the question
+  python - "$@" <<'PYTHON'
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.execvp(sys.argv[2], sys.argv[2:])
+seen = b""
+try:
+    while chunk := os.read(terminal, 4096):
+        asked = b"Type yes" in seen
+        seen += chunk
+        if not asked and b"Type yes" in seen:
+            os.write(terminal, sys.argv[1].encode() + b"\n")
+except OSError:
+    pass  # the terminal's other end is closed
+sys.stdout.buffer.write(seen)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+PYTHON
+}
+sum=$(sha256sum "$work/volume.img")
+code=0; "${format[@]}" >"$work/words" 2>&1 </dev/null || code=$?
+[[ $code == 4 ]] && grep -q 'volume' "$work/words" && grep -q -- '--yes formats it' "$work/words" ||
+  fail "format over a volume ended with $code and said: $(<"$work/words")"
+code=0; answered no "${format[@]}" >"$work/words" 2>&1 || code=$?
+[[ $code == 4 ]] && grep -q 'Nothing was changed' "$work/words" || fail "format, answered no: $code, $(<"$work/words")"
+[[ $(sha256sum "$work/volume.img") == "$sum" ]] || fail "a format that nobody confirmed changed the LUN"
+answered yes "${format[@]}" >"$work/words" 2>&1 || fail "format, answered yes: $(<"$work/words")"
+[[ -z $(names /) ]] || fail "after the format the root has $(names /)"
+csvctl volume format "$lun" --name v --cluster-id 5 --yes >/dev/null 2>&1 || fail "format --yes"
 
 # --- volume add: the file keeps its comments; what is wrong changes nothing
 cat >"$work/csvd.toml" <<'TOML'

@@ -5,8 +5,8 @@ Usage: json_fields.py DOCS COMMAND < OUTPUT      such as: json_fields.py docs/cs
 
 The page has a heading with `COMMAND --json` and an indented block below it: names apart by commas or lines, {…} around what
 an object holds, [] behind a name that is a list. Two spaces begin a remark; a line whose remark says "null" has fields that
-may be null, and one whose remark says "as of `OTHER COMMAND --json`" has those of that. A field that is missing, or that the
-page does not know, is an error."""
+may be null, and one whose remark says "as of `OTHER COMMAND --json`" has those of that. A name with ? may be missing, and * among the
+names of an object stands for any others. A field that is missing, or that the page does not know, is an error."""
 import json
 import re
 import sys
@@ -29,7 +29,7 @@ def tokens_of(page, command):
     for line in block_of(page, command):
         parts = re.split(r"(?<=\S)  +", line.strip(), maxsplit=1)
         nullable = len(parts) > 1 and "null" in parts[1]
-        for token in re.findall(r"[{}]|\[\]|[A-Za-z_0-9]+", parts[0]):
+        for token in re.findall(r"[{}*?]|\[\]|[A-Za-z_0-9]+", parts[0]):
             yield token, nullable
         other = re.search(r"as of `(.+) --json`", parts[-1])
         if other:
@@ -41,7 +41,7 @@ def tokens_of(page, command):
 
 
 def fields_of(tokens):
-    """{name: (is_list, fields or None, nullable)}"""
+    """{name: (is_list, fields or None, nullable)}, with "*" and "NAME?" as they are"""
     fields, last = {}, None
     while tokens:
         token, nullable = tokens.pop(0)
@@ -52,6 +52,9 @@ def fields_of(tokens):
             fields[last] = (fields[last][0], inner, fields[last][2])
         elif token == "[]":
             fields[last] = (True, *fields[last][1:])
+        elif token == "?":
+            fields[last + "?"] = fields.pop(last)
+            last += "?"
         else:
             last = token
             fields[last] = (False, None, nullable)
@@ -60,9 +63,12 @@ def fields_of(tokens):
 
 def compare(value, fields, where, problems, seen):
     for name in value:
-        if name not in fields:
+        if name not in fields and name + "?" not in fields and "*" not in fields:
             problems.append(f"{where}{name} is not documented")
     for name, (is_list, inner, nullable) in fields.items():
+        if name == "*" or (name.endswith("?") and name[:-1] not in value):
+            continue
+        name = name.rstrip("?")
         path = where + name
         if name not in value:
             problems.append(f"{path} is missing")

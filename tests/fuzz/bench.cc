@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <array>
 
+#include "coordinator/volume/acl.h"
 #include "coordinator/volume/catalog.h"
+#include "coordinator/volume/catalog_copy.h"
+#include "coordinator/volume/volume_format.h"
 #include "csvfs/base/check.h"
 #include "iscsi/blocking_lun.h"
 
@@ -70,7 +73,59 @@ void hold(Catalog& on) {
   CSV_CHECK(orphan.nlink == 1 && on.unlink(kRootInode, "orphan", 1000));
 }
 
-Image make_image() {
+/// Rows of an administrator and of a node that was fenced.
+void give_lists(Catalog& on) {
+  using Tag = volume::Acl::Tag;
+  auto entry = [](Tag tag, std::uint16_t permissions, std::uint32_t id = ~0u) {
+    std::string out;
+    for (std::uint32_t value :
+         {std::uint32_t{static_cast<std::uint16_t>(tag)} | permissions << 16, id})
+      for (int shift = 0; shift < 32; shift += 8) out += static_cast<char>(value >> shift);
+    return out;
+  };
+  auto list = std::string{"\2\0\0\0", 4} + entry(Tag::owner, 6) + entry(Tag::user, 6, 1000) +
+              entry(Tag::group, 4) + entry(Tag::mask, 4) + entry(Tag::others, 4);
+  auto file = *on.lookup(kRootInode, "file"), folder = *on.lookup(kRootInode, "folder");
+  CSV_CHECK(on.set_xattr(file.inode, std::string{volume::kAccessAcl}, list, 0, 1000));
+  CSV_CHECK(on.set_xattr(folder.inode, std::string{volume::kDefaultAcl}, list, 0, 1000));
+}
+void suspend(Catalog& on) {
+  volume::SuspendedRow row;
+  row.node = NodeId{3};
+  row.session = (*on.new_session(NodeId{3}, 78)).id;
+  row.incarnation = 78;
+  row.listed = true;
+  row.files[on.lookup(kRootInode, "file")->inode] = {};
+  CSV_CHECK(on.suspend(row));
+}
+
+/// Its groups are found by the catalog itself, as in a backup.
+Image::Copy take_copy(volume::CatalogStore& store, Catalog& catalog, std::uint32_t slot,
+                      std::vector<std::byte>& file) {
+  volume::CatalogCopy target;
+  target.slot = slot;
+  target.sequence = slot + 1;
+  target.taken_at = WallTime{1'700'000'000'000'000'000 + slot};
+  change(catalog, [&](Catalog& on) {
+    auto& space = volume::copy_space(on);
+    target.places = *space.copy_places(slot, *space.pages() + 64);
+  });
+  CSV_CHECK(target.places.size() == 1);
+  CSV_CHECK(catalog.checkpoint());
+  auto taker = *volume::CopyTaker::begin(store, target);
+  file.assign(taker->copy().pages * volume::disk::kPageSize, {});
+  for (;;) {
+    auto pieces = *taker->next();
+    if (pieces.empty()) break;
+    for (const auto& piece : pieces)
+      std::copy_n(piece.content.data(), piece.content.size(),
+                  file.data() + (piece.page - 1ull) * volume::disk::kPageSize);
+  }
+  CSV_CHECK(taker->finish());
+  return {target.places.front(), taker->copy().pages};
+}
+
+Image make_image(bool copies) {
   fakes::ManualLoop loop;
   Turns turns{loop};
   auto disk = iscsi::RamDisk::create(disk_options(), &loop);
@@ -90,9 +145,16 @@ Image make_image() {
     auto store = *volume::open_catalog_store(io, image.info, random);
     auto catalog = *Catalog::open(*store);
     change(*catalog, fill);
+    if (copies) {
+      change(*catalog, give_lists);
+      for (std::uint32_t i = 0; i < volume::kCopySlots; ++i)
+        image.copies.push_back(take_copy(*store, *catalog, i, image.file));
+    }
     CSV_CHECK(catalog->checkpoint());
     // What follows stays in the log: recovery has something to do.
     change(*catalog, hold);
+    if (copies) change(*catalog, suspend);
+    image.info = store->info();
   }
   std::vector<std::byte> part(kPart);
   for (std::uint64_t at = 0; at < kLunSize; at += kPart) {
@@ -106,7 +168,12 @@ Image make_image() {
 }  // namespace
 
 const Image& image() {
-  static const Image made = make_image();
+  static const Image made = make_image(false);
+  return made;
+}
+
+const Image& image_with_copies() {
+  static const Image made = make_image(true);
   return made;
 }
 

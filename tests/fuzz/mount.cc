@@ -7,6 +7,8 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <array>
 #include <deque>
 #include <list>
 
@@ -115,6 +117,43 @@ class Coordinator {
   std::unique_ptr<protocol::Connection> connection_;
 };
 
+/// What a program does.
+enum class Doing : std::uint8_t {
+  look_up,
+  see,
+  open,
+  create,
+  list,
+  ask_space,
+  truncate,
+  read_link,
+  list_xattrs,
+  get_xattr,
+  set_xattr,
+  remove_xattr,
+  make,
+  link,
+  unlink,
+  rename,
+  change,
+  interrupt,  ///< The oldest call that can be interrupted and has not been.
+  read,       ///< From here on of an open file.
+  write,
+  append,
+  write_durably,
+  sync,
+  seek,
+  clone,
+  allocate,
+  lock,
+  unlock,
+  test_lock,
+  flush,
+  truncate_through,
+  close,
+  kDoings
+};
+
 /// Programs that use the mount.
 class Programs {
  public:
@@ -124,7 +163,7 @@ class Programs {
 
   void begin(unsigned what, unsigned where) {
     if (tasks_.running() > 50) return;
-    tasks_.spawn(act(what % 16, where));
+    tasks_.spawn(act(static_cast<Doing>(what % static_cast<unsigned>(Doing::kDoings)), where));
   }
   void watch_ready() { tasks_.spawn(ready()); }
 
@@ -137,74 +176,183 @@ class Programs {
   static Task<void> ignore(Task<T> task) {
     (void)co_await task;
   }
-  Task<void> remember(Task<Expected<Mount::Opened>> task) {
-    auto opened = co_await task;
-    if (opened) handles_.push_back(opened->handle);
-  }
   /// Any handle: those that were never given out belong to nobody.
   [[nodiscard]] Mount::Handle handle(unsigned where) const {
     return handles_.empty() ? Mount::Handle{where} : handles_[where % handles_.size()];
   }
-  Task<void> act(unsigned what, unsigned where) {
+  /// A call that may be interrupted, by one that comes later.
+  template <typename Start>
+  Task<void> interruptible(Start start) {
+    auto& own = interrupts_.emplace_back();
+    auto task = start(&own);
+    (void)co_await task;
+    interrupts_.remove_if([&own](const Interrupt& each) { return &each == &own; });
+  }
+  template <typename Start>
+  Task<void> opening(Start start) {
+    auto& own = interrupts_.emplace_back();
+    auto task = start(&own);
+    auto opened = co_await task;
+    interrupts_.remove_if([&own](const Interrupt& each) { return &each == &own; });
+    if (opened) handles_.push_back(opened->handle);
+  }
+  Task<void> nothing() { co_return; }
+  Task<void> act(Doing what, unsigned where) {
+    bool also = where % 2 != 0, too = where / 2 % 2 != 0;
+    wire::Make made;
+    made.set_parent(1);
+    made.set_name(also ? "made" : "file");
+    made.set_mode(too ? S_IFDIR | 0755 : S_IFREG | 0644);
+    wire::SetAttr set;
+    set.set_inode(33);
+    if (what == Doing::truncate || what == Doing::truncate_through) set.set_size(where);
+    if (what == Doing::change) {
+      set.set_mode(06755);
+      set.set_uid(where);
+      set.set_mtime_now(also);
+    }
+    switch (what) {
+      case Doing::look_up: return ignore(mount_->lookup(also ? InodeId{2} : kRootInode, "file"));
+      case Doing::see: return ignore(mount_->attr(also ? kRootInode : InodeId{33}));
+      case Doing::open:
+        return opening([this, also, too](Interrupt* by) {
+          return mount_->open(InodeId{33}, {.truncate = also, .writes = too}, by);
+        });
+      case Doing::create:
+        made.set_mode(S_IFREG | 0644);
+        made.set_nameless(too);
+        if (too) made.clear_name();
+        return opening([this, made](Interrupt* by) {
+          return mount_->create(Caller{}, made, {.writes = true}, by);
+        });
+      case Doing::list: return ignore(mount_->list(kRootInode, where, 10, also));
+      case Doing::ask_space: return ignore(mount_->statistics());
+      case Doing::truncate:
+      case Doing::change:
+        return interruptible([this, set](Interrupt* by) { return mount_->change(set, by); });
+      case Doing::read_link: return ignore(mount_->read_link(InodeId{34}, also));
+      case Doing::list_xattrs: return ignore(mount_->list_xattrs(InodeId{33}));
+      case Doing::get_xattr: return ignore(mount_->xattr(InodeId{33}, name_of(where)));
+      case Doing::set_xattr: {
+        wire::SetXattr value;
+        value.set_inode(33);
+        value.set_name(name_of(where));
+        value.set_value(std::string(where, 'v'));
+        return interruptible([this, value](Interrupt* by) { return mount_->set_xattr(value, by); });
+      }
+      case Doing::remove_xattr:
+        return interruptible([this, where](Interrupt* by) {
+          return mount_->remove_xattr(InodeId{33}, name_of(where), by);
+        });
+      case Doing::make:
+        return interruptible([this, made](Interrupt* by) {
+          return mount_->make(Caller{1000, 1000}, made, by);
+        });
+      case Doing::link:
+        return interruptible(
+            [this](Interrupt* by) { return mount_->link(InodeId{33}, kRootInode, "again", by); });
+      case Doing::unlink:
+        return interruptible([this, also](Interrupt* by) {
+          return mount_->unlink(kRootInode, also ? "folder" : "file", also, by);
+        });
+      case Doing::rename: {
+        wire::Rename to;
+        to.set_parent(1);
+        to.set_name("file");
+        to.set_new_parent(also ? 2 : 1);
+        to.set_new_name("renamed");
+        to.set_flags(where / 2 % 3);
+        return interruptible([this, to](Interrupt* by) { return mount_->rename(to, by); });
+      }
+      case Doing::interrupt: {
+        for (auto& each : interrupts_)
+          if (!each.raised()) {
+            each.raise();
+            break;
+          }
+        return nothing();
+      }
+      default: break;
+    }
+    if (handles_.empty()) return ignore(mount_->attr(kRootInode));
+    return act_on(what, where, set);
+  }
+  Task<void> act_on(Doing what, unsigned where, const wire::SetAttr& set) {
     // Offsets that matter: inside, over a block's edge, at the end, far away.
     const std::uint64_t at =
         (where % 4) * 2048 + (where / 4 % 4) * (60ull * 4096) + (where / 16 % 2) * (1ull << 43);
     auto data = std::span{content_}.first(where % 2 == 0 ? content_.size() : 4096);
-    wire::Make make;
-    make.set_parent(1);
-    make.set_name("made");
-    make.set_mode(S_IFREG | 0644);
-    wire::SetAttr set;
-    set.set_inode(33);
-    set.set_size(where);
-    bool known = !handles_.empty();
+    auto writing = [&](Mount::WriteOptions how) {
+      return interruptible([this, where, at, data, how](Interrupt* by) {
+        return mount_->write(handle(where), at, data, how, by);
+      });
+    };
+    Mount::LockWish wish;
+    wish.kind = where % 2 == 0 ? LockKind::bytes : LockKind::whole_file;
+    wish.type = where / 2 % 2 == 0 ? LockType::write : LockType::read;
+    wish.owner = 1 + where / 4 % 4;
+    wish.pid = 100;
+    if (wish.kind == LockKind::bytes) wish.range = {where, where + 10};
+    wish.wait = where / 16 % 2 != 0;
     switch (what) {
-      case 0: return ignore(mount_->lookup(kRootInode, "file"));
-      case 1: return ignore(mount_->attr(InodeId{33}));
-      case 2:
-        return remember(
-            mount_->open(InodeId{33}, {.truncate = where % 2 != 0, .writes = where / 2 % 2 != 0}));
-      case 3: return remember(mount_->create(Caller{}, make, {}));
-      case 4: return ignore(mount_->list(kRootInode, where, 10));
-      case 5: return ignore(mount_->statistics());
-      case 6: return ignore(mount_->change(set));
-      case 7: return ignore(mount_->read_link(InodeId{34}));
-      case 8: return ignore(mount_->list_xattrs(InodeId{33}));
-      default: break;
-    }
-    if (!known) return ignore(mount_->attr(kRootInode));
-    switch (what) {
-      case 9:
+      case Doing::read:
         if (where % 8 == 7)
-          return ignore(mount_->read_pages(handle(where), at / 4096 * 4096, 8192));
+          return interruptible([this, where, at](Interrupt* by) {
+            return mount_->read_pages(handle(where), at / 4096 * 4096, 8192, by);
+          });
         return ignore(mount_->read(handle(where), at, 10000));
-      case 10: return ignore(mount_->write(handle(where), at, data, {}));
-      case 11: return ignore(mount_->write(handle(where), at, data, {.append = true}));
-      case 12: return ignore(mount_->write(handle(where), at, data, {.durable = true}));
-      case 13: return ignore(mount_->sync(handle(where)));
-      case 14:
-        if (where % 4 == 3)
-          return ignore(mount_->clone({.from = handle(where),
-                                       .into = handle(where / 4),
-                                       .offset = at,
-                                       .into_offset = at / 2,
-                                       .length = where * 4096}));
-        return ignore(mount_->seek(handle(where), at, SEEK_DATA));
+      case Doing::write: return writing({.pages = where % 8 == 7});
+      case Doing::append: return writing({.append = true});
+      case Doing::write_durably: return writing({.durable = true});
+      case Doing::sync:
+        return interruptible([this, where](Interrupt* by) {
+          return mount_->sync(handle(where), where % 2 != 0, by);
+        });
+      case Doing::seek:
+        return ignore(mount_->seek(handle(where), at, where % 2 ? SEEK_DATA : SEEK_HOLE));
+      case Doing::clone: {
+        Mount::CloneWish from{.from = handle(where),
+                              .into = handle(where / 4),
+                              .offset = at,
+                              .into_offset = at / 2,
+                              .length = where * 4096};
+        return interruptible([this, from](Interrupt* by) { return mount_->clone(from, by); });
+      }
+      case Doing::allocate: {
+        wire::Allocate space;
+        space.set_inode(33);
+        space.set_offset(at);
+        space.set_length(1 + where * 1000ull);
+        space.set_mode(where / 4 % 4);
+        return interruptible([this, where, space](Interrupt* by) {
+          return mount_->allocate(handle(where), space, by);
+        });
+      }
+      case Doing::lock:
+        return interruptible(
+            [this, where, wish](Interrupt* by) { return mount_->lock(handle(where), wish, by); });
+      case Doing::unlock: return ignore(mount_->unlock(handle(where), wish));
+      case Doing::test_lock: return ignore(mount_->test_lock(handle(where), wish));
+      case Doing::flush: return wait_for(mount_->flush(handle(where), wish.owner));
+      case Doing::truncate_through:
+        return interruptible(
+            [this, where, set](Interrupt* by) { return mount_->change(set, by, handle(where)); });
       default: {
         auto closing = handle(where);
         std::erase(handles_, closing);
-        return close(closing);
+        return wait_for(mount_->close(closing));
       }
     }
   }
-  Task<void> close(Mount::Handle closing) {
-    auto task = mount_->close(closing);
-    co_await task;
+  static std::string name_of(unsigned where) {
+    return where % 2 == 0 ? "user.a" : "system.posix_acl_access";
   }
+  static Task<void> wait_for(Task<void> task) { co_await task; }
 
   Mount* mount_;
   std::array<std::byte, 70000> content_;
   std::vector<Mount::Handle> handles_;
+  std::list<Interrupt> interrupts_;  ///< Of calls that have not answered.
   TaskScope tasks_;
 };
 
@@ -261,7 +409,7 @@ std::string replied(const wire::Reply& what, const std::string& bulk = {}) {
 std::string noticed(int id, const wire::Notice& what) {
   return step(notice, std::string(1, static_cast<char>(id)) + sized(what.SerializeAsString()));
 }
-std::string does(int what, int where = 0) {
+std::string does(Doing what, int where = 0) {
   return step(program, std::string(1, static_cast<char>(what)) + static_cast<char>(where));
 }
 
@@ -346,12 +494,29 @@ std::vector<Seed> seeds() {
   recall.mutable_recall()->set_sequence((3ull << 32) + 5);
   query.mutable_query_wrote()->set_inode(33);
   fenced.mutable_fenced()->set_reason("because");
+  wire::Reply watching = attr, value, cloned, found, resumed;
+  watching.add_watched(33);
+  watching.add_watched(1);
+  watching.set_vouched_ms(2000);
+  file(*watching.add_also(), 5);
+  value.mutable_bytes()->set_value(std::string("user.a\0", 7));
+  cloned.mutable_cloned()->set_length(4 * 4096);
+  file(*cloned.mutable_cloned()->mutable_attr(), 64 * 4096);
+  found.mutable_lock_found()->set_type(2);
+  found.mutable_lock_found()->set_last(~0ull);
+  resumed.mutable_resumed()->add_inodes(33);
+  resumed.mutable_resumed()->add_inodes(99);
+  wire::Notice unwatch;
+  unwatch.mutable_unwatch()->add_inodes(33);
+  unwatch.mutable_unwatch()->add_attributes(1);
   const std::string content(60000, 'c');
-  auto open = does(2) + replied(attr);
+  auto open = does(Doing::open) + replied(attr);
 
   add("silent", 0, step(wait, "\xff"));
   add("greeted", 1, step(wait, "\x40"));
-  add("admitted", 3, does(0) + replied(attr) + does(1) + replied(attr) + does(5) + replied(fs));
+  add("admitted", 3,
+      does(Doing::look_up) + replied(attr) + does(Doing::see) + replied(attr) +
+          does(Doing::ask_space) + replied(fs));
   add("by-hand", 0, step(greet, sized("")) + replied(none) + replied(none) + step(wait, "\x05"));
   add("foreign-volume", 0, step(greet, sized([] {
                                   wire::HelloReply other;
@@ -379,29 +544,35 @@ std::vector<Seed> seeds() {
              return other.SerializeAsString();
            }())) +
           step(wait, "\x14"));
-  add("read", 3, open + does(9) + replied(layout) + step(wait, "\x02") + does(9, 1) + does(15));
-  add("read-hole", 3, open + does(9) + replied(hole) + step(wait, "\x02"));
-  add("read-shipped", 3, open + does(9) + replied(shipped) + replied(none, content));
-  add("read-too-much", 3, open + does(9) + replied(shipped) + replied(position, content));
-  add("write", 3, open + does(10) + replied(layout) + step(wait, "\x02") + does(13) + does(15));
+  add("read", 3,
+      open + does(Doing::read) + replied(layout) + step(wait, "\x02") + does(Doing::read, 1) +
+          does(Doing::close));
+  add("read-hole", 3, open + does(Doing::read) + replied(hole) + step(wait, "\x02"));
+  add("read-shipped", 3, open + does(Doing::read) + replied(shipped) + replied(none, content));
+  add("read-too-much", 3, open + does(Doing::read) + replied(shipped) + replied(position, content));
+  add("write", 3,
+      open + does(Doing::write) + replied(layout) + step(wait, "\x02") + does(Doing::sync) +
+          does(Doing::close));
   add("write-grant", 3,
-      open + does(10, 16) + replied(grant) + step(wait, "\x02") + replied(none) + replied(attr));
+      open + does(Doing::write, 16) + replied(grant) + step(wait, "\x02") + replied(none) +
+          replied(attr));
   add("write-shipped", 3,
-      open + does(10) + replied(shipped) + replied(written) + does(11) + replied(written));
+      open + does(Doing::write) + replied(shipped) + replied(written) + does(Doing::append) +
+          replied(written));
   add(
-      "written-much", 3, open + does(11) + [&] {
+      "written-much", 3, open + does(Doing::append) + [&] {
         auto more = written;
         more.mutable_written()->set_length(~0u);
         return replied(more);
       }());
   add(
-      "layout-outside", 3, open + does(9) + [&] {
+      "layout-outside", 3, open + does(Doing::read) + [&] {
         wire::Reply far;
         segment(far, 0, 64 * 4096, (1ull << 62), 1);
         return replied(far) + step(wait, "\x05");
       }());
   add(
-      "layout-odd", 3, open + does(9) + [&] {
+      "layout-odd", 3, open + does(Doing::read) + [&] {
         wire::Reply odd;
         segment(odd, 1, 3, 7, 1);
         segment(odd, 0, 0, 0, 2);
@@ -409,22 +580,23 @@ std::vector<Seed> seeds() {
         return replied(odd) + step(wait, "\x05") + step(again) + step(again);
       }());
   add(
-      "layout-nothing", 3, open + does(9) + [&] {
+      "layout-nothing", 3, open + does(Doing::read) + [&] {
         wire::Reply nothing;
         nothing.mutable_layout();
         return replied(nothing) + step(again) + step(again) + step(again) + step(again);
       }());
   add("wrong-result", 3,
-      does(0) + replied(entries) + does(4) + replied(attr) + does(2) + replied(none) + does(7) +
-          replied(fs) + open + does(9) + replied(attr));
+      does(Doing::look_up) + replied(entries) + does(Doing::list) + replied(attr) +
+          does(Doing::open) + replied(none) + does(Doing::read_link) + replied(fs) + open +
+          does(Doing::read) + replied(attr));
   add("errors", 3,
-      does(0) + replied(refused) + does(1) + replied(retry) + step(wait, "\x02") + replied(ended) +
-          step(wait, "\x05"));
+      does(Doing::look_up) + replied(refused) + does(Doing::see) + replied(retry) +
+          step(wait, "\x02") + replied(ended) + step(wait, "\x05"));
   add("recall", 3,
-      open + does(9) + replied(layout) + noticed(1, recall) + does(9) + replied(layout) +
-          noticed(2, query) + step(wait, "\x02"));
+      open + does(Doing::read) + replied(layout) + noticed(1, recall) + does(Doing::read) +
+          replied(layout) + noticed(2, query) + step(wait, "\x02"));
   add("recall-in-flight", 3,
-      open + does(10) + noticed(1, recall) + replied(layout) + noticed(1, recall) +
+      open + does(Doing::write) + noticed(1, recall) + replied(layout) + noticed(1, recall) +
           step(wait, "\x02"));
   wire::Reply claim = layout;
   claim.mutable_layout()->set_pages_length(16 * 4096);
@@ -434,15 +606,63 @@ std::vector<Seed> seeds() {
   pages.mutable_recall()->set_sequence(4ull << 32);
   pages.mutable_recall()->set_pages(true);
   add("pages", 3,
-      does(2, 2) + replied(attr) + does(9, 7) + replied(claim) + step(wait, "\x02") +
-          noticed(1, pages) + step(wait, "\x02") + does(9, 7) + replied(claim) + does(10) +
-          step(wait, "\x02"));
+      does(Doing::open, 2) + replied(attr) + does(Doing::read, 7) + replied(claim) +
+          step(wait, "\x02") + noticed(1, pages) + step(wait, "\x02") + does(Doing::read, 7) +
+          replied(claim) + does(Doing::write) + step(wait, "\x02"));
   add("pages-recalled-in-flight", 3,
-      open + does(9, 7) + noticed(1, pages) + replied(claim) + step(wait, "\x02") +
+      open + does(Doing::read, 7) + noticed(1, pages) + replied(claim) + step(wait, "\x02") +
           replied(shipped) + replied(none));
-  add("fenced", 3, open + does(10) + replied(layout) + noticed(1, fenced) + step(wait, "\x20"));
+  add("names", 3,
+      does(Doing::make) + replied(attr) + does(Doing::link) + replied(attr) + does(Doing::rename) +
+          replied(attr) + does(Doing::unlink) + replied(attr) + does(Doing::make, 3) +
+          replied(entries) + does(Doing::unlink, 1) + replied(refused));
+  add("names-that-are-watched", 3,
+      does(Doing::look_up) + replied(watching) + does(Doing::look_up) + does(Doing::see) +
+          noticed(1, unwatch) + does(Doing::see) + replied(watching) + does(Doing::rename, 1) +
+          replied(attr) + does(Doing::look_up) + replied(none));
+  add("attributes", 3,
+      does(Doing::set_xattr, 20) + replied(none) + does(Doing::get_xattr) + replied(value) +
+          does(Doing::list_xattrs) + replied(value) + does(Doing::remove_xattr) + replied(attr) +
+          does(Doing::set_xattr, 5) + replied(refused) + does(Doing::change, 1) + replied(attr) +
+          does(Doing::truncate, 9) + replied(none) + does(Doing::read_link, 1) + replied(value));
+  add("allocated", 3,
+      open + does(Doing::allocate, 4) + replied(none) + does(Doing::allocate, 12) +
+          replied(written) + does(Doing::seek) + replied(position) + does(Doing::seek, 1) +
+          replied(attr) + does(Doing::truncate_through, 7) + replied(attr));
+  add("cloned", 3,
+      open + does(Doing::clone, 4) + replied(cloned) + does(Doing::clone, 5) + replied(none) +
+          does(Doing::clone, 6) + replied(written));
+  add("locked", 3,
+      open + does(Doing::lock) + replied(none) + does(Doing::test_lock, 4) + replied(found) +
+          does(Doing::lock, 20) + replied(none) + does(Doing::unlock) + replied(none) +
+          does(Doing::lock, 1) + replied(refused) + does(Doing::flush) + replied(none) +
+          does(Doing::test_lock) + replied(position) + does(Doing::close) + replied(none));
+  add("locked-and-interrupted", 3,
+      open + does(Doing::lock, 16) + does(Doing::interrupt) + replied(none) + replied(none) +
+          does(Doing::lock, 21) + step(leave) + step(wait, "\x04") + does(Doing::interrupt));
+  add("locked-and-reconnected", 3,
+      open + does(Doing::lock) + replied(none) + does(Doing::lock, 20) + step(leave) + step(newer) +
+          step(wait, "\x20") + replied(none) + replied(none) + does(Doing::unlock));
+  add("interrupted", 3,
+      open + does(Doing::write) + does(Doing::interrupt) + replied(layout) + does(Doing::unlink) +
+          does(Doing::interrupt) + replied(attr) + does(Doing::set_xattr) + step(leave) +
+          does(Doing::interrupt) + step(wait, "\x04"));
+  add("resumed", 3,
+      open + does(Doing::lock) + replied(none) + step(leave) +
+          step(greet, sized([] {
+                 wire::HelloReply other;
+                 other.mutable_failure()->set_code(static_cast<unsigned>(Errc::session_ended));
+                 return other.SerializeAsString();
+               }())) +
+          step(wait, "\x20") + replied(resumed) + step(wait, "\x04") + replied(none) +
+          does(Doing::read) + replied(layout));
+  add("nameless", 3,
+      does(Doing::create, 2) + replied(attr) + does(Doing::write) + replied(grant) +
+          step(wait, "\x02") + replied(none) + does(Doing::close) + replied(none));
+  add("fenced", 3,
+      open + does(Doing::write) + replied(layout) + noticed(1, fenced) + step(wait, "\x20"));
   add("reconnect", 3,
-      open + does(10) + step(leave) + step(newer) + step(wait, "\x20") + replied(layout) +
+      open + does(Doing::write) + step(leave) + step(newer) + step(wait, "\x20") + replied(layout) +
           step(wait, "\x02"));
   add("stranger", 0, step(frame, [] {
         wire::Frame beat;
@@ -451,7 +671,7 @@ std::vector<Seed> seeds() {
         return number(static_cast<std::uint16_t>(bytes.size())) + bytes;
       }()));
   add(
-      "list", 3, does(4) + replied(entries) + does(8) + [&] {
+      "list", 3, does(Doing::list) + replied(entries) + does(Doing::list_xattrs) + [&] {
         wire::Reply bytes;
         bytes.mutable_bytes()->set_value("no end");
         return replied(bytes);

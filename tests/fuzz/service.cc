@@ -193,17 +193,221 @@ std::string ask(int how, const wire::Request& what, const std::string& bulk = {}
   return step(request,
               std::string(1, static_cast<char>(how)) + static_cast<char>(bytes.size()) +
                   number(static_cast<std::uint16_t>(bulk.size())) + bytes + bulk,
-              second);
+              second) +
+         // A change that has not answered keeps its slot, of which seeds have but one.
+         ((how & next_sequence) != 0 ? step(wait, "\1", second) : "");
 }
-std::string admitted(bool second = false) {
+/// The image has key 1, so that the first to be admitted has 2.
+std::string admitted(bool second = false, std::uint64_t key = 0, const std::string& hello = {}) {
   wire::Request begin, done;
   begin.mutable_admit_begin();
-  // The number of the first key after the image's.
+  if (key == 0) key = second ? 3 : 2;
   done.mutable_admit_done()->set_key(
-      raw(make_key({kCluster, second ? NodeId{4} : NodeId{3}, KeyRole::mount, second ? 3u : 2u})));
-  return step(greet, sized(""), second) + step(resumed, "", second) + ask(0, begin, "", second) +
+      raw(make_key({kCluster, second ? NodeId{4} : NodeId{3}, KeyRole::mount, key})));
+  return step(greet, sized(hello), second) + step(resumed, "", second) + ask(0, begin, "", second) +
          step(wait, "\x05", second) + step(enter_key, "", second) + ask(0, done, "", second) +
          step(wait, "\x05", second);
+}
+
+// The root's "file" is inode 33 in the image: root, folder and its 30 files come before.
+constexpr std::uint64_t kFile = 33, kSymlink = 34;
+
+struct LockSeed {
+  unsigned kind = 0, type = 2;
+  std::uint64_t owner = 1, first = 0, last = (1ull << 63) - 1;
+  operator wire::LockOf() const {  // NOLINT(google-explicit-constructor): a literal of one
+    wire::LockOf out;
+    out.set_inode(kFile);
+    out.set_kind(kind);
+    out.set_owner(owner);
+    out.set_process(owner);
+    out.set_pid(100);
+    out.set_first(first);
+    out.set_last(last);
+    out.set_type(type);
+    return out;
+  }
+};
+wire::Request lock(const wire::LockOf& what, std::uint64_t ticket = 0) {
+  wire::Request out;
+  *out.mutable_lock()->mutable_what() = what;
+  out.mutable_lock()->set_ticket(ticket);
+  return out;
+}
+wire::Request unlock(const wire::LockOf& what, bool forget = false) {
+  wire::Request out;
+  *out.mutable_unlock()->mutable_what() = what;
+  out.mutable_unlock()->set_forget(forget);
+  return out;
+}
+wire::Request test_lock(const wire::LockOf& what) {
+  wire::Request out;
+  *out.mutable_test_lock()->mutable_what() = what;
+  return out;
+}
+wire::Request taken(std::uint64_t ticket, bool really = true) {
+  wire::Request out;
+  if (really)
+    out.mutable_lock_taken()->set_ticket(ticket);
+  else
+    out.mutable_lock_cancel()->set_ticket(ticket);
+  return out;
+}
+
+/// What sessions hold besides layouts: locks, and what goes on after a fence.
+std::vector<Seed> seeds_of_holding() {
+  std::vector<Seed> all;
+  auto add = [&](const std::string& name, const std::string& steps) {
+    all.push_back({name, std::string(1, '\0') + steps});
+  };
+  auto both = admitted() + admitted(true);
+  wire::Request open, held, resume, done, goodbye, append;
+  open.mutable_open()->set_inode(kFile);
+  open.mutable_open()->set_writes(true);
+  append.mutable_write()->set_inode(kFile);
+  append.mutable_write()->set_append(true);
+  goodbye.mutable_goodbye();
+  *held.mutable_held_locks()->add_held() = LockSeed{.last = 9};
+  *held.mutable_held_locks()->add_held() = LockSeed{.kind = 1, .type = 1, .owner = 2};
+  // The image has session 1.
+  auto& again = *resume.mutable_resume();
+  again.set_session(2);
+  again.add_files()->set_inode(kFile);
+  again.mutable_files(0)->set_writes(true);
+  *again.add_locks() = LockSeed{.last = 9};
+  done.mutable_resume()->set_session(2);
+  done.mutable_resume()->set_done(true);
+  auto opened = both + ask(0, open) + ask(0, open, "", true) + step(wait, "\1");
+  auto mine = LockSeed{.last = 9}, theirs = LockSeed{.owner = 7, .first = 5, .last = 20},
+       whole = LockSeed{.kind = 1, .owner = 3};
+  add("locks", opened + ask(0, lock(mine)) + ask(0, lock(theirs), "", true) +
+                   ask(0, test_lock(theirs), "", true) + ask(0, unlock(mine)) +
+                   ask(0, lock(theirs), "", true) + ask(0, test_lock(mine)) + ask(0, lock(whole)) +
+                   ask(0, unlock(whole, true)));
+  add("locks-waited-for", opened + ask(0, lock(mine)) + ask(0, lock(theirs, 1), "", true) +
+                              ask(0, unlock(mine)) + ask(0, taken(1), "", true) +
+                              ask(0, lock(mine, 5)) + ask(0, taken(5, false)) +
+                              ask(0, lock(mine, 6)) + ask(0, unlock(theirs), "", true) +
+                              ask(0, taken(6, false)) + step(wait, "\x32"));
+  add("locks-not-offered", opened + ask(0, taken(9)) + ask(0, taken(9, false)) +
+                               ask(0, unlock(mine)) + ask(0, lock(mine, 1)) + ask(0, taken(1)) +
+                               ask(0, taken(1)) + ask(0, lock(mine, 1)));
+  add("locks-in-a-circle", opened + ask(0, lock(mine)) +
+                               ask(0, lock(LockSeed{.owner = 7, .first = 50}), "", true) +
+                               ask(0, lock(LockSeed{.first = 60, .last = 70}, 1)) +
+                               ask(0, lock(theirs, 2), "", true) + step(wait, "\x32"));
+  add("locks-that-cannot-be",
+      opened + ask(0, lock(LockSeed{.kind = 9})) + ask(0, lock(LockSeed{.type = 0})) +
+          ask(0, lock(LockSeed{.first = 9, .last = 3})) + ask(0, lock(LockSeed{.last = ~0ull})) +
+          ask(0, test_lock(LockSeed{.type = 7})));
+  add("locks-of-who-leaves", opened + ask(0, lock(mine)) + ask(0, lock(theirs, 1), "", true) +
+                                 ask(0, goodbye) + ask(0, taken(1), "", true));
+  add("locks-of-who-is-fenced", opened + ask(0, lock(mine)) + ask(0, lock(theirs, 1), "", true) +
+                                    step(leave) + step(wait, "\x64") + ask(0, taken(1), "", true));
+  add("locks-held", both + ask(0, held) + ask(0, open) + ask(0, held) + step(leave) +
+                        step(greet, sized("")) + ask(0, held) + step(resumed) +
+                        ask(0, test_lock(theirs), "", true));
+  // Fenced with its connection lost, it comes back under a session of its own.
+  auto back = step(leave) + step(wait, "\x96");
+  const std::string fresh("\x28\0", 2);  // session = 0
+  add("resume", opened + ask(0, lock(mine)) + back + admitted(false, 4, fresh) + ask(0, resume) +
+                    ask(0, resume) + ask(0, done) + ask(0, test_lock(theirs), "", true));
+  add("resume-touched", opened + back + ask(1, append, std::string(5000, 'c'), true) +
+                            ask(0, lock(theirs), "", true) + admitted(false, 4, fresh) +
+                            ask(0, resume) + ask(0, done) + ask(0, resume));
+  add("resume-too-early", opened + ask(0, resume) + ask(0, done));
+  add("resume-of-another",
+      opened + back + ask(0, resume, "", true) + admitted(false, 4, fresh) + ask(0, resume));
+  add("resume-before-admission", opened + back + step(greet, sized(fresh)) + step(resumed) +
+                                     ask(0, resume) + ask(0, open) + ask(0, done));
+  return all;
+}
+
+/// Attributes and what else has a request of its own.
+std::vector<Seed> seeds_of_attributes() {
+  std::vector<Seed> all;
+  auto add = [&](const std::string& name, const std::string& steps) {
+    all.push_back({name, std::string(1, '\0') + steps});
+  };
+  auto xattr = [](const std::string& name, const std::string& value, std::uint64_t inode = kFile) {
+    wire::Request out;
+    out.mutable_set_xattr()->set_inode(inode);
+    out.mutable_set_xattr()->set_name(name);
+    out.mutable_set_xattr()->set_value(value);
+    return out;
+  };
+  wire::Request get, list, remove, target, space, lost, wrote, asked, times, owner, nameless, name,
+      open, release, made, directory, below;
+  get.mutable_get_xattr()->set_inode(kFile);
+  get.mutable_get_xattr()->set_name("user.a");
+  list.mutable_list_xattr()->set_inode(kFile);
+  remove.mutable_remove_xattr()->set_inode(kFile);
+  remove.mutable_remove_xattr()->set_name("user.a");
+  target.mutable_read_link()->set_inode(kSymlink);
+  target.mutable_read_link()->set_accessed(true);
+  space.mutable_stat_fs();
+  lost.mutable_stat_fs();
+  lost.set_lost_under(1);
+  wrote.mutable_wrote()->set_inode(kFile);
+  asked.mutable_get_attr()->set_inode(kFile);
+  asked.mutable_get_attr()->set_wrote(true);
+  asked.mutable_get_attr()->set_accessed(true);
+  times.mutable_set_attr()->set_inode(kFile);
+  times.mutable_set_attr()->set_atime(-5);
+  times.mutable_set_attr()->set_mtime(1ll << 62);
+  owner.mutable_set_attr()->set_inode(kFile);
+  owner.mutable_set_attr()->set_uid(1000);
+  owner.mutable_set_attr()->set_gid(~0u);
+  owner.mutable_set_attr()->set_mode(06777);
+  nameless.mutable_make()->set_parent(1);
+  nameless.mutable_make()->set_mode(S_IFREG | 0600);
+  nameless.mutable_make()->set_open(true);
+  nameless.mutable_make()->set_nameless(true);
+  // Behind the image's last inode.
+  name.mutable_link()->set_inode(37);
+  name.mutable_link()->set_parent(1);
+  name.mutable_link()->set_name("named");
+  open.mutable_open()->set_inode(kFile);
+  release.mutable_release()->set_inode(37);
+  made.mutable_make()->set_parent(2);
+  made.mutable_make()->set_name("made");
+  made.mutable_make()->set_mode(S_IFREG | 0666);
+  made.mutable_make()->set_umask(022);
+  directory = made;
+  directory.mutable_make()->set_name("below");
+  directory.mutable_make()->set_mode(S_IFDIR | 0777);
+  below.mutable_unlink()->set_parent(2);
+  below.mutable_unlink()->set_name("below");
+  below.mutable_unlink()->set_directory(true);
+  // owner rw, user 1000 rw, group r, mask r, others r
+  auto list_of = [](std::initializer_list<std::array<std::uint32_t, 3>> entries) {
+    std::string out = number(std::uint32_t{2});
+    for (auto [tag, permissions, id] : entries)
+      out += number(static_cast<std::uint16_t>(tag)) +
+             number(static_cast<std::uint16_t>(permissions)) + number(id);
+    return out;
+  };
+  auto acl = list_of({{1, 6, ~0u}, {2, 6, 1000}, {4, 4, ~0u}, {16, 4, ~0u}, {32, 4, ~0u}});
+  auto out_of_order = list_of({{4, 4, ~0u}, {1, 6, ~0u}, {32, 4, ~0u}});
+  auto no_mask = list_of({{1, 6, ~0u}, {2, 6, 1000}, {4, 4, ~0u}, {32, 4, ~0u}});
+  const std::string access{"system.posix_acl_access"}, preset{"system.posix_acl_default"};
+  add("attributes", admitted() + ask(0, get) + ask(0, list) + ask(1, xattr("user.b", "value")) +
+                        ask(1, remove) + ask(0, get) + ask(1, remove) + ask(0, list));
+  add("attributes-odd", admitted() + ask(1, xattr("", "")) + ask(1, xattr("user.\0b", "")) +
+                            ask(1, xattr("nobody's", "x")) +
+                            ask(1, xattr("user." + std::string(240, 'n'), "x")));
+  add("access-list", admitted() + ask(1, xattr(access, acl)) + ask(0, list) + ask(1, owner) +
+                         ask(1, xattr(access, out_of_order)) + ask(1, xattr(access, no_mask)) +
+                         ask(1, xattr(access, acl.substr(0, 13))));
+  add("default-list", admitted() + ask(1, xattr(preset, acl, 2)) + ask(1, made) +
+                          ask(1, directory) + ask(1, xattr(preset, acl)) + ask(1, below) +
+                          ask(1, xattr(preset, "", 2)));
+  add("times", admitted() + ask(0, open) + ask(1, times) + ask(0, asked) + ask(1, owner) +
+                   ask(1, wrote) + ask(0, asked));
+  add("nameless", admitted() + ask(1, nameless) + ask(1, name) + ask(0, release) +
+                      ask(1, nameless) + step(leave) + step(wait, "\x96"));
+  add("reads", admitted() + ask(0, target) + ask(0, space) + ask(0, lost) + step(wait, "\x32"));
+  return all;
 }
 
 }  // namespace
@@ -258,8 +462,6 @@ std::vector<Seed> seeds() {
   auto both = admitted() + admitted(true);
   wire::Request make, open, release, write, append, read, layout, commit, truncate, unlink, rename,
       allocate, list, xattr, link, seek, punch, goodbye, returned, look, clone, shared;
-  // The root's "file" is inode 33 in the image: root, folder and its 30 files come before.
-  constexpr std::uint64_t kFile = 33;
   make.mutable_make()->set_parent(1);
   make.mutable_make()->set_name("made");
   make.mutable_make()->set_mode(S_IFREG | 0644);
@@ -390,6 +592,8 @@ std::vector<Seed> seeds() {
         }
         return steps;
       }());
+  for (auto* more : {&seeds_of_holding, &seeds_of_attributes})
+    for (auto& seed : more()) all.push_back(std::move(seed));
   return all;
 }
 

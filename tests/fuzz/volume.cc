@@ -1,23 +1,19 @@
 // A damaged LUN under everything that reads one: superblocks, log recovery, chunk headers, catalog
 // pages, the checker, and a coordinator that takes the volume over and serves it.
 //
-//   what to do (1 byte), then changes: a place (1 byte), what of it (2 bytes), an offset (2 bytes),
-//   a length (1 byte) and that many bytes. With bit 0 of the first byte what was changed gets right
-//   checksums, so that wrong content behind them is met too: SQLite's sums of the log, ours.
+//   what to do (1 byte), then changes (damage.h). With bit 0 of the first byte what was changed
+//   gets right checksums, so that wrong content behind them is met too: SQLite's sums of the log,
+//   ours.
 #include <sys/stat.h>
 
-#include <array>
 #include <set>
 
 #include "coordinator/service/volume_service.h"
 #include "coordinator/volume/catalog.h"
-#include "coordinator/volume/catalog_pages.h"
 #include "coordinator/volume/check.h"
-#include "coordinator/volume/superblock.h"
-#include "coordinator/volume/volume_format.h"
 #include "csvfs/base/check.h"
-#include "csvfs/base/crc32c.h"
 #include "tests/fuzz/bench.h"
+#include "tests/fuzz/damage.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/input.h"
 
@@ -25,124 +21,8 @@ namespace csv::fuzz {
 namespace {
 
 using volume::Catalog;
-namespace disk = volume::disk;
 
 enum Doing : std::uint8_t { right_sums = 1, take_over = 2, check_only = 4, no_repair = 8 };
-enum Place : std::uint8_t { superblock_a, superblock_b, chunk, page, log_header, log_frame, slots };
-
-class Damage {
- public:
-  Damage(iscsi::RamDisk& lun, bool sums) : lun_{&lun}, sums_{sums} {}
-
-  void apply(Input& input) {
-    while (!input.empty()) {
-      auto place = static_cast<Place>(input.take() % 7);
-      auto which = input.take<std::uint16_t>();
-      auto at = input.take<std::uint16_t>();
-      auto content = input.take(input.take());
-      change(place, which, at, content);
-    }
-    if (sums_ && log_changed_) sum_log();
-  }
-
- private:
-  void change(Place place, std::uint16_t which, std::uint16_t at,
-              std::span<const std::byte> content) {
-    const auto& info = image().info;
-    auto index = which % info.chunks.size();
-    std::uint32_t number = 1 + which % 64;
-    switch (place) {
-      case superblock_a: return patch_sum(disk::kSuperblockA, disk::kSuperblockSize, at, content);
-      case superblock_b: return patch_sum(disk::kSuperblockB, disk::kSuperblockSize, at, content);
-      case chunk: return patch_sum(info.chunks[index], disk::kPageSize, at, content);
-      case page: {
-        auto where = place_of_page(info, number);
-        auto bytes = patched(where, disk::kPageSize, at, content);
-        if (sums_) {
-          disk::PageTail tail{volume::page_checksum(info.id, number, bytes), 0};
-          std::memcpy(bytes.data() + disk::kPageSize - sizeof tail, &tail, sizeof tail);
-        }
-        return lun_->poke(where, bytes);
-      }
-      case log_header: log_changed_ = true; return log(0, disk::kWalHeaderSize, at, content);
-      case log_frame:
-        log_changed_ = true;
-        return log(disk::kWalHeaderSize + (which % 32) * disk::kFrameSize, disk::kFrameSize, at,
-                   content);
-     case slots: return patch_sum(info.slots_offset + which % 256 * 4096ull, 4096, at, content);
-    }
-  }
-
-  std::vector<std::byte> patched(std::uint64_t where, std::size_t size, std::uint16_t at,
-                                 std::span<const std::byte> content) {
-    std::vector<std::byte> bytes(size);
-    lun_->peek(where, bytes);
-    std::size_t from = at % size;
-    auto length = std::min(content.size(), size - from);
-    if (length > 0) std::memcpy(bytes.data() + from, content.data(), length);
-    return bytes;
-  }
-  void patch_sum(std::uint64_t where, std::size_t size, std::uint16_t at,
-                 std::span<const std::byte> content) {
-    auto bytes = patched(where, size, at, content);
-    if (sums_) {
-      Le32 crc{crc32c(std::span{bytes}.subspan(12))};
-      std::memcpy(bytes.data() + 8, &crc, sizeof crc);
-    }
-    lun_->poke(where, bytes);
-  }
-
-  // The log is not made of blocks: its first 256 KiB are changed as a whole.
-  static constexpr std::size_t kLog = 256 << 10;
-  std::vector<std::byte> whole_log() {
-    std::vector<std::byte> bytes(kLog);
-    lun_->peek(image().info.wal_offset, bytes);
-    return bytes;
-  }
-  void log(std::size_t from, std::size_t size, std::uint16_t at,
-           std::span<const std::byte> content) {
-    auto bytes = whole_log();
-    auto to = from + at % size;
-    auto length = std::min({content.size(), size - at % size, bytes.size() - to});
-    if (length > 0) std::memcpy(bytes.data() + to, content.data(), length);
-    lun_->poke(image().info.wal_offset, bytes);
-  }
-  /// SQLite's running sums of a log with little-endian sums (the magic number says which).
-  void sum_log() {
-    auto bytes = whole_log();
-    std::uint32_t a = 0, b = 0;
-    auto add = [&](std::size_t at, std::size_t length) {
-      for (std::size_t i = 0; i < length; i += 8) {
-        Le32 x, y;
-        std::memcpy(&x, bytes.data() + at + i, 4);
-        std::memcpy(&y, bytes.data() + at + i + 4, 4);
-        a += x + b;
-        b += y + a;
-      }
-    };
-    auto put = [&](std::size_t at, std::uint32_t value) {
-      for (std::size_t i = 0; i < 4; ++i)
-        bytes[at + i] = static_cast<std::byte>(value >> (8 * (3 - i)));
-    };
-    put(0, 0x377f0682);
-    add(0, 24);
-    put(24, a);
-    put(28, b);
-    for (auto at = disk::kWalHeaderSize; at + disk::kFrameSize <= bytes.size();
-         at += disk::kFrameSize) {
-      if (std::memcmp(bytes.data() + at + 8, bytes.data() + 16, 8) != 0) break;
-      add(at, 8);
-      add(at + disk::kFrameHeaderSize, disk::kPageSize);
-      put(at + 16, a);
-      put(at + 20, b);
-    }
-    lun_->poke(image().info.wal_offset, bytes);
-  }
-
-  iscsi::RamDisk* lun_;
-  bool sums_;
-  bool log_changed_ = false;
-};
 
 /// Everything a coordinator asks of a catalog. Errors are answers; only the end counts.
 Expected<void> look_around(Catalog& on) {
@@ -264,12 +144,6 @@ void serve(fakes::ManualLoop& loop, const std::shared_ptr<iscsi::RamDisk>& lun) 
   loop.run_for(1s);
 }
 
-std::string change_of(Place place, std::uint16_t which, std::uint16_t at,
-                      const std::string& content) {
-  return std::string(1, static_cast<char>(place)) + number(which) + number(at) +
-         static_cast<char>(content.size()) + content;
-}
-
 }  // namespace
 
 void run(std::span<const std::byte> bytes) {
@@ -277,7 +151,7 @@ void run(std::span<const std::byte> bytes) {
   auto lun = disk_of(image(), loop);
   Input input{bytes};
   auto doing = input.take();
-  Damage{*lun, (doing & right_sums) != 0}.apply(input);
+  Damage{image(), *lun, (doing & right_sums) != 0}.apply(input);
   if ((doing & take_over) != 0) serve(loop, lun);
   Turns turns{loop};
   auto way = *lun->connect(loop, {});
@@ -298,36 +172,48 @@ std::vector<Seed> seeds() {
   };
   add("whole", 0, "");
   add("whole-served", take_over, "");
-  add("a-damaged", 0, change_of(superblock_a, 0, 200, "x"));
-  add("a-damaged-served", take_over, change_of(superblock_a, 0, 200, "x"));
-  add("both-damaged", 0, change_of(superblock_a, 0, 200, "x") + change_of(superblock_b, 0, 9, "x"));
-  add("sequence", right_sums, change_of(superblock_a, 0, 40, "\xff"));
+  add("a-damaged", 0, change_of(Place::superblock_a, 0, 200, "x"));
+  add("a-damaged-served", take_over, change_of(Place::superblock_a, 0, 200, "x"));
+  add("both-damaged", 0,
+      change_of(Place::superblock_a, 0, 200, "x") + change_of(Place::superblock_b, 0, 9, "x"));
+  add("sequence", right_sums, change_of(Place::superblock_a, 0, 40, "\xff"));
   add("wal-elsewhere", right_sums,
-      change_of(superblock_a, 0, 40, "\xff") +
-          change_of(superblock_a, 0, 128, number(32ull << 20)));
-  add("chunk-damaged", 0, change_of(chunk, 0, 100, "x"));
+      change_of(Place::superblock_a, 0, 40, "\xff") +
+          change_of(Place::superblock_a, 0, 128, number(32ull << 20)));
+  add("chunk-damaged", 0, change_of(Place::chunk, 0, 100, "x"));
   add("chunks-swapped", right_sums,
-      change_of(chunk, 0, 40, "\x01") + change_of(chunk, 1, 40, "\0"s));
-  add("log-header", 0, change_of(log_header, 0, 3, "x"));
-  add("log-salt", right_sums, change_of(log_header, 0, 16, "x"));
-  add("log-page-size", right_sums, change_of(log_header, 0, 8, "\0\0\x02\0"s));
+      change_of(Place::chunk, 0, 40, "\x01") + change_of(Place::chunk, 1, 40, "\0"s));
+  add("log-header", 0, change_of(Place::log_header, 0, 3, "x"));
+  add("log-salt", right_sums, change_of(Place::log_header, 0, 16, "x"));
+  add("log-page-size", right_sums, change_of(Place::log_header, 0, 8, "\0\0\x02\0"s));
   for (std::uint16_t frame : {0, 1, 2, 5}) {
-    add("log-frame-" + std::to_string(frame), 0, change_of(log_frame, frame, 500, "x"));
+    add("log-frame-" + std::to_string(frame), 0, change_of(Place::log_frame, frame, 500, "x"));
     add("log-frame-page-" + std::to_string(frame), right_sums,
-        change_of(log_frame, frame, 0, "\xff\xff\xff\xff"));
+        change_of(Place::log_frame, frame, 0, "\xff\xff\xff\xff"));
     add("log-frame-commit-" + std::to_string(frame), right_sums,
-        change_of(log_frame, frame, 4, "\0\0\0\x02"s));
+        change_of(Place::log_frame, frame, 4, "\0\0\0\x02"s));
   }
   for (std::uint16_t number = 0; number < 40; number = static_cast<std::uint16_t>(number + 3)) {
-    add("page-" + std::to_string(number), take_over, change_of(page, number, 50, "xxxx"));
+    add("page-" + std::to_string(number), take_over, change_of(Place::page, number, 50, "xxxx"));
     add("page-content-" + std::to_string(number), right_sums,
-        change_of(page, number, 4000, "xxxx"));
+        change_of(Place::page, number, 4000, "xxxx"));
     add("page-cells-" + std::to_string(number), right_sums | take_over,
-        change_of(page, number, 3, "\0\xff\xff\xff"s));
+        change_of(Place::page, number, 3, "\0\xff\xff\xff"s));
   }
-  add("page-size", right_sums, change_of(page, 0, 28, "\0\0\0\x01"s));
-  add("page-schema", right_sums, change_of(page, 0, 40, "\xff\xff"));
-  add("slot", right_sums | take_over, change_of(slots, 8, 32, "\xff\xff"));
+  add("page-size", right_sums, change_of(Place::page, 0, 28, "\0\0\0\x01"s));
+  add("page-schema", right_sums, change_of(Place::page, 0, 40, "\xff\xff"));
+  add("c-damaged-served", take_over, change_of(Place::superblock_c, 0, 200, "x"));
+  add("all-superblocks-damaged", 0,
+      change_of(Place::superblock_a, 0, 200, "x") + change_of(Place::superblock_b, 0, 9, "x") +
+          change_of(Place::superblock_c, 0, 200, "x"));
+  add("a-of-a-larger-volume", right_sums,
+      change_of(Place::superblock_a, 0, 40, "\xff") +
+          change_of(Place::superblock_a, 0, 112, number(1ull << 40)));
+  add("log-mark", take_over, change_of(Place::log_mark, 0, 40, "x"));
+  add("log-mark-frames", right_sums | take_over,
+      change_of(Place::log_mark, 0, 40, "\xff\xff\xff\xff"));
+  add("log-mark-salts", right_sums, change_of(Place::log_mark, 0, 32, "xxxx"));
+  add("slot", right_sums | take_over, change_of(Place::slots, 8, 32, "\xff\xff"));
   return all;
 }
 

@@ -1526,6 +1526,31 @@ TEST_CASE("takeover: a newer configuration's volume is left alone, and no key st
   CHECK(try_take_over(world, 2));
 }
 
+namespace {
+
+constexpr std::uint64_t kSize = 768ull << 20;
+
+std::vector<std::byte> content_of(const iscsi::RamDisk& disk, std::uint64_t at, std::size_t size) {
+  std::vector<std::byte> bytes(size);
+  disk.peek(at, bytes);
+  return bytes;
+}
+
+/// What a storage system's snapshot or clone is: another LUN with the same content.
+std::shared_ptr<iscsi::RamDisk> copy_of(World& world, std::string identity, std::uint64_t size) {
+  auto options = world.disk->options();
+  options.identity = std::move(identity);
+  options.geometry.block_count = size / options.geometry.block_size;
+  auto copy = iscsi::RamDisk::create(options, &world.loop);
+  constexpr std::size_t kPiece = 1 << 20;
+  const std::vector<std::byte> zeros(kPiece);
+  for (std::uint64_t at = 0; at < std::min(size, kSize); at += kPiece)
+    if (auto piece = content_of(*world.disk, at, kPiece); piece != zeros) copy->poke(at, piece);
+  return copy;
+}
+
+}  // namespace
+
 TEST_CASE("takeover: a LUN that is a copy of the formatted one, or in foreign use, is refused") {
   World world;
   SUBCASE("somebody else's key") {
@@ -1543,7 +1568,62 @@ TEST_CASE("takeover: a LUN that is a copy of the formatted one, or in foreign us
     auto taken = world.wait_for<Taken>([&] { return service::VolumeService::take_over(around); });
     CHECK(taken.error() == Errc::refused);
   }
+  SUBCASE("another identity") {
+    auto original = world.disk;
+    world.disk = copy_of(world, "naa.6001405c5f000002", kSize);
+    auto taken = try_take_over(world, 1);
+    REQUIRE_FALSE(taken);
+    CHECK(taken.error() == Errc::refused);
+    CHECK(taken.error().message().find("a copy that must not be used beside its original") !=
+          std::string::npos);
+    // It has no key of ours, so that whoever uses it is not disturbed, and is as it was.
+    CHECK(world.disk->registered_keys().empty());
+    CHECK(world.peek(0, 16384) == content_of(*original, 0, 16384));
+    world.disk = original;
+    CHECK(try_take_over(world, 1));
+  }
+  SUBCASE("it shrank") {
+    auto whole = world.disk;
+    world.disk = copy_of(world, whole->options().identity, kSize / 2);
+    auto taken = try_take_over(world, 1);
+    REQUIRE_FALSE(taken);
+    CHECK(taken.error() == Errc::refused);
+    CHECK(taken.error().message().find("it shrank") != std::string::npos);
+    CHECK(world.disk->registered_keys().empty());
+    CHECK(world.peek(0, 16384) == content_of(*whole, 0, 16384));
+    world.disk = whole;
+    CHECK(try_take_over(world, 1));
+  }
   CHECK(world.eventually([] { return true; }));
+}
+
+TEST_CASE("admission: a mount whose way leads to a copy that has the original's identity") {
+  World world;
+  auto original = world.disk;
+  auto copy = copy_of(world, original->options().identity, kSize);
+  Coordinator coordinator{world, 1};
+  Client a{world, 3, 70};
+  REQUIRE(!a.connect(coordinator).code());
+  auto file = a.create("file");
+  world.disk = copy;
+  auto key = a.register_only();
+  wire::Request done;
+  done.mutable_admit_done()->set_key(raw(key));
+  auto refused = a.call(done);
+  // Its key is not where the coordinator reads them: it gets no layout to read or write the copy.
+  CHECK(refused.failure().code() == static_cast<std::uint32_t>(Errc::fenced));
+  CHECK(!refused.failure().generic());
+  wire::Request layout;
+  layout.mutable_layout()->set_inode(file);
+  layout.mutable_layout()->set_length(4096);
+  layout.mutable_layout()->set_write(true);
+  auto none = a.call(layout);
+  CHECK(none.layout().shipped());
+  CHECK(none.layout().segments_size() == 0);
+  world.disk = original;
+  a.admit();
+  CHECK(world.listed(a.key()));
+  CHECK(!a.call(layout).layout().shipped());
 }
 
 TEST_CASE(

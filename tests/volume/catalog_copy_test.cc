@@ -3,6 +3,7 @@
 
 #include <sys/stat.h>
 
+#include <cstring>
 #include <fstream>
 
 #include "coordinator/volume/catalog_check.h"
@@ -334,6 +335,32 @@ TEST_CASE("copy: a volume is made from a file, which must be of it and whole") {
     CHECK(damaged.error() == Errc::corrupt);
   }
   v.repair({.source = RepairOptions::Source::file, .file = *file});
+  CHECK(v.files() == before);
+}
+
+TEST_CASE("copy: one of a catalog whose index lied gets a new one") {
+  CopyBed v;
+  auto before = v.files();
+  // A row of it has another name, behind a right checksum.
+  auto page = static_cast<std::uint32_t>(
+      v.value("SELECT rootpage FROM sqlite_schema WHERE name='entries_by_cookie'"));
+  v.empty_log();
+  auto bytes = v.bench.content(place_of_page(v.info(), page), disk::kPageSize);
+  bytes[disk::kPageSize - disk::kPageReserve - 1] ^= std::byte{4};
+  disk::PageTail tail{page_checksum(v.info().id, page, bytes), 0};
+  std::memcpy(bytes.data() + disk::kPageSize - sizeof tail, &tail, sizeof tail);
+  v.bench.disk->poke(place_of_page(v.info(), page), bytes);
+  REQUIRE(v.problems().find("missing from index") != std::string::npos);
+  auto file = v.copy();
+  REQUIRE_MESSAGE(file, file.error().message());
+  v.destroy_catalog();
+  RepairOptions options;
+  SUBCASE("from the LUN") { options.source = RepairOptions::Source::copy; }
+  SUBCASE("from the file") {
+    options.source = RepairOptions::Source::file;
+    options.file = *file;
+  }
+  v.repair(options);
   CHECK(v.files() == before);
 }
 

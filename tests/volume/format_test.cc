@@ -18,7 +18,7 @@ using iscsi::ReservationType;
 namespace {
 
 constexpr WallTime kNow{1'700'000'000'000'000'000};
-constexpr FormatOptions kSmall{
+const FormatOptions kSmall{
     .label = "volume1", .cluster = 4711, .wal_size = 4 << 20, .claim_space = false};
 
 Expected<VolumeInfo> format_small(Path& path, bool overwrite = false) {
@@ -214,8 +214,17 @@ TEST_CASE("format: on a thin LUN the catalog's space is claimed, elsewhere it is
     auto path = bench.connect();
     auto options = kSmall;
     options.claim_space = true;
+    std::uint64_t told = 0, whole = 0;
+    options.progress = [&](std::uint64_t done, std::uint64_t of) {
+      CHECK(done > told);
+      CHECK(bench.disk->allocated_bytes() >= done);
+      told = done;
+      whole = of;
+    };
     Random random{1};
     REQUIRE(format(path.io, options, random, kNow));
+    CHECK(told == whole);
+    CHECK(whole == (thin ? options.wal_size + kFirstChunks * kChunkSize : 0));
     constexpr auto kSlots = disk::kSlotCount * disk::kSlotSize;
     auto least = options.wal_size + kFirstChunks * kChunkSize + kSlots;
     Buffer slot{disk::kSlotSize};

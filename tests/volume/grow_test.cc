@@ -15,7 +15,7 @@ constexpr std::uint64_t kBefore = 365, kAfter = 800;
 
 /// A volume of 365 MiB, with a last group that is cut short, on a LUN that has more by now.
 struct GrownBed : RepairBed {
-  GrownBed() : RepairBed{kBefore} { bench.enlarge(kAfter); }
+  GrownBed() : RepairBed{kBefore} { bench.resize(kAfter); }
   std::uint64_t total() {
     std::uint64_t blocks = 0;
     use([&](Catalog& c) { blocks = c.space()->total; });

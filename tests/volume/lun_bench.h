@@ -49,18 +49,19 @@ class LunBench {
     bytes[at % block] ^= std::byte{4};
     disk->poke(at / block * block, bytes);
   }
-  /// For ways that are connected from now on.
-  void enlarge(std::uint64_t mib) {
+  /// Larger or smaller, for ways that are connected from now on.
+  void resize(std::uint64_t mib) {
     iscsi::RamDiskOptions options;
     options.geometry.block_count = (mib << 20) / options.geometry.block_size;
-    auto larger = iscsi::RamDisk::create(options);
+    auto other = iscsi::RamDisk::create(options);
+    auto both = std::min(disk->options().geometry.size_bytes(), options.geometry.size_bytes());
     std::vector<std::byte> piece(1 << 20);
     const std::vector<std::byte> zeros(1 << 20);
-    for (std::uint64_t at = 0; at < disk->options().geometry.size_bytes(); at += piece.size()) {
+    for (std::uint64_t at = 0; at < both; at += piece.size()) {
       disk->peek(at, piece);
-      if (piece != zeros) larger->poke(at, piece);
+      if (piece != zeros) other->poke(at, piece);
     }
-    disk = larger;
+    disk = other;
   }
 
   AsioLoop loop;

@@ -69,8 +69,10 @@ struct Attacked : RepairBed {
         change(catalog, [&](Catalog& c) -> Expected<void> {
           auto name = fmt::format("{}{}-{}", prefix, round, i);
           auto found = CSV_TRY(c.lookup(inodes.at("dir"), name));
-          if (random.below(4) == 0) CSV_TRY(c.truncate(found.inode, kBlockSize, 7000 + round));
-          return {};
+          if (random.below(4) == 0) {
+            CSV_TRY(c.truncate(found.inode, kBlockSize, 7000 + round));
+            return {};
+          }
           CSV_TRY(c.unlink(inodes.at("dir"), name, 7000 + round));
           return c.reap(found.inode);
         });

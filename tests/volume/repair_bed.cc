@@ -129,6 +129,17 @@ void RepairBed::sql(const std::string& statements) {
   REQUIRE((*database)->checkpoint());
 }
 
+std::int64_t RepairBed::value(const char* query) {
+  auto path = bench.connect();
+  auto store = open_catalog_store(path.io, info(), random, StoreAccess::read_only);
+  REQUIRE_MESSAGE(store, store.error().message());
+  auto database = Database::open((*store)->path(), (*store)->vfs(), {.read_only = true});
+  REQUIRE_MESSAGE(database, database.error().message());
+  auto found = (*database)->value(query);
+  REQUIRE_MESSAGE(found, found.error().message());
+  return *found;
+}
+
 std::map<std::string, std::string> RepairBed::files() {
   std::map<std::string, std::string> out;
   use([&](Catalog& catalog) {
@@ -163,7 +174,13 @@ std::unique_ptr<Repair> RepairBed::prepare(RepairOptions options) {
 std::unique_ptr<Repair> RepairBed::repair(RepairOptions options) {
   auto repair = prepare(std::move(options));
   auto path = bench.connect();
-  auto applied = repair->apply(path.io);
+  std::uint64_t told = 0, whole = 0;
+  auto applied = repair->apply(path.io, [&](std::uint64_t done, std::uint64_t of) {
+    CHECK(done > told);
+    told = done;
+    whole = of;
+  });
+  CHECK(told == whole);
   REQUIRE_MESSAGE(applied, applied.error().message());
   auto left = problems();
   CHECK_MESSAGE(left == "", left);

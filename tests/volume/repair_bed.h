@@ -29,6 +29,8 @@ struct RepairBed {
   static void change(Catalog& catalog, const std::function<Expected<void>(Catalog&)>& body);
   /// Changes the database behind the catalog's back, and copies it back from the log.
   void sql(const std::string& statements);
+  /// The one number that a query of the database answers.
+  std::int64_t value(const char* query);
   /// Every path of the volume, and all that the catalog says of it but for places and times.
   std::map<std::string, std::string> files();
   /// What the check finds, each on a line.

@@ -207,6 +207,14 @@ TEST_CASE("repair: names") {
            "had several names"});
   repairs({[](auto& v) { return "UPDATE inodes SET parent=" + v.id("below") + where(v, "a"); },
            "no name of it is in its home"});
+  repairs({[](auto& v) {
+             return "INSERT INTO entries SELECT id,x'7878',1,next_cookie FROM inodes" +
+                    where(v, "dir") + "; UPDATE inodes SET next_cookie=next_cookie+1" +
+                    where(v, "dir");
+           },
+           "directory 1 has 1 names",
+           {},
+           "an entry for the root: it was removed"});
   // Two directories that are each other's parents.
   repairs({[](auto& v) {
              return "UPDATE entries SET cookie=100,parent=" + v.id("below") +
@@ -411,6 +419,9 @@ TEST_CASE("repair: space") {
             "allocation group 0 is fresh and yet has blocks in use"},
            {"UPDATE kv SET value=value+1 WHERE key='free'", "blocks are free, the total says"},
            {"UPDATE kv SET value=value+1 WHERE key='inodes'", "inodes, the total says"},
+           {"UPDATE kv SET value=value+1 WHERE key='area'", "the superblock says"},
+           {"UPDATE kv SET value=value/2 WHERE key='area'", "is behind the end of the data area"},
+           {"UPDATE kv SET value=1 WHERE key='area'", "are outside the data area"},
            {"INSERT INTO freeing VALUES(999,5,5)", "are being freed twice or not at all"},
            {"INSERT INTO freeing VALUES(999,5,9),(999,8,10)", "are being freed twice"},
            {"INSERT INTO freeing VALUES(999,5,1<<50)", "which no file has, are being freed"},
@@ -471,6 +482,29 @@ TEST_CASE("repair: sessions, grants, admissions and numbers") {
       CHECK(c.sessions()->empty());
       CHECK(c.admissions()->empty());
     });
+  }
+}
+
+TEST_CASE("repair: nobody's files stay suspended") {
+  for (auto [sql, finding] : std::initializer_list<std::pair<const char*, const char*>>{
+           {"INSERT INTO suspended VALUES(0,1,1,1,0)", "node 0 has files suspended, and cannot be"},
+           {"INSERT INTO suspended VALUES(4000,1,1,1,0)",
+            "node 4000 has files suspended, and cannot be"},
+           {"INSERT INTO suspended VALUES(2,1000,1,1,0)",
+            "suspended session 1000: its number has not been given out yet"},
+           {"INSERT INTO suspended_files VALUES(2,5,0)",
+            "inode 5 is suspended for node 2, of which nothing is"}}) {
+    RepairBed v;
+    auto before = v.files();
+    v.sql(sql);
+    // What makes sense goes with it: nobody uses the volume.
+    v.sql("INSERT INTO suspended VALUES(3,0,1,1,0); INSERT INTO suspended_files VALUES(3,5,0)");
+    auto repair = v.repair();
+    CHECK(says(repair->findings(), finding));
+    CHECK(v.files() == before);
+    CHECK(
+        v.value("SELECT (SELECT count(*) FROM suspended)+(SELECT count(*) FROM suspended_files)") ==
+        0);
   }
 }
 
@@ -707,6 +741,59 @@ TEST_CASE("repair: no superblock left: made from the chunks' headers and what th
   CHECK(v.info().id == info.id);
 }
 
+TEST_CASE("repair: no superblock left: a log of another size than was said is refused") {
+  RepairBed v;
+  auto before = v.files();
+  auto info = v.info();
+  for (auto copy : {Copy::a, Copy::b, Copy::c})
+    v.bench.disk->poke(place_of(copy, info.lun_size), Buffer::zeroed(16384).span());
+  auto all = v.bench.content(0, 64 << 10);
+  auto with_log = [&](std::uint64_t size) {
+    auto path = v.bench.connect();
+    return Repair::prepare(
+        path.io, {.work_file = v.work_file(), .label = "volume1", .cluster = 7, .wal_size = size});
+  };
+  for (auto [size, why] : std::initializer_list<std::pair<std::uint64_t, const char*>>{
+           {17ull << 20, "does not fit a log of 17 MiB (--log-size)"},
+           {1ull << 30, "the LUN is too small for a log of 1024 MiB (--log-size)"}}) {
+    auto refused = with_log(size);
+    REQUIRE_FALSE(refused);
+    CHECK(refused.error() == Errc::refused);
+    CHECK_MESSAGE(refused.error().message().find(why) != std::string::npos,
+                  refused.error().message());
+  }
+  CHECK(v.bench.content(0, 64 << 10) == all);
+  v.repair({.label = "volume1", .cluster = 7, .wal_size = info.wal_size});
+  CHECK(v.files() == before);
+}
+
+TEST_CASE("repair: of a LUN that shrank nothing is touched, until it has its size again") {
+  RepairBed v;
+  auto before = v.files();
+  // Something that a repair would do.
+  v.sql("UPDATE inodes SET nlink=nlink+1" + where(v, "a"));
+  auto whole = v.bench.disk;
+  v.bench.resize(512);
+  for (bool damaged : {false, true}) {
+    CAPTURE(damaged);
+    if (damaged) v.bench.flip_bit(place_of(Copy::a, v.bench.disk->options().geometry.size_bytes()));
+    auto path = v.bench.connect();
+    auto refused = Repair::prepare(path.io, {.work_file = v.work_file()});
+    REQUIRE_FALSE(refused);
+    CHECK(refused.error() == Errc::refused);
+    CHECK_MESSAGE(
+        refused.error().message().find("it shrank; enlarge it again") != std::string::npos,
+        refused.error().message());
+    auto checked = check(path.io);
+    REQUIRE_FALSE(checked);
+    CHECK(checked.error() == Errc::refused);
+    CHECK(path.lun->counters().writes == 0);
+  }
+  v.bench.disk = whole;
+  v.repair();
+  CHECK(v.files() == before);
+}
+
 TEST_CASE("repair: two superblocks of two volumes: the one whose chunks are there counts") {
   RepairBed v;
   auto before = v.files();
@@ -885,7 +972,7 @@ TEST_CASE(
       CHECK(check_repair_ended(path.io, *info).error() == Errc::corrupt);
       // Nor is it opened to grow, and the superblocks stay as they are.
       if (then < Then::superblocks_damaged) {
-        v.bench.enlarge(1000);
+        v.bench.resize(1000);
         auto larger = v.bench.connect();
         CHECK(grow(larger.io, v.random).error() == Errc::corrupt);
         CHECK(*read_superblocks(larger.io, false) == *info);
