@@ -477,12 +477,12 @@ iscsi::LunOpener Cluster::opener(Process& process, std::size_t node, std::size_t
     options.isid_seed = isid_seed;
     auto login = world.between(1ms, 20ms);
     auto mount = isid_seed == kMount ? std::optional{node} : std::nullopt;
-    loop->after(login, [this, volume, mount, loop, alive, options = std::move(options),
+    loop->after(login, [this, volume, node, mount, loop, alive, options = std::move(options),
                         done = std::move(done)]() mutable {
       if (!*alive) return;
       auto connection = next_connection_++;
       auto* on = &volumes_[volume];
-      auto plan = [this, volume, on, mount, connection,
+      auto plan = [this, volume, on, node, mount, connection,
                    name = loop->name()](const iscsi::RamCommand& command) {
         auto its = fate(*on, command);
         if (on->weather.flushes.possible) may_not_be_durable(volume, mount, command, its);
@@ -502,6 +502,7 @@ iscsi::LunOpener Cluster::opener(Process& process, std::size_t node, std::size_t
 iscsi::LunOpener Cluster::witness_opener(Process& process, std::size_t node) {
   using Opened = Function<void(Expected<std::unique_ptr<iscsi::Lun>>)>;
   return [this, loop = process.loop.get(), alive = process.alive, node](iscsi::LunOptions options,
+        if (!mount && on_csvd_sends) on_csvd_sends(node, command);
                                                                         Opened done) {
     options.initiator = initiator(node);
     options.isid_seed = 3;

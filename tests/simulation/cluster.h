@@ -255,6 +255,8 @@ class Cluster {
   struct NotDurable {
     std::size_t volume = 0;
     std::optional<std::size_t> mount;
+  /// A node's csvd sends a command to a volume's LUN. It may not be killed before that is done.
+  std::function<void(std::size_t node, const iscsi::RamCommand&)> on_csvd_sends;
     bool forgot = false, deferred = false;
   };
   std::function<void(const NotDurable&)> on_not_durable;
