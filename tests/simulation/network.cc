@@ -32,6 +32,7 @@ struct Network::Stream {
     Error ended;
   };
   std::uint64_t id = 0;
+  const Network* network = nullptr;
   std::array<Side, 2> sides;
   bool broken = false;
   std::string volume;  ///< That it is about, once a mount has said so.
@@ -42,6 +43,9 @@ struct Network::Stream {
     if (!side.started) return side.inbox.push_back(std::move(bytes));
     auto message = protocol::decode_message(std::as_bytes(std::span{bytes}));
     CSV_CHECK(bool(message));  // Only our own code sends here, and nothing damages it.
+    const auto& frame = message->frame;
+    if (frame.has_hello_reply() && !frame.hello_reply().has_failure() && network->on_greeted)
+      network->on_greeted(*side.loop, frame.hello_reply().verifier());
     side.on_message(*std::move(message));
   }
   void ends(int at, Error why) {
@@ -192,6 +196,7 @@ class Network::Door final : public protocol::Transport {
       }
       auto stream = std::make_shared<Stream>();
       stream->id = net.next_++;
+      stream->network = &net;
       auto fill = [](Stream::Side& side, SimLoop* on, std::uint64_t door, NodeId at,
                      std::string peer) {
         side.loop = on;
