@@ -34,6 +34,7 @@ class Saboteur {
     add(plan.part_network, &Saboteur::part_network);
     add(plan.slow_network, &Saboteur::slow_network);
     add(plan.lose_paths, &Saboteur::lose_path);
+    add(plan.lose_all_paths, &Saboteur::lose_all_paths);
     add(plan.freeze, &Saboteur::freeze);
     add(plan.move, &Saboteur::move);
     add(plan.move, &Saboteur::take_away);
@@ -197,6 +198,18 @@ class Saboteur {
     mend_after(world_.between(10ms, 8s), [this, node, reach] {
       if (cluster_.powered(node)) reach(true);
     });
+  }
+  /// Nobody has a better one: all wait until the LUN is there again.
+  void lose_all_paths() {
+    auto volume = any_volume();
+    say("all nodes lose their paths to " + name_of(volume));
+    auto reach = [this, volume](bool yes) {
+      for (std::size_t node = 0; node < cluster_.size(); ++node)
+        if (cluster_.powered(node))
+          cluster_.volume(volume).disk->set_reachable(Cluster::initiator(node), yes);
+    };
+    reach(false);
+    mend_after(world_.between(10ms, 8s), [reach] { reach(true); });
   }
   void fill_lun() {
     auto volume = any_volume();

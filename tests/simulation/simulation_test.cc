@@ -133,6 +133,23 @@ TEST_CASE("simulation: a kernel that keeps pages of mappings which it was to dro
   plan.mappings = true;
   plan.broken.kernels_keep_pages = true;
   CHECK(first_violation(plan, 4) != "");
+TEST_CASE("simulation: where all nodes lose the LUN for a while all wait, and nobody is fenced") {
+  auto plan = Plan::calm();
+  plan.lose_all_paths = true;
+  plan.length = 12s;
+  std::uint64_t readmissions = 0;
+  for (bool voting : {false, true}) {
+    plan.voting = voting;
+    for (std::uint64_t seed = 700; seed < 703; ++seed) {
+      auto result = play(seed, plan);
+      CHECK(result.faults > 0);
+      CHECK(result.counts.eio == 0);
+      readmissions += result.mounts.readmissions;
+    }
+  }
+  CHECK(readmissions > 0);
+}
+
 }
 
 TEST_CASE("simulation: names that a mount goes on watching after they changed are found out") {
