@@ -347,10 +347,14 @@ bool Network::forge(const std::shared_ptr<Stream>& stream, int from,
   if (unheard) {
     forged.frame.set_id(sent.frame.id());
     forged.frame.mutable_notice_reply();
-  } else if (forgery.hide_losses && sent.frame.hello_reply().verifier() != 0) {
+  } else if (forgery.hide_losses && (sent.frame.hello_reply().verifier() != 0 ||
+                                     sent.frame.reply().written().verifier() != 0)) {
     to = 1 - from;
     forged.frame = sent.frame;
-    forged.frame.mutable_hello_reply()->set_verifier(0);
+    if (forged.frame.has_hello_reply())
+      forged.frame.mutable_hello_reply()->set_verifier(0);
+    else
+      forged.frame.mutable_reply()->mutable_written()->set_verifier(0);
     replaced = true;
   } else if (forgery.double_appends && sent.frame.request().write().append()) {
     to = 1 - from;

@@ -35,10 +35,10 @@ class Network {
   Forgery forgery;
   /// A coordinator sends something to a mount.
   std::function<void(const std::string& volume, NodeId node, Epoch epoch)> on_said;
-
-  /// One process's door. Destroying it is the death of the process: its streams end.
   /// A mount is about to hear a coordinator's greeting.
   std::function<void(const SimLoop& mount, std::uint64_t verifier)> on_greeted;
+
+  /// One process's door. Destroying it is the death of the process: its streams end.
   std::unique_ptr<protocol::Transport> door(SimLoop& loop, NodeId node);
   /// From now on nothing goes from one to the other until join(). One way; call twice for both.
   void part(NodeId from, NodeId to);
