@@ -984,6 +984,36 @@ TEST_CASE("mount: no more files are open than a coordinator can be told of") {
   world.wait(mount.close(again.handle));
 }
 
+TEST_CASE("mount: a read that crossed the loss of what it shows is made again") {
+  World world;
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  write(world, mount, file.handle, 0, pattern(65536, 3));
+  REQUIRE(world.wait(mount.sync(file.handle)));
+  write(world, mount, file.handle, 0, pattern(65536, 4));
+  std::atomic<bool> slow{true}, fail{true};
+  world.post([&] {
+    world.mount_plan = [&](const RamCommand& command) {
+      RamFate fate;
+      if (command.kind == RamCommand::Kind::read && command.length == 65536 && slow.exchange(false))
+        fate.to_initiator = 300ms;
+      if (command.kind != RamCommand::Kind::flush || !fail.exchange(false)) return fate;
+      fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+      fate.forgets = true;
+      return fate;
+    };
+  });
+  auto reading = world.begin(mount.read(file.handle, 0, 65536));
+  for (int i = 0; i < 1000 && slow; ++i) world.wait(sleep(world.loop(), 1ms));
+  REQUIRE(!slow);
+  world.wait(sleep(world.loop(), 20ms));  // it is on its way back
+  CHECK(!world.wait(mount.sync(file.handle)));
+  auto got = reading->get();
+  REQUIRE(got);
+  auto bytes = bytes_of(*got);
+  CHECK(std::vector<std::byte>{bytes.begin(), bytes.end()} == pattern(65536, 3));
+}
+
 TEST_CASE("mount: a flush that fails is told to every file and handle that it concerns, once") {
   World world;
   auto& mount = world.mount(2);

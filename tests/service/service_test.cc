@@ -1847,6 +1847,36 @@ TEST_CASE("close: ends though the commit it waits for fails") {
   CHECK(!a.answered(id));
 }
 
+TEST_CASE("close: a flush that fails meanwhile is a loss that the successor tells of") {
+  World world{iscsi::RamDiskOptions{.write_cache = true}};
+  std::atomic<bool> fail{false}, fails{false};
+  world.coordinator_plan = [&](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind != iscsi::RamCommand::Kind::flush || !fail.exchange(false)) return fate;
+    fate.inside = std::chrono::milliseconds{300};
+    fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+    fate.forgets = true;
+    fails = true;
+    return fate;
+  };
+  Client a{world, 1, 11};
+  {
+    Coordinator former{world, 1};
+    REQUIRE(!a.connect(former).code());
+    a.admit();
+    auto file = a.create("f");
+    auto layout = a.layout(file, 0, kMiB, true);
+    REQUIRE(a.lun_write(layout.segments(0).lun_offset(), filled(64 * 1024, 'g')));
+    fail = true;
+    a.send(a.prepared(commit_request(file, layout, 0, 64 * 1024), 0));
+    REQUIRE(world.eventually([&] { return fails.load(); }));
+    former.close();
+  }
+  Coordinator next{world, 2};
+  REQUIRE(!a.connect(next).code());
+  CHECK(a.verifier() == 1);
+}
+
 // ---------------------------------------------------------------------------- the gate, bounds
 
 TEST_CASE("gate: without a lease nothing is answered, and afterwards the mount gets its answer") {

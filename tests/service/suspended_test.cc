@@ -653,6 +653,35 @@ TEST_CASE(
   CHECK(world.eventually([&] { return coordinator.service().status().sessions.empty(); }));
   CHECK(coordinator.stop_reason() == "");
   CHECK_FALSE(world.listed(key));
+  // Nor does any of it go on as what the mount's next session leaves, of which the coordinator that
+  // ends it knows nothing.
+  Client b{world, 2, 22};
+  REQUIRE(!b.connect(coordinator).code());
+  REQUIRE(is_good(b.call(open_request(files[0], true))));
+  REQUIRE(is_good(b.call(release_request(files[0]))));
+  world.timing.reconnect_grace = std::chrono::hours{1};
+  Client again{world, 1, 11};
+  REQUIRE(!again.connect(coordinator).code());
+  again.admit();
+  auto ended = again.session();
+  coordinator.crash();
+  world.timing.reconnect_grace = std::chrono::milliseconds{100};
+  b.disconnect();
+  Coordinator next{world, 2};
+  REQUIRE(!b.connect(next).code());
+  b.resume_done();
+  REQUIRE(world.eventually([&] { return next.service().status().sessions.size() == 1; }));
+  Client last{world, 1, 11};
+  REQUIRE(!last.connect(next).code());
+  last.admit();
+  wire::Request resume;
+  resume.mutable_resume()->set_session(raw(ended));
+  auto attr = last.attr(files[0]);
+  auto& asked = *resume.mutable_resume()->add_files();
+  asked.set_inode(files[0]);
+  asked.set_truncation(attr.truncation());
+  asked.set_size(attr.size());
+  CHECK(last.call(resume).resumed().inodes().empty());
 }
 
 TEST_CASE("suspended: a node is off only once nothing is kept for it, over takeovers too") {

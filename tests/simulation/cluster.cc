@@ -1,6 +1,7 @@
 #include "tests/simulation/cluster.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "coordinator/cluster/disk_witness.h"
 #include "coordinator/protocol/failure.h"
@@ -207,10 +208,7 @@ Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over(std::siz
   with.cluster = Cluster::kClusterId;
   with.volume = name;
   auto taken = co_await service::VolumeService::take_over(std::move(with));
-  if (taken) {
-    ++cluster_.takeovers;
-    if (cluster_.on_taken_over) cluster_.on_taken_over(volume);
-  }
+  if (taken) ++cluster_.takeovers;
   cluster_.world.note(taken ? fmt::format("node{} coordinates {} in epoch {}", node_ + 1, name,
                                           raw((*taken)->epoch()))
                             : fmt::format("node{} cannot take over {}: {}", node_ + 1, name,
@@ -311,6 +309,11 @@ Csvfs::Csvfs(Cluster& cluster, std::size_t node, std::size_t volume)
   });
 }
 
+bool Csvfs::greeted(std::uint64_t verifier) {
+  auto before = std::exchange(verifier_, verifier);
+  return before && *before != verifier;
+}
+
 const Board& Csvfs::board() const { return cluster_.nodes_[node_].boards[volume_]; }
 
 void Csvfs::kill() {
@@ -358,6 +361,9 @@ Cluster::Cluster(World& on, ClusterOptions options)
   network.forgery = broken.forgery;
   network.on_said = [this](const std::string& volume, NodeId node, Epoch epoch) {
     sides.said(volume, node, epoch);
+  };
+  network.on_greeted = [this](const SimLoop& mount, std::uint64_t verifier) {
+    greeted(mount, verifier);
   };
   witness.forgery = broken.witness;
   for (auto& node : nodes_) {
@@ -435,6 +441,17 @@ iscsi::RamFate Cluster::fate(const Volume& volume, const iscsi::RamCommand& comm
   return fate;
 }
 
+void Cluster::greeted(const SimLoop& mount, std::uint64_t verifier) {
+  for (std::size_t node = 0; node < size(); ++node) {
+    for (std::size_t volume = 0; volume < volumes(); ++volume) {
+      auto* csvfs = this->mount(node, volume);
+      if (csvfs == nullptr || csvfs->process().loop.get() != &mount || !csvfs->greeted(verifier))
+        continue;
+      if (on_told_of_loss) on_told_of_loss(node, volume);
+    }
+  }
+}
+
 bool Cluster::all_have_a_path(std::size_t volume) const {
   return std::all_of(nodes_.begin(), nodes_.end(), [volume](const Node& node) {
     const auto& csvfs = node.mounts[volume];
@@ -477,14 +494,15 @@ iscsi::LunOpener Cluster::opener(Process& process, std::size_t node, std::size_t
     options.isid_seed = isid_seed;
     auto login = world.between(1ms, 20ms);
     auto mount = isid_seed == kMount ? std::optional{node} : std::nullopt;
-    loop->after(login, [this, volume, mount, loop, alive, options = std::move(options),
+    loop->after(login, [this, volume, node, mount, loop, alive, options = std::move(options),
                         done = std::move(done)]() mutable {
       if (!*alive) return;
       auto connection = next_connection_++;
       auto* on = &volumes_[volume];
-      auto plan = [this, volume, on, mount, connection,
+      auto plan = [this, volume, on, node, mount, connection,
                    name = loop->name()](const iscsi::RamCommand& command) {
         auto its = fate(*on, command);
+        if (!mount && on_csvd_sends) on_csvd_sends(node, command);
         if (on->weather.flushes.possible) may_not_be_durable(volume, mount, command, its);
         if (command.kind == iscsi::RamCommand::Kind::write &&
             on->one_writer->concerned(command.offset, command.length))

@@ -144,6 +144,9 @@ class Csvfs {
   /// Programs; gone before the mount is.
   TaskScope& programs() { return *programs_; }
   [[nodiscard]] std::uint64_t incarnation() const { return incarnation_; }
+  /// A coordinator greets it, under what the target's memory is there. True: it has lost something
+  /// since the one before.
+  bool greeted(std::uint64_t verifier);
 
  private:
   [[nodiscard]] const Board& board() const;
@@ -152,6 +155,7 @@ class Csvfs {
   std::size_t node_, volume_;
   Process process_;
   std::uint64_t incarnation_;
+  std::optional<std::uint64_t> verifier_;
   std::unique_ptr<Finder> finder_;
   std::unique_ptr<Mount> mount_;
   std::unique_ptr<PageCache> pages_;
@@ -251,6 +255,8 @@ class Cluster {
   std::function<void(std::size_t node, std::size_t volume)> on_mounted;
   /// What shall become of a command, where the weather is not what is wanted.
   std::function<void(const iscsi::RamCommand&, iscsi::RamFate&)> on_command;
+  /// A node's csvd sends a command to a volume's LUN. It may not be killed before that is done.
+  std::function<void(std::size_t node, const iscsi::RamCommand&)> on_csvd_sends;
   /// A command was answered not_durable: a mount's of that node, or of whoever coordinates.
   struct NotDurable {
     std::size_t volume = 0;
@@ -258,7 +264,8 @@ class Cluster {
     bool forgot = false, deferred = false;
   };
   std::function<void(const NotDurable&)> on_not_durable;
-  std::function<void(std::size_t volume)> on_taken_over;
+  /// The node's mount hears from a coordinator that the target has lost something, or may have.
+  std::function<void(std::size_t node, std::size_t volume)> on_told_of_loss;
   /// Something that must never be was seen by a judge.
   std::function<void(std::string)> on_violation;
   /// Wraps the death of a mount, which the function does.
@@ -287,6 +294,7 @@ class Cluster {
   [[nodiscard]] bool all_have_a_path(std::size_t volume) const;
   void govern(std::size_t volume, int missing);
   void bury(Process& process);
+  void greeted(const SimLoop& mount, std::uint64_t verifier);
   void violated(std::string what) {
     if (on_violation) on_violation(std::move(what));
   }

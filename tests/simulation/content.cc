@@ -189,7 +189,6 @@ void FileContent::power_loss() {
     write.doubtful = true;
     if (write.answered) write.certain = false;
   }
-  for (const auto& [by, when] : unsynced_) sorry_.insert(by);
   // What was certain is not.
   auto all = followers_;
   for (const auto& each : all) tell_all(each, Duration::max());
@@ -197,7 +196,10 @@ void FileContent::power_loss() {
 
 void FileContent::suspect(Writer by, Duration since) {
   auto own = unsynced_.find(by);
-  if (own != unsynced_.end() && own->second >= since) sorry_.insert(by);
+  bool any = own != unsynced_.end() && own->second >= since;
+  for (const auto& [id, write] : writes_)
+    any = any || (write.by == by && write.ended == Duration::max());
+  if (any) sorry_.insert(by);
 }
 
 void FileContent::synced(Writer by, Duration since) {
@@ -227,12 +229,11 @@ void FileContent::failed(Writer by) {
 }
 
 bool FileContent::told_of_loss(const Refused& who) {
-  bool lost = unclaim(who.by);
-  lost = sorry_.erase(who.by) > 0 || lost;
   auto known = told_.find(who.by);
-  auto rumours = known == told_.end() ? 0 : known->second.rumours;
-  lost = lost || (who.rumours > rumours && unsynced_.contains(who.by));
-  if (lost) known = told_.insert_or_assign(who.by, Told{{}, {}, who.rumours}).first;
+  if (sorry_.erase(who.by) > 0) {
+    unclaim(who.by);
+    known = told_.insert_or_assign(who.by, Told{}).first;
+  }
   if (known == told_.end()) return false;
   auto& told = known->second;
   if (told.first && who.since > *told.first) return false;
@@ -271,8 +272,6 @@ void FileContent::prune() {
     }
   }
   for (auto id : covered) {
-    // That it is covered does not mean that its writer has been told.
-    if (writes_.at(id).doubtful) sorry_.insert(writes_.at(id).by);
     writes_.erase(id);
   }
 }

@@ -52,8 +52,8 @@ class FileContent {
   /// It has taken effect by now, wholly, in parts, or not at all; no more will come of it.
   void settle(Id write, Duration now);
   void power_loss();
-  /// The mount of `by` was told of a loss that need not be one: what it wrote and has not synced
-  /// since, the last of it at `since` or later, it must take for lost.
+  /// The mount of `by` is told of a loss, that need not be one: it must take for lost what it wrote
+  /// here and has not synced, if any of that was answered at `since` or later or is under way.
   void suspect(Writer by, Duration since = Duration::min());
   /// A sync that began at `since` succeeded.
   void synced(Writer by, Duration since);
@@ -63,12 +63,9 @@ class FileContent {
     std::uint64_t handle = 0;  ///< 0: a durable write, which tells of itself.
     Duration since{};          ///< When the handle was opened, or the write began.
     Duration now{};
-    /// How often the mounts may have been told of a loss by their next coordinator, whenever that
-    /// was.
-    std::uint64_t rumours = 0;
   };
-  /// False: it had nothing unsynced here that could be lost, or has been told, or was opened when
-  /// somebody of its mount had been.
+  /// False: its mount was told of no loss (suspect) that it had anything unsynced here at, or it
+  /// has been told itself, or was opened when somebody of its mount had been.
   bool told_of_loss(const Refused& who);
   /// A sync or a durable write failed by itself: perhaps that was the word of a loss, perhaps there
   /// is one to come.
@@ -135,7 +132,6 @@ class FileContent {
   struct Told {
     std::set<std::uint64_t> handles;
     std::optional<Duration> first;
-    std::uint64_t rumours = 0;
   };
   std::map<Writer, Told> told_;
   std::multiset<Duration> reads_;

@@ -224,6 +224,7 @@ int main(int argc, char** argv) {
       plan.part_network = what == "part-network";
       plan.slow_network = what == "slow-network";
       plan.lose_paths = what == "lose-paths";
+      plan.lose_all_paths = what == "lose-all-paths";
       plan.freeze = what == "freeze";
       plan.move = what == "move";
       plan.isolate = what == "isolate";

@@ -38,11 +38,8 @@ std::string_view Foreigner::name_of(Deed deed) {
   return "";
 }
 
-Foreigner::Foreigner(World& world, std::shared_ptr<iscsi::RamDisk> disk, std::function<void()> took)
-    : world_{world},
-      disk_{std::move(disk)},
-      took_{std::move(took)},
-      loop_{world, "foreigner", {}} {}
+Foreigner::Foreigner(World& world, std::shared_ptr<iscsi::RamDisk> disk)
+    : world_{world}, disk_{std::move(disk)}, loop_{world, "foreigner", {}} {}
 
 Foreigner::~Foreigner() {
   loop_.enter([this] {
@@ -67,7 +64,6 @@ Expected<std::unique_ptr<iscsi::Lun>> Foreigner::connect() {
 
 void Foreigner::come(Deed deed) {
   gone_ = false;
-  deed_ = deed;
   loop_.enter([&] { tasks_->spawn(act(deed)); });
 }
 
@@ -75,8 +71,6 @@ void Foreigner::leave() {
   loop_.enter([this] {
     tasks_ = std::make_unique<TaskScope>();
     lun_.reset();
-    // What it sent may yet be done.
-    if (deed_ != Deed::registers) took_();
     tasks_->spawn(go());
   });
 }
@@ -88,7 +82,6 @@ Task<void> Foreigner::act(Deed deed) {
   auto mine = fresh_key();
   auto registered = co_await iscsi::register_key(*lun_, mine);
   if (registered) (void)co_await use(deed, mine);
-  if (deed != Deed::registers) took_();
 }
 
 Task<Expected<void>> Foreigner::use(Deed deed, Key mine) {

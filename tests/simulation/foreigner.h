@@ -1,5 +1,4 @@
 #pragma once
-#include <functional>
 #include <memory>
 #include <string_view>
 
@@ -24,8 +23,7 @@ class Foreigner {
   static constexpr int kDeeds = 5;
   static std::string_view name_of(Deed deed);
 
-  /// `took`: keys or the reservation, just now.
-  Foreigner(World& world, std::shared_ptr<iscsi::RamDisk> disk, std::function<void()> took);
+  Foreigner(World& world, std::shared_ptr<iscsi::RamDisk> disk);
   Foreigner(const Foreigner&) = delete;
   Foreigner& operator=(const Foreigner&) = delete;
   ~Foreigner();
@@ -45,10 +43,8 @@ class Foreigner {
 
   World& world_;
   std::shared_ptr<iscsi::RamDisk> disk_;
-  std::function<void()> took_;
   SimLoop loop_;
   std::unique_ptr<iscsi::Lun> lun_;
-  Deed deed_{};
   bool gone_ = true;
   std::uint64_t next_key_ = 1;
   std::unique_ptr<TaskScope> tasks_ = std::make_unique<TaskScope>();

@@ -1,13 +1,26 @@
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "tests/simulation/stage.h"
 
 // What fences and leases are for: who was left behind does what he still can, and nobody sees
 // anything of it. That it would be seen is shown, of all but the last, where they are broken; what
-// the last is for, in simulation_test.cc.
+// the last is for, in simulation_test.cc and in the one before it.
 
 using namespace csv;
 using namespace csv::sim;
 using namespace csv::sim::stage;
 using namespace std::chrono_literals;
+
+namespace {
+
+bool sent_by(const iscsi::RamCommand& command, std::size_t node) {
+  return command.initiator.find(Cluster::initiator(node)) != std::string_view::npos;
+}
+
+}  // namespace
 
 TEST_CASE("late: what a killed mount had under way does not land on what was written since") {
   auto with = three_nodes(false);
@@ -114,6 +127,106 @@ TEST_CASE("late: who was cut off reads nothing once its lease is over") {
   stage.begin(away, read(stage.mount(away), stage.handles[away], {1}, again));
   stage.pass(1s);
   CHECK((again->has_value() && **again) == stale);
+}
+
+namespace {
+
+/// What a program sees in a page that it looks at all the time.
+struct Looks {
+  struct Look {
+    Duration began{};
+    Stamp shown = 0;
+  };
+  std::vector<Look> all;
+  bool enough = false;
+};
+
+Task<void> look(World& world, Csvfs& csvfs, PageCache::File file, std::vector<Stamp> among,
+                std::shared_ptr<Looks> looks) {
+  constexpr std::size_t kSeen = 512;
+  while (!looks->enough) {
+    auto began = world.now();
+    auto got = co_await csvfs.pages().load(file, 0, kSeen);
+    if (!got) co_return;  // its session has ended
+    std::vector<std::byte> wanted(kSeen);
+    for (auto stamp : among) {
+      fill_pattern(wanted, 0, stamp);
+      if (*got == wanted) looks->all.push_back({began, stamp});
+    }
+    co_await sleep(*csvfs.process().loop, 1ms);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("late: who was cut off sees nothing in what it has mapped once its lease is over") {
+  auto with = three_nodes(true);
+  SUBCASE("as it is") {}
+  SUBCASE("if the lease never ends, which is found out") {
+    with.broken.mounts_gate_stays_open = true;
+  }
+  bool stale = with.broken.mounts_gate_stays_open;
+  Stage stage{std::move(with)};
+  auto coordinator = *stage.cluster.coordinator();
+  std::size_t away = (coordinator + 1) % 3, other = (coordinator + 2) % 3;
+  auto looks = std::make_shared<Looks>();
+  PageCache::File file{stage.file, stage.mount(away).state().session, stage.handles[away]};
+  stage.begin(away, look(stage.world, *stage.cluster.mount(away), file, {1, 4}, looks));
+  REQUIRE(stage.until(10s, [&] { return looks->all.size() > 20; }));
+  stage.cut_off(away);
+  auto cut_off_at = stage.world.now();
+  stage.writes(other, 4);
+  auto answered = stage.world.now();
+  stage.pass(2s);
+  looks->enough = true;
+  // It goes on looking while it has its lease.
+  auto between = [&](Duration from, Duration to) {
+    return std::any_of(looks->all.begin(), looks->all.end(), [&](const Looks::Look& each) {
+      return each.began > from && each.began < to && each.shown == 1;
+    });
+  };
+  CHECK(between(cut_off_at + 1s, cut_off_at + 2s));
+  CHECK(between(answered, answered + 2s) == stale);
+}
+
+TEST_CASE("late: a coordinator that was cut off answers nothing once its lease is over") {
+  auto with = three_nodes(true);
+  // Its own mount would leave it with the lease of its node.
+  with.broken.mounts_gate_stays_open = true;
+  SUBCASE("as it is") {}
+  SUBCASE("by its lease alone") { with.broken.unfenced = true; }
+  SUBCASE("by the target's proof alone") { with.broken.csvds_gate_stays_open = true; }
+  SUBCASE("by neither, which is found out") {
+    with.broken.unfenced = with.broken.csvds_gate_stays_open = true;
+  }
+  bool speaks = with.broken.unfenced && with.broken.csvds_gate_stays_open;
+  Stage stage{std::move(with)};
+  std::string two_sides;
+  // What else one sees of a target that fences nobody is not the question here.
+  stage.cluster.on_violation = [&](const std::string& what) {
+    if (two_sides.empty() && what.starts_with("no two sides")) two_sides = what;
+  };
+  auto former = *stage.cluster.coordinator();
+  std::size_t other = (former + 1) % 3;
+  stage.cut_off(former);
+  // Nor does it see from a list of keys that its own is gone.
+  stage.cluster.on_command = [&](const iscsi::RamCommand& command, iscsi::RamFate& fate) {
+    if (command.kind == iscsi::RamCommand::Kind::keys && sent_by(command, former))
+      fate.inside = 20s;
+  };
+  REQUIRE(stage.until(30s, [&] {
+    auto now = stage.cluster.coordinator();
+    return now && *now != former;
+  }));
+  auto cut_short = nothing_yet<Expected<wire::Attr>>();
+  REQUIRE(stage.hears(other, cut_short, cut(stage.mount(other), stage.file, cut_short)));
+  auto found = nothing_yet<Expected<wire::Attr>>();
+  stage.begin(former, find(stage.mount(former), "nobody_has_asked_before", found));
+  stage.pass(4s);
+  CHECK(found->has_value() == speaks);
+  auto wrong = two_sides.find("speaks as coordinator of volume1 of epoch");
+  CHECK((wrong != std::string::npos) == speaks);
+  CHECK((two_sides != "") == speaks);
 }
 
 TEST_CASE(

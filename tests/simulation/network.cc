@@ -32,6 +32,7 @@ struct Network::Stream {
     Error ended;
   };
   std::uint64_t id = 0;
+  const Network* network = nullptr;
   std::array<Side, 2> sides;
   bool broken = false;
   std::string volume;  ///< That it is about, once a mount has said so.
@@ -42,6 +43,9 @@ struct Network::Stream {
     if (!side.started) return side.inbox.push_back(std::move(bytes));
     auto message = protocol::decode_message(std::as_bytes(std::span{bytes}));
     CSV_CHECK(bool(message));  // Only our own code sends here, and nothing damages it.
+    const auto& frame = message->frame;
+    if (frame.has_hello_reply() && !frame.hello_reply().has_failure() && network->on_greeted)
+      network->on_greeted(*side.loop, frame.hello_reply().verifier());
     side.on_message(*std::move(message));
   }
   void ends(int at, Error why) {
@@ -192,6 +196,7 @@ class Network::Door final : public protocol::Transport {
       }
       auto stream = std::make_shared<Stream>();
       stream->id = net.next_++;
+      stream->network = &net;
       auto fill = [](Stream::Side& side, SimLoop* on, std::uint64_t door, NodeId at,
                      std::string peer) {
         side.loop = on;
@@ -342,10 +347,14 @@ bool Network::forge(const std::shared_ptr<Stream>& stream, int from,
   if (unheard) {
     forged.frame.set_id(sent.frame.id());
     forged.frame.mutable_notice_reply();
-  } else if (forgery.hide_losses && sent.frame.hello_reply().verifier() != 0) {
+  } else if (forgery.hide_losses && (sent.frame.hello_reply().verifier() != 0 ||
+                                     sent.frame.reply().written().verifier() != 0)) {
     to = 1 - from;
     forged.frame = sent.frame;
-    forged.frame.mutable_hello_reply()->set_verifier(0);
+    if (forged.frame.has_hello_reply())
+      forged.frame.mutable_hello_reply()->set_verifier(0);
+    else
+      forged.frame.mutable_reply()->mutable_written()->set_verifier(0);
     replaced = true;
   } else if (forgery.double_appends && sent.frame.request().write().append()) {
     to = 1 - from;

@@ -35,6 +35,8 @@ class Network {
   Forgery forgery;
   /// A coordinator sends something to a mount.
   std::function<void(const std::string& volume, NodeId node, Epoch epoch)> on_said;
+  /// A mount is about to hear a coordinator's greeting.
+  std::function<void(const SimLoop& mount, std::uint64_t verifier)> on_greeted;
 
   /// One process's door. Destroying it is the death of the process: its streams end.
   std::unique_ptr<protocol::Transport> door(SimLoop& loop, NodeId node);

@@ -9,14 +9,15 @@ namespace {
 
 constexpr std::uint64_t kPage = 4096;
 constexpr auto kEnd = std::numeric_limits<std::uint64_t>::max();
-constexpr Duration kLapsing = 250ms;
-constexpr int kMostFaults = 100;
+/// What a mount that goes on after it stood still needs to take pages away.
+constexpr Duration kAwake = 250ms;
+constexpr Duration kLook = 10ms;
 
 Error over() { return errno_error(EIO, "the session has ended"); }
 
 }  // namespace
 
-PageCache::PageCache(Loop& loop, Mount& mount, std::function<TimePoint()> open_until)
+PageCache::PageCache(SimLoop& loop, Mount& mount, std::function<TimePoint()> open_until)
     : loop_{&loop}, mount_{&mount}, open_until_{std::move(open_until)}, changed_{loop} {
   mount.drop_pages_with(
       [this](InodeId inode, std::vector<Range> ranges, bool, Function<void()> done) {
@@ -36,7 +37,6 @@ Task<PageCache::Page*> PageCache::unlocked(Key key) {
 
 Task<Expected<void>> PageCache::fault(File file, std::uint64_t index) {
   Key key{file.inode, index};
-  int faults = 0;
   for (;;) {
     if (mount_->state().session != file.session) co_return over();
     auto* page = co_await unlocked(key);
@@ -59,22 +59,28 @@ Task<Expected<void>> PageCache::fault(File file, std::uint64_t index) {
     }
     changed_.notify();
     if (!got) co_return got.error();
-    // The program runs when the scheduler lets it; the page may be gone again by then. One beyond
-    // the end goes at once: in the end the program is quicker.
-    if (++faults < kMostFaults) co_await yield(*loop_);
+    // That there is nothing the fault itself says, of a page beyond the end.
+    if (pages_.at(key).content.empty()) co_return Expected<void>{};
+    // The program runs when the scheduler lets it; the page may be gone again by then.
+    co_await yield(*loop_);
+  }
+}
+
+/// Past the lease nothing clean is left, but while the mount stands still, and a moment longer: a
+/// program may go on before it. What is dirty cannot go before it is written.
+Task<void> PageCache::until_mount_has_seen_to(Key key) {
+  while (open_until_() <= loop_->now()) {
+    auto found = pages_.find(key);
+    if (found == pages_.end()) co_return;  // the fault waits, too
+    bool keeps = found->second.dirty || found->second.locked;
+    if (!keeps && !loop_->stood_still_within(kAwake)) co_return;
+    co_await sleep(*loop_, kLook);
   }
 }
 
 Task<Expected<std::vector<std::byte>>> PageCache::load(File file, std::uint64_t offset,
                                                        std::size_t length) {
-  // A program of a node that stands still does so too: when both go on, its mount has had the time
-  // to take away what it can. What is dirty it cannot, before that is written.
-  Key key{file.inode, offset / kPage};
-  while (open_until_() <= loop_->now()) {
-    co_await sleep(*loop_, kLapsing);
-    auto found = pages_.find(key);
-    if (found != pages_.end() && !found->second.dirty && !found->second.locked) break;
-  }
+  co_await until_mount_has_seen_to({file.inode, offset / kPage});
   CSV_CO_CHECK(co_await fault(file, offset / kPage));
   const auto& content = pages_.at({file.inode, offset / kPage}).content;
   auto at = offset % kPage;

@@ -8,6 +8,7 @@
 
 #include "csvfs/base/task.h"
 #include "csvfs/mount.h"
+#include "tests/simulation/world.h"
 
 namespace csv::sim {
 
@@ -16,7 +17,7 @@ namespace csv::sim {
 /// mount's loop; programs wait in it, so it goes with them.
 class PageCache {
  public:
-  PageCache(Loop& loop, Mount& mount, std::function<TimePoint()> open_until);
+  PageCache(SimLoop& loop, Mount& mount, std::function<TimePoint()> open_until);
 
   struct File {
     InodeId inode{};
@@ -47,6 +48,7 @@ class PageCache {
     bool dirty = false, locked = false;
     File by;  ///< Who reads and writes it.
   };
+  Task<void> until_mount_has_seen_to(Key key);
   Task<Expected<void>> fault(File file, std::uint64_t index);
   Task<Expected<void>> write_back(Key key);
   Task<void> drop_page(Key key, bool discard);
@@ -55,7 +57,7 @@ class PageCache {
   Task<Page*> unlocked(Key key);
   [[nodiscard]] std::vector<Key> pages_of(InodeId inode, Range bytes) const;
 
-  Loop* loop_;
+  SimLoop* loop_;
   Mount* mount_;
   std::function<TimePoint()> open_until_;
   std::map<Key, Page> pages_;

@@ -305,8 +305,7 @@ bool Program::tells_of_loss(const Open& open, const Call& call, bool durable_wri
   FileContent::Refused who{.by = &csvfs_,
                            .handle = durable_write ? 0 : static_cast<std::uint64_t>(open.handle),
                            .since = durable_write ? call.began() : open.since,
-                           .now = workload_.world_.now(),
-                           .rumours = workload_.rumours_};
+                           .now = workload_.world_.now()};
   return ground_.files[open.inode].told_of_loss(who);
 }
 

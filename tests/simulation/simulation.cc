@@ -19,16 +19,10 @@ namespace {
 /// Breaks one thing after the other, and mends it again.
 class Saboteur {
  public:
-  /// `lost_power`: of a volume's target, with what its cache held; `trespassed`: a volume's keys or
-  /// its reservation are somebody else's work.
+  /// `lost_power`: of a volume's target, with what its cache held.
   using OfVolume = std::function<void(std::size_t)>;
-  Saboteur(World& world, Cluster& cluster, const Plan& plan, OfVolume lost_power,
-           OfVolume trespassed)
-      : world_{world},
-        cluster_{cluster},
-        plan_{plan},
-        lost_power_{std::move(lost_power)},
-        trespassed_{std::move(trespassed)} {
+  Saboteur(World& world, Cluster& cluster, const Plan& plan, OfVolume lost_power)
+      : world_{world}, cluster_{cluster}, plan_{plan}, lost_power_{std::move(lost_power)} {
     auto add = [this](bool wanted, void (Saboteur::*fault)()) {
       if (wanted) faults_.push_back(fault);
     };
@@ -40,6 +34,7 @@ class Saboteur {
     add(plan.part_network, &Saboteur::part_network);
     add(plan.slow_network, &Saboteur::slow_network);
     add(plan.lose_paths, &Saboteur::lose_path);
+    add(plan.lose_all_paths, &Saboteur::lose_all_paths);
     add(plan.freeze, &Saboteur::freeze);
     add(plan.move, &Saboteur::move);
     add(plan.move, &Saboteur::take_away);
@@ -53,8 +48,7 @@ class Saboteur {
     add(cluster.volume().weather.foreigners, &Saboteur::trespass);
     add(cluster.volume().weather.flushes.possible, &Saboteur::fail_flushes);
     for (std::size_t volume = 0; volume < cluster.volumes(); ++volume)
-      foreigners_.push_back(std::make_unique<Foreigner>(world, cluster.volume(volume).disk,
-                                                        [this, volume] { trespassed_(volume); }));
+      foreigners_.push_back(std::make_unique<Foreigner>(world, cluster.volume(volume).disk));
     bool witness = cluster.witness.options().kind != cluster::WitnessKind::none;
     add(plan.split && plan.voting, &Saboteur::split);
     add(plan.lose_witness && witness, &Saboteur::lose_witness);
@@ -204,6 +198,18 @@ class Saboteur {
     mend_after(world_.between(10ms, 8s), [this, node, reach] {
       if (cluster_.powered(node)) reach(true);
     });
+  }
+  /// Nobody has a better one: all wait until the LUN is there again.
+  void lose_all_paths() {
+    auto volume = any_volume();
+    say("all nodes lose their paths to " + name_of(volume));
+    auto reach = [this, volume](bool yes) {
+      for (std::size_t node = 0; node < cluster_.size(); ++node)
+        if (cluster_.powered(node))
+          cluster_.volume(volume).disk->set_reachable(Cluster::initiator(node), yes);
+    };
+    reach(false);
+    mend_after(world_.between(10ms, 8s), [reach] { reach(true); });
   }
   void fill_lun() {
     auto volume = any_volume();
@@ -492,7 +498,7 @@ class Saboteur {
   World& world_;
   Cluster& cluster_;
   const Plan& plan_;
-  OfVolume lost_power_, trespassed_;
+  OfVolume lost_power_;
   std::vector<std::unique_ptr<Foreigner>> foreigners_;  ///< By volume.
   std::vector<void (Saboteur::*)()> faults_;
   std::map<std::uint64_t, std::function<void()>> repairs_;
@@ -609,16 +615,9 @@ class Run {
     cluster_.on_violation = [this](std::string what) { fail(std::move(what)); };
     cluster_.on_not_durable = [this](const Cluster::NotDurable& what) {
       uses_[what.volume]->workload.not_durable({what.mount, what.forgot, what.deferred});
-      uses_[what.volume]->told_of_loss = world_.now();
     };
-    // It finds keys gone that its catalog knows, also where a former one has found that before; or
-    // whoever was told of a loss has said so to the one before.
-    cluster_.on_taken_over = [this](std::size_t volume) {
-      auto& use = *uses_[volume];
-      auto lately = [this](std::optional<Duration> when) {
-        return when && world_.now() - *when < 60s;
-      };
-      if (lately(use.trespassed) || lately(use.told_of_loss)) use.workload.rumour();
+    cluster_.on_told_of_loss = [this](std::size_t node, std::size_t volume) {
+      uses_[volume]->workload.told_of_loss(node);
     };
   }
   ~Run() {
@@ -662,7 +661,6 @@ class Run {
     std::size_t volume;
     Workload workload;
     LockWorkload locks;
-    std::optional<Duration> trespassed, told_of_loss;  ///< When last.
   };
 
   [[nodiscard]] std::string violation() const {
@@ -758,13 +756,9 @@ class Run {
     return true;
   }
   bool work() {
-    saboteur_ = std::make_unique<Saboteur>(
-        world_, cluster_, plan_,
-        [this](std::size_t volume) { uses_[volume]->workload.power_loss(); },
-        [this](std::size_t volume) {
-          uses_[volume]->workload.rumour();
-          uses_[volume]->trespassed = world_.now();
-        });
+    saboteur_ = std::make_unique<Saboteur>(world_, cluster_, plan_, [this](std::size_t volume) {
+      uses_[volume]->workload.power_loss();
+    });
     auto end = world_.now() + plan_.length;
     // Between the events, now and then, what dead mounts left is looked after.
     for (auto until = world_.now(); until < end && well();) {

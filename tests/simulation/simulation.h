@@ -13,6 +13,7 @@ struct Plan {
   bool crash_csvd = true, crash_mount = true, crash_node = true;
   bool break_connections = true, part_network = true, slow_network = true;
   bool lose_paths = true, freeze = true, move = true, isolate = true, fill_lun = true;
+  bool lose_all_paths = true;           ///< Every node, at once.
   bool lose_power = true, fill = true;  ///< Of the target; the volume, for a while.
   bool split = true;                    ///< The nodes into two sides, in any way.
   bool lose_witness = true;             ///< By one node, or all; it restarts.
@@ -38,7 +39,7 @@ struct Plan {
     plan.lose_paths = plan.freeze = plan.move = plan.isolate = plan.fill_lun = false;
     plan.lose_power = plan.fill = plan.split = plan.lose_witness = plan.in_turn = false;
     plan.pause = plan.set_clock = plan.fill_disk = plan.fail_flushes = false;
-    plan.force = false;
+    plan.force = plan.lose_all_paths = false;
     plan.foreign_in = 0;
     return plan;
   }

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "csvfs/base/log.h"
 #include "tests/simulation/program.h"
@@ -89,21 +90,28 @@ void Workload::power_loss() {
 void Workload::not_durable(const NotDurable& what) {
   auto now = world_.now();
   refused_[what.mount] = now;
-  // A coordinator tells all mounts, when its successor serves; and a mount tells the coordinator.
-  rumour();
   // What the kernel keeps in pages shows until its mount hears of the loss.
   if (what.forgot || (what.deferred && options_.mappings)) power_loss();
   auto* csvfs = what.mount ? cluster_.mount(*what.mount, options_.volume) : nullptr;
   if (csvfs == nullptr) return;
-  auto suspect = [this, csvfs](Duration since) {
-    for (auto& ground : playgrounds_)
-      for (auto& [inode, content] : ground->files) content.suspect(csvfs, since);
-  };
-  suspect(Duration::min());
+  told_of_loss(*what.mount);
   // Until the answer is there more is written under the same doubt.
-  world_.after(1ms, [this, suspect, now, alive = std::weak_ptr{alive_}] {
-    if (alive.lock()) suspect(now);
+  world_.after(1ms, [this, csvfs, now, alive = std::weak_ptr{alive_}] {
+    if (alive.lock()) suspect(csvfs, now);
   });
+}
+
+void Workload::told_of_loss(std::size_t node) {
+  auto* csvfs = cluster_.mount(node, options_.volume);
+  if (csvfs == nullptr) return;
+  auto [at, fresh] = told_.try_emplace(csvfs, Duration::min());
+  // What it was told of before is over.
+  suspect(csvfs, std::exchange(at->second, world_.now()));
+}
+
+void Workload::suspect(const Csvfs* mount, Duration since) {
+  for (auto& ground : playgrounds_)
+    for (auto& [inode, content] : ground->files) content.suspect(mount, since);
 }
 
 bool Workload::was_refused(std::size_t node, Duration since) const {

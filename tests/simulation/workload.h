@@ -62,8 +62,8 @@ class Workload {
     bool deferred = false;             ///< Somebody else was told before.
   };
   void not_durable(const NotDurable& what);
-  /// The next coordinator may take it for a loss that the target does not know the mounts any more.
-  void rumour() { ++rumours_; }
+  /// A coordinator tells a node's mount that the target has lost something, or may have.
+  void told_of_loss(std::size_t node);
   /// Programs end once what they are doing is answered.
   void wind_down() { winding_down_ = true; }
   [[nodiscard]] std::size_t running() const { return running_; }
@@ -110,7 +110,8 @@ class Workload {
   std::vector<std::unique_ptr<Playground>> playgrounds_;
   std::vector<Ghost> ghosts_;
   std::map<SessionId, Away> away_;
-  std::uint64_t rumours_ = 0;  ///< Of losses, that mounts may hear with their next coordinator.
+  void suspect(const Csvfs* mount, Duration since);
+  std::map<const Csvfs*, Duration> told_;                   ///< When last, whoever told it.
   std::map<std::optional<std::size_t>, Duration> refused_;  ///< When last, by NotDurable::mount.
   Ghost* dying_ = nullptr;                                  ///< While dies() runs its course.
   std::string violation_;

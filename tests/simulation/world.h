@@ -82,6 +82,9 @@ class SimLoop final : public Loop {
   /// The process stands still (SIGSTOP, a virtual machine that is paused) until then: what is due
   /// meanwhile runs afterwards, in its order. Its clock goes on.
   void freeze(Duration until) { frozen_until_ = std::max(frozen_until_, until); }
+  [[nodiscard]] bool stood_still_within(Duration time) const {
+    return frozen_until_ > Duration::zero() && world_.now() < frozen_until_ + time;
+  }
   /// Somebody sets the wall clock; no other one.
   void set_wall_clock(Duration ahead) { skew_.wall = ahead; }
   /// Runs `work` now as if an event of the loop did, for those who start and end processes; also of
