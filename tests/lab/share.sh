@@ -12,6 +12,11 @@ put "$packages/usr/sbin/smbd" "$packages/usr/bin/smbpasswd"
 packages=
 put "$csvfs_build/tests/cluster_test" "$csvfs_build/tests/lab/share_probe"
 
+# Who judges would see it.
+printf '1 took until=3001\n' >"$work/node1"
+printf '2000 took until=5000\n' >"$work/node2"
+! said=$(python "$program" "$work/node1" "$work/node2" 2>&1) && [[ $said == *'node2 held it at 2000, and '*'node1 until 3001'* ]] || die "two holders at once are not seen: $said"
+
 machine_seconds=600
 for kind in ${1:-nfs smb}; do
   rm -rf "$shared/logs"
