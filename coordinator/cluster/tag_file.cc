@@ -84,6 +84,9 @@ bool serve_open(int file, ::dev_t device, const Question& question, Reply& reply
   if (about.st_size > static_cast<off_t>(sizeof(Content)))
     return fails(reply, "it is too large to be one", EFBIG);
   if (device != 0 && about.st_dev != device) return fails(reply, "finding its mount", EXDEV);
+  // That a write of a helper before this one has failed the kernel tells whoever syncs the file
+  // next, and says it with every close until then. It is no answer about ours.
+  if (question.exchange) (void)::fsync(file);
   // Taking a lock is also what makes a client drop what it had in its cache.
   if (!lock(file, question.exchange ? F_WRLCK : F_RDLCK)) return fails(reply, "locking it", errno);
   if (!read_whole(file, reply.found)) return fails(reply, "reading it", errno);
@@ -120,8 +123,10 @@ bool serve_open(int file, ::dev_t device, const Question& question, Reply& reply
       fails(reply, "opening it", errno);
     } else {
       (void)serve_open(file, device, question, reply);
-      // On a share the end of a write may only show here.
-      if (::close(file) != 0 && reply.error == 0) fails(reply, "closing it", errno);
+      // On a share the end of a write may only show here. If none was made, it is about one of a
+      // helper that was left behind: this file could never be read again here.
+      bool wrote = question.exchange && reply.same;
+      if (::close(file) != 0 && wrote && reply.error == 0) fails(reply, "closing it", errno);
     }
     if (::send(3, &reply, sizeof reply, MSG_NOSIGNAL) < 0) ::_exit(0);
   }

@@ -14,8 +14,13 @@ from pathlib import Path
 
 WANTED = ["virtio_pci", "virtio_blk", "virtio_net", "9pnet_virtio", "9p", "configfs", "crc32c_generic", "crct10dif_generic",
           "target_core_mod", "target_core_iblock", "iscsi_target_mod"]
-# Not loaded at the start: whoever uses the machine otherwise does it.
-MORE = ["i6300esb"]
+# Not loaded at the start: whoever uses the machine for something else does it, in the order of modules/NAME.
+MORE = {
+    "watchdog": ["i6300esb"],
+    "nfs": ["veth", "nfsd", "nfsv4"],
+    "smb": ["veth", "cifs", "nls_utf8", "cmac", "ctr", "ccm", "ghash_generic", "gcm", "ecb", "sha512_generic"],
+    "mount": ["fuse"],
+}
 
 
 def kernel_of(image: bytes) -> bytes:
@@ -83,13 +88,16 @@ def main() -> None:
     archive.add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
     archive.add("init", stat.S_IFREG | 0o755, init.read_bytes())
     archive.add("bin/busybox", stat.S_IFREG | 0o755, (packages / "bin/busybox").read_bytes())
-    modules = in_order(packages / "lib/modules", WANTED)
-    for each in modules:
-        archive.add(f"modules/{each.name}", stat.S_IFREG | 0o644, each.read_bytes())
-    for each in in_order(packages / "lib/modules", MORE):
-        if each not in modules:
-            archive.add(f"modules/{each.name}", stat.S_IFREG | 0o644, each.read_bytes())
-    archive.add("modules/order", stat.S_IFREG | 0o644, "".join(f"{each.name}\n" for each in modules).encode())
+    at_start = in_order(packages / "lib/modules", WANTED)
+    there: set[Path] = set()
+    for name, wanted in {"order": WANTED, **MORE}.items():
+        modules = in_order(packages / "lib/modules", wanted)
+        for each in modules:
+            if each not in there:
+                archive.add(f"modules/{each.name}", stat.S_IFREG | 0o644, each.read_bytes())
+        there.update(modules)
+        loaded = modules if name == "order" else [each for each in modules if each not in at_start]
+        archive.add(f"modules/{name}", stat.S_IFREG | 0o644, "".join(f"{each.name}\n" for each in loaded).encode())
     (out / "initrd").write_bytes(gzip.compress(archive.bytes(), 1))
 
 

@@ -8,12 +8,14 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <future>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -491,19 +493,32 @@ TEST_CASE("share witness: only shares whose locks bind writes are accepted") {
 
 namespace {
 
+/// A share that is mounted twice, by two clients, as in CSV_SHARE_MOUNTS=/mnt/one:/mnt/two
+/// (tests/lab/share.sh); without it a folder of this machine stands for both.
+const char* share_mounts() { return std::getenv("CSV_SHARE_MOUNTS"); }
+
+/// A folder that two nodes see, each at its own place.
 struct Folder {
   Folder() {
-    char name[] = "/tmp/csv-share-XXXXXX";
-    REQUIRE(::mkdtemp(name) != nullptr);
+    std::string mounts = share_mounts() != nullptr ? share_mounts() : "/tmp:/tmp";
+    auto colon = mounts.find(':');
+    REQUIRE(colon != std::string::npos);
+    auto name = mounts.substr(0, colon) + "/csv-share-XXXXXX";
+    REQUIRE(::mkdtemp(name.data()) != nullptr);
     path = name;
+    other = mounts.substr(colon + 1) + name.substr(colon);
   }
   ~Folder() { std::filesystem::remove_all(path); }
-  std::string path;
+  std::string path, other;
 };
 
 struct RealFile {
   explicit RealFile(const std::string& path, Duration deadline = 2s)
-      : file{loop, {.path = path, .create = true, .deadline = deadline, .any_file_system = true}} {
+      : file{loop,
+             {.path = path,
+              .create = true,
+              .deadline = deadline,
+              .any_file_system = share_mounts() == nullptr}} {
     loop.start("share");
   }
   Expected<TagFile::Content> read() {
@@ -540,7 +555,7 @@ std::vector<::pid_t> children() {
 
 TEST_CASE("tag file: an exchange happens only over what was expected, and both sides see it") {
   Folder folder;
-  RealFile one{folder.path + "/tag"}, two{folder.path + "/tag"};
+  RealFile one{folder.path + "/tag"}, two{folder.other + "/tag"};
   auto empty = one.read();
   REQUIRE(empty);
   CHECK(*empty == TagFile::Content{});
@@ -556,7 +571,7 @@ TEST_CASE("tag file: an exchange happens only over what was expected, and both s
 
 TEST_CASE("tag file: of exchanges over the same content, at the same time, exactly one happens") {
   Folder folder;
-  RealFile one{folder.path + "/tag"}, two{folder.path + "/tag"};
+  RealFile one{folder.path + "/tag"}, two{folder.other + "/tag"};
   for (int round = 0; round < 20; ++round) {
     auto seen = one.read();
     REQUIRE(seen);
@@ -581,25 +596,27 @@ TEST_CASE("tag file: what is not one is left alone, and what cannot be opened is
   // One that is gone is not made anew: it would have forgotten.
   AsioLoop quiet;
   quiet.start("share");
-  SharedTagFile gone{quiet, {.path = folder.path + "/gone", .any_file_system = true}};
+  SharedTagFile gone{quiet,
+                     {.path = folder.path + "/gone", .any_file_system = share_mounts() == nullptr}};
   std::promise<Expected<TagFile::Content>> answer;
   gone.read([&](auto result) { answer.set_value(std::move(result)); });
   CHECK(answer.get_future().get().error() == std::errc::no_such_file_or_directory);
   CHECK_FALSE(std::filesystem::exists(folder.path + "/gone"));
   // Without the switch a local directory is refused, before anything is touched.
+  const std::string local = "/tmp/csv-share-strict-" + std::to_string(::getpid());
   AsioLoop loop;
   loop.start("share");
-  SharedTagFile strict{loop, {.path = folder.path + "/strict"}};
+  SharedTagFile strict{loop, {.path = local, .create = true}};
   std::promise<Expected<TagFile::Content>> said;
   strict.read([&](auto result) { said.set_value(std::move(result)); });
   CHECK(said.get_future().get().error() == Errc::refused);
-  CHECK_FALSE(std::filesystem::exists(folder.path + "/strict"));
+  CHECK_FALSE(std::filesystem::exists(local));
 }
 
 TEST_CASE("tag file: a helper that hangs is left behind by its deadline, and another one works") {
   Folder folder;
   auto before = children();
-  RealFile one{folder.path + "/tag", 300ms};
+  RealFile one{folder.path + "/tag", share_mounts() == nullptr ? 300ms : 2s};
   REQUIRE(one.read());
   ::pid_t helper = 0;
   for (auto each : children())
@@ -610,4 +627,69 @@ TEST_CASE("tag file: a helper that hangs is left behind by its deadline, and ano
   auto again = one.read();
   REQUIRE(again);
   CHECK(one.exchange(*again, 0, std::byte{9}));
+}
+
+namespace {
+
+/// One node's whole witness, over a real file.
+struct RealWitness {
+  RealWitness(const std::string& path, int number)
+      : file{loop, {.path = path, .create = true, .deadline = 2s}} {
+    ShareWitness::Surroundings around;
+    around.loop = &loop;
+    around.random = &random;
+    around.file = &file;
+    around.cluster = kCluster;
+    around.node = NodeId{static_cast<std::uint8_t>(number)};
+    around.own_tag = [this] { return own; };
+    witness.emplace(around);
+    loop.start("share");
+  }
+  ~RealWitness() { loop.join(); }
+  template <typename T>
+  Expected<T> run(Task<Expected<T>> call) {
+    std::promise<Expected<T>> said;
+    auto tell = [](Task<Expected<T>> its_call, std::promise<Expected<T>>& to) -> Task<void> {
+      auto result = co_await its_call;
+      to.set_value(std::move(result));
+    };
+    loop.post([&] { scope.spawn(tell(std::move(call), said)); });
+    return said.get_future().get();
+  }
+  AsioLoop loop;
+  Random random{Random::from_system()};
+  SharedTagFile file;
+  ClusterTag own;
+  std::optional<ShareWitness> witness;
+  TaskScope scope;
+};
+
+}  // namespace
+
+TEST_CASE("share witness: on a real share one is made, taken, proven, and not taken by the other") {
+  if (share_mounts() == nullptr) {
+    MESSAGE("skipped: no share (CSV_SHARE_MOUNTS)");
+    return;
+  }
+  Folder folder;
+  RealWitness one{folder.path + "/tag", 1}, two{folder.other + "/tag", 2};
+  auto made = one.run(prepare_share_witness(one.file, kCluster, one.random));
+  REQUIRE_MESSAGE(made, made.error().message());
+  auto again = two.run(prepare_share_witness(two.file, kCluster, two.random));
+  REQUIRE_MESSAGE(again, again.error().message());
+  CHECK(*made == *again);
+  auto taken = one.run(one.witness->challenge(1));
+  REQUIRE_MESSAGE(taken, taken.error().message());
+  CHECK(one.run(one.witness->confirm(1)));
+  // A partition in time: node 2 was away while the configuration changed.
+  one.own = {0, 1, 5};
+  CHECK(one.run(one.witness->store({one.own, {}})));
+  CHECK(two.run(two.witness->read())->tag == one.own);
+  CHECK(two.run(two.witness->challenge(2)).error() == Errc::superseded);
+  two.own = one.own;
+  // Node 1 is silent, and then it is too late.
+  auto over = two.run(two.witness->challenge(2));
+  REQUIRE_MESSAGE(over, over.error().message());
+  CHECK(one.run(one.witness->confirm(1)).error() == Errc::superseded);
+  CHECK(two.run(two.witness->confirm(2)));
 }
