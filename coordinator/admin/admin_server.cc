@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <grp.h>
+#include <poll.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -263,6 +264,21 @@ Expected<void> transfer(int fd, std::byte* data, std::size_t size, bool sending)
   return {};
 }
 
+/// Until there is something to receive, or csvd has hung up.
+Expected<void> wait_for_answer(int fd, Duration timeout,
+                               const std::function<void(Duration)>& waiting) {
+  constexpr std::chrono::milliseconds kStep{500};
+  for (Duration waited{}; waited < timeout;) {
+    pollfd one{.fd = fd, .events = POLLIN, .revents = 0};
+    auto ready = ::poll(&one, 1, static_cast<int>(kStep.count()));
+    if (ready > 0) return {};
+    if (ready < 0 && errno != EINTR) return errno_error(errno, "waiting for csvd");
+    waited += kStep;
+    waiting(waited);
+  }
+  return Error{std::errc::timed_out, "csvd does not answer"};
+}
+
 }  // namespace
 
 Expected<std::unique_ptr<AdminServer>> AdminServer::listen(AsioLoop& loop, const std::string& path,
@@ -292,7 +308,7 @@ Expected<std::unique_ptr<AdminServer>> AdminServer::listen(AsioLoop& loop, const
 }
 
 Expected<std::string> ask_csvd(const std::string& path, const std::string& request,
-                               Duration timeout) {
+                               Duration timeout, const std::function<void(Duration)>& waiting) {
   CSV_TRY(check_length(path));
   Descriptor fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
   if (fd.get() < 0) return errno_error(errno, "making a socket");
@@ -315,6 +331,7 @@ Expected<std::string> ask_csvd(const std::string& path, const std::string& reque
   auto text = request;
   CSV_TRY(transfer(fd.get(), reinterpret_cast<std::byte*>(&length), sizeof length, true));
   CSV_TRY(transfer(fd.get(), reinterpret_cast<std::byte*>(text.data()), text.size(), true));
+  if (waiting) CSV_TRY(wait_for_answer(fd.get(), timeout, waiting));
   CSV_TRY(transfer(fd.get(), reinterpret_cast<std::byte*>(&length), sizeof length, false));
   if (length > kMaxAdminAnswer) return Error{Errc::corrupt, "csvd's answer is too long"};
   text.resize(length);

@@ -35,7 +35,8 @@ inline constexpr std::size_t kMaxAdminRequest = 64 * 1024;
 inline constexpr std::size_t kMaxAdminAnswer = 16 * 1024 * 1024;
 
 /// One request to the csvd of this node, and its answer; waits. Errc::closed where no csvd answers.
+/// `waiting` is told, twice a second, for how long no answer has come.
 Expected<std::string> ask_csvd(const std::string& path, const std::string& request,
-                               Duration timeout);
+                               Duration timeout, const std::function<void(Duration)>& waiting = {});
 
 }  // namespace csv::admin

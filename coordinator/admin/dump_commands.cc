@@ -279,12 +279,13 @@ Expected<void> dump_lun(const DumpRequest& request, Json& out) {
   return dump_catalog(*database, request, out);
 }
 
-Expected<void> dump_served(const std::string& socket, const DumpRequest& request, Json& out) {
+Expected<void> dump_served(const std::string& socket, const DumpRequest& request,
+                           Terminal& terminal, Json& out) {
   if (request.slots || request.superblock || !wants_catalog(request))
     return Error{Errc::refused,
                  "superblocks and slots are read from the LUN itself: say its URL in place of the "
                  "volume's name"};
-  auto served = CSV_TRY(ask_for_catalog(socket, request.lun.url));
+  auto served = CSV_TRY(ask_for_catalog(socket, request.lun.url, terminal));
   auto database =
       CSV_TRY(Database::open(served.file.c_str(), nullptr, {.read_only = true, .frozen = true}));
   return dump_catalog(*database, request, out);
@@ -294,8 +295,8 @@ Expected<void> dump_served(const std::string& socket, const DumpRequest& request
 
 ExitCode dump_volume(const std::string& socket, const DumpRequest& request, Terminal& terminal) {
   Json out = Json::object();
-  auto done =
-      is_volume_name(request.lun.url) ? dump_served(socket, request, out) : dump_lun(request, out);
+  auto done = is_volume_name(request.lun.url) ? dump_served(socket, request, terminal, out)
+                                              : dump_lun(request, out);
   if (!done) {
     terminal.note("csvctl: " + done.error().message());
     return done.error() == Errc::closed ? ExitCode::no_csvd : ExitCode::failed;

@@ -110,8 +110,7 @@ ExitCode repair_volume(const RepairRequest& request, Terminal& terminal) {
     options.file = request.from;
   }
   auto repair = volume::Repair::prepare(lun, options, [&](std::uint64_t done, std::uint64_t of) {
-    terminal.progress(
-        fmt::format("checking {}: {} %", request.lun.url, of == 0 ? 100 : done * 100 / of));
+    terminal.progress("checking " + request.lun.url, done, of);
   });
   terminal.progress("");
   if (!repair) {
@@ -150,14 +149,21 @@ ExitCode repair_volume(const RepairRequest& request, Terminal& terminal) {
     drop_work_file(*work_file);
     return not_confirmed(terminal, "--yes repairs it");
   }
-  if (auto done = plan.apply(lun); !done) {
-    (void)failed(terminal, done.error().within("writing the repair"));
+  auto applied = plan.apply(lun, [&](std::uint64_t done, std::uint64_t of) {
+    terminal.progress("writing the catalog", done, of);
+  });
+  terminal.progress("");
+  if (!applied) {
+    (void)failed(terminal, applied.error().within("writing the repair"));
     terminal.note("csvctl: the repaired catalog is kept in " + *work_file +
                   "; go on with: csvctl volume check LUN --repair --from " + *work_file);
     return ExitCode::failed;
   }
   drop_work_file(*work_file);
-  auto report = volume::check(lun);
+  auto report = volume::check(lun, [&](std::uint64_t done, std::uint64_t of) {
+    terminal.progress("looking at the result", done, of);
+  });
+  terminal.progress("");
   if (!report) return failed(terminal, report.error().within("looking at the result"));
   if (!report->problems.empty()) {
     for (const auto& problem : report->problems) terminal.note("PROBLEM: " + problem);
@@ -174,10 +180,14 @@ bool is_volume_name(const std::string& text) {
   return text.find("://") == text.npos && !text.starts_with("/") && !text.starts_with("file:");
 }
 
-Expected<ServedCatalog> ask_for_catalog(const std::string& socket, const std::string& volume) {
+Expected<ServedCatalog> ask_for_catalog(const std::string& socket, const std::string& volume,
+                                        Terminal& terminal) {
   Json request{{"command", "catalog_copy"}, {"volume", volume}};
-  auto answer =
-      Json::parse(CSV_TRY(ask_csvd(socket, request.dump(), std::chrono::hours{4})), nullptr, false);
+  auto text = ask_csvd(socket, request.dump(), std::chrono::hours{4}, [&](Duration waited) {
+    terminal.progress("csvd copies the catalog of " + volume, waited);
+  });
+  terminal.progress("");
+  auto answer = Json::parse(CSV_TRY(std::move(text)), nullptr, false);
   if (!answer.is_object() || !answer.contains("ok"))
     return Error{Errc::corrupt, "csvd's answer cannot be understood"};
   if (!answer["ok"].get<bool>()) return Error{Errc::refused, answer.value("error", "csvd refused")};
@@ -212,15 +222,14 @@ ExitCode not_asked(Terminal& terminal, const Error& why) {
 ExitCode check_served(const std::string& socket, const std::string& volume, bool json,
                       Terminal& terminal) {
   terminal.note("csvd copies the catalog of " + volume + " while it serves it …");
-  auto got = ask_for_catalog(socket, volume);
+  auto got = ask_for_catalog(socket, volume, terminal);
   if (!got) return not_asked(terminal, got.error());
   volume::CheckReport report;
   report.problems = got->problems;
-  auto checked = volume::check_catalog_file(
-      got->file, got->info, report, [&](std::uint64_t done, std::uint64_t of) {
-        terminal.progress(
-            fmt::format("checking {}: {} %", volume, of == 0 ? 100 : done * 100 / of));
-      });
+  auto checked = volume::check_catalog_file(got->file, got->info, report,
+                                            [&](std::uint64_t done, std::uint64_t of) {
+                                              terminal.progress("checking " + volume, done, of);
+                                            });
   terminal.progress("");
   if (!checked) return failed(terminal, checked.error());
   return tell_check(report, json, terminal);
@@ -228,7 +237,7 @@ ExitCode check_served(const std::string& socket, const std::string& volume, bool
 
 ExitCode back_up_catalog(const std::string& socket, const std::string& volume, bool json,
                          Terminal& terminal) {
-  auto got = ask_for_catalog(socket, volume);
+  auto got = ask_for_catalog(socket, volume, terminal);
   if (!got) return not_asked(terminal, got.error());
   if (json) {
     Json out{{"volume", volume},
@@ -250,7 +259,10 @@ ExitCode back_up_catalog(const std::string& socket, const std::string& volume, b
 ExitCode grow_volume(const std::string& socket, const LunChoice& lun_or_name, Terminal& terminal) {
   if (is_volume_name(lun_or_name.url)) {
     Json request{{"command", "volume_grow"}, {"volume", lun_or_name.url}};
-    auto answer = ask_csvd(socket, request.dump(), 300s);
+    auto answer = ask_csvd(socket, request.dump(), 300s, [&](Duration waited) {
+      terminal.progress("csvd takes the volume over again", waited);
+    });
+    terminal.progress("");
     if (!answer) return not_asked(terminal, answer.error());
     auto parsed = Json::parse(*answer, nullptr, false);
     if (!parsed.is_object() || !parsed.contains("ok"))

@@ -39,6 +39,7 @@ struct ServedCatalog {
   volume::VolumeInfo info;  ///< Geometry, label and chunks only.
   std::vector<std::string> problems;
 };
-Expected<ServedCatalog> ask_for_catalog(const std::string& socket, const std::string& volume);
+Expected<ServedCatalog> ask_for_catalog(const std::string& socket, const std::string& volume,
+                                        Terminal& terminal);
 
 }  // namespace csv::admin

@@ -64,6 +64,15 @@ void Terminal::progress(const std::string& text) {
   write_all(STDERR_FILENO, "\r\033[K" + text);
 }
 
+void Terminal::progress(const std::string& doing, std::uint64_t done, std::uint64_t of) {
+  progress(fmt::format("{}: {} %", doing, of == 0 ? 100 : done * 100 / of));
+}
+
+void Terminal::progress(const std::string& doing, Duration waited) {
+  progress(fmt::format("{}: {} s", doing,
+                       std::chrono::duration_cast<std::chrono::seconds>(waited).count()));
+}
+
 Expected<std::unique_ptr<ToolLun>> ToolLun::open(const std::string& url,
                                                  iscsi::LunOptions options) {
   std::unique_ptr<ToolLun> made{new ToolLun};

@@ -48,6 +48,9 @@ class Terminal {
   /// A line that is rewritten in place, at most some times a second and only where people look;
   /// nothing in the first two seconds. Empty: the line is removed.
   void progress(const std::string& text);
+  /// The same: "DOING: 12 %", and "DOING: 12 s".
+  void progress(const std::string& doing, std::uint64_t done, std::uint64_t of);
+  void progress(const std::string& doing, Duration waited);
 
  private:
   const Clock* clock_;

@@ -93,7 +93,9 @@ ExitCode start_or_stop(const std::string& socket, const AdminRequest& ask_for,
                        const std::string& done, const std::string& settled, Terminal& terminal) {
   Json request{{"command", ask_for.command}, {"volume", ask_for.volume}};
   // A takeover waits for leases to end, and for fenced mounts.
-  auto answer = ask_csvd(socket, request.dump(), 120s);
+  auto answer = ask_csvd(socket, request.dump(), 120s,
+                         [&](Duration waited) { terminal.progress("waiting for csvd", waited); });
+  terminal.progress("");
   if (!answer) {
     (void)failed(terminal, answer.error());
     return answer.error() == Errc::closed ? ExitCode::no_csvd : ExitCode::failed;
@@ -135,7 +137,11 @@ ExitCode format_volume(const FormatRequest& request, Terminal& terminal) {
   options.label = request.name;
   options.cluster = request.cluster;
   options.overwrite = !obstacles->empty();
+  options.progress = [&](std::uint64_t done, std::uint64_t of) {
+    terminal.progress("taking space for the catalog", done, of);
+  };
   auto info = volume::format(lun, options, random, terminal.clock().wall_now());
+  terminal.progress("");
   if (!info) return failed(terminal, info.error());
   std::string id;
   for (auto byte : info->id) id += fmt::format("{:02x}", std::to_integer<unsigned>(byte));
@@ -153,7 +159,7 @@ ExitCode check_volume(const LunChoice& lun, bool json, Terminal& terminal) {
   if (auto told = tell_of_users((*opened)->blocking(), (*key)->key(), terminal); !told)
     return failed(terminal, told.error());
   auto report = volume::check((*opened)->blocking(), [&](std::uint64_t done, std::uint64_t of) {
-    terminal.progress(fmt::format("checking {}: {} %", lun.url, of == 0 ? 100 : done * 100 / of));
+    terminal.progress("checking " + lun.url, done, of);
   });
   terminal.progress("");
   if (!report) {

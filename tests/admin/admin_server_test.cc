@@ -121,6 +121,49 @@ struct Desk {
 
 }  // namespace
 
+TEST_CASE("admin socket: who waits for an answer is told so until it comes") {
+  if (::geteuid() != 0) return;  // only root may ask
+  AsioLoop loop;
+  loop.start("admin");
+  std::string folder = "/tmp/csvfs-admin-XXXXXX";
+  REQUIRE(::mkdtemp(folder.data()) != nullptr);
+  auto socket = folder + "/csvd.sock";
+  std::atomic<int> told{0};
+  Expected<std::unique_ptr<AdminServer>> made = Errc::closed;
+  auto run = [&](auto work) {
+    std::atomic<bool> done{false};
+    loop.post([&] {
+      work();
+      done = true;
+      done.notify_all();
+    });
+    done.wait(false);
+  };
+  AdminServer::Answer later;
+  run([&] {
+    made = AdminServer::listen(loop, socket, "",
+                               [&](AdminServer::Caller, std::string, AdminServer::Answer answer) {
+                                 later = std::move(answer);
+                               });
+  });
+  REQUIRE(made);
+  // The second time that it is told, the answer is given.
+  auto got = ask_csvd(socket, "slow", 60s, [&](Duration waited) {
+    CHECK(waited == ++told * 500ms);
+    if (told == 2) loop.post([&] { later("done"); });
+  });
+  REQUIRE_MESSAGE(got, got.error().message());
+  CHECK(*got == "done");
+  CHECK(told >= 2);
+  auto never = ask_csvd(socket, "never", 1s, [](Duration) {});
+  CHECK(never.error() == std::errc::timed_out);
+  run([&] {
+    later = {};
+    made = Errc::closed;
+  });
+  std::filesystem::remove_all(folder);
+}
+
 TEST_CASE("admin socket: root may command, others not even connect, unless a group may look") {
   if (::geteuid() != 0) return;  // only root can be somebody else
   const auto* group = ::getgrnam("nogroup");

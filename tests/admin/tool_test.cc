@@ -2,6 +2,7 @@
 #include "coordinator/admin/tool.h"
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -11,6 +12,7 @@
 #include "coordinator/volume/superblock.h"
 #include "csvfs/base/buffer.h"
 #include "iscsi/ram_lun.h"
+#include "tests/fakes/manual_loop.h"
 
 using namespace csv;
 using namespace csv::admin;
@@ -153,4 +155,38 @@ TEST_CASE("reservation clear: what a coordinator left that closed the volume is 
   REQUIRE(lun.reserve(key, iscsi::ReservationType::exclusive_access_registrants_only));
   CHECK(clear_reservation({{v.url, {}}, true, false}, terminal) == ExitCode::done);
   CHECK(look.read_keys()->keys.empty());
+}
+
+TEST_CASE("terminal: what takes long says how far it is, in one line that is gone at the end") {
+  std::string pattern = std::filesystem::temp_directory_path() / "csv-tool-XXXXXX";
+  int written = ::mkstemp(pattern.data()), before = ::dup(STDERR_FILENO);
+  REQUIRE(written >= 0);
+  auto shown = [&] {
+    std::ifstream file{pattern};
+    return std::string{std::istreambuf_iterator<char>{file}, {}};
+  };
+  fakes::ManualLoop clock;
+  Terminal people{clock, false, true}, nobody{clock, false, false};
+  REQUIRE(::dup2(written, STDERR_FILENO) >= 0);
+  people.progress("checking it", 0, 200);
+  clock.run_for(1900ms);
+  people.progress("checking it", 10, 200);
+  auto at_first = shown();
+  clock.run_for(200ms);
+  people.progress("checking it", 30, 200);
+  people.progress("checking it", 40, 200);  // sooner than anybody reads
+  nobody.progress("checking it", 40, 200);
+  clock.run_for(300ms);
+  people.progress("csvd works", 2400ms);
+  auto later = shown();
+  people.progress("");
+  people.progress("");
+  auto at_last = shown();
+  REQUIRE(::dup2(before, STDERR_FILENO) >= 0);
+  ::close(before);
+  ::close(written);
+  std::filesystem::remove(pattern);
+  CHECK(at_first == "");
+  CHECK(later == "\r\033[Kchecking it: 15 %\r\033[Kcsvd works: 2 s");
+  CHECK(at_last == later + "\r\033[K");
 }
