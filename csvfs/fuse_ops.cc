@@ -23,7 +23,7 @@ constexpr std::size_t kSpareBuffers = 32;
 /// request there is, further small ones are moved into buffers of their size: on a volume that is
 /// paused any number of programs can wait, and the memory is locked.
 constexpr std::size_t kMostKept = kSpareBuffers;
-constexpr std::size_t kMovedUpTo = 64 << 10;
+constexpr std::size_t kMovedUpTo = kMaxTransfer / 2;
 constexpr std::uint32_t kKillSetId = 1u << 2;  // of fuse_write_in.write_flags
 constexpr std::size_t kMostGhosts = 64 * 1024;
 constexpr std::size_t kMostWalking = 1024;

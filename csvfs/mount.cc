@@ -221,6 +221,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   Task<Expected<void>> tell_wrote(FilePtr file);
   Task<Expected<void>> quiet();
   Task<Expected<void>> say_goodbye();
+  [[nodiscard]] bool writes_in_flight() const;
 
   /// What `task` says, or nothing if that takes longer than `limit`; it goes on all the same.
   template <typename T>
@@ -691,16 +692,14 @@ Task<Expected<void>> VolumeMount::ready() {
 Task<void> VolumeMount::end() {
   leaving_ = true;
   farewell_trouble_.clear();
-  bool is_quiet = (co_await within(kFarewell, quiet())).has_value();
+  // Programs that keep on do not keep us: what is under way then ends, or is waited for, below.
+  (void)co_await within(kFarewell, quiet());
   for (const auto& [inode, file] : std::map{files_.all()})
     (void)co_await within(kFarewell, tell_wrote(file));
-  // A goodbye says that nothing of ours is on its way to the LUN any more: nobody fences us then.
-  // It may be, of a path that was lost, whatever has become of its admission.
-  std::optional<Expected<void>> said;
-  if (is_quiet) said = co_await within(kFarewell, say_goodbye());
+  auto said = co_await within(kFarewell, say_goodbye());
   // Asked for before, since what stops says so of itself.
   if (!said)
-    farewell_trouble_ = admission_.awaits_answers() || (!is_quiet && client_.connected())
+    farewell_trouble_ = admission_.awaits_answers()
                             ? "the LUN did not answer all that was sent to it"
                         : client_.connected() ? "the coordinator did not answer the goodbye"
                                               : "no coordinator: " + client_.trouble().message();
@@ -716,9 +715,25 @@ Task<Expected<void>> VolumeMount::quiet() {
   co_return Expected<void>{};
 }
 
+bool VolumeMount::writes_in_flight() const {
+  const auto& all = files_.all();
+  return std::any_of(all.begin(), all.end(), [](const auto& each) {
+    const auto& ranges = each.second->in_flight;
+    return std::any_of(ranges.begin(), ranges.end(),
+                       [](const auto& range) { return range.write && !range.landed; });
+  });
+}
+
 Task<Expected<void>> VolumeMount::say_goodbye() {
   watched_.stop();  // the coordinator need not tell us of changes any more
+  // A goodbye says that nothing of ours is on its way to the LUN any more: nobody fences us then.
+  // Who leaves a path waits for what it has been given. What a lost one was given may still land,
+  // whatever has become of its admission.
+  bool lost = !admission_.path();
   co_await admission_.leave();
+  if (lost && writes_in_flight())
+    co_return Error{Errc::unknown_outcome,
+                    "the LUN did not answer all that was sent to it before the path was lost"};
   wire::Request request;
   request.mutable_goodbye();
   Client::CallOptions options;

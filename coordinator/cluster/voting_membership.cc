@@ -68,12 +68,7 @@ VotingMembership::VotingMembership(Surroundings surroundings)
   around.node = with_.node;
   around.timing = with_.replica;
   around.granted = [this] { return granted(); };
-  around.responsive = [this](NodeId node) {
-    // One that has just come may not have had the time to answer. Who answers us and does not get
-    // through to us itself must not count either: each of us would then count other nodes in, and
-    // both would change the votes for ever.
-    return beats_.both_ways(node) || with_.loop->now() < joined_ + with_.timing.term;
-  };
+  around.responsive = [this](NodeId node) { return responsive(node); };
   around.changed = [this] { replica_changed(); };
   replica_ = std::make_unique<Replica>(std::move(around));
   // Only until there is a configuration: the one that this node has kept takes their place.
@@ -97,10 +92,17 @@ VotingMembership::~VotingMembership() {
   replica_.reset();  // what it has under way may be at the witness
 }
 
+/// One that has just come may not have had the time to answer. Who answers us and does not get
+/// through to us itself must not count either: each of us would then count other nodes in, and both
+/// would change the votes for ever.
+bool VotingMembership::responsive(NodeId node) const {
+  return beats_.both_ways(node) || with_.loop->now() < joined_ + with_.timing.term;
+}
+
 void VotingMembership::tick() {
   std::set<NodeId> heard;
   for (const auto& peer : beats_.peers())
-    if (beats_.both_ways(peer.id)) heard.insert(peer.id);
+    if (responsive(peer.id)) heard.insert(peer.id);
   if (heard != std::exchange(heard_, heard)) replica_->heard();
   renew();
   note();
@@ -396,6 +398,7 @@ void VotingMembership::place() {
   const auto& configuration = *replica_->configuration();
   auto now = with_.loop->now();
   std::vector<PlacedNode> nodes;
+  std::vector<NodeId> here{with_.node};
   std::vector<std::string> fresh;
   std::set<std::pair<std::string, NodeId>> serving;
   for (const auto& [node, text] : replica_->notes()) {
@@ -408,6 +411,7 @@ void VotingMembership::place() {
       present_.erase(node);
       continue;
     }
+    if (node != with_.node) here.push_back(node);
     wire::NodeNote said;
     if (!said.ParseFromString(text)) continue;
     PlacedNode one;
@@ -427,6 +431,9 @@ void VotingMembership::place() {
     }
     nodes.push_back(std::move(one));
   }
+  // A lease may rest on the echo of who is not heard himself, and holds himself for the one that
+  // decides here: of two that do not hear each other only one may move volumes.
+  if (!replica_->majority_for_lease(here, now < replica_->held_until())) return;
   std::erase_if(present_, [&](const auto& each) { return !replica_->member(each.first); });
   std::vector<PlacedVolume> volumes;
   for (const auto& [name, record] : configuration.volumes) {

@@ -107,6 +107,7 @@ class VotingMembership final : public Membership {
   void replica_changed();
   void use_configuration();
   [[nodiscard]] bool stopped(const std::string& volume) const;
+  [[nodiscard]] bool responsive(NodeId node) const;
   void renew();
   void note();
   void place();

@@ -76,13 +76,13 @@ void Service::give_up_copy() {
 Task<Expected<VolumeService::CatalogCopied>> Service::take_copy() {
   copying_ = true;
   auto copied = co_await take_copy_now();
-  copying_ = false;
   Function<Expected<void>(Tenure&)> drop = [](Tenure& on) -> Expected<void> {
     on.copy.reset();
     return {};
   };
   auto dropped = co_await on_writer<Expected<void>>(tenure_, std::move(drop));
   (void)dropped;
+  copying_ = false;  // from here on another one may be asked for, whose answer is its own
   if (copied) {
     log::info("catalog copied volume={} pages={} on_lun={} file={}", around_.volume, copied->pages,
               copied->on_lun, copied->file.empty() ? "none" : copied->file);

@@ -102,7 +102,8 @@ Expected<void> SqlCatalog::in_own_transaction(Function<Expected<void>()> body) {
   in_change_ = true;
   auto result = body();
   in_change_ = false;
-  if (result) return commit();
+  if (result) result = commit();
+  if (result) return result;
   CSV_TRY(give_up_transaction());
   return result;
 }

@@ -463,3 +463,18 @@ TEST_CASE(
   CHECK(nodes.configuration(3).tag == then);
   for (int i : {1, 3}) CHECK(nodes.at(i).open_until() > nodes.loop.now());
 }
+
+TEST_CASE("voting membership: of two that connect one way only, one places the volumes") {
+  Nodes::Line line{1, 2};
+  SUBCASE("the lower to the other") {}
+  SUBCASE("the other to the lower") { line = {2, 1}; }
+  Nodes nodes{2, {}};
+  for (int i : {1, 2}) nodes.has(i, {"v", "w"});
+  nodes.run_for(20s);
+  nodes.refused = {line};
+  nodes.run_for(20s);
+  auto then = nodes.configuration(1).tag;
+  nodes.run_for(20s);
+  CHECK(nodes.configuration(1).tag == then);
+  for (const auto* volume : {"v", "w"}) CHECK(nodes.coordinator(1, volume) == Nodes::id(1));
+}

@@ -1261,6 +1261,42 @@ TEST_CASE("mount: no goodbye is said while a write of a lost path may still land
   world.kill_mount(2);
 }
 
+namespace {
+Task<Expected<void>> keep_writing(Mount& mount, Mount::Handle handle, std::uint64_t at,
+                                  std::span<const std::byte> data) {
+  for (;;) {
+    auto written = co_await mount.write(handle, at, data, {});
+    if (!written) co_return written.error();
+  }
+}
+}  // namespace
+
+TEST_CASE("mount: programs that never stop do not keep it from ending in good order") {
+  auto data = pattern(65536, 1);
+  World world;
+  auto& mount = world.mount(2);
+  auto file = written_file(world, mount, "file", kMiB);
+  world.post([&] {
+    world.mount_plan = [](const RamCommand& command) {
+      RamFate fate;
+      if (command.length == 65536) fate.inside = 5ms;
+      return fate;
+    };
+  });
+  // Of three one is always under way.
+  std::vector<std::shared_ptr<World::Slot<Expected<void>>>> programs;
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    programs.push_back(world.begin(keep_writing(mount, file.handle, i * 65536, data)));
+    world.wait(sleep(world.loop(), 2ms));
+  }
+  world.wait(mount.end());
+  CHECK(mount.farewell_trouble() == "");
+  service::VolumeService::Status status;
+  world.post([&] { status = world.service().status(); });
+  CHECK(status.sessions.empty());
+  world.kill_mount(2);
+}
+
 TEST_CASE("mount: a LUN that is not the volume's is refused, with the reason") {
   World world;
   iscsi::RamDiskOptions other;
