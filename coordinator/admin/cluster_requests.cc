@@ -191,7 +191,14 @@ Expected<Replica::Change> start(const AdminRequest& request) {
 
 Expected<Replica::Change> forget(const AdminRequest& request) {
   return Replica::Change{[volume = request.volume](Configuration& next) -> Expected<void> {
-    next.volumes.erase(volume);
+    auto found = next.volumes.find(volume);
+    if (found == next.volumes.end()) return {};
+    // It would be found again as a new one, and be taken over under whoever works at it.
+    if (found->second.stopped)
+      return refused("volume " + volume +
+                     " is stopped, which would be forgotten with it: csvctl volume start " +
+                     volume + " first");
+    next.volumes.erase(found);
     return {};
   }};
 }

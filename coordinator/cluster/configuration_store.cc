@@ -144,8 +144,10 @@ Expected<ConfigurationFiles::Found> ConfigurationFiles::read(const std::string& 
 Expected<void> ConfigurationFiles::prevent(const std::string& folder, bool prevents) {
   auto mark = folder + "/" + kPrevents;
   if (!prevents) {
-    if (::unlink(mark.c_str()) != 0)
-      return errno == ENOENT ? Expected<void>{} : errno_error(errno, "removing " + mark);
+    if (::unlink(mark.c_str()) != 0 && errno != ENOENT)
+      return errno_error(errno, "removing " + mark);
+    // Also of one that is gone: whoever removed it may have failed at this, and a crash undo it.
+    if (::access(folder.c_str(), F_OK) != 0 && errno == ENOENT) return {};
     return sync_folder(folder);
   }
   std::error_code error;

@@ -178,13 +178,13 @@ void Replica::no_longer_formed() {
   for (const auto& each : view_->members) together_.insert(each.node);
 }
 
-/// A member knows of more than what this round has come to. All see its greeting at the same place
-/// in the order, after the same proposal, and so begin anew together.
-void Replica::begin_again() {
+/// A member's greeting says what this round has not gone by. All see it at the same place in the
+/// order, after the same greetings and the same proposal, and so begin anew together.
+void Replica::begin_again(std::string why) {
   ++view_count_;
   ++round_;
   no_longer_formed();
-  begin_round("a node knows of a newer configuration");
+  begin_round(std::move(why));
 }
 
 /// Has the others begin anew, if they have not done so.
@@ -218,11 +218,11 @@ void Replica::greet_when_idle() {
   wire::GroupMessage message;
   auto* greeting = message.mutable_greeting();
   auto promised = promised_;
-  if (prevents_) {
+  if (stored_ && prevents_) {
     // Nobody is to go by what it has. What forms is above it all the same, or could not be stored
     // here.
     greeting->set_prevents(true);
-    if (stored_) promised = std::max(promised, promise_of(stored_->tag));
+    promised = std::max(promised, promise_of(stored_->tag));
   } else if (stored_) {
     greeting->set_configuration(encode(*stored_));
   }
@@ -293,8 +293,10 @@ void Replica::take_greeting(Member from, const wire::GroupMessage& message) {
     }
     greeted.configuration = *std::move(read);
   }
-  // Told so in the middle of this: what its copy and its promise were to bring about is dropped.
-  if (greeted.prevents && greetings_[from.node].configuration) attempt_.reset();
+  // Told to prevent a quorum in the middle of this. What its copy and its promise were to bring
+  // about is dropped, and so is a hold of the witness. Not only where this is not formed yet: who
+  // has not taken the proposal is not, and would begin anew alone.
+  bool withdrawn = greetings_[from.node].configuration && !greeted.configuration;
   greetings_[from.node] = greeted;
   notes_[from.node] = said.note();
   auto now = with_.loop->now();
@@ -312,12 +314,14 @@ void Replica::take_greeting(Member from, const wire::GroupMessage& message) {
     forced = std::max(forced, greeted.configuration->tag.forced);
   }
   if (greeted.configuration) known = std::max(known, greeted.configuration->tag);
+  if (withdrawn) return begin_again("a node was told to prevent a quorum");
   if (round_tag_ &&
       std::tie(known.forced, known.epoch) > std::tie(round_tag_->forced, round_tag_->epoch))
-    return begin_again();
+    return begin_again("a node knows of a newer configuration");
   tidy();
   keep_holding();
   look();
+  changed_.notify();
 }
 
 std::vector<NodeId> Replica::greeted() const {
@@ -428,7 +432,8 @@ void Replica::look() {
   if (greetings_.size() < view_->members.size() && !out_of_patience_) return;
   const auto* newest = newest_known();
   if (newest == nullptr) {
-    if (prevents_ && greetings_.contains(with_.node)) return enter(State::minority, kPrevents);
+    if (prevents_ && stored_ && greetings_.contains(with_.node))
+      return enter(State::minority, kPrevents);
     // This node's own greeting would have brought what it has: it is still on its way.
     if (stored_)
       return enter(State::minority,
@@ -490,10 +495,9 @@ void Replica::watch_forming() {
     if (view != view_count_ || state_ != State::forming) return;
     log::warning("forming_takes_long members={}", list(greeted()));
     const auto* newest = newest_known();
-    if (newest == nullptr) return;
     // What rests on a hold that has run out, or on nodes that count no more, is begun again with
     // what there is now.
-    if (!majority(newest->ballot, knowing(*newest), holding())) {
+    if (newest == nullptr || !majority(newest->ballot, knowing(*newest), holding())) {
       enter(State::minority,
             "what the members were to agree on rests on the witness, or on nodes "
             "that are none of the cluster's");
@@ -913,7 +917,10 @@ Expected<void> Replica::use_memory(const Witness::Memory& memory) {
     if (stored_ && read.cluster != stored_->cluster)
       return Error{Errc::refused, fmt::format("it is the witness of cluster {}", read.cluster)};
     from_witness_ = std::move(read);
-    if (const auto* newest = newest_known(); !newest->nodes.contains(with_.node))
+    const auto* newest = newest_known();
+    if (newest == nullptr)
+      return Error{Errc::retry, "no node here has greeted with a configuration yet"};
+    if (!newest->nodes.contains(with_.node))
       return Error{Errc::refused,
                    "this node was taken out of the cluster, and may not decide with its witness"};
     return {};
@@ -1169,13 +1176,23 @@ Task<Expected<void>> Replica::prevent(bool yes, Duration patience) {
   save();
   auto until = with_.loop->now() + patience;
   auto timer = with_.loop->after(patience, [this] { changed_.notify(); });
+  // What is under way may rest on this node until all have its greeting that says so.
+  auto done = [this, yes] {
+    if (prevents_ != yes || !yes || !view_) return prevents_ == yes;
+    auto own = greetings_.find(with_.node);
+    return own != greetings_.end() && own->second.prevents;
+  };
   // What was wanted may be something else by then: it has joined one, or was told otherwise.
-  while (with_.loop->now() < until && prevents_ != yes && wanted_.prevents == yes)
-    co_await changed_.wait();
+  while (with_.loop->now() < until && !done() && wanted_.prevents == yes) co_await changed_.wait();
   with_.loop->cancel(timer);
-  if (prevents_ == yes && wanted_.prevents == yes) co_return Expected<void>{};
-  if (wanted_.prevents == yes)
-    co_return Error{Errc::unknown_outcome, "it could not be written to this node's disk in time"};
+  if (wanted_.prevents == yes) {
+    if (done()) co_return Expected<void>{};
+    co_return Error{Errc::unknown_outcome,
+                    prevents_ == yes
+                        ? "it is on this node's disk, but the cluster's engine has not told the "
+                          "members of it in time: what they are forming may still rest on this node"
+                        : "it could not be written to this node's disk in time"};
+  }
   co_return Error{Errc::refused, state_ == State::formed
                                      ? "the cluster has formed meanwhile, with this node"
                                      : "another command has said otherwise meanwhile"};

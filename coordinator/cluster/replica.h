@@ -150,7 +150,9 @@ class Replica {
   /// From the success on this node brings no cluster about: it counts for no majority, as one that
   /// has lost its disk, and asks no witness, until it has stored what a cluster that formed without
   /// its help has in force; or until this is taken back (false). It is on the disk, and so holds
-  /// for the lives to come. Errc::refused where the cluster has formed here.
+  /// for the lives to come. Said in the middle of forming one, the members begin that anew without
+  /// this node's part in it. Errc::refused where the cluster has formed here, perhaps meanwhile;
+  /// Errc::unknown_outcome: it was not on the disk, or not told to the members, in time.
   Task<Expected<void>> prevent(bool yes, Duration patience);
   /// As the disk says: what was asked for last may be on its way there.
   [[nodiscard]] bool prevents() const { return prevents_; }
@@ -182,7 +184,7 @@ class Replica {
   void look();
   void begin_round(std::string why);
   void no_longer_formed();
-  void begin_again();
+  void begin_again(std::string why);
   void greet_again();
   void watch_forming();
   void form(const Configuration& newest);

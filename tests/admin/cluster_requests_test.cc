@@ -207,6 +207,8 @@ TEST_CASE("cluster requests: a volume is taken out of service, and put back") {
   CHECK(stopped.volumes["v"].turn == 6);
   CHECK(made(stop, stopped) == stopped);
   CHECK(has(refusal(move("v", "n2"), stopped), "csvctl volume start v"));
+  CHECK(
+      has(refusal({.command = "volume_forget", .volume = "v"}, stopped), "csvctl volume start v"));
   // Whoever is to have it then is found as for one that is new; where people want it stays.
   auto back = made(start, stopped);
   CHECK(!back.volumes["v"].stopped);

@@ -1,6 +1,7 @@
 #include "coordinator/cluster/configuration_store.h"
 
 #include <doctest/doctest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -112,10 +113,27 @@ TEST_CASE("configuration store: that a node prevents a quorum is kept, and taken
   }
   // Of a node that has nothing yet.
   fs::remove_all(folder.path);
+  CHECK(ConfigurationFiles::prevent(folder.path, false));
   REQUIRE(ConfigurationFiles::prevent(folder.path, true));
   Kept only;
   only.prevents = true;
   CHECK(ConfigurationFiles::read(folder.path)->kept == only);
+}
+
+TEST_CASE("configuration store: that nothing is prevented any more is made sure of, or not said") {
+  Folder folder;
+  REQUIRE(folder.save(kept(1)));
+  // It was removed before, and the folder not synced: a crash would bring it back.
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+  auto none = before;
+  none.rlim_cur = 0;
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+  auto unsure = ConfigurationFiles::prevent(folder.path, false);
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+  REQUIRE(!unsure);
+  CHECK(unsure.error() == std::errc::too_many_files_open);
+  CHECK(ConfigurationFiles::prevent(folder.path, false));
 }
 
 TEST_CASE("configuration store: any byte of either file may be damaged, or its end be missing") {

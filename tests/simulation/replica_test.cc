@@ -412,6 +412,53 @@ TEST_CASE("replica: no cluster is founded beside one who was told to prevent a q
   CHECK(founded.error() == Errc::refused);
 }
 
+TEST_CASE(
+    "replica: told to prevent a quorum that is being formed, a node does, or says it is too late") {
+  int prevented = 0, late = 0;
+  for (int step = 0; step < 120; ++step) {
+    CAPTURE(step);
+    Bed bed{static_cast<std::uint64_t>(100 + step % 4), 3};
+    bed.begin();
+    for (std::size_t node : {0, 1, 2}) bed.power_off(node);
+    for (std::size_t node : {0, 1}) bed.boot(node);
+    REQUIRE(
+        bed.run_until([&] { return bed.lives[1]->replica->state() == Replica::State::forming; }));
+    bed.run_for(std::chrono::microseconds{500 * step});
+    if (bed.formed(1)) continue;
+    std::optional<Expected<void>> told;
+    bed.begin_to_prevent(1, true, told);
+    REQUIRE(bed.run_until([&] { return told.has_value(); }));
+    if (*told) {
+      ++prevented;
+      // From then on: neither what is on its way, nor what it had promised.
+      CHECK(!bed.run_until([&] { return bed.formed(0) || bed.formed(1); }, 10s));
+      CHECK(bed.disks[1].prevents);
+      CHECK(bed.prevent(1, false));
+    } else {
+      ++late;
+      CHECK(told->error() == Errc::refused);
+    }
+    CHECK(bed.run_until([&] { return bed.all_formed() && !bed.disks[1].prevents; }));
+    CHECK(bed.broken.empty());
+  }
+  CHECK(prevented > 0);
+  CHECK(late > 0);
+}
+
+TEST_CASE("replica: a node that has nothing is in nobody's way, whatever it was told before") {
+  for (std::size_t told : {0, 1}) {
+    CAPTURE(told);
+    Bed bed{32, 2};
+    bed.disks[told].prevents = true;
+    for (std::size_t node : {0, 1}) bed.boot(node);
+    bed.run_for(5s);
+    Expected<void> founded;
+    bed.lives[0]->loop.enter([&] { founded = bed.lives[0]->replica->found(Bed::first(2)); });
+    CHECK(founded);
+    CHECK(bed.run_until([&] { return bed.all_formed() && !bed.disks[told].prevents; }));
+  }
+}
+
 /// Random cuts, deaths and changes. What was answered as made is there in the end, and no tag has
 /// two values: two sides that both go on would make both untrue.
 struct FallingApart {

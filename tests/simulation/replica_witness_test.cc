@@ -445,3 +445,71 @@ TEST_CASE("replica witness: one told to prevent a quorum asks it for nobody") {
     CHECK(bed.broken.empty());
   }
 }
+
+TEST_CASE("replica witness: told to prevent a quorum while it takes it, a node leaves it") {
+  Beside bed{12, 2};
+  for (std::size_t node : {0, 1}) bed.power_off(node);
+  bed.place.asked.clear();
+  bed.boot(0);
+  REQUIRE(bed.run_until([&] { return !bed.place.asked.empty(); }));
+  // Its challenge takes longer than this.
+  bed.run_for(1s);
+  REQUIRE(bed.place.holder == id(0));
+  CHECK(bed.prevent(0, true));
+  bed.run_for(20s);
+  CHECK(!bed.formed(0));
+  CHECK(bed.place.asked.size() == 1);
+  CHECK(!bed.group.votes(id(0)));
+  CHECK(bed.prevent(0, false));
+  CHECK(bed.run_until([&] { return bed.all_formed(); }));
+  CHECK(bed.broken.empty());
+}
+
+/// A node has taken it and is about to form a cluster, which waits for its store.
+void take_and_begin(Beside& bed, std::initializer_list<std::size_t> nodes) {
+  for (std::size_t node : {0, 1}) bed.power_off(node);
+  bed.place.store_takes = 2s;
+  for (auto node : nodes) bed.boot(node);
+  REQUIRE(bed.run_until([&] { return bed.lives[0]->replica->state() == Replica::State::forming; }));
+  bed.run_for(500ms);
+  REQUIRE(bed.lives[0]->replica->state() == Replica::State::forming);
+}
+
+TEST_CASE("replica witness: told to prevent a quorum while it forms one, a node lets go of it") {
+  for (bool other : {false, true}) {
+    CAPTURE(other);
+    Beside bed{13, 2};
+    bed.group.part(id(0), id(1));
+    take_and_begin(bed, {0});
+    CHECK(bed.prevent(0, true));
+    CHECK(bed.lives[0]->replica->state() != Replica::State::forming);
+    bed.place.store_takes = 4ms;
+    if (other) {
+      // It sees no more of the first than that the witness is its or nobody's.
+      bed.boot(1);
+      CHECK(bed.run_until([&] { return bed.formed(1); }));
+      CHECK(bed.place.holder == id(1));
+      bed.group.join_all();
+    } else {
+      bed.run_for(10s);
+      CHECK(!bed.formed(0));
+      CHECK(bed.prevent(0, false));
+    }
+    CHECK(bed.run_until([&] { return bed.all_formed() && !bed.disks[0].prevents; }));
+    CHECK(bed.broken.empty());
+  }
+}
+
+TEST_CASE(
+    "replica witness: told to prevent a quorum while it forms one, a node leaves it to others") {
+  Beside bed{14, 2, true};
+  take_and_begin(bed, {0, 1});
+  REQUIRE(bed.place.holder == id(0));
+  CHECK(bed.prevent(0, true));
+  bed.place.store_takes = 4ms;
+  // Both are members, and the other one alone may have it now.
+  CHECK(bed.run_until([&] { return bed.formed(1); }));
+  CHECK(bed.place.holder == id(1));
+  CHECK(bed.run_until([&] { return bed.all_formed() && !bed.disks[0].prevents; }));
+  CHECK(bed.broken.empty());
+}
