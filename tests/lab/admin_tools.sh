@@ -26,6 +26,7 @@ for node in node1 node2; do
 done
 on node1 sh -c 'for i in $(seq 100); do echo "$i" >"$1/$i"; done; dd if=/dev/zero of="$1/big" bs=1M count=16 oflag=direct status=none' - "$volume"
 begin writer on node2 bash -c 'while [[ ! -e /run/enough ]]; do dd if=/dev/zero of="$1/written" bs=1M count=4 conv=notrunc oflag=direct status=none; done' - "$volume"
+wait_for_entries node2 written 1
 on node2 csvctl top --once --interval 1 --json >"$work/top"
 fields top <"$work/top"
 python -c 'import json, sys; m = json.load(open(sys.argv[1]))["volumes"][0]["mount"]; assert m["writes_s"] > 0 and m["write_latency_ms"] > 0, m' "$work/top"
