@@ -153,6 +153,7 @@ Expected<void> WalRegion::load() {
   }
   CSV_TRY(judge(loaded));
   size_ = has_header() ? loaded : 0;
+  found_ = size_ > 0;
   return {};
 }
 
@@ -301,6 +302,9 @@ Expected<void> WalRegion::sync() {
       writes.push_back(
           {offset_ + at, memory_.span().subspan(at, std::min<std::uint64_t>(kWriteSize, to - at))});
   if (writes.empty()) return {};
+  // Before anything leans on it, and a mark says that it is there for certain.
+  if (found_ && lun_->lun().profile().write_cache) CSV_TRY(lun_->flush());
+  found_ = false;
   Buffer mark_block;
   if (!has_header() && marked_ != LogSalts{}) {
     // A mark without a log is damage, so it goes first.

@@ -97,6 +97,9 @@ class WalRegion {
   LogSalts marked_{};
   std::uint64_t marked_frames_ = 0;
   bool retired_ = false;
+  /// What was found may be in the target's volatile cache only: whoever wrote it has perhaps died
+  /// before it was past that.
+  bool found_ = false;
   /// The lowest frame that was written since the last sync(): all below it is durable.
   static constexpr auto kNone = std::numeric_limits<std::uint64_t>::max();
   std::uint64_t lowest_ = kNone;
