@@ -1120,6 +1120,12 @@ Task<Expected<void>> Replica::force(Duration patience) {
     co_return Error{Errc::refused,
                     "this node was told to prevent a quorum: force it where the cluster is to go "
                     "on, or take that back first (csvctl cluster start)"};
+  // The votes are those of who has greeted: without this node's own there may be none at all, and
+  // nobody would ever be a majority of that again.
+  if (!greetings_.contains(with_.node))
+    co_return Error{Errc::retry,
+                    "this node has not greeted the others yet (its disk may be slow or full): try "
+                    "again in a moment"};
   auto next = *stored_;
   if (const auto* newest = newest_known(); newest != nullptr && newest->tag > next.tag)
     next = *newest;
@@ -1134,6 +1140,7 @@ Task<Expected<void>> Replica::force(Duration patience) {
   for (const auto& [node, record] : next.nodes) next.ballot.now.nodes[node] = 0;
   for (auto node : greeted())
     if (next.ballot.now.nodes.count(node) > 0) next.ballot.now.nodes[node] = 1;
+  CSV_CO_CHECK(validate(next));  // that somebody has a vote, above all
   wire::GroupMessage message;
   message.mutable_proposal()->set_configuration(encode(next));
   message.mutable_proposal()->set_forms(true);
