@@ -420,9 +420,12 @@ Task<Service::Outcome> Service::resume(CallRef call) {
     if (!session->open.contains(inode)) session->opened_by_resume.insert(inode);
     if (!reaping_.contains(inode)) opened(session, inode, file.writes());
     auto goes_on = co_await resume_file(session, SessionId{asked.session()}, file, locks);
+    // As with an opening: who has it suspended, too, may not go on with it any more.
+    if (goes_on && file.writes()) goes_on = co_await touches(session, inode, Touch::content);
+    if (!goes_on && goes_on.error() == std::errc::no_space_on_device)
+      goes_on = Error{Errc::refused,
+                      "that it is written again cannot be noted: " + goes_on.error().message()};
     if (goes_on) {
-      // As with an opening: who has it suspended, too, may not go on with it any more.
-      if (file.writes()) CSV_CO_CHECK(co_await touches(session, inode, Touch::content));
       resumed.add_inodes(raw(inode));
       continue;
     }
