@@ -917,12 +917,43 @@ TEST_CASE("suspended: what was given up does not go on as what the next session 
   bool takes_over = false;
   SUBCASE("that ends at once") {}
   SUBCASE("that does not come to the next coordinator") { takes_over = true; }
+  SUBCASE("that has opened some of it by itself, and ends") {
+    next_one(cut, 4, {});
+    REQUIRE(!next.connect(cut.coordinator()).code());
+    next.resume_done();
+    REQUIRE(is_good(next.call(open_request(cut.files[0], false))));
+  }
   if (takes_over) cut.world.timing.reconnect_grace = std::chrono::hours{1};
   next.disconnect();
   cut.world.timing.reconnect_grace = std::chrono::milliseconds{100};
   if (takes_over) next_one(cut, 4, {});
   cut.gone();
   CHECK(cut.resumed().empty());
+}
+
+TEST_CASE("suspended: what is not listed does not go on as what the next session has opened") {
+  Cut cut;
+  // Written together, so that node 1 has a row while it is there. What it opens after that is not
+  // in it, and the coordinator that ends its session hears of nothing else.
+  REQUIRE(is_good(cut.a.call(open_request(cut.files[0], true))));
+  REQUIRE(is_good(cut.b.call(open_request(cut.files[0], true))));
+  REQUIRE(is_good(cut.b.call(release_request(cut.files[0]))));
+  auto later = cut.a.create("four");
+  cut.a.disconnect();
+  cut.take_over();
+  cut.gone();
+  REQUIRE(is_good(cut.b.call(open_request(later, true))));
+  REQUIRE(is_good(cut.b.call(release_request(later))));
+  Client next{cut.world, 1, 11};
+  REQUIRE(!next.connect(cut.coordinator()).code());
+  next.admit();
+  REQUIRE(is_good(next.call(open_request(later, false))));
+  auto made_since = next.create("five");
+  for (auto file : {later, made_since}) cut.seen.push_back(next.attr(file));
+  cut.ended = next.session();
+  next.disconnect();
+  cut.gone();
+  CHECK(cut.resumed() == std::vector<std::uint64_t>{cut.files[1], cut.files[2], made_since});
 }
 
 TEST_CASE("suspended: a mount does not stand in its own way, and counts are bounded") {
