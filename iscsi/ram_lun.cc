@@ -137,12 +137,13 @@ class Medium {
   }
 
   Expected<void> flush() {
-    former_.clear();
+    std::erase_if(former_, [this](const auto& each) { return !missed_.contains(each.first); });
     return image_ ? sync() : Expected<void>{};
   }
 
   void power_loss(Random& random) {
     auto former = std::exchange(former_, {});
+    missed_.clear();
     for (auto& [block, versions] : former) {
       auto pick = random.below(versions.size() + 1);
       if (pick == versions.size()) continue;  // The newest had been written out.
@@ -154,8 +155,14 @@ class Medium {
     }
   }
 
+  /// No flush writes out any more what the cache holds now.
+  void miss() {
+    for (const auto& [block, versions] : former_) missed_.insert(block);
+  }
+
   /// Takes back all that the cache held.
   void forget() {
+    missed_.clear();
     for (auto& [block, versions] : std::exchange(former_, {})) {
       const auto& old = versions.front();
       each_chunk(block * block_, block_,
@@ -200,6 +207,7 @@ class Medium {
   void remember(std::uint64_t offset, std::uint64_t length, bool durable) {
     if (!options_->write_cache) return;
     for (auto block = offset / block_; block < (offset + length) / block_; ++block) {
+      missed_.erase(block);
       if (durable) {
         former_.erase(block);
         continue;
@@ -224,6 +232,7 @@ class Medium {
   /// By block: its contents since the last flush, oldest (the durable one) first, the newest not
   /// among them. Ordered, because a power loss draws a number for each.
   std::map<std::uint64_t, std::vector<std::vector<std::byte>>> former_;
+  std::unordered_set<std::uint64_t> missed_;  ///< Of those: what flushes leave as it is.
 };
 
 struct Session {
@@ -547,6 +556,7 @@ Expected<void> Target::tear(Command& command) {
   }
   if (command.kind != RamCommand::Kind::flush) return command.fate.failure;
   if (command.fate.forgets) medium.forget();
+  if (command.fate.misses) medium.miss();
   if (command.fate.forgets && command.fate.tells_all)
     for (auto& [id, session] : sessions_) session->owed_loss = session != command.session;
   if (command.fate.failed) command.fate.failed();

@@ -39,6 +39,9 @@ struct RamFate {
   /// Of a flush that fails (or lies): what the cache held is lost with it. Targets tell that once;
   /// the next flush succeeds.
   bool forgets = false;
+  /// Of a flush that fails: what the cache held can still be read, and counts as written out, which
+  /// it is not. Until it is written again no flush makes it durable.
+  bool misses = false;
   /// Of one that forgets: whoever else is logged in is told, too, with his next command, which is
   /// not done then.
   bool tells_all = false;

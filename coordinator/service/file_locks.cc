@@ -103,17 +103,22 @@ FileLocks::Verdict FileLocks::lock(const Wish& wish) {
   return free ? Verdict::granted : Verdict::conflict;
 }
 
+FileLocks::Verdict FileLocks::offer(const Wish& wish, Ticket ticket) {
+  if (full(wish)) return Verdict::too_many;
+  drop_other_type(wish);
+  bool free = is_free(wish);
+  if (free) offer(ticket, enqueue(wish, ticket));
+  look_all();
+  return free ? Verdict::granted : Verdict::conflict;
+}
+
 FileLocks::Verdict FileLocks::wait(const Wish& wish, Ticket ticket) {
   if (auto found = waiters_.find(ticket); found != waiters_.end())
     return found->second.offered ? Verdict::granted : Verdict::queued;
   if (full(wish) || counts(wish.owner.session).waits >= limits_.waits) return Verdict::too_many;
   drop_other_type(wish);
   if (closes_a_circle(wish)) return Verdict::deadlock;
-  auto& waiter = waiters_.emplace(ticket, Waiter{wish, false}).first->second;
-  files_[file_of(wish)].queue.push_back(ticket);
-  count(wish.owner.session, 0, 1);
-  if (wish.kind == LockKind::bytes)
-    waiting_for_bytes_[{wish.owner.session, wish.process}].insert(ticket);
+  auto& waiter = enqueue(wish, ticket);
   bool at_once = may_have(ticket, waiter);
   if (at_once) offer(ticket, waiter);
   look_all();
@@ -274,6 +279,15 @@ void FileLocks::drop_other_type(const Wish& wish) {
   bool same = true;
   at->second.ranges.each([&](const LockRanges::Held& held) { same = held.type == wish.type; });
   if (!same) remove(file_of(wish), wish.owner, {});
+}
+
+FileLocks::Waiter& FileLocks::enqueue(const Wish& wish, Ticket ticket) {
+  auto& waiter = waiters_.emplace(ticket, Waiter{wish, false}).first->second;
+  files_[file_of(wish)].queue.push_back(ticket);
+  count(wish.owner.session, 0, 1);
+  if (wish.kind == LockKind::bytes)
+    waiting_for_bytes_[{wish.owner.session, wish.process}].insert(ticket);
+  return waiter;
 }
 
 void FileLocks::offer(Ticket ticket, Waiter& waiter) {

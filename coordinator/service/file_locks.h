@@ -48,8 +48,8 @@ class FileLocks {
     LockType type{};
   };
   enum class Verdict {
-    granted,    ///< lock(): held. wait(): offered.
-    conflict,   ///< lock() only.
+    granted,    ///< lock(): held. offer(), wait(): offered.
+    conflict,   ///< lock() and offer() only.
     queued,     ///< wait() only; decided() will tell.
     deadlock,   ///< Those it would wait for wait for it.
     too_many,   ///< Of the session's, or of those that wait.
@@ -66,7 +66,9 @@ class FileLocks {
   /// At once or not at all. A whole file's lock that changes its type is given up first, as
   /// flock(2) says, and is lost if there is a conflict.
   Verdict lock(const Wish& wish);
-  /// The same, and waits. Asked again with the same ticket: what has become of it.
+  /// The same, but what is granted is offered under a fresh ticket.
+  Verdict offer(const Wish& wish, Ticket ticket);
+  /// As lock(), and waits. Asked again with the same ticket: what has become of it.
   Verdict wait(const Wish& wish, Ticket ticket);
   /// Who waited has accepted the offer. Nothing if there is none.
   void taken(Ticket ticket);
@@ -138,6 +140,7 @@ class FileLocks {
   void break_circles(FileId id);
   void remove(FileId id, Owner owner, LockRange range);
   void drop_other_type(const Wish& wish);
+  Waiter& enqueue(const Wish& wish, Ticket ticket);
   void offer(Ticket ticket, Waiter& waiter);
   void decide(Ticket ticket, Verdict verdict);
   void erase(Ticket ticket);

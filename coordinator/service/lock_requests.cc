@@ -12,6 +12,8 @@ using Verdict = FileLocks::Verdict;
 
 /// Requests of a session that wait for a lock, or to be told whether there is one.
 constexpr std::size_t kMaxLockWaits = 1024;
+/// From here on the numbers of our own tickets, for those that do not wait.
+constexpr std::uint64_t kOwnTickets = 1ull << 63;
 /// Ranges a session may say it holds: more than it can have been given.
 constexpr std::size_t kMaxDeclared = 64 * 1024;
 
@@ -97,6 +99,7 @@ Task<Service::Outcome> Service::lock(CallRef call) {
   Counted waits{session->lock_waits};
   auto wish = wish_of(session->id, call->request.lock().what());
   FileLocks::Ticket ticket{session->id, call->request.lock().ticket()};
+  if (ticket.number >= kOwnTickets) co_return Error{Errc::refused, "no mount has such a ticket"};
   bool cancelled = false;
   {
     Arrival arrival{lock_arrivals_, ticket};
@@ -105,9 +108,11 @@ Task<Service::Outcome> Service::lock(CallRef call) {
   }
   // Queued now it would be a ghost: in others' way, and waited for until its turn came.
   if (cancelled) co_return as_answer(Verdict::cancelled).error();
-  auto verdict = Verdict::conflict;
-  if (ticket.number == 0) {
-    verdict = file_locks_.lock(wish);
+  bool waits_for_it = ticket.number != 0;
+  if (!waits_for_it) ticket.number = kOwnTickets + ++lock_tries_;
+  auto verdict = Verdict::queued;
+  if (!waits_for_it) {
+    verdict = file_locks_.offer(wish, ticket);
   } else {
     if (lock_waiters_.contains(ticket))
       co_return Error{Errc::refused, "somebody waits with this ticket"};
@@ -123,10 +128,16 @@ Task<Service::Outcome> Service::lock(CallRef call) {
   }
   if (session->ending) co_return session_ended();
   CSV_CO_CHECK(as_answer(verdict));
-  // From here on it has it, or nobody else gets it before it has answered.
-  CSV_CO_CHECK(
-      co_await touches(session, wish.inode,
-                       wish.type == LockType::write ? Touch::write_locked : Touch::read_locked));
+  // From here on nobody else gets it before it has been noted, and answered. Who is told of an
+  // error has what it had before.
+  auto noted = co_await touches(
+      session, wish.inode, wish.type == LockType::write ? Touch::write_locked : Touch::read_locked);
+  if (!noted)
+    file_locks_.cancel(ticket);
+  else if (!waits_for_it)
+    file_locks_.taken(ticket);
+  tell_lock_waiters();
+  CSV_CO_CHECK(noted);
   co_return Answer{};
 }
 

@@ -415,6 +415,7 @@ class Service final : public VolumeService {
   std::multiset<std::pair<InodeId, SessionId>> truncating_;  // and wait for others' pages
   FileLocks file_locks_;
   std::map<FileLocks::Ticket, Completion<FileLocks::Verdict>::Done> lock_waiters_;
+  std::uint64_t lock_tries_ = 0;  ///< That did not wait.
   struct Undecided {
     int requests = 0;
     bool cancelled = false;

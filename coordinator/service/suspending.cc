@@ -13,6 +13,9 @@ using volume::SuspendedRow;
 
 namespace {
 
+/// The next one that is made: known when the row is written.
+constexpr InodeId kNoInode{std::numeric_limits<std::int64_t>::max()};
+
 /// That marks are on their way into the catalog.
 class Marking {
  public:
@@ -52,7 +55,7 @@ std::optional<SuspendedRow> Service::what_it_leaves(const Session& session) cons
   row.session = session.id;
   row.incarnation = session.incarnation;
   row.listed = session.declared && session.open.size() <= Suspended::kMostListed;
-  row.next_inode = InodeId{std::numeric_limits<std::int64_t>::max()};
+  row.next_inode = kNoInode;
   if (row.listed) {
     for (auto inode : session.open)
       row.files[inode] = touched(inode) ? Touch::content : Touch::none;
@@ -84,7 +87,15 @@ SuspendedRow Service::what_to_suspend(const Session& session) const {
     if (!session.declared || (before && !row)) {
       row = *known;
       row->session = session.id;
+      if (row->listed) row->next_inode = kNoInode;
+    } else if (before && known->listed && !row->listed) {
+      row.reset();  // which of its files the list lacks cannot be said
     } else if (before) {
+      // What a list lacks does not go on. The session before may have had it open all the same, and
+      // others may have touched it since: of that nothing is noted.
+      if (known->listed)
+        for (auto& [inode, touched] : row->files)
+          if (inode < known->next_inode && !known->files.contains(inode)) touched = Touch::content;
       row->listed = row->listed && known->listed;
       for (auto [inode, touched] : known->files) {
         auto& all = row->files[inode];
@@ -420,9 +431,12 @@ Task<Service::Outcome> Service::resume(CallRef call) {
     if (!session->open.contains(inode)) session->opened_by_resume.insert(inode);
     if (!reaping_.contains(inode)) opened(session, inode, file.writes());
     auto goes_on = co_await resume_file(session, SessionId{asked.session()}, file, locks);
+    // As with an opening: who has it suspended, too, may not go on with it any more.
+    if (goes_on && file.writes()) goes_on = co_await touches(session, inode, Touch::content);
+    if (!goes_on && goes_on.error() == std::errc::no_space_on_device)
+      goes_on = Error{Errc::refused,
+                      "that it is written again cannot be noted: " + goes_on.error().message()};
     if (goes_on) {
-      // As with an opening: who has it suspended, too, may not go on with it any more.
-      if (file.writes()) CSV_CO_CHECK(co_await touches(session, inode, Touch::content));
       resumed.add_inodes(raw(inode));
       continue;
     }

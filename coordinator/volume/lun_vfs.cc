@@ -472,6 +472,9 @@ LunStore::~LunStore() {
 Expected<void> LunStore::start() {
   if (info_.chunks.empty()) return Error{Errc::corrupt, "the superblock names no catalog chunk"};
   wal_.emplace(CSV_TRY(WalRegion::open(*lun_, info_)));
+  // Before anybody is told anything that stands in it, or builds on it.
+  if (!read_only())
+    if (auto settled = wal_->settle(); !settled) return settled.error().within("writing the log");
   pages_.emplace(CSV_TRY(CatalogPages::open(*lun_, info_)));
   vfs_.iVersion = 2;
   vfs_.szOsFile = sizeof(File);

@@ -300,6 +300,11 @@ Expected<VolumeInfo> read_superblocks(iscsi::BlockingLun& lun, bool repair) {
     auto stale = [&](const FoundSuperblock& found) {
       return found.state != FoundSuperblock::State::valid || found.info.sequence != info.sequence;
     };
+    // Whoever wrote it last may have died before it was past the target's cache, or been told that
+    // it was not: so it is made so, in its place, before the other one is written, here or by a
+    // rewrite, which begins with A. Else both could be torn at once.
+    if (lun.lun().profile().write_cache)
+      CSV_TRY(write_copy(lun, info, stale(pair.b) ? Copy::a : Copy::b));
     if (stale(pair.a)) CSV_TRY(write_copy(lun, info, Copy::a));
     if (stale(pair.b)) CSV_TRY(write_copy(lun, info, Copy::b));
   }

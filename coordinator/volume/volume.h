@@ -61,7 +61,8 @@ std::string lun_identity(const iscsi::TargetProfile& profile);
 std::uint64_t slot_offset(const VolumeInfo& info, NodeId node, KeyRole role);
 
 /// Reads both superblocks, takes the newer valid copy. `repair`: rewrites a copy that is damaged or
-/// older before returning (a coordinator; a mount does not). Both damaged: Errc::corrupt. Not ours:
+/// older before returning, and sees to it that B is past a volatile cache (a coordinator; a mount
+/// does not). Both damaged: Errc::corrupt. Not ours:
 /// Errc::refused with what was recognised. Newer incompatible format: Errc::refused.
 Expected<VolumeInfo> read_superblocks(iscsi::BlockingLun& lun, bool repair);
 /// Copy A, flush, copy B, flush (now the change counts), copy C; raises info.sequence. On an error

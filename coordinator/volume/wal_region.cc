@@ -153,8 +153,23 @@ Expected<void> WalRegion::load() {
   }
   CSV_TRY(judge(loaded));
   size_ = has_header() ? loaded : 0;
-  found_ = size_ > 0;
   return {};
+}
+
+/// Behind what the mark says is there for certain stands the last transaction, whose writer may
+/// have died, or been told that it failed, while all of it was in the target's cache. It is written
+/// again: a flush is not enough, since after one that failed a cache may take for written out what
+/// it has lost, and shows it all the same.
+Expected<void> WalRegion::settle() {
+  if (!has_header() || !lun_->lun().profile().write_cache) return {};
+  bool of_this_round = marked_ == header_->salts;
+  if (of_this_round && marked_frames_ >= end_) return {};
+  // The first of its round stands on nothing, not even a header.
+  auto from = of_this_round ? marked_frames_ : 0;
+  dirty(from == 0 ? 0 : disk::kWalHeaderSize + from * disk::kFrameSize,
+        disk::kWalHeaderSize + end_ * disk::kFrameSize);
+  lowest_ = from;
+  return sync();
 }
 
 bool WalRegion::has_header() const {
@@ -302,9 +317,6 @@ Expected<void> WalRegion::sync() {
       writes.push_back(
           {offset_ + at, memory_.span().subspan(at, std::min<std::uint64_t>(kWriteSize, to - at))});
   if (writes.empty()) return {};
-  // Before anything leans on it, and a mark says that it is there for certain.
-  if (found_ && lun_->lun().profile().write_cache) CSV_TRY(lun_->flush());
-  found_ = false;
   Buffer mark_block;
   if (!has_header() && marked_ != LogSalts{}) {
     // A mark without a log is damage, so it goes first.

@@ -40,6 +40,9 @@ class WalRegion {
   /// Reads as much as the log has: 1 MiB, then 16 MiB at a time in reads of 1 MiB, until a frame
   /// comes that is not whole. Errc::corrupt if that is before the mark, with where it is.
   static Expected<WalRegion> open(iscsi::BlockingLun& lun, const VolumeInfo& info);
+  /// What open() found is past the volatile cache from here on, so that it can be leaned on. For
+  /// who alone may write the volume.
+  Expected<void> settle();
   /// Makes the volume's log an empty one, whatever is there, durably.
   static Expected<void> clear(iscsi::BlockingLun& lun, const VolumeInfo& info);
   /// Says that the log is of no use to a catalog whose chunk headers have `sequence` or more, for
@@ -97,9 +100,6 @@ class WalRegion {
   LogSalts marked_{};
   std::uint64_t marked_frames_ = 0;
   bool retired_ = false;
-  /// What was found may be in the target's volatile cache only: whoever wrote it has perhaps died
-  /// before it was past that.
-  bool found_ = false;
   /// The lowest frame that was written since the last sync(): all below it is durable.
   static constexpr auto kNone = std::numeric_limits<std::uint64_t>::max();
   std::uint64_t lowest_ = kNone;

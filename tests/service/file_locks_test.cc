@@ -102,7 +102,12 @@ TEST_CASE("file locks: who waits is offered the lock, and has it once it is take
 TEST_CASE("file locks: an offer that is turned down leaves what its owner had") {
   FileLocks locks;
   CHECK(locks.lock(bytes(kOne, 1, kRead, {0, 9})) == Verdict::granted);
-  CHECK(locks.wait(bytes(kOne, 1, kWrite, {0, 9}), {kOne, 1}) == Verdict::granted);
+  SUBCASE("of one who waited") {
+    CHECK(locks.wait(bytes(kOne, 1, kWrite, {0, 9}), {kOne, 1}) == Verdict::granted);
+  }
+  SUBCASE("of one who did not") {
+    CHECK(locks.offer(bytes(kOne, 1, kWrite, {0, 9}), {kOne, 1}) == Verdict::granted);
+  }
   CHECK(locks.lock(bytes(kTwo, 1, kRead, {0, 9})) == Verdict::conflict);
   locks.cancel({kOne, 1});
   CHECK(locks.lock(bytes(kTwo, 1, kRead, {0, 9})) == Verdict::granted);
@@ -305,10 +310,12 @@ TEST_CASE("file locks: random programs against a model by brute force") {
         case 1: {
           if (busy && !threads) break;
           model.change_type(wish);
-          bool free = model.obstacles(wish).empty();
-          auto verdict = locks.lock(wish);
+          bool free = model.obstacles(wish).empty(), at_once = random.chance(1, 2);
+          Ticket ticket{session, next_ticket++};
+          auto verdict = at_once ? locks.lock(wish) : locks.offer(wish, ticket);
           REQUIRE(verdict == (free ? Verdict::granted : Verdict::conflict));
-          if (free) model.set(wish, static_cast<int>(type));
+          if (free && at_once) model.set(wish, static_cast<int>(type));
+          if (free && !at_once) model.waiters.push_back({wish, ticket, true});
           conflicts += free ? 0 : 1;
           break;
         }

@@ -5,6 +5,7 @@
 #include <linux/falloc.h>
 
 #include <algorithm>
+#include <set>
 #include <thread>
 
 #include "coordinator/protocol/failure.h"
@@ -605,6 +606,113 @@ TEST_CASE("suspended: who goes on with a file, to write it, takes it from who ha
   CHECK(c2.call(request).resumed().inodes_size() == (writes ? 0 : 1));
 }
 
+namespace {
+
+/// Of the catalog, which nobody has open: no group is wholly free, and about so many pages are.
+void fill_catalog(World& world, int pages) {
+  auto lun = world.disk->connect(world.loop, world.lun_options(3));
+  REQUIRE(lun);
+  ThreadBlocking blocking;
+  iscsi::BlockingLun io{**lun, blocking};
+  REQUIRE(io.register_key(make_key({4711, NodeId{63}, KeyRole::mount, 1})));
+  auto info = volume::read_superblocks(io, false);
+  REQUIRE(info);
+  auto store = volume::open_catalog_store(io, *info, world.random);
+  REQUIRE_MESSAGE(store, store.error().message());
+  auto opened = volume::Database::open((*store)->path(), (*store)->vfs(), {});
+  REQUIRE_MESSAGE(opened, opened.error().message());
+  auto& database = **opened;
+  REQUIRE(database.execute("DELETE FROM fresh; UPDATE groups SET bitmap=zeroblob(2048)"));
+  REQUIRE(database.execute("PRAGMA max_page_count=" + std::to_string((*store)->mapped_pages())));
+  REQUIRE(database.execute("CREATE TABLE filler(x)"));
+  for (auto size : {2 << 20, 64 << 10, 4000}) {
+    auto add = "INSERT INTO filler VALUES(zeroblob(" + std::to_string(size) + "))";
+    while (database.execute(add)) REQUIRE(database.checkpoint());
+    database.clear_failure();
+  }
+  REQUIRE(database.execute("DELETE FROM filler WHERE rowid>(SELECT max(rowid)-" +
+                           std::to_string(pages) + " FROM filler)"));
+  REQUIRE(database.checkpoint());
+}
+
+}  // namespace
+
+TEST_CASE("suspended: what cannot be noted is not done, and nobody has it afterwards") {
+  World world;
+  // Longer than the lease, or one would be said to write unseen when the other ends.
+  world.timing.reconnect_grace = std::chrono::milliseconds{500};
+  world.timing.lease_term = std::chrono::milliseconds{300};
+  world.timing.key_sweep = std::chrono::milliseconds{50};
+  std::vector<std::uint64_t> files;
+  std::vector<wire::Attr> seen;
+  Client a{world, 1, 11}, b{world, 2, 22}, c{world, 3, 33}, again{world, 1, 11};
+  {
+    Coordinator former{world, 3};
+    REQUIRE(!b.connect(former).code());
+    for (int i = 0; i < 700; ++i) files.push_back(b.create(std::to_string(i), false));
+    for (auto file : files) seen.push_back(b.attr(file));
+    REQUIRE(!a.connect(former).code());
+    REQUIRE(!c.connect(former).code());
+    a.admit();
+    c.admit();
+  }
+  auto ended = a.session();
+  fill_catalog(world, 0);
+  // It knows nothing of what nodes 1 and 3 have open: whatever is touched is noted.
+  Coordinator coordinator{world, 2};
+  b.disconnect();
+  REQUIRE(!b.connect(coordinator).code());
+  b.resume_done();
+  REQUIRE(world.eventually([&] { return coordinator.service().status().sessions.size() == 1; }));
+  auto has = [&](std::uint64_t file) {
+    wire::Request test;
+    *test.mutable_test_lock()->mutable_what() = lock_of(file, kWrite, 9);
+    return b.call(test).lock_found().type() != 0;
+  };
+  REQUIRE(!again.connect(coordinator).code());
+  again.admit();
+  wire::Request request;
+  auto& body = *request.mutable_resume();
+  body.set_session(raw(ended));
+  for (const auto& attr : seen) {
+    auto& file = *body.add_files();
+    file.set_inode(attr.inode());
+    file.set_truncation(attr.truncation());
+    file.set_size(attr.size());
+    file.set_writes(true);
+    *body.add_locks() = lock_of(attr.inode(), kWrite);
+  }
+  auto reply = again.call(request);
+  REQUIRE(is_good(reply));
+  std::set<std::uint64_t> on{reply.resumed().inodes().begin(), reply.resumed().inodes().end()};
+  CHECK(on.size() > 0);
+  CHECK(on.size() < files.size());
+  for (auto file : files) CHECK(has(file) == on.contains(file));
+  CHECK(coordinator.status().sessions.back().open_files == on.size());
+  for (std::uint64_t ticket : {0, 1}) {
+    CAPTURE(ticket);
+    int failed = 0;
+    for (auto file : files) {
+      if (on.contains(file)) continue;  // who goes on with it has it locked
+      auto asked = lock(lock_of(file, kWrite));
+      asked.mutable_lock()->set_ticket(ticket == 0 ? 0 : file);
+      bool got = is_good(b.call(asked));
+      if (got && ticket != 0) {
+        wire::Request taken;
+        taken.mutable_lock_taken()->set_ticket(file);
+        REQUIRE(is_good(b.call(taken)));
+      }
+      CHECK(has(file) == got);
+      wire::Request unlock;
+      *unlock.mutable_unlock()->mutable_what() = lock_of(file, kWrite);
+      REQUIRE(is_good(b.call(unlock)));
+      if (!got && ++failed == 5) break;
+    }
+    CHECK(failed == 5);
+  }
+  CHECK(coordinator.stop_reason() == "");
+}
+
 TEST_CASE(
     "suspended: a catalog without a page for what was open does not keep a node from its end") {
   World world;
@@ -618,31 +726,7 @@ TEST_CASE(
     REQUIRE(!b.connect(former).code());
     for (int i = 0; i < 3000; ++i) files.push_back(b.create(std::to_string(i), false));
   }
-  {
-    auto lun = world.disk->connect(world.loop, world.lun_options(3));
-    REQUIRE(lun);
-    ThreadBlocking blocking;
-    iscsi::BlockingLun io{**lun, blocking};
-    REQUIRE(io.register_key(make_key({4711, NodeId{63}, KeyRole::mount, 1})));
-    auto info = volume::read_superblocks(io, false);
-    REQUIRE(info);
-    auto store = volume::open_catalog_store(io, *info, world.random);
-    REQUIRE_MESSAGE(store, store.error().message());
-    auto opened = volume::Database::open((*store)->path(), (*store)->vfs(), {});
-    REQUIRE_MESSAGE(opened, opened.error().message());
-    auto& database = **opened;
-    // No group is wholly free, and a few pages of those there are.
-    REQUIRE(database.execute("DELETE FROM fresh; UPDATE groups SET bitmap=zeroblob(2048)"));
-    REQUIRE(database.execute("PRAGMA max_page_count=" + std::to_string((*store)->mapped_pages())));
-    REQUIRE(database.execute("CREATE TABLE filler(x)"));
-    for (auto size : {2 << 20, 64 << 10, 4000}) {
-      auto add = "INSERT INTO filler VALUES(zeroblob(" + std::to_string(size) + "))";
-      while (database.execute(add)) REQUIRE(database.checkpoint());
-      database.clear_failure();
-    }
-    REQUIRE(database.execute("DELETE FROM filler WHERE rowid>(SELECT max(rowid)-4 FROM filler)"));
-    REQUIRE(database.checkpoint());
-  }
+  fill_catalog(world, 4);
   Coordinator coordinator{world, 3};
   Client a{world, 1, 11};
   REQUIRE(!a.connect(coordinator).code());
@@ -833,12 +917,43 @@ TEST_CASE("suspended: what was given up does not go on as what the next session 
   bool takes_over = false;
   SUBCASE("that ends at once") {}
   SUBCASE("that does not come to the next coordinator") { takes_over = true; }
+  SUBCASE("that has opened some of it by itself, and ends") {
+    next_one(cut, 4, {});
+    REQUIRE(!next.connect(cut.coordinator()).code());
+    next.resume_done();
+    REQUIRE(is_good(next.call(open_request(cut.files[0], false))));
+  }
   if (takes_over) cut.world.timing.reconnect_grace = std::chrono::hours{1};
   next.disconnect();
   cut.world.timing.reconnect_grace = std::chrono::milliseconds{100};
   if (takes_over) next_one(cut, 4, {});
   cut.gone();
   CHECK(cut.resumed().empty());
+}
+
+TEST_CASE("suspended: what is not listed does not go on as what the next session has opened") {
+  Cut cut;
+  // Written together, so that node 1 has a row while it is there. What it opens after that is not
+  // in it, and the coordinator that ends its session hears of nothing else.
+  REQUIRE(is_good(cut.a.call(open_request(cut.files[0], true))));
+  REQUIRE(is_good(cut.b.call(open_request(cut.files[0], true))));
+  REQUIRE(is_good(cut.b.call(release_request(cut.files[0]))));
+  auto later = cut.a.create("four");
+  cut.a.disconnect();
+  cut.take_over();
+  cut.gone();
+  REQUIRE(is_good(cut.b.call(open_request(later, true))));
+  REQUIRE(is_good(cut.b.call(release_request(later))));
+  Client next{cut.world, 1, 11};
+  REQUIRE(!next.connect(cut.coordinator()).code());
+  next.admit();
+  REQUIRE(is_good(next.call(open_request(later, false))));
+  auto made_since = next.create("five");
+  for (auto file : {later, made_since}) cut.seen.push_back(next.attr(file));
+  cut.ended = next.session();
+  next.disconnect();
+  cut.gone();
+  CHECK(cut.resumed() == std::vector<std::uint64_t>{cut.files[1], cut.files[2], made_since});
 }
 
 TEST_CASE("suspended: a mount does not stand in its own way, and counts are bounded") {

@@ -102,7 +102,8 @@ struct Log {
   std::vector<std::uint64_t> ends;  ///< Frames after each of them.
   int last = 0;
 
-  explicit Log(const std::vector<int>& transactions) {
+  explicit Log(const std::vector<int>& transactions, iscsi::RamDiskOptions options = {})
+      : bench{std::move(options)} {
     auto path = bench.connect();
     Writer writer{path, info, random};
     REQUIRE(writer.usable());
@@ -389,4 +390,141 @@ TEST_CASE("catalog log: a write of it that the storage answered and lost is foun
   }
   CHECK(refused >= kTransactions);
   CHECK(harmless >= kTransactions);
+}
+
+namespace {
+
+iscsi::RamDiskOptions cached(bool fua) {
+  iscsi::RamDiskOptions options;
+  options.write_cache = true;
+  options.fua = fua;
+  return options;
+}
+
+/// How a transaction ends that stands in the target's cache, whole, and of which its writer hears
+/// that it failed.
+enum class Death { flush_failed, flush_missed, writer_died };
+
+/// As `death`, from when `dying` is set on.
+iscsi::RamPlan plan_of(const Log& log, Death death, std::shared_ptr<std::atomic<bool>> dying) {
+  auto from = log.info.wal_offset, to = from + kWalSize;
+  return [=](const RamCommand& command) {
+    RamFate fate;
+    if (!*dying) return fate;
+    if (command.kind == RamCommand::Kind::flush && death != Death::writer_died) {
+      fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+      fate.misses = death == Death::flush_missed;
+    }
+    if (command.kind == RamCommand::Kind::write && death == Death::writer_died &&
+        command.offset >= from && command.offset < to) {
+      fate.failure = Error{Errc::lun_lost, "the writer died"};
+      fate.torn_blocks = command.length / kBlock;
+    }
+    return fate;
+  };
+}
+
+/// Leaves one more transaction as `death` says.
+void die_in_commit(Log& log, Death death, int pages = 4) {
+  auto dying = std::make_shared<std::atomic<bool>>(false);
+  auto path = log.bench.connect(plan_of(log, death, dying));
+  Writer writer{path, log.info, log.random};
+  REQUIRE_MESSAGE(writer.usable(), writer.refusal().message());
+  REQUIRE(writer.commit(++log.last, 1));
+  *dying = true;
+  CHECK_FALSE(writer.commit(log.last + 1, pages));
+}
+
+void lose_power(Log& log, std::uint64_t seed) {
+  Random random{seed};
+  log.bench.disk->power_loss(random);
+}
+
+}  // namespace
+
+TEST_CASE("catalog log: what a takeover found in it is durable before anybody is told of it") {
+  for (bool fua : {false, true})
+    for (auto death : {Death::flush_failed, Death::flush_missed, Death::writer_died}) {
+      // With FUA no flush is asked for.
+      if (fua && death != Death::writer_died) continue;
+      for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+        CAPTURE(fua);
+        CAPTURE(static_cast<int>(death));
+        CAPTURE(seed);
+        Log log{{2, 2}, cached(fua)};
+        die_in_commit(log, death);
+        int last = 0;
+        {
+          auto path = log.bench.connect();
+          Writer next{path, log.info, log.random};
+          REQUIRE(next.usable());
+          last = next.last();
+          CHECK(last == log.last + 1);
+          // What it does itself is no help to what it found.
+          if (seed % 2 == 0) REQUIRE(next.commit(++last, 1));
+        }
+        lose_power(log, seed);
+        auto found = log.open();
+        REQUIRE_MESSAGE(found, found.error().message());
+        CHECK(*found == last);
+      }
+    }
+}
+
+TEST_CASE("catalog log: where no flush succeeds no mark says more than what is there") {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    CAPTURE(seed);
+    Log log{{2, 2}, cached(false)};
+    die_in_commit(log, Death::flush_failed);
+    for (int attempt = 0; attempt < 3; ++attempt) {
+      auto dying = std::make_shared<std::atomic<bool>>(true);
+      auto path = log.bench.connect(plan_of(log, Death::flush_failed, dying));
+      Writer next{path, log.info, log.random};
+      // Nobody was answered: neither of the one before, nor of this one.
+      if (next.usable()) CHECK_FALSE(next.commit(log.last + 2, 1));
+    }
+    lose_power(log, seed);
+    auto found = log.open();
+    REQUIRE_MESSAGE(found, found.error().message());
+    CHECK(*found >= log.last);
+    CHECK(*found <= log.last + 2);
+  }
+}
+
+TEST_CASE("catalog log: a mark that was cleared in the cache only does not come back alone") {
+  for (std::uint64_t seed = 1; seed <= 12; ++seed) {
+    CAPTURE(seed);
+    Log log{{2, 2}, cached(false)};
+    auto mark = place_of_log_mark(log.info);
+    {
+      auto closing = std::make_shared<std::atomic<bool>>(false);
+      auto clearing = std::make_shared<std::atomic<bool>>(false);
+      auto path = log.bench.connect([=](const RamCommand& command) {
+        RamFate fate;
+        if (*closing && command.kind == RamCommand::Kind::write && command.offset == mark)
+          *clearing = true;
+        if (command.kind != RamCommand::Kind::flush || !*clearing) return fate;
+        fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+        fate.misses = true;
+        return fate;
+      });
+      Writer dies{path, log.info, log.random};
+      REQUIRE(dies.usable());
+      dies.close_well();
+      *closing = true;
+    }
+    auto left = decode_log_mark(log.bench.content(mark, sizeof(disk::LogMark)), log.info.id);
+    REQUIRE(left);
+    REQUIRE((*left)->salts == LogSalts{});
+    {
+      auto path = log.bench.connect();
+      Writer next{path, log.info, log.random};
+      REQUIRE(next.usable());
+      next.close_well();
+    }
+    lose_power(log, seed);
+    auto found = log.open();
+    REQUIRE_MESSAGE(found, found.error().message());
+    CHECK(*found == log.last);
+  }
 }

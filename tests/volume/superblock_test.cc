@@ -162,6 +162,55 @@ TEST_CASE(
   }
 }
 
+TEST_CASE(
+    "superblock: a copy that is in the cache only is made durable before the other is written") {
+  iscsi::RamDiskOptions options;
+  options.write_cache = true;
+  // Its writer dies before the flush of A, or of B, or is told that this failed.
+  for (int unflushed : {1, 2})
+    for (bool missed : {false, true})
+      for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+        CAPTURE(unflushed);
+        CAPTURE(missed);
+        CAPTURE(seed);
+        LunBench bench{options};
+        auto old = example_info(bench), next = next_of(old);
+        for (auto copy : {Copy::a, Copy::b, Copy::c}) put(bench, old, copy);
+        auto failing = [missed](int which) {
+          auto count = std::make_shared<int>(0);
+          return [=](const RamCommand& command) {
+            RamFate fate;
+            if (command.kind != RamCommand::Kind::flush || ++*count != which) return fate;
+            fate.failure = missed ? Error{Errc::not_durable, "MEDIUM ERROR"}
+                                  : Error{Errc::lun_lost, "the writer died"};
+            fate.misses = missed;
+            return fate;
+          };
+        };
+        auto dying = bench.connect(failing(unflushed));
+        auto rewritten = next;
+        rewritten.sequence = old.sequence;
+        CHECK_FALSE(write_superblocks(dying.io, rewritten));
+        // The next one's power is lost before this or that flush of its own.
+        auto after = next;
+        after.chunks.push_back(after.data_offset + 4 * kChunkSize);
+        auto path = bench.connect(failing(1 + static_cast<int>(seed % 4)));
+        auto found = read_superblocks(path.io, true);
+        if (found) {
+          CHECK(*found == next);
+          rewritten = after;
+          rewritten.sequence = next.sequence;
+          (void)write_superblocks(path.io, rewritten);
+        }
+        Random random{seed};
+        bench.disk->power_loss(random);
+        auto later = bench.connect();
+        found = read_superblocks(later.io, true);
+        REQUIRE_MESSAGE(found, found.error().message());
+        if (unflushed == 2) CHECK(found->sequence >= next.sequence);
+      }
+}
+
 TEST_CASE("superblock: the loss of either copy loses nothing") {
   for (auto lost : {Copy::a, Copy::b}) {
     LunBench bench;
