@@ -419,8 +419,12 @@ class Csvd final : public Daemon {
       auto mount = board_->mount(places_[i]);
       bool mounted = mount && mount->pid != 0;
       out.push_back({config_.volumes[i].name, mounted ? 1u : 0u});
-      if (i < coordinations_.size() && coordinations_[i]->service() != nullptr)
-        out.back().off = coordinations_[i]->service()->off();
+      if (i >= coordinations_.size()) continue;
+      const auto& coordination = *coordinations_[i];
+      using State = service::Coordination::State;
+      out.back().at_work =
+          coordination.state() != State::idle && coordination.state() != State::waiting;
+      if (coordination.service() != nullptr) out.back().off = coordination.service()->off();
     }
     return out;
   }

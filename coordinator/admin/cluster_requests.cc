@@ -474,6 +474,7 @@ std::string cluster_json(const cluster::VotingMembership& membership, NodeId nod
                               {"coordinator", raw(volume.coordinator)},
                               {"served", membership.served(name)},
                               {"stopped", volume.stopped},
+                              {"closed", membership.closed(name)},
                               {"preferred", volume.preferred ? raw(*volume.preferred) : 0}});
   return out.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
