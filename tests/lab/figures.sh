@@ -63,24 +63,26 @@ all_well() {
   for each in node1 node2 node3; do wait_for 60 "the mount of $each" is_direct "$each"; done
 }
 
+# given_to NODE: the volume. A node that has lost its way to the LUN says for half a minute that it cannot take it.
+given_to() { wait_for 60 "node$1 to take the volume" lab coordinator "$1"; }
 killed() {
-  lab coordinator 1
+  given_to 1
   waits "csvd of the coordinator is killed" "node1 node2 node3" 8 lab kill node1 csvd
   lab start node1 csvd
   all_well
 }
 vanishes() {
-  lab coordinator 1
+  given_to 1
   waits "the coordinator's node vanishes" "node2 node3" 12 cut_off node1 storage
   lab heal
   all_well
 }
 move() {
-  lab coordinator 1
+  given_to 1
   waits "a planned move under load" "node1 node2 node3" 5 lab coordinator 2
 }
 cut() {
-  lab coordinator 2
+  given_to 2
   stops "the last write of who is cut off, with its csvd" node3
   lab heal
   all_well
