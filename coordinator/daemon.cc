@@ -419,8 +419,12 @@ class Csvd final : public Daemon {
       auto mount = board_->mount(places_[i]);
       bool mounted = mount && mount->pid != 0;
       out.push_back({config_.volumes[i].name, mounted ? 1u : 0u});
-      if (i < coordinations_.size() && coordinations_[i]->service() != nullptr)
-        out.back().off = coordinations_[i]->service()->off();
+      if (i >= coordinations_.size()) continue;
+      const auto& coordination = *coordinations_[i];
+      using State = service::Coordination::State;
+      out.back().at_work =
+          coordination.state() != State::idle && coordination.state() != State::waiting;
+      if (coordination.service() != nullptr) out.back().off = coordination.service()->off();
     }
     return out;
   }
@@ -684,35 +688,19 @@ class Csvd final : public Daemon {
     if (request.command == "volume_start") wanted.node = std::to_string(raw(config_.node));
     auto change = admin::change_for(wanted);
     if (!change) return answer(answer_of(change.error()));
-    if (auto why = cannot_take(request)) return answer(answer_of(*why));
+    if (voting_->replica().state() == cluster::Replica::State::formed) {
+      auto unable = [this, &request](NodeId node) {
+        return voting_->replica().member(node) && !voting_->says_able(request.volume, node);
+      };
+      if (auto may = admin::may_take(wanted, *voting_->replica().configuration(), unable); !may)
+        return answer(answer_of(may));
+    }
     if (auto record = admin::witness_named(request); record)
       return tasks_.spawn(set_witness(*record, *std::move(change), std::move(answer)));
     if (request.command == "node_fence")
       return tasks_.spawn(fence(*std::move(change), request.node, std::move(answer)));
     bool served = request.command == "volume_start" || request.command == "volume_stop";
     tasks_.spawn(change_cluster(*std::move(change), std::move(answer), served));
-  }
-
-  /// Of a move there, or a start that is one: it would be undone at once, and the volume closed and
-  /// opened for nothing.
-  [[nodiscard]] std::optional<Error> cannot_take(const admin::AdminRequest& request) const {
-    bool moves = request.command == "volume_move" || request.command == "volume_start";
-    const auto& replica = voting_->replica();
-    if (!moves || request.node.empty() || replica.state() != cluster::Replica::State::formed)
-      return std::nullopt;
-    const auto& configuration = *replica.configuration();
-    // What is wrong with the names, the change itself says.
-    auto volume = configuration.volumes.find(request.volume);
-    auto node = admin::find_node(configuration, request.node);
-    if (!node || volume == configuration.volumes.end() || volume->second.stopped ||
-        volume->second.coordinator == *node || !replica.member(*node) ||
-        voting_->says_able(request.volume, *node))
-      return std::nullopt;
-    return Error{Errc::refused,
-                 fmt::format("{} cannot coordinate {} just now: it has not added it, or has failed "
-                             "to take it over and is tried again later (csvctl status there says "
-                             "which)",
-                             request.node, request.volume)};
   }
 
   /// Answers once the node is proven to be off.

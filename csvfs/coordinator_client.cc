@@ -20,6 +20,8 @@ constexpr Duration kGreetWithin = 10s;
 /// the mount asks for its statistics every second, so something always waits.
 constexpr Duration kSilence = 5s;
 constexpr Duration kWatch = 100ms;  ///< Between two looks at what waits.
+/// Between two looks whether another coordinator is known by now: shared memory, so nobody calls.
+constexpr Duration kLookAround = 20ms;
 constexpr Duration kRetryAfter = 20ms;
 constexpr Duration kLongestRetry = 500ms;
 
@@ -124,9 +126,8 @@ void CoordinatorClient::disconnect(Error why) {
   if (stage_ == Stage::idle || stage_ == Stage::stopped) return;
   bool was_open = stage_ == Stage::open;
   stage_ = Stage::idle;
-  auto attempt = ++attempt_;
+  ++attempt_;
   setup_.loop->cancel(timer_);
-  auto alive = std::weak_ptr{alive_};
   // We may be inside one of its handlers: it goes once they have returned.
   setup_.loop->post([old = std::shared_ptr<protocol::Connection>{std::move(connection_)}] {});
   if (was_open) {
@@ -136,11 +137,22 @@ void CoordinatorClient::disconnect(Error why) {
               why.message());
   }
   trouble_ = std::move(why);
-  timer_ = setup_.loop->after(backoff_, [this, alive, attempt] {
-    if (!alive.expired() && attempt == attempt_) connect();
-  });
+  pause(setup_.loop->now() + backoff_);
   backoff_ = std::min(backoff_ * 2, kLongestBackoff);
   owner_->connection_changed();
+}
+
+/// Before the next attempt; over at once when a newer coordinator is known than at the last one.
+void CoordinatorClient::pause(TimePoint until) {
+  auto attempt = attempt_;
+  auto alive = std::weak_ptr{alive_};
+  auto left = until - setup_.loop->now();
+  timer_ = setup_.loop->after(std::clamp(left, Duration{}, kLookAround), [=, this] {
+    if (alive.expired() || attempt != attempt_) return;
+    bool newer = setup_.newest_epoch && setup_.newest_epoch() > newest_when_asked_;
+    if (newer || setup_.loop->now() >= until) return connect();
+    pause(until);
+  });
 }
 
 void CoordinatorClient::stop() {

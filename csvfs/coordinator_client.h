@@ -125,6 +125,7 @@ class CoordinatorClient {
   void connect();
   void connected_to(std::unique_ptr<protocol::Connection> connection);
   void disconnect(Error why);
+  void pause(TimePoint until);
   void received(protocol::Message message);
   void greeted(const wire::Frame& frame);
   void replied(protocol::Message message);

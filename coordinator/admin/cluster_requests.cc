@@ -372,6 +372,21 @@ cluster::Configuration first_configuration(const Config& config, const std::stri
   return out;
 }
 
+Expected<void> may_take(const AdminRequest& request, const Configuration& now,
+                        const std::function<bool(NodeId)>& unable) {
+  bool moves = request.command == "volume_move" || request.command == "volume_start";
+  if (!moves || request.node.empty()) return {};
+  auto volume = now.volumes.find(request.volume);
+  auto node = find_node(now, request.node);
+  if (!node || volume == now.volumes.end() || volume->second.stopped ||
+      volume->second.coordinator == *node || !unable(*node))
+    return {};
+  return refused(
+      fmt::format("{} cannot coordinate {} just now: it has not added it, or has failed to take it "
+                  "over and is tried again later (csvctl status there says which)",
+                  now.nodes.at(*node).name, request.volume));
+}
+
 bool asks_cluster(const std::string& command) {
   return command == "config_export" || command == "config_preview";
 }
@@ -474,6 +489,7 @@ std::string cluster_json(const cluster::VotingMembership& membership, NodeId nod
                               {"coordinator", raw(volume.coordinator)},
                               {"served", membership.served(name)},
                               {"stopped", volume.stopped},
+                              {"closed", membership.closed(name)},
                               {"preferred", volume.preferred ? raw(*volume.preferred) : 0}});
   return out.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

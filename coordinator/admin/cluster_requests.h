@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <optional>
 
 #include "coordinator/admin/admin_request.h"
@@ -38,6 +39,13 @@ bool changes_cluster(const std::string& command);
 Expected<cluster::Replica::Change> change_for(const AdminRequest& request);
 /// The witness that such a command sets; nullopt: it sets none, or is another command.
 std::optional<cluster::WitnessRecord> witness_named(const AdminRequest& request);
+
+/// Errc::refused for a volume_move to a node, or a volume_start that is one, which says of itself
+/// that it cannot coordinate the volume (`unable`): it would be undone at once, and the volume
+/// closed and opened for nothing. Where the volume is already, or names make no sense, which the
+/// change says, and all other commands: nothing is refused.
+Expected<void> may_take(const AdminRequest& request, const cluster::Configuration& now,
+                        const std::function<bool(NodeId)>& unable);
 
 /// Whether a command only looks at the configuration: answer_about() knows it.
 bool asks_cluster(const std::string& command);

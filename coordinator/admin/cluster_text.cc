@@ -194,9 +194,9 @@ class Teller {
         away_.emplace_back(text_at(volume, "name"),
                            name(coordinator) + " is to coordinate it, and does not serve it yet: " +
                                "csvctl status there says why");
-      bool stopped = volume.value("stopped", false);
+      bool stopped = volume.value("stopped", false), closed = volume.value("closed", !served);
       table.row({text_at(volume, "name"),
-                 stopped            ? paint_.warning(served ? "stopped, being closed" : "stopped")
+                 stopped            ? paint_.warning(closed ? "stopped" : "stopped, being closed")
                  : coordinator == 0 ? paint_.bad("nobody can")
                  : served           ? name(coordinator)
                                     : paint_.warning(name(coordinator) + ", not yet"),

@@ -47,6 +47,9 @@ std::string of_stopped(const Json& volume, bool formed) {
   auto name = volume.value("name", "");
   if (!volume.value("stopped", false)) return name + " is not stopped: somebody has started it";
   if (volume.value("served", false)) return name + " is being closed by its coordinator";
+  if (!volume.value("closed", true))  // an older csvd does not say
+    return "what mounts of " + name +
+           ", and nodes out of reach, may still do ends with their leases";
   return {};
 }
 

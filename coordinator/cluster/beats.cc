@@ -284,11 +284,13 @@ void Beats::echo(Other& other) {
 void Beats::claim(const std::string& volume, Epoch epoch, Key key) {
   own_[volume] = {epoch, key};
   for (auto& [id, other] : others_) echo(*other);
+  with_.changed();  // this node's own mounts wait for it as the others' do
 }
 
 void Beats::disclaim(const std::string& volume) {
   if (own_.erase(volume) == 0) return;
   for (auto& [id, other] : others_) echo(*other);
+  with_.changed();
 }
 
 std::optional<Coordinator> Beats::coordinator(const std::string& volume) const {

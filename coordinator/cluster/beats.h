@@ -49,7 +49,7 @@ class Beats {
     std::function<std::vector<StorageSign>()> signs = {};
     /// From the loop. Neither may destroy this.
     std::function<void(NodeId, const Echo&)> echoed;
-    /// After every round of beats, every echo, and when a peer is lost.
+    /// After every round of beats, every echo, every claim, and when a peer is lost.
     std::function<void()> changed;
   };
 

@@ -104,6 +104,7 @@ void VotingMembership::tick() {
   for (const auto& peer : beats_.peers())
     if (responsive(peer.id)) heard.insert(peer.id);
   if (heard != std::exchange(heard_, heard)) replica_->heard();
+  see_stopped();
   renew();
   note();
   place();
@@ -119,6 +120,7 @@ void VotingMembership::replica_changed() {
     joined_ = with_.loop->now();
   }
   use_configuration();
+  see_stopped();
   renew();
   note();
   place();
@@ -214,6 +216,25 @@ bool VotingMembership::stopped(const std::string& volume) const {
   if (now == nullptr) return false;
   auto found = now->volumes.find(volume);
   return found != now->volumes.end() && found->second.stopped;
+}
+
+/// Anew whenever the cluster forms: until then others may have gone on by what was before.
+void VotingMembership::see_stopped() {
+  bool formed = replica_->state() == Replica::State::formed;
+  std::erase_if(stopped_since_, [&](const auto& each) { return !formed || !stopped(each.first); });
+  if (!formed) return;
+  for (const auto& [name, volume] : replica_->configuration()->volumes)
+    if (volume.stopped) stopped_since_.try_emplace(name, with_.loop->now());
+}
+
+bool VotingMembership::closed(const std::string& volume) const {
+  auto since = stopped_since_.find(volume);
+  if (since == stopped_since_.end() || with_.loop->now() < since->second + with_.timing.over_after)
+    return false;
+  return std::none_of(replica_->notes().begin(), replica_->notes().end(), [&](const auto& each) {
+    auto said = replica_->member(each.first) ? said_in(each.second, volume) : std::nullopt;
+    return said && (said->serving() || said->at_work());
+  });
 }
 
 TimePoint VotingMembership::open_until(const std::string& volume) const {
@@ -336,6 +357,7 @@ void VotingMembership::note() {
     one->set_name(volume.name);
     one->set_mounted(volume.mounted);
     one->set_serving(beats_.own().count(volume.name) > 0);
+    one->set_at_work(volume.at_work);
     for (auto [node, fence] : volume.off) {
       auto* off = one->add_off();
       off->set_node(raw(node));

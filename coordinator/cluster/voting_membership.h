@@ -31,6 +31,7 @@ class VotingMembership final : public Membership {
     std::uint32_t mounted = 0;  ///< Uses of it on this node: a coordinator is best where these are.
     /// If this node coordinates it: fenced nodes of which nothing is left on the LUN.
     std::map<NodeId, std::uint64_t> off = {};
+    bool at_work = false;  ///< This node takes it over, serves it or closes it.
   };
   struct Surroundings {
     Loop* loop = nullptr;
@@ -87,6 +88,10 @@ class VotingMembership final : public Membership {
   /// Whom the cluster has given the volume to says that it coordinates it; of one that is stopped,
   /// anybody.
   [[nodiscard]] bool served(const std::string& volume) const;
+  /// Of a volume that is stopped: no member is at work on it, and the leases have ended that there
+  /// were when it was: so nobody coordinates it and every mount's gate is closed, also where nobody
+  /// could be told. Never before the cluster has formed here for as long as that takes.
+  [[nodiscard]] bool closed(const std::string& volume) const;
 
   /// Whether the node says that it can coordinate the volume: not where an attempt has just failed
   /// there, after which it would be taken from it again at once.
@@ -107,6 +112,7 @@ class VotingMembership final : public Membership {
   void replica_changed();
   void use_configuration();
   [[nodiscard]] bool stopped(const std::string& volume) const;
+  void see_stopped();
   [[nodiscard]] bool responsive(NodeId node) const;
   void renew();
   void note();
@@ -136,6 +142,8 @@ class VotingMembership final : public Membership {
   std::map<std::string, std::uint64_t> turns_;
   /// Of volumes that are stopped: the lease as it was then.
   std::map<std::string, TimePoint> gates_;
+  /// Since when they have been so in a cluster that has formed, in this node's sight.
+  std::map<std::string, TimePoint> stopped_since_;
   /// Since when; whether it is given no volumes.
   std::map<NodeId, std::pair<TimePoint, bool>> present_;
   bool placing_ = false;

@@ -210,9 +210,11 @@ Task<void> Service::close() {
                                   cache = shares_.catalog_pages](Tenure& on) {
     if (lost && !note_loss_afresh(on, cache)) return false;
     on.copy.reset();  // it reads the store
+    // While the mounts wait the successor would read a log that says nothing new.
+    bool emptied = in_order && (lost || on.catalog->empty_log());
     on.catalog.reset();
     on.store.reset();
-    if (!in_order) return false;
+    if (!emptied) return false;
     // Nobody is answered any more, and the successor need not wait for that. If this fails it does.
     auto info = volume::read_superblocks(on.blocking, false);
     if (!info) return false;

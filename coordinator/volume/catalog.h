@@ -149,9 +149,12 @@ class Catalog {
   /// Work between groups: checkpoint when the log is long, growth of the database (C4), one step of
   /// freeing (orphans without openers are freed by reap()). Errors as run().
   virtual Expected<void> maintain() = 0;
-  /// Everything in the log goes into the database, so that the next open finds an empty log.
-  /// Destroying a catalog without this writes nothing. Errors as run().
+  /// Everything in the log goes into the database. Destroying a catalog without this writes
+  /// nothing. Errors as run().
   virtual Expected<void> checkpoint() = 0;
+  /// The same, and the log is durably an empty one: whoever opens the catalog next has none to
+  /// read. At the end, as the next change begins a log anew. Errors as run().
+  virtual Expected<void> empty_log() = 0;
 
   // Names. `now` becomes the times that POSIX says change.
   virtual Expected<Attr> attr(InodeId inode) = 0;

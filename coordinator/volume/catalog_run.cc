@@ -182,6 +182,15 @@ Expected<void> SqlCatalog::checkpoint() {
   }());
 }
 
+Expected<void> SqlCatalog::empty_log() {
+  return once([&]() -> Expected<void> {
+    CSV_TRY(healthy());
+    CSV_TRY(database_->empty_log());
+    ++statistics_.checkpoints;
+    return healthy();
+  }());
+}
+
 Expected<void> SqlCatalog::maintain() {
   return once([&]() -> Expected<void> {
     CSV_TRY(healthy());

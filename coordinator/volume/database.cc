@@ -194,6 +194,20 @@ Expected<void> Database::checkpoint() {
   return {};
 }
 
+Expected<void> Database::empty_log() {
+  auto result =
+      sqlite3_wal_checkpoint_v2(db_, "main", SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr);
+  if (result != SQLITE_OK) return fail(result, "emptying the log");
+  log_frames_ = 0;
+  // SQLite leaves it to the next commit to make that durable.
+  sqlite3_file* log = nullptr;
+  result = sqlite3_file_control(db_, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log);
+  if (result == SQLITE_OK && log != nullptr && log->pMethods != nullptr)
+    result = log->pMethods->xSync(log, SQLITE_SYNC_FULL);
+  if (result != SQLITE_OK) return fail(result, "emptying the log");
+  return {};
+}
+
 void Database::gather_changes_of(const char* table) {
   gathered_table_ = table;
   auto note = [](void* self, int, const char*, const char* changed, sqlite3_int64 row) {

@@ -152,6 +152,8 @@ class Database {
   void clear_failure() { failure_ = {}; }
 
   Expected<void> checkpoint();
+  /// A complete checkpoint, and then the log is an empty file, durably.
+  Expected<void> empty_log();
   /// Bytes of the log that the last commit left, 0 after a complete checkpoint.
   [[nodiscard]] std::uint64_t log_bytes() const { return log_frames_ * 4120; }
   sqlite3* handle() { return db_; }

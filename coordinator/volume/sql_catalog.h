@@ -79,6 +79,7 @@ class SqlCatalog final : public Catalog, public CopySpace {
   Expected<void> run(std::span<Change> changes) override;
   Expected<void> maintain() override;
   Expected<void> checkpoint() override;
+  Expected<void> empty_log() override;
   Changed take_changed() override;
   Statistics statistics() const override;
 

@@ -140,7 +140,8 @@ Expected<void> WalRegion::load() {
   CSV_TRY(read_mark());
   std::uint64_t loaded = 0;
   while (loaded < capacity_ && !broken_) {
-    auto step = loaded == 0 ? kReadSize : kReadDepth * kReadSize;  // Most logs are empty.
+    // Most logs are empty, or short: what is read beyond them the target's other users wait for.
+    auto step = std::clamp(loaded, kReadSize, kReadDepth * kReadSize);
     auto end = std::min<std::uint64_t>(loaded + step, capacity_);
     make_room(end);
     std::vector<iscsi::BlockingLun::Read> reads;

@@ -37,8 +37,9 @@ Expected<void> check_repair_ended(iscsi::BlockingLun& lun, const VolumeInfo& inf
 /// sync() writes a mark beside its frames, which says how many were durable before.
 class WalRegion {
  public:
-  /// Reads as much as the log has: 1 MiB, then 16 MiB at a time in reads of 1 MiB, until a frame
-  /// comes that is not whole. Errc::corrupt if that is before the mark, with where it is.
+  /// Reads as much as the log has: 1 MiB, then as much again each time, 16 MiB at most, in reads of
+  /// 1 MiB, until a frame comes that is not whole. Errc::corrupt if that is before the mark, with
+  /// where it is.
   static Expected<WalRegion> open(iscsi::BlockingLun& lun, const VolumeInfo& info);
   /// What open() found is past the volatile cache from here on, so that it can be leaned on. For
   /// who alone may write the volume.

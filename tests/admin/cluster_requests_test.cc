@@ -79,6 +79,38 @@ bool has(const std::string& text, const std::string& part) {
 
 }  // namespace
 
+TEST_CASE("cluster requests: a volume is not moved to a node that says it cannot take it") {
+  auto now = three();
+  now.volumes["stopped"].stopped = true;
+  std::vector<NodeId> asked;
+  auto refusal_of = [&](const AdminRequest& what, int unable) {
+    asked.clear();
+    auto may = may_take(what, now, [&](NodeId node) {
+      asked.push_back(node);
+      return node == id(unable);
+    });
+    if (may) return std::string{};
+    CHECK(may.error() == Errc::refused);
+    return may.error().message();
+  };
+  AdminRequest start{.command = "volume_start", .volume = "v", .node = "2"};
+  CHECK(has(refusal_of(move("v", "n2"), 2), "n2 cannot coordinate v just now"));
+  CHECK(has(refusal_of(start, 2), "n2 cannot coordinate v just now"));
+  CHECK(refusal_of(move("v", "n2"), 3).empty());
+  CHECK(asked == std::vector{id(2)});
+  CHECK(refusal_of(start, 3).empty());
+  // It is there already; it comes back where it is best; nobody is named; the change says that.
+  CHECK(refusal_of(move("v", "n1"), 1).empty());
+  start.volume = "stopped";
+  CHECK(refusal_of(start, 2).empty());
+  CHECK(refusal_of(move("v", ""), 2).empty());
+  CHECK(refusal_of(move("none", "n2"), 2).empty());
+  CHECK(refusal_of(move("v", "n9"), 2).empty());
+  AdminRequest drain = request("node_drain", "n2");
+  drain.volume = "v";
+  CHECK(refusal_of(drain, 2).empty());
+}
+
 TEST_CASE("cluster requests: votes") {
   CHECK(made(request("node_vote", "n2", "0")).nodes[id(2)].votes == false);
   CHECK(made(request("node_vote", "2", "1")).nodes[id(2)].votes == true);

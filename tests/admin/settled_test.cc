@@ -12,6 +12,7 @@ struct Volume {
   int given;
   bool served;
   bool stopped = false;
+  bool closed = false;
 };
 
 std::string status(std::initializer_list<Volume> volumes) {
@@ -20,7 +21,8 @@ std::string status(std::initializer_list<Volume> volumes) {
     list += (list.empty() ? "" : ",") + std::string{"{\"name\":\""} + each.name +
             "\",\"coordinator\":" + std::to_string(each.given) +
             ",\"served\":" + (each.served ? "true" : "false") +
-            ",\"stopped\":" + (each.stopped ? "true" : "false") + ",\"preferred\":0}";
+            ",\"stopped\":" + (each.stopped ? "true" : "false") +
+            ",\"closed\":" + (each.closed ? "true" : "false") + ",\"preferred\":0}";
   return R"({"voting":{"nodes":[{"id":1,"name":"a"},{"id":2,"name":"b"}],"volumes":[)" + list +
          "]}}";
 }
@@ -52,14 +54,16 @@ TEST_CASE("settled: a volume has moved once whoever it is given to serves it") {
   CHECK(has(left(status({{"w", 1, true}}), kMove), "no volume v"));
 }
 
-TEST_CASE("settled: a volume is stopped once nobody serves it, and started once somebody does") {
+TEST_CASE("settled: a volume is stopped once nobody can serve it, and started once somebody does") {
   AdminRequest stop{.command = "volume_stop", .volume = "v"};
   AdminRequest start{.command = "volume_start", .volume = "v"};
-  CHECK(left(status({{"v", 0, false, true}}), stop).empty());
+  CHECK(left(status({{"v", 0, false, true, true}}), stop).empty());
+  // Somebody may be taking it over, or be cut off and have a lease.
+  CHECK(has(left(status({{"v", 0, false, true, false}}), stop), "ends with their leases"));
   CHECK(has(left(status({{"v", 0, true, true}}), stop), "is being closed"));
   CHECK(has(left(status({{"v", 1, true}}), stop), "is not stopped"));
   // Who serves what is not known before the members have greeted each other.
-  auto forming = status({{"v", 0, false, true}});
+  auto forming = status({{"v", 0, false, true, true}});
   forming.replace(forming.find("\"nodes\""), 0, R"("state":"greeting",)");
   CHECK(has(left(forming, stop), "forms anew"));
   CHECK(has(left(status({{"v", 0, false}}), start), "nobody is given v"));

@@ -3,6 +3,7 @@
 // JSON object.
 //
 //   csv_catalog_bench [FILES] [LOG-MIB]
+//   csv_catalog_bench --into LUN FILES     into a volume that nobody serves, to be measured there
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -11,6 +12,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "coordinator/volume/catalog.h"
@@ -21,6 +24,7 @@
 #include "csvfs/base/random.h"
 #include "csvfs/base/thread_worker.h"
 #include "iscsi/blocking_lun.h"
+#include "iscsi/open_lun.h"
 #include "iscsi/ram_lun.h"
 
 using namespace csv;
@@ -47,9 +51,21 @@ double seconds_of(const std::function<void()>& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
 }
 
-/// A volume on a LUN in memory, used by the thread that made it.
+/// A volume on a LUN, used by the thread that made it.
 class Bench {
  public:
+  /// Of somebody else.
+  explicit Bench(const std::string& lun) {
+    loop_.start("bench");
+    blocking_.wait([&](std::function<void()> wake) {
+      iscsi::open_lun(loop_, lun, {}, [this, wake](auto opened) {
+        lun_ = must(std::move(opened));
+        wake();
+      });
+    });
+    io_.emplace(*lun_, blocking_);
+  }
+  /// New, and in memory.
   explicit Bench(std::uint64_t log_mib) {
     loop_.start("bench");
     iscsi::RamDiskOptions options;
@@ -151,9 +167,19 @@ class Bench {
   std::uint64_t number_ = 0;
 };
 
+int fill(const char* lun, const char* files) {
+  log::set_up("csv_catalog_bench", log::Level::error);
+  Bench bench{lun};
+  bench.open();
+  bench.make_files(std::strtoull(files, nullptr, 10));
+  must(bench.catalog().checkpoint());
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc == 4 && argv[1] == std::string_view{"--into"}) return fill(argv[2], argv[3]);
   std::uint64_t files = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1'000'000;
   std::uint64_t log_mib = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 57;
   log::set_up("csv_catalog_bench", log::Level::error);

@@ -160,6 +160,18 @@ TEST_CASE("membership: a node alone holds its own lease, as long as its csvd bea
   CHECK_FALSE(cluster.open(1));
 }
 
+TEST_CASE("membership: what this node coordinates its own mounts are told at once, as others are") {
+  Cluster cluster{2};
+  cluster.loop.run_for(1s);
+  auto told = [&cluster](int node) { return std::exchange(cluster.nodes[node].changes, 0); };
+  (void)told(1);
+  cluster[1].coordinating("v", Epoch{7}, Key{9});
+  CHECK(told(1) > 0);
+  CHECK(cluster.open(1));
+  cluster[1].gave_up("v");
+  CHECK(told(1) > 0);
+}
+
 TEST_CASE("membership: every node learns who coordinates, where, and holds a lease from it") {
   Cluster cluster{3};
   cluster.loop.run_for(1s);

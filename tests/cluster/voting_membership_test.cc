@@ -135,7 +135,8 @@ TEST_CASE("voting membership: a volume that is stopped is given to nobody, and i
   QuickStore store{bed.loop};
   bed.with.engine = &engine;
   bed.with.store = &store;
-  bed.with.volumes = [] { return std::vector<VotingMembership::LocalVolume>{{"v"}, {"w"}}; };
+  std::vector<VotingMembership::LocalVolume> local{{"v"}, {"w"}};
+  bed.with.volumes = [&local] { return local; };
   Configuration first;
   first.cluster = 4711;
   first.name = "lab";
@@ -168,8 +169,20 @@ TEST_CASE("voting membership: a volume that is stopped is given to nobody, and i
   CHECK(membership.coordinator("v").has_value());
   auto gate = membership.open_until("v");
   membership.gave_up("v");
-  bed.loop.run_for(1min);
+  bed.loop.run_for(1s);
   CHECK(!membership.served("v"));
+  // Somebody who is cut off may have a lease still, and a mount its gate open.
+  CHECK(!membership.closed("v"));
+  bed.loop.run_for(2s);
+  CHECK(membership.closed("v"));
+  // An attempt that the stop came too late for.
+  local[0].at_work = true;
+  bed.loop.run_for(1min);
+  CHECK(!membership.closed("v"));
+  local[0].at_work = false;
+  bed.loop.run_for(1s);
+  CHECK(membership.closed("v"));
+  CHECK(!membership.closed("w"));
   CHECK(!membership.coordinator("v").has_value());
   CHECK(coordinator("v") == NodeId{});
   CHECK(membership.open_until("v") == gate);
@@ -182,6 +195,7 @@ TEST_CASE("voting membership: a volume that is stopped is given to nobody, and i
   CHECK(coordinator("v") == NodeId{1});
   CHECK(!membership.assigned("v")->stopped);
   CHECK(membership.open_until("v") == membership.open_until());
+  CHECK(!membership.closed("v"));
 }
 
 TEST_CASE("voting membership: a volume that is forgotten while it is given to a node stays so") {

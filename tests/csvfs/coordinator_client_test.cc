@@ -138,6 +138,34 @@ TEST_CASE(
   says_nothing(true, 10s);
 }
 
+TEST_CASE("coordinator client: it does not pause any longer once another one coordinates") {
+  Bed bed{false};
+  auto fail = [&bed] {
+    auto done = std::move(bed.waiting.back());
+    bed.waiting.pop_back();
+    done(std::errc::connection_refused);
+  };
+  bed.loop.run_for(1ms);
+  for (int i = 0; i < 4; ++i) {  // the longest pause by now
+    REQUIRE(bed.waiting.size() == 1);
+    fail();
+    bed.loop.run_for(200ms);
+  }
+  auto before = bed.asked.size();
+  fail();
+  bed.loop.run_for(50ms);
+  CHECK(bed.asked.size() == before);
+  bed.newest = Epoch{4};
+  bed.loop.run_for(20ms);
+  REQUIRE(bed.asked.size() == before + 1);
+  // That was for this one: if it is not reached the pauses are as they were.
+  fail();
+  bed.loop.run_for(150ms);
+  CHECK(bed.asked.size() == before + 1);
+  bed.loop.run_for(50ms);
+  CHECK(bed.asked.size() == before + 2);
+}
+
 TEST_CASE("coordinator client: what its goodbye ends does not end its wait for the answer") {
   fakes::ManualLoop loop;
   Idle owner;

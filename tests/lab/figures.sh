@@ -2,13 +2,16 @@
 # How long programs wait when something of three nodes that vote fails, and how soon who is cut off stops: rounds in turn; medians and the
 # longest of them beside what is aimed at. It fails if a median is above. For a machine that has nothing else to do.
 #
-# Usage: figures.sh [ROUNDS]     5 without a word; with CSVFS_FIGURES=FILE every value is written there, a line each
+# Usage: figures.sh [ROUNDS [CASE...]]     5 without a word, and all of killed vanishes move cut start; with CSVFS_FIGURES=FILE every value is
+#                                          written there, a line each, and with CSVFS_FIGURES_LOGS=FOLDER the logs are kept
 source "$(dirname "$0")/cluster.sh"
 
 with_corosync
 here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 program=$here/voting.py
 rounds=${1:-5}
+cases=" ${*:2} "
+[[ $cases =~ [a-z] ]] || cases=" killed vanishes move cut start "
 values=${CSVFS_FIGURES:-$work/values}
 : >"$values"
 
@@ -35,16 +38,19 @@ waits() {
   value "$name: direct writes" "$(<"$work/direct-$turn.log")"
   for each in $nodes; do on "$each" rm -r "$volume/names-$each"; done
 }
+is_to_be_tried() { [[ $cases == *" $1 "* ]]; }
 is_fresh() { (($(date +%s%3N) - $(date -r "$work/last" +%s%3N) < 1000)); }
-# stops NAME NODE: how long a program there writes directly after the node's networks were cut.
+# stops NAME NODE: how long a program there writes directly after the node was cut off. Counted from when the network that csvd speaks over is
+# cut, since no beat is answered then that is sent later: what its lease rests on.
 stops() {
   local from last
   touch -d @0 "$work/last"
   on "$2" python3 "$program" touch "$volume/touched" "$work/last" >"$work/touch.log" 2>&1 &
   background+=($!)
   wait_for 20 "writes on $2" is_fresh
+  lab cut "$2" private
   from=$(date +%s%3N)
-  cut_off "$2"
+  lab cut "$2" public
   sleep 6  # whoever still writes then is late for certain
   last=$(date -r "$work/last" +%s%3N)
   ((last > from)) || die "nothing was written on $2 when it was cut off"
@@ -57,20 +63,26 @@ all_well() {
   for each in node1 node2 node3; do wait_for 60 "the mount of $each" is_direct "$each"; done
 }
 
-cluster_up 1G
-all_well
-for ((round = 1; round <= rounds; round++)); do
-  say "round $round of $rounds"
-  lab coordinator 1
+# given_to NODE: the volume. A node that has lost its way to the LUN says for half a minute that it cannot take it.
+given_to() { wait_for 60 "node$1 to take the volume" lab coordinator "$1"; }
+killed() {
+  given_to 1
   waits "csvd of the coordinator is killed" "node1 node2 node3" 8 lab kill node1 csvd
   lab start node1 csvd
   all_well
-  lab coordinator 1
+}
+vanishes() {
+  given_to 1
   waits "the coordinator's node vanishes" "node2 node3" 12 cut_off node1 storage
   lab heal
   all_well
-  lab coordinator 1
+}
+move() {
+  given_to 1
   waits "a planned move under load" "node1 node2 node3" 5 lab coordinator 2
+}
+cut() {
+  given_to 2
   stops "the last write of who is cut off, with its csvd" node3
   lab heal
   all_well
@@ -79,14 +91,26 @@ for ((round = 1; round <= rounds; round++)); do
   lab heal
   lab start node3 csvd
   all_well
+}
+start() {
+  local node each from starts=()
   for node in node1 node2 node3; do for each in csvfs csvd corosync; do lab kill "$node" "$each"; done; done
   from=$(date +%s%3N)
-  starts=()
   for node in node1 node2 node3; do (lab start "$node" corosync; lab start "$node" csvd) & starts+=($!); done
   wait "${starts[@]}"
   lab mount
   value "a cold start of three nodes, until mounted" $(($(date +%s%3N) - from))
   all_well
+}
+
+cluster_up 1G
+all_well
+for ((round = 1; round <= rounds; round++)); do
+  say "round $round of $rounds"
+  for each in killed vanishes move cut start; do ! is_to_be_tried "$each" || "$each"; done
+done
+[[ ! ${CSVFS_FIGURES_LOGS:-} ]] || for node in node1 node2 node3; do
+  install -D -m 644 -t "$CSVFS_FIGURES_LOGS/$node" "${CSVFS_LAB_DIR:-/var/tmp/csvfs-lab}/$lab_name/$node"/*.log
 done
 
 python - "$values" <<'PYTHON' || die "not reached on this machine"
@@ -111,6 +135,8 @@ for line in open(sys.argv[1]):
 print(f"{'ms':<52} {'median':>7} {'longest':>8} {'aim':>6}")
 above = False
 for name, aim in AIMS.items():
+    if name not in values:
+        continue
     median = statistics.median(values[name])
     above |= median > aim
     print(f"{name:<52} {median:>7.0f} {max(values[name]):>8} {aim:>6}{'  above' if median > aim else ''}")

@@ -56,6 +56,14 @@ put() {
     put_needed "$program"
   done
 }
+# put_libraries FILE...: what is loaded by its name, where it is, and what that needs.
+put_libraries() {
+  local library
+  for library in "$@"; do
+    install -D -m 755 "$(realpath "$library")" "$shared/root${library#"$packages"}"
+    put_needed "$library"
+  done
+}
 # What lies below $packages is put as if it lay below /.
 put_needed() {
   local library libraries folder=$packages/usr/lib/x86_64-linux-gnu

@@ -1551,6 +1551,31 @@ std::shared_ptr<iscsi::RamDisk> copy_of(World& world, std::string identity, std:
 
 }  // namespace
 
+TEST_CASE("takeover: after an end in good order there is no log to be read, and nothing is lost") {
+  World world{iscsi::RamDiskOptions{.write_cache = true}};
+  std::uint64_t file = 0;
+  auto log_header = [&] { return content_of(*world.disk, world.info.wal_offset, 32); };
+  const std::vector<std::byte> none(32);
+  {
+    Coordinator former{world, 1};
+    Client a{world, 1, 11};
+    REQUIRE(!a.connect(former).code());
+    file = a.create("f");
+    CHECK(log_header() != none);
+    former.close();
+  }
+  world.run([&] { world.disk->power_loss(world.random); });
+  CHECK(log_header() == none);
+  Coordinator next{world, 2};
+  Client b{world, 2, 22};
+  REQUIRE(!b.connect(next).code());
+  wire::Request look;
+  look.mutable_lookup()->set_parent(1);
+  look.mutable_lookup()->set_name("f");
+  CHECK(b.call(look).attr().inode() == file);
+  CHECK(b.create("g") != 0);
+}
+
 TEST_CASE("takeover: a LUN that is a copy of the formatted one, or in foreign use, is refused") {
   World world;
   SUBCASE("somebody else's key") {

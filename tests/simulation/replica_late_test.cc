@@ -126,6 +126,11 @@ Task<void> ask(Replica& replica, Replica::Change what, std::optional<Expected<vo
   auto done = co_await task;
   result = done;
 }
+Task<void> force(Replica& replica, std::optional<Expected<void>>& result) {
+  auto task = replica.force(5s);
+  auto done = co_await task;
+  result = done;
+}
 
 }  // namespace
 
@@ -181,6 +186,32 @@ TEST_CASE("replica: one that greets late with a forced configuration is joined b
     CHECK(node->replica->state() == Replica::State::formed);
     CHECK(now.tag.forced == 1);
   }
+}
+
+TEST_CASE("replica: a quorum is not forced before this node has greeted, whose vote it needs") {
+  auto config = first({0, 5, 3});
+  Three bed{{config, {0, 5, 0}}, {config, {0, 5, 0}}, {config, {0, 5, 0}}};
+  auto& node = *bed.nodes[0];
+  auto alone = all_three();
+  alone.nodes.resize(1);
+  alone.members.resize(1);
+  node.engine.view(alone);
+  // What it has said of itself has not come back to it yet.
+  std::optional<Expected<void>> early, then;
+  node.loop.enter([&] { node.tasks.spawn(force(*node.replica, early)); });
+  REQUIRE(early);
+  REQUIRE(!*early);
+  CHECK(early->error() == Errc::retry);
+  bed.late = 0;
+  bed.run_for(1s, true);
+  CHECK(node.replica->state() == Replica::State::minority);
+  CHECK(node.replica->configuration()->tag.forced == 0);
+  node.loop.enter([&] { node.tasks.spawn(force(*node.replica, then)); });
+  bed.run_for(1s, true);
+  REQUIRE(then);
+  CHECK(bool(*then));
+  CHECK(node.replica->state() == Replica::State::formed);
+  CHECK(node.replica->configuration()->ballot.now.nodes.at(id(0)) == 1);
 }
 
 TEST_CASE("replica: one that hangs when it is to propose does not stop the others") {
