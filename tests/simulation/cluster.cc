@@ -401,7 +401,7 @@ Cluster::~Cluster() {
     for (std::size_t each = 0; each < volumes(); ++each) kill_mount(node, each);
     kill_csvd(node);
   }
-  // What the dead left behind unwinds: threads that waited for the LUN have their answers now.
+  // What the dead left behind unwinds: workers that waited for the LUN have their answers now.
   world.run([] { return false; }, world.now() + 60s);
 }
 

@@ -66,7 +66,7 @@ struct Volume {
 };
 
 /// A running program of a node, with a loop and doors of its own. Killing it takes its objects away
-/// and cuts its doors; the loop lives on in the graveyard, so that worker threads find their end.
+/// and cuts its doors; the loop lives on in the graveyard, so that workers find their end.
 struct Process {
   Process(World& world, Network& network, std::string name, NodeId node, SimLoop::Skew skew);
   std::unique_ptr<SimLoop> loop;
@@ -299,7 +299,7 @@ class Cluster {
     if (on_violation) on_violation(std::move(what));
   }
   void format_witness();
-  /// Runs `work` on a thread that may wait for the LUN, while the world goes on.
+  /// Runs `work` on a stack that may wait for the LUN, while the world goes on.
   void run_blocking(Volume& volume, Function<void(iscsi::BlockingLun&)> work);
 
   std::vector<Volume> volumes_;

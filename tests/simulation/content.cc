@@ -19,33 +19,47 @@ std::uint64_t word(std::uint64_t index, Stamp stamp) {
   return stamp == 0 ? 0 : Random{stamp * 0x9e3779b97f4a7c15ull + index}.next();
 }
 
-bool shows(std::uint64_t offset, std::span<const std::byte> got, Stamp stamp,
-           std::int64_t behind = 0) {
-  offset -= static_cast<std::uint64_t>(behind);
-  for (std::size_t at = 0; at < got.size();) {
+/// Calls `piece` with parts of the pattern from `offset` on, each of up to a word, until it says
+/// false.
+template <typename F>
+bool each_word(std::uint64_t offset, std::size_t length, Stamp stamp, F piece) {
+  std::size_t at = 0;
+  auto part = [&](std::size_t most) {
     auto place = offset + at;
     auto value = word(place / 8, stamp);
     std::byte bytes[8];
     std::memcpy(bytes, &value, 8);
-    auto count = std::min<std::size_t>(8 - place % 8, got.size() - at);
-    if (std::memcmp(got.data() + at, bytes + place % 8, count) != 0) return false;
+    auto count = std::min<std::size_t>(8 - place % 8, most);
+    auto go_on = piece(at, bytes + place % 8, count);
     at += count;
+    return go_on;
+  };
+  if (offset % 8 != 0 && length > 0 && !part(length)) return false;
+  // Nearly all of it: whole words.
+  for (auto index = (offset + at) / 8; length - at >= 8; at += 8, ++index) {
+    auto value = word(index, stamp);
+    if (!piece(at, reinterpret_cast<const std::byte*>(&value), std::size_t{8})) return false;
   }
-  return true;
+  return at == length || part(length - at);
+}
+
+bool shows(std::uint64_t offset, std::span<const std::byte> got, Stamp stamp,
+           std::int64_t behind = 0) {
+  offset -= static_cast<std::uint64_t>(behind);
+  return each_word(offset, got.size(), stamp,
+                   [&](std::size_t at, const std::byte* bytes, std::size_t count) {
+                     return std::memcmp(got.data() + at, bytes, count) == 0;
+                   });
 }
 
 }  // namespace
 
 void fill_pattern(std::span<std::byte> out, std::uint64_t offset, Stamp stamp) {
-  for (std::size_t at = 0; at < out.size();) {
-    auto place = offset + at;
-    auto value = word(place / 8, stamp);
-    std::byte bytes[8];
-    std::memcpy(bytes, &value, 8);
-    auto count = std::min<std::size_t>(8 - place % 8, out.size() - at);
-    std::memcpy(out.data() + at, bytes + place % 8, count);
-    at += count;
-  }
+  each_word(offset, out.size(), stamp,
+            [&](std::size_t at, const std::byte* bytes, std::size_t count) {
+              std::memcpy(out.data() + at, bytes, count);
+              return true;
+            });
 }
 
 FileContent::Id FileContent::begin(std::uint64_t from, std::uint64_t to, Stamp stamp, Duration now,
@@ -351,7 +365,7 @@ void LogContent::end(Stamp stamp, Duration now) { records_[stamp].ended = now; }
 
 std::optional<std::string> LogContent::judge(std::span<const std::byte> all, Duration since) {
   ++looks_;
-  if (all.size() < known_.size() || !std::equal(known_.begin(), known_.end(), all.begin())) {
+  if (all.size() < known_.size() || std::memcmp(known_.data(), all.data(), known_.size()) != 0) {
     known_.clear();
     order_.clear();
   }
