@@ -197,6 +197,7 @@ class Cluster {
   ~Cluster();
 
   static constexpr std::uint16_t kClusterId = 4711;
+  static constexpr std::uint64_t kMountIsid = 2;  ///< Of a node's mount, as a seed.
 
   void format();
   void start_csvd(std::size_t node);
