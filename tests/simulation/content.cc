@@ -290,18 +290,37 @@ void FileContent::prune() {
   }
 }
 
+std::set<std::uint64_t> FileContent::cuts_in(std::uint64_t from, std::uint64_t to) const {
+  std::set<std::uint64_t> cuts{from, to};
+  auto add = [&](std::uint64_t cut) {
+    if (cut > from && cut < to) cuts.insert(cut);
+  };
+  for (const auto& [id, write] : writes_) {
+    add(write.from), add(write.to);
+    for (const auto& part : write.parts) add(part.from), add(part.to);
+  }
+  return cuts;
+}
+
+std::optional<std::string> FileContent::judge_hole(std::uint64_t from, std::uint64_t to,
+                                                   Duration since, Duration now) const {
+  if (from >= to) return {};
+  auto cuts = cuts_in(from, to);
+  for (auto cut = cuts.begin(); std::next(cut) != cuts.end(); ++cut) {
+    auto allowed = possible(*cut, *std::next(cut), since, over(*cut, *std::next(cut), now));
+    bool zeros =
+        std::any_of(allowed.begin(), allowed.end(), [](const What& one) { return one.first == 0; });
+    if (!zeros)
+      return fmt::format("bytes [{}, {}) are a hole, could show {}", *cut, *std::next(cut),
+                         allowed.begin()->first);
+  }
+  return {};
+}
+
 std::optional<std::string> FileContent::judge(std::uint64_t offset, std::span<const std::byte> got,
                                               Duration since, Duration now) {
-  auto end = offset + got.size();
   std::vector<Write> decided;
-  std::set<std::uint64_t> cuts{offset, end};
-  for (const auto& [id, write] : writes_) {
-    for (auto cut : {write.from, write.to})
-      if (cut > offset && cut < end) cuts.insert(cut);
-    for (const auto& part : write.parts)
-      for (auto cut : {part.from, part.to})
-        if (cut > offset && cut < end) cuts.insert(cut);
-  }
+  auto cuts = cuts_in(offset, offset + got.size());
   for (auto cut = cuts.begin(); std::next(cut) != cuts.end(); ++cut) {
     auto from = *cut, to = *std::next(cut);
     auto covering = over(from, to, now);
