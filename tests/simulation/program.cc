@@ -418,6 +418,7 @@ Task<void> Program::work_with_images() {
     co_return co_await store_into_mapping(at, offset, length);
   }
   if (random_.chance(1, 14)) co_return co_await clone(*any_open(), at);
+  if (random_.chance(1, 40)) co_return co_await set_times(open_[at].inode);
   if (random_.chance(1, 20))
     co_return co_await seek(at, random_.below(sizes.most + kBlock), random_.chance(1, 2));
   if (dice < 32) {
