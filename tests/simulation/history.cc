@@ -1008,11 +1008,21 @@ bool History::end(Id id, const Outcome& given) {
 
 bool History::refuse(Id id) {
   if (gave_up_) return true;
+  const auto& op = pending_.at(id).op;
+  bool in_parts =
+      op.kind == Op::Kind::write || op.kind == Op::Kind::append || op.kind == Op::Kind::truncate;
   Configs next;
   for (const auto& [key, config] : configs_) {
     auto without = config;
     without.seen.erase(id);
-    if (without.done.erase(id) == 0) put(next, std::move(without));
+    if (without.done.erase(id) != 0) continue;
+    // Of content parts may have been made, which the mtime then tells of.
+    if (auto node = node_of(without, op.inode); in_parts && node) {
+      without.tree.mine().at(*node).mtime.written();
+      see(without);
+      without.seen.erase(id);
+    }
+    put(next, std::move(without));
   }
   if (next.empty()) {
     why_ = sim::describe(pending_.at(id).op) + " was refused, but what it does was seen";
