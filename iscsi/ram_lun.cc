@@ -471,6 +471,8 @@ void Target::arrive(std::uint64_t id) {
   auto found = commands_.find(id);
   if (found == commands_.end()) return;
   auto command = found->second;
+  if (command->late && command->fate.late_by > Duration::zero())
+    return later(std::exchange(command->fate.late_by, {}), id, &Target::arrive);
   auto nexus = command->nexus();
   using Kind = RamCommand::Kind;
   if (command->late && command->fate.late_if_reserved &&

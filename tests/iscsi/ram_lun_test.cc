@@ -208,6 +208,25 @@ TEST_CASE("ram lun: a write of a dead initiator lands late, with what it was sen
   CHECK(bench.content(0, 512) == filled(512, 1));
 }
 
+TEST_CASE("ram lun: it lands as much later as it is told to") {
+  Bench bench;
+  auto plan = [slow = slow_writes(1ms, {}, true)](const RamCommand& command) {
+    auto fate = slow(command);
+    fate.late_by = 500ms;
+    return fate;
+  };
+  auto lun = bench.open("a", plan);
+  auto buffer = filled(512, 1);
+  lun->write(0, buffer, {}, [](Expected<void>) {});
+  lun->close();
+  bench.settle(50ms);
+  CHECK(bench.disk->late_commands() == 1);
+  CHECK(bench.content(0, 512) == filled(512, 0));
+  bench.settle(600ms);
+  CHECK(bench.disk->late_commands() == 0);
+  CHECK(bench.content(0, 512) == filled(512, 1));
+}
+
 TEST_CASE("ram lun: a late write that arrives after the fence of its key is refused") {
   Bench bench;
   auto fencer = bench.open("b"), lun = bench.open("a", slow_writes(30ms, {}, true));

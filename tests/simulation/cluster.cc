@@ -12,8 +12,8 @@
 namespace csv::sim {
 namespace {
 
-// ISIDs of a node's processes.
-constexpr std::uint64_t kCoordinator = 1, kMount = 2;
+/// As Cluster::kMountIsid.
+constexpr std::uint64_t kCoordinatorIsid = 1;
 
 }  // namespace
 
@@ -187,7 +187,7 @@ Task<Expected<std::unique_ptr<service::VolumeService>>> Csvd::take_over(std::siz
   with.timing.reconnect_grace = cluster_.reconnect_grace;
   with.loop = process_.loop.get();
   with.random = &process_.random;
-  with.open_lun = cluster_.opener(process_, node_, volume, kCoordinator);
+  with.open_lun = cluster_.opener(process_, node_, volume, kCoordinatorIsid);
   with.make_worker = [this] { return std::make_unique<SimWorker>(cluster_.world, *process_.loop); };
   with.open_until = [this] {
     return cluster_.broken.csvds_gate_stays_open ? TimePoint::max() : membership_->open_until();
@@ -279,7 +279,7 @@ Csvfs::Csvfs(Cluster& cluster, std::size_t node, std::size_t volume)
     MountSurroundings with;
     with.loop = process_.loop.get();
     with.random = &process_.random;
-    with.open_lun = cluster_.opener(process_, node_, volume_, kMount);
+    with.open_lun = cluster_.opener(process_, node_, volume_, Cluster::kMountIsid);
     Finder::Setup find;
     find.loop = process_.loop.get();
     find.transport = process_.door.get();
@@ -401,7 +401,7 @@ Cluster::~Cluster() {
     for (std::size_t each = 0; each < volumes(); ++each) kill_mount(node, each);
     kill_csvd(node);
   }
-  // What the dead left behind unwinds: threads that waited for the LUN have their answers now.
+  // What the dead left behind unwinds: workers that waited for the LUN have their answers now.
   world.run([] { return false; }, world.now() + 60s);
 }
 
@@ -493,7 +493,7 @@ iscsi::LunOpener Cluster::opener(Process& process, std::size_t node, std::size_t
     options.initiator = initiator(node);
     options.isid_seed = isid_seed;
     auto login = world.between(1ms, 20ms);
-    auto mount = isid_seed == kMount ? std::optional{node} : std::nullopt;
+    auto mount = isid_seed == kMountIsid ? std::optional{node} : std::nullopt;
     loop->after(login, [this, volume, node, mount, loop, alive, options = std::move(options),
                         done = std::move(done)]() mutable {
       if (!*alive) return;

@@ -66,7 +66,7 @@ struct Volume {
 };
 
 /// A running program of a node, with a loop and doors of its own. Killing it takes its objects away
-/// and cuts its doors; the loop lives on in the graveyard, so that worker threads find their end.
+/// and cuts its doors; the loop lives on in the graveyard, so that workers find their end.
 struct Process {
   Process(World& world, Network& network, std::string name, NodeId node, SimLoop::Skew skew);
   std::unique_ptr<SimLoop> loop;
@@ -197,6 +197,7 @@ class Cluster {
   ~Cluster();
 
   static constexpr std::uint16_t kClusterId = 4711;
+  static constexpr std::uint64_t kMountIsid = 2;  ///< Of a node's mount, as a seed.
 
   void format();
   void start_csvd(std::size_t node);
@@ -299,7 +300,7 @@ class Cluster {
     if (on_violation) on_violation(std::move(what));
   }
   void format_witness();
-  /// Runs `work` on a thread that may wait for the LUN, while the world goes on.
+  /// Runs `work` on a stack that may wait for the LUN, while the world goes on.
   void run_blocking(Volume& volume, Function<void(iscsi::BlockingLun&)> work);
 
   std::vector<Volume> volumes_;

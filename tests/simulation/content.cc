@@ -19,33 +19,47 @@ std::uint64_t word(std::uint64_t index, Stamp stamp) {
   return stamp == 0 ? 0 : Random{stamp * 0x9e3779b97f4a7c15ull + index}.next();
 }
 
-bool shows(std::uint64_t offset, std::span<const std::byte> got, Stamp stamp,
-           std::int64_t behind = 0) {
-  offset -= static_cast<std::uint64_t>(behind);
-  for (std::size_t at = 0; at < got.size();) {
+/// Calls `piece` with parts of the pattern from `offset` on, each of up to a word, until it says
+/// false.
+template <typename F>
+bool each_word(std::uint64_t offset, std::size_t length, Stamp stamp, F piece) {
+  std::size_t at = 0;
+  auto part = [&](std::size_t most) {
     auto place = offset + at;
     auto value = word(place / 8, stamp);
     std::byte bytes[8];
     std::memcpy(bytes, &value, 8);
-    auto count = std::min<std::size_t>(8 - place % 8, got.size() - at);
-    if (std::memcmp(got.data() + at, bytes + place % 8, count) != 0) return false;
+    auto count = std::min<std::size_t>(8 - place % 8, most);
+    auto go_on = piece(at, bytes + place % 8, count);
     at += count;
+    return go_on;
+  };
+  if (offset % 8 != 0 && length > 0 && !part(length)) return false;
+  // Nearly all of it: whole words.
+  for (auto index = (offset + at) / 8; length - at >= 8; at += 8, ++index) {
+    auto value = word(index, stamp);
+    if (!piece(at, reinterpret_cast<const std::byte*>(&value), std::size_t{8})) return false;
   }
-  return true;
+  return at == length || part(length - at);
+}
+
+bool shows(std::uint64_t offset, std::span<const std::byte> got, Stamp stamp,
+           std::int64_t behind = 0) {
+  offset -= static_cast<std::uint64_t>(behind);
+  return each_word(offset, got.size(), stamp,
+                   [&](std::size_t at, const std::byte* bytes, std::size_t count) {
+                     return std::memcmp(got.data() + at, bytes, count) == 0;
+                   });
 }
 
 }  // namespace
 
 void fill_pattern(std::span<std::byte> out, std::uint64_t offset, Stamp stamp) {
-  for (std::size_t at = 0; at < out.size();) {
-    auto place = offset + at;
-    auto value = word(place / 8, stamp);
-    std::byte bytes[8];
-    std::memcpy(bytes, &value, 8);
-    auto count = std::min<std::size_t>(8 - place % 8, out.size() - at);
-    std::memcpy(out.data() + at, bytes + place % 8, count);
-    at += count;
-  }
+  each_word(offset, out.size(), stamp,
+            [&](std::size_t at, const std::byte* bytes, std::size_t count) {
+              std::memcpy(out.data() + at, bytes, count);
+              return true;
+            });
 }
 
 FileContent::Id FileContent::begin(std::uint64_t from, std::uint64_t to, Stamp stamp, Duration now,
@@ -276,18 +290,37 @@ void FileContent::prune() {
   }
 }
 
+std::set<std::uint64_t> FileContent::cuts_in(std::uint64_t from, std::uint64_t to) const {
+  std::set<std::uint64_t> cuts{from, to};
+  auto add = [&](std::uint64_t cut) {
+    if (cut > from && cut < to) cuts.insert(cut);
+  };
+  for (const auto& [id, write] : writes_) {
+    add(write.from), add(write.to);
+    for (const auto& part : write.parts) add(part.from), add(part.to);
+  }
+  return cuts;
+}
+
+std::optional<std::string> FileContent::judge_hole(std::uint64_t from, std::uint64_t to,
+                                                   Duration since, Duration now) const {
+  if (from >= to) return {};
+  auto cuts = cuts_in(from, to);
+  for (auto cut = cuts.begin(); std::next(cut) != cuts.end(); ++cut) {
+    auto allowed = possible(*cut, *std::next(cut), since, over(*cut, *std::next(cut), now));
+    bool zeros =
+        std::any_of(allowed.begin(), allowed.end(), [](const What& one) { return one.first == 0; });
+    if (!zeros)
+      return fmt::format("bytes [{}, {}) are a hole, could show {}", *cut, *std::next(cut),
+                         allowed.begin()->first);
+  }
+  return {};
+}
+
 std::optional<std::string> FileContent::judge(std::uint64_t offset, std::span<const std::byte> got,
                                               Duration since, Duration now) {
-  auto end = offset + got.size();
   std::vector<Write> decided;
-  std::set<std::uint64_t> cuts{offset, end};
-  for (const auto& [id, write] : writes_) {
-    for (auto cut : {write.from, write.to})
-      if (cut > offset && cut < end) cuts.insert(cut);
-    for (const auto& part : write.parts)
-      for (auto cut : {part.from, part.to})
-        if (cut > offset && cut < end) cuts.insert(cut);
-  }
+  auto cuts = cuts_in(offset, offset + got.size());
   for (auto cut = cuts.begin(); std::next(cut) != cuts.end(); ++cut) {
     auto from = *cut, to = *std::next(cut);
     auto covering = over(from, to, now);
@@ -351,7 +384,7 @@ void LogContent::end(Stamp stamp, Duration now) { records_[stamp].ended = now; }
 
 std::optional<std::string> LogContent::judge(std::span<const std::byte> all, Duration since) {
   ++looks_;
-  if (all.size() < known_.size() || !std::equal(known_.begin(), known_.end(), all.begin())) {
+  if (all.size() < known_.size() || std::memcmp(known_.data(), all.data(), known_.size()) != 0) {
     known_.clear();
     order_.clear();
   }

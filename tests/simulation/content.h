@@ -80,6 +80,9 @@ class FileContent {
   /// What is wrong with what a read that began at `since` and ends `now` got, if anything.
   std::optional<std::string> judge(std::uint64_t offset, std::span<const std::byte> got,
                                    Duration since, Duration now);
+  /// The same of zeros all over [from, to), which is what a hole says.
+  [[nodiscard]] std::optional<std::string> judge_hole(std::uint64_t from, std::uint64_t to,
+                                                      Duration since, Duration now) const;
 
  private:
   /// Content that a copy may have: bytes of write `stamp` that it has `behind` bytes earlier.
@@ -120,6 +123,8 @@ class FileContent {
                                         const std::vector<const Write*>& over) const;
   [[nodiscard]] std::vector<const Write*> over(std::uint64_t from, std::uint64_t to,
                                                Duration until) const;
+  /// Where what may show in [from, to) changes, with both ends.
+  [[nodiscard]] std::set<std::uint64_t> cuts_in(std::uint64_t from, std::uint64_t to) const;
   void tell(const Part& part);
   void tell_all(const Follower& follower, Duration until);
   void add_part(Id copy, Part part);

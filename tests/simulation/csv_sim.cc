@@ -14,6 +14,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <map>
 #include <new>
 #include <string>
@@ -261,6 +262,12 @@ int main(int argc, char** argv) {
       plan.broken.forgery.answer_unwatches |= what == "unwatches";
       plan.broken.forgery.hide_locks |= what == "locks";
       plan.broken.forgery.hide_losses |= what == "losses";
+      constexpr std::string_view kMisheard[] = {"owners",       "times", "nameless", "devices",
+                                                "access-lists", "seeks", "cookies",  "space"};
+      if (auto* which = std::find(std::begin(kMisheard), std::end(kMisheard), what);
+          which != std::end(kMisheard))
+        plan.broken.forgery.misheard = static_cast<csv::sim::Network::Forgery::Misheard>(
+            1 + std::distance(std::begin(kMisheard), which));
     } else if (arg == "--seconds") {
       plan.length = std::chrono::seconds{number()};
     } else if (arg == "--verbose") {
@@ -275,7 +282,8 @@ int main(int argc, char** argv) {
           "[--jobs N] [--within SECONDS] [--keep FILE] [--brief] "
           "[--lie N] [--break "
           "fences|gates|coordinators-gates|pages|recalls|unwatches|appends|locks|losses|zeros|"
-          "unmaps|flushes|witness|witness-memory] "
+          "unmaps|flushes|witness|witness-memory|"
+          "owners|times|nameless|devices|access-lists|seeks|cookies|space] "
           "[--verbose] [--log]\n");
       return 2;
     }

@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -19,19 +21,78 @@ constexpr std::size_t kMostTried = 3000;  ///< For one answer.
 constexpr std::size_t kMostKept = 300;
 
 char type_of(std::uint32_t mode) {
-  if (S_ISDIR(mode)) return 'd';
-  return S_ISLNK(mode) ? 'l' : 'f';
+  switch (mode & S_IFMT) {
+    case S_IFDIR: return 'd';
+    case S_IFLNK: return 'l';
+    case S_IFIFO: return 'p';
+    case S_IFSOCK: return 's';
+    case S_IFCHR: return 'c';
+    case S_IFBLK: return 'b';
+    default: return 'f';
+  }
 }
 
 const char* name_of(Op::Kind kind) {
-  constexpr const char* kNames[] = {"lookup", "attr",   "list",      "read_link",   "xattr",
-                                    "read",   "make",   "mkdir",     "symlink",     "link",
-                                    "unlink", "rmdir",  "rename",    "chmod",       "truncate",
-                                    "write",  "append", "set_xattr", "remove_xattr"};
+  constexpr const char* kNames[] = {
+      "lookup", "attr",   "list",      "list_in_pieces", "read_link", "xattr",     "seek",
+      "read",   "make",   "nameless",  "mkdir",          "symlink",   "special",   "link",
+      "unlink", "rmdir",  "rename",    "chmod",          "chown",     "set_times", "truncate",
+      "write",  "append", "set_xattr", "remove_xattr"};
   return kNames[static_cast<int>(kind)];
 }
 
+std::string printable(std::string_view text) {
+  std::string out;
+  for (auto each : text.substr(0, 44))
+    out += each >= ' ' && each <= '~' ? std::string{each} : fmt::format("{:02x}", each & 0xff);
+  return out;
+}
+
+/// Of a file; without execution by the group, the set-group-ID bit means locking.
+std::uint32_t without_set_id(std::uint32_t mode) {
+  return mode & ~(S_ISUID | ((mode & S_IXGRP) != 0 ? std::uint32_t{S_ISGID} : 0u));
+}
+
 }  // namespace
+
+std::string AccessList::encode() const {
+  std::string bytes;
+  auto put = [&bytes](std::uint32_t value, int size) {
+    for (int i = 0; i < size; ++i) bytes += static_cast<char>(value >> (8 * i) & 0xff);
+  };
+  auto entry = [&put](std::uint32_t tag, std::uint32_t permissions, std::uint32_t id) {
+    put(tag, 2), put(permissions, 2), put(id, 4);
+  };
+  constexpr std::uint32_t kNobody = 0xffffffff, kSomebody = 1000;
+  put(2, 4);
+  entry(0x01, owner, kNobody);
+  if (named) entry(0x02, named->user, kSomebody);
+  entry(0x04, group, kNobody);
+  if (named) entry(0x10, named->mask, kNobody);
+  entry(0x20, others, kNobody);
+  return bytes;
+}
+
+AccessList AccessList::decode(std::string_view bytes) {
+  auto permissions = [bytes](std::size_t entry) {
+    return static_cast<std::uint32_t>(bytes.at(4 + entry * 8 + 2));
+  };
+  AccessList list;
+  list.owner = permissions(0);
+  if (bytes.size() == 4 + 3 * 8) {
+    list.group = permissions(1);
+    list.others = permissions(2);
+  } else {
+    list.named = Named{permissions(1), permissions(3)};
+    list.group = permissions(2);
+    list.others = permissions(4);
+  }
+  return list;
+}
+
+std::uint32_t AccessList::mode() const {
+  return owner << 6 | (named ? named->mask : group) << 3 | others;
+}
 
 std::string describe(const Op& op) {
   std::string text = name_of(op.kind);
@@ -40,9 +101,13 @@ std::string describe(const Op& op) {
   if (op.inode != 0) text += fmt::format(" inode={}", op.inode);
   if (op.new_parent != 0) text += fmt::format(" to={}/{}", op.new_parent, op.new_name);
   if (op.flags != 0) text += fmt::format(" flags={}", op.flags);
-  if (op.kind == Op::Kind::chmod) text += fmt::format(" mode={:o}", op.mode);
+  if (op.kind == Op::Kind::chmod || op.kind == Op::Kind::make_special)
+    text += fmt::format(" mode={:o}", op.mode);
+  if (op.kind == Op::Kind::chown) text += fmt::format(" owner={}:{}", op.uid, op.gid);
+  if (op.atime) text += fmt::format(" atime={}", *op.atime);
+  if (op.mtime) text += fmt::format(" mtime={}", *op.mtime);
   if (op.offset != 0 || op.length != 0) text += fmt::format(" at={}+{}", op.offset, op.length);
-  if (!op.text.empty()) text += fmt::format(" text={}", op.text.substr(0, 20));
+  if (!op.text.empty()) text += " text=" + printable(op.text);
   return text;
 }
 
@@ -50,7 +115,11 @@ std::string describe(const Outcome& outcome) {
   if (outcome.error != 0) return fmt::format("errno {} ({})", outcome.error, outcome.text);
   auto text = fmt::format("ok inode={} mode={:o} nlink={} size={} length={}", outcome.inode,
                           outcome.mode, outcome.nlink, outcome.size, outcome.length);
-  if (!outcome.text.empty()) text += " text=" + outcome.text.substr(0, 20);
+  if (outcome.uid != 0 || outcome.gid != 0)
+    text += fmt::format(" owner={}:{}", outcome.uid, outcome.gid);
+  if (outcome.rdev != 0) text += fmt::format(" rdev={}", outcome.rdev);
+  if (outcome.mtime != 0) text += fmt::format(" times={},{}", outcome.atime, outcome.mtime);
+  if (!outcome.text.empty()) text += " text=" + printable(outcome.text);
   for (const auto& entry : outcome.entries) {
     text += fmt::format(" {}:{}({})", entry.name, entry.inode, entry.size);
   }
@@ -93,6 +162,14 @@ History::Digest History::Inode::digest() const {
   out.add(mode);
   out.add(size);
   out.add(links);
+  out.add(uid);
+  out.add(gid);
+  out.add(rdev);
+  out.add(nameless ? 1u : 0u);
+  for (const auto& time : {atime, mtime}) {
+    out.add(static_cast<std::uint64_t>(time.set));
+    out.add(time.doubtful ? 1u : 0u);
+  }
   out.add(entries.size());
   for (const auto& [name, node] : entries) out.add(name), out.add(node);
   out.add(parent);
@@ -111,6 +188,14 @@ History::Digest History::Expect::digest() const {
   out.add(static_cast<std::uint64_t>(type));
   out.add(mode);
   out.add(links);
+  out.add(uid);
+  out.add(gid);
+  out.add(rdev);
+  if (times)
+    for (const auto& time : {times->first, times->second}) {
+      out.add(static_cast<std::uint64_t>(time.set));
+      out.add(time.doubtful ? 1u : 0u);
+    }
   out.add(least);
   out.add(most);
   out.add(any ? 1u : 0u);
@@ -255,6 +340,10 @@ History::Expect History::look(const Config& config, const Op& op) const {
     expect.type = inode.type;
     expect.mode = inode.mode;
     expect.links = inode.links;
+    expect.uid = inode.uid;
+    expect.gid = inode.gid;
+    expect.rdev = inode.rdev;
+    if (op.times) expect.times = {inode.atime, inode.mtime};
     note_size(config, node, expect.least, expect.most);
   };
   if (op.kind == Kind::lookup) {
@@ -291,6 +380,16 @@ History::Expect History::look(const Config& config, const Op& op) const {
         expect.entries.push_back(std::move(one));
       }
       break;
+    case Kind::list_in_pieces:  // of whose attributes it says nothing
+      if (inode.type != 'd') {
+        expect.errors = {ENOTDIR};
+        break;
+      }
+      expect.errors = {0};
+      for (const auto& [name, entry] : inode.entries)
+        expect.entries.push_back(
+            {.name = name, .node = entry, .type = config.tree->at(entry).type});
+      break;
     case Kind::read_link:
       if (inode.type != 'l') {
         expect.errors = {EINVAL};
@@ -312,6 +411,11 @@ History::Expect History::look(const Config& config, const Op& op) const {
     case Kind::read:
       expect.errors = {0};
       note_size(config, *node, expect.least, expect.most);
+      break;
+    case Kind::seek:  // whether there is any data, the content's judge knows
+      note_size(config, *node, expect.least, expect.most);
+      if (op.offset < expect.most) expect.errors.insert(0);
+      if (op.offset >= expect.least || op.flags == SEEK_DATA) expect.errors.insert(ENXIO);
       break;
     default: CSV_CHECK(false);
   }
@@ -363,6 +467,9 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
     expect.type = inode.type;
     expect.mode = inode.mode;
     expect.links = inode.links;
+    expect.uid = inode.uid;
+    expect.gid = inode.gid;
+    expect.rdev = inode.rdev;
     note_size(config, node, expect.least, expect.most);
   };
   auto drop = [&](Inode& directory, const std::string& name) {
@@ -375,32 +482,57 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
       --inode.links;
     }
     directory.entries.erase(entry);
+    directory.mtime = {};
   };
 
   switch (op.kind) {
     case Kind::make_file:
+    case Kind::make_nameless:
     case Kind::make_directory:
-    case Kind::make_symlink: {
+    case Kind::make_symlink:
+    case Kind::make_special: {
       Inode* directory = nullptr;
       if (auto bad = directory_of(op.parent, directory); !bad.empty()) {
         expect.errors = bad;
         return expect;
       }
-      if (directory->entries.contains(op.name)) return fail({EEXIST});
+      bool named = op.kind != Kind::make_nameless;
+      if (named && directory->entries.contains(op.name)) return fail({EEXIST});
       Inode made;
-      made.mode = op.mode;
+      made.mode = op.mode & 07777;
       made.links = 1;
       made.parent = *node_of(config, op.parent);
+      if ((directory->mode & S_ISGID) != 0) made.gid = directory->gid;
       if (op.kind == Kind::make_directory) {
         made.type = 'd';
         made.links = 2;
+        made.mode |= directory->mode & S_ISGID;
         ++directory->links;
       } else if (op.kind == Kind::make_symlink) {
         made.type = 'l';
         made.target = op.text;
         made.size = op.text.size();
+      } else if (op.kind == Kind::make_special) {
+        made.type = type_of(op.mode);
+        made.rdev = op.rdev;
+      } else if (!named) {
+        made.links = 0;
+        made.nameless = true;
       }
-      directory->entries[op.name] = id;
+      auto defaults = directory->xattrs.find(kDefaultList);
+      if (defaults != directory->xattrs.end() && made.type != 'l') {
+        auto list = AccessList::decode(defaults->second);
+        list.owner &= made.mode >> 6 & 7;
+        (list.named ? list.named->mask : list.group) &= made.mode >> 3 & 7;
+        list.others &= made.mode & 7;
+        made.mode = (made.mode & ~0777u) | list.mode();
+        if (list.named) made.xattrs[kAccessList] = list.encode();
+        if (made.type == 'd') made.xattrs[kDefaultList] = defaults->second;
+      }
+      if (named) {
+        directory->entries[op.name] = id;
+        directory->mtime = {};
+      }
       tree.make(id, made);
       fill(id);
       return expect;
@@ -409,7 +541,8 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
       auto node = node_of(config, op.inode);
       Inode* directory = nullptr;
       auto bad = directory_of(op.parent, directory);
-      if (!node || tree.at(*node).links == 0) bad.insert({ENOENT, ESTALE});
+      bool nameless = node && op.open && tree.at(*node).nameless;
+      if (!node || (tree.at(*node).links == 0 && !nameless)) bad.insert({ENOENT, ESTALE});
       if (node && tree.at(*node).type == 'd') bad.insert(EPERM);
       if (directory != nullptr && directory->entries.contains(op.name)) bad.insert(EEXIST);
       if (!bad.empty()) {
@@ -417,7 +550,9 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
         return expect;
       }
       directory->entries[op.name] = *node;
+      directory->mtime = {};
       ++tree.at(*node).links;
+      tree.at(*node).nameless = false;
       fill(*node);
       return expect;
     }
@@ -485,6 +620,7 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
         directory.entries[name] = what;
         auto& it = tree.at(what);
         it.parent = where;
+        directory.mtime = {};
         if (it.type == 'd') ++directory.links;
       };
       if (exchange) {
@@ -496,6 +632,7 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
       } else {
         if (has_target) drop(*to, op.new_name);
         from->entries.erase(op.name);
+        from->mtime = {};
         if (inode.type == 'd') --from->links;
         put(*to, to_node, op.new_name, moved);
       }
@@ -512,21 +649,68 @@ History::Expect History::changed(Config& config, Id id, const Op& op) const {
   auto& inode = tree.at(*node);
   bool may_be_gone = inode.links == 0 && !op.open;
   switch (op.kind) {
-    case Kind::chmod: inode.mode = op.mode; break;
+    case Kind::chmod:
+      inode.mode = op.mode;
+      if (auto list = inode.xattrs.find(kAccessList); list != inode.xattrs.end()) {
+        auto now = AccessList::decode(list->second);
+        now.owner = op.mode >> 6 & 7;
+        (now.named ? now.named->mask : now.group) = op.mode >> 3 & 7;
+        now.others = op.mode & 7;
+        list->second = now.encode();
+      }
+      break;
+    case Kind::chown:
+      if (inode.type != 'd') inode.mode = without_set_id(inode.mode);
+      inode.uid = op.uid;
+      inode.gid = op.gid;
+      break;
+    case Kind::set_times:
+      if (op.atime) inode.atime = {*op.atime};
+      if (op.mtime) inode.mtime = {*op.mtime, !op.times && *op.mtime != 0};
+      break;
     case Kind::truncate:
       if (inode.type == 'd') {
         expect.errors = {EISDIR, EINVAL};
       } else if (inode.type != 'f') {
         expect.errors = {EINVAL};
       } else {
+        if (inode.size != op.length)
+          inode.mtime = {};
+        else
+          inode.mtime.written();
         inode.size = op.length;
       }
       break;
-    case Kind::write: inode.size = std::max(inode.size, op.offset + op.length); break;
-    case Kind::append: inode.size += op.length; break;
-    case Kind::set_xattr: inode.xattrs[op.name] = op.text; break;
+    case Kind::write:
+      inode.size = std::max(inode.size, op.offset + op.length);
+      inode.mtime.written();
+      break;
+    case Kind::append:
+      inode.size += op.length;
+      inode.mtime.written();
+      break;
+    case Kind::set_xattr: {
+      bool access = op.name == kAccessList, defaults = op.name == kDefaultList;
+      if ((access || defaults) && inode.type == 'l') {
+        expect.errors = {EOPNOTSUPP};
+      } else if (defaults && inode.type != 'd') {
+        expect.errors = {EACCES};
+      } else if (op.flags == XATTR_CREATE && inode.xattrs.contains(op.name)) {
+        expect.errors = {EEXIST};
+      } else if (op.flags == XATTR_REPLACE && !inode.xattrs.contains(op.name)) {
+        expect.errors = {ENODATA};
+      } else {
+        inode.xattrs[op.name] = op.text;
+        if (!access) break;
+        auto list = AccessList::decode(op.text);
+        inode.mode = (inode.mode & ~0777u) | list.mode();
+        if (!list.named) inode.xattrs.erase(op.name);  // it says no more than the mode does
+      }
+      break;
+    }
     case Kind::remove_xattr:
-      if (inode.xattrs.erase(op.name) == 0) expect.errors = {ENODATA};
+      if (inode.xattrs.erase(op.name) == 0 && op.name != kAccessList && op.name != kDefaultList)
+        expect.errors = {ENODATA};
       break;
     default: CSV_CHECK(false);
   }
@@ -571,6 +755,9 @@ bool History::matches(Config& config, const Op& op, const Expect& expect,
       };
       return clamp(expect.least) <= outcome.length && outcome.length <= clamp(expect.most);
     }
+    case Kind::seek:
+      return op.offset <= outcome.size &&
+             outcome.size < expect.most + (op.flags == SEEK_HOLE ? 1 : 0);
     case Kind::list: {
       if (outcome.entries.size() != expect.entries.size()) return false;
       for (std::size_t i = 0; i < expect.entries.size(); ++i) {
@@ -585,10 +772,57 @@ bool History::matches(Config& config, const Op& op, const Expect& expect,
       return true;
     }
     default:
-      return expect.type == type_of(outcome.mode) && expect.mode == (outcome.mode & 07777) &&
-             expect.links == outcome.nlink && sized(expect, outcome.size) &&
-             bind(config, expect.node, outcome.inode);
+      if (expect.times && (!expect.times->first.shows_as(outcome.atime) ||
+                           !expect.times->second.shows_as(outcome.mtime)))
+        return false;
+      if (expect.type != type_of(outcome.mode) || expect.mode != (outcome.mode & 07777) ||
+          expect.links != outcome.nlink || expect.uid != outcome.uid || expect.gid != outcome.gid ||
+          expect.rdev != outcome.rdev || !sized(expect, outcome.size) ||
+          !bind(config, expect.node, outcome.inode))
+        return false;
+      if (expect.times) note_times(config, expect, outcome);
+      return true;
   }
+}
+
+/// A set time that has been seen replaced never comes back.
+void History::note_times(Config& config, const Expect& expect, const Outcome& outcome) const {
+  const auto& then = expect.times->second;
+  if (!then.doubtful || outcome.mtime < kClocks || config.tree->at(expect.node).mtime != then)
+    return;
+  config.tree.mine().at(expect.node).mtime = {};
+}
+
+/// A listing that was made piece by piece, among all that the directory was meanwhile: what was
+/// there all the time stands in it once, and nothing that never was.
+bool History::pieces_fit(const Config& config, const Seen& seen, const Outcome& outcome) const {
+  std::map<std::string, std::size_t> always;  // and how often it was found
+  bool first = true;
+  for (const auto& each : seen) {
+    const auto& then = *each.value;
+    if (then.any) return true;
+    if (outcome.error != 0 && then.errors.contains(outcome.error)) return true;
+    std::map<std::string, std::size_t> there;
+    for (const auto& entry : then.entries) there.emplace(entry.name, 0);
+    if (first) always = there;
+    std::erase_if(always, [&there](const auto& name) { return !there.contains(name.first); });
+    first = false;
+  }
+  if (outcome.error != 0) return false;
+  for (const auto& got : outcome.entries) {
+    bool was_there = std::any_of(seen.begin(), seen.end(), [&](const auto& each) {
+      const auto& all = each.value->entries;
+      return std::any_of(all.begin(), all.end(), [&](const Expect::Entry& entry) {
+        if (entry.name != got.name || entry.type != type_of(got.mode)) return false;
+        auto number = config.tree->number(entry.node);
+        return number == 0 ? !node_of(config, got.inode) : number == got.inode;
+      });
+    });
+    if (!was_there) return false;
+    if (auto name = always.find(got.name); name != always.end()) ++name->second;
+  }
+  return std::all_of(always.begin(), always.end(),
+                     [](const auto& name) { return name.second == 1; });
 }
 
 void History::see(Config& config) const {
@@ -722,11 +956,16 @@ bool History::explore(const Config& from, Id id, const Op& op, const Outcome* ou
     bool found = false;
     auto seen = from.seen.find(id);
     CSV_CHECK(seen != from.seen.end());
-    for (const auto& expect : seen->second) {
-      auto config = from;
-      if (!fits(config, *expect.value)) continue;
-      settled(std::move(config));
-      found = true;
+    if (op.kind == Op::Kind::list_in_pieces) {
+      found = outcome == nullptr || pieces_fit(from, seen->second, *outcome);
+      if (found) settled(from);
+    } else {
+      for (const auto& expect : seen->second) {
+        auto config = from;
+        if (!fits(config, *expect.value)) continue;
+        settled(std::move(config));
+        found = true;
+      }
     }
     if (found) return true;
   }
@@ -755,7 +994,10 @@ bool History::end(Id id, const Outcome& given) {
   if (next.empty()) {
     why_ = sim::describe(op) + " was answered " + sim::describe(outcome) + "; expected ";
     auto config = configs_.begin()->second;
-    why_ += describe(op.changes() ? change(config, id, op) : look(config, op));
+    auto done = config.done.find(id);
+    why_ += describe(done != config.done.end() ? *done->second.value
+                     : op.changes()            ? change(config, id, op)
+                                               : look(config, op));
     why_ += fmt::format(" (one of {} explanations, {} pending)", configs_.size(), pending_.size());
     return false;
   }
@@ -766,11 +1008,21 @@ bool History::end(Id id, const Outcome& given) {
 
 bool History::refuse(Id id) {
   if (gave_up_) return true;
+  const auto& op = pending_.at(id).op;
+  bool in_parts =
+      op.kind == Op::Kind::write || op.kind == Op::Kind::append || op.kind == Op::Kind::truncate;
   Configs next;
   for (const auto& [key, config] : configs_) {
     auto without = config;
     without.seen.erase(id);
-    if (without.done.erase(id) == 0) put(next, std::move(without));
+    if (without.done.erase(id) != 0) continue;
+    // Of content parts may have been made, which the mtime then tells of.
+    if (auto node = node_of(without, op.inode); in_parts && node) {
+      without.tree.mine().at(*node).mtime.written();
+      see(without);
+      without.seen.erase(id);
+    }
+    put(next, std::move(without));
   }
   if (next.empty()) {
     why_ = sim::describe(pending_.at(id).op) + " was refused, but what it does was seen";
@@ -851,7 +1103,13 @@ std::string History::describe(const Expect& expect) {
   text += fmt::format("node={} type={} mode={:o} nlink={} size={}..{}", expect.node,
                       expect.type == 0 ? '-' : expect.type, expect.mode, expect.links, expect.least,
                       expect.most);
-  if (!expect.text.empty()) text += " text=" + expect.text.substr(0, 20);
+  if (expect.uid != 0 || expect.gid != 0)
+    text += fmt::format(" owner={}:{}", expect.uid, expect.gid);
+  if (expect.rdev != 0) text += fmt::format(" rdev={}", expect.rdev);
+  if (expect.times)
+    for (const auto& time : {expect.times->first, expect.times->second})
+      text += fmt::format(" time={}{}", time.set, time.doubtful ? " or of a clock" : "");
+  if (!expect.text.empty()) text += " text=" + printable(expect.text);
   for (const auto& entry : expect.entries) {
     text += fmt::format(" {}:{}({}..{})", entry.name, entry.node, entry.least, entry.most);
   }

@@ -22,17 +22,23 @@ struct Op {
     lookup,
     attr,
     list,
+    list_in_pieces,
     read_link,
     xattr,
+    seek,
     read,  // look
     make_file,
+    make_nameless,
     make_directory,
     make_symlink,
+    make_special,
     link,
     unlink,
     rmdir,  // change
     rename,
     chmod,
+    chown,
+    set_times,
     truncate,
     write,
     append,
@@ -43,8 +49,14 @@ struct Op {
   Number parent = 0, inode = 0, new_parent = 0;
   std::string name, new_name, text;  ///< text: target, value.
   std::uint32_t mode = 0, flags = 0;
+  std::uint32_t uid = 0, gid = 0;
+  std::uint64_t rdev = 0;
   std::uint64_t offset = 0, length = 0;
-  bool open = false;  ///< The program holds `inode` open: it cannot be gone.
+  std::optional<std::int64_t> atime, mtime;  ///< Below kClocks.
+  bool open = false;                         ///< The program holds `inode` open: it cannot be gone.
+  /// Of a look at the attributes: at the times, too. Of set_times: nothing that was written before
+  /// can still be on its way into the mtime.
+  bool times = false;
   [[nodiscard]] bool changes() const { return kind >= Kind::make_file; }
 };
 std::string describe(const Op& op);
@@ -55,7 +67,10 @@ struct Outcome {
   Number inode = 0;
   std::uint32_t mode = 0;  ///< With the type.
   std::uint32_t nlink = 0;
-  std::uint64_t size = 0;
+  std::uint32_t uid = 0, gid = 0;
+  std::uint64_t rdev = 0;
+  std::int64_t atime = 0, mtime = 0;
+  std::uint64_t size = 0;    ///< Of a seek: where it led to.
   std::uint64_t length = 0;  ///< Of a read.
   std::string text;
   struct Entry {
@@ -67,6 +82,24 @@ struct Outcome {
   std::vector<Entry> entries;
 };
 std::string describe(const Outcome& outcome);
+
+/// Times that programs set are before this, and those of clocks, however wrong, after it.
+inline constexpr std::int64_t kClocks = 1'000'000'000'000'000'000;
+
+inline constexpr const char* kAccessList = "system.posix_acl_access";
+inline constexpr const char* kDefaultList = "system.posix_acl_default";
+
+/// An access control list with at most one user who is named, as the kernel passes it.
+struct AccessList {
+  std::uint32_t owner = 0, group = 0, others = 0;
+  struct Named {
+    std::uint32_t user = 0, mask = 0;
+  };
+  std::optional<Named> named;
+  [[nodiscard]] std::string encode() const;
+  static AccessList decode(std::string_view bytes);
+  [[nodiscard]] std::uint32_t mode() const;
+};
 
 /// Decides whether what programs on several nodes saw of one playground can be explained by the
 /// file system having done their operations one at a time, each at some moment between its call and
@@ -118,11 +151,26 @@ class History {
     void add(const Digest& other) { add(other.one), add(other.two); }
     auto operator<=>(const Digest&) const = default;
   };
+  /// As a program set it, or (0) of a clock. It is doubtful whether a write has replaced it.
+  struct Time {
+    std::int64_t set = 0;
+    bool doubtful = false;
+    void written() { doubtful = set != 0; }
+    [[nodiscard]] bool shows_as(std::int64_t time) const {
+      auto shown = time < kClocks ? time : 0;
+      return shown == set || (doubtful && shown == 0);
+    }
+    bool operator==(const Time&) const = default;
+  };
   struct Inode {
     char type = 'f';
     std::uint32_t mode = 0;
     std::uint64_t size = 0;
     std::uint32_t links = 0;
+    std::uint32_t uid = 0, gid = 0;
+    std::uint64_t rdev = 0;
+    bool nameless = false;  ///< And may be given a name.
+    Time atime, mtime;
     std::map<std::string, Node> entries;
     Node parent = 0;
     std::string target;
@@ -153,9 +201,11 @@ class History {
     Errnos errors;  ///< 0: success is possible.
     Node node = 0;
     char type = 0;
-    std::uint32_t mode = 0, links = 0;
-    std::uint64_t least = 0, most = 0;  ///< Size.
-    bool any = false;                   ///< Of what is gone, and may linger: whatever it says.
+    std::uint32_t mode = 0, links = 0, uid = 0, gid = 0;
+    std::uint64_t rdev = 0;
+    std::optional<std::pair<Time, Time>> times;  ///< Of access and modification, where asked for.
+    std::uint64_t least = 0, most = 0;           ///< Size.
+    bool any = false;  ///< Of what is gone, and may linger: whatever it says.
     std::string text;
     struct Entry {
       std::string name;
@@ -259,6 +309,8 @@ class History {
   void see(Config& config) const;
   bool matches(Config& config, const Op& op, const Expect& expect, const Outcome& outcome) const;
   bool bind(Config& config, Node node, Number number) const;
+  void note_times(Config& config, const Expect& expect, const Outcome& outcome) const;
+  bool pieces_fit(const Config& config, const Seen& seen, const Outcome& outcome) const;
   /// No outcome: anything may have been the answer.
   /// False: gave up.
   bool explore(const Config& from, Id id, const Op& op, const Outcome* outcome, Configs& into,

@@ -1,5 +1,7 @@
 #include "tests/simulation/network.h"
 
+#include <unistd.h>
+
 #include <array>
 #include <deque>
 #include <vector>
@@ -88,6 +90,7 @@ class Network::End final : public protocol::Connection {
   void send(protocol::Message message) override {
     CSV_CHECK(here().loop->here());
     if (here().over || stream_->broken) return;
+    network_.mishear(message.frame);
     network_.listen_in(*stream_, side_, message);
     if (network_.forge(stream_, side_, message)) return;
     put({.arrives = {}, .bytes = protocol::encode_message(message), .end = false});
@@ -333,6 +336,50 @@ void Network::listen_in(Stream& stream, int from, const protocol::Message& sent)
   // A node that does not coordinate it names no epoch.
   if (on_said && sent.frame.epoch() != 0 && !stream.volume.empty())
     on_said(stream.volume, stream.sides[1].node, Epoch{sent.frame.epoch()});
+}
+
+void Network::mishear(wire::Frame& frame) {
+  using Misheard = Forgery::Misheard;
+  if (forgery.misheard == Misheard::space && frame.reply().has_fs_stat()) {
+    auto& space = *frame.mutable_reply()->mutable_fs_stat();
+    space.set_free_blocks(space.free_blocks() - ++forged_);
+  }
+  if (!frame.has_request()) return;
+  auto& request = *frame.mutable_request();
+  switch (forgery.misheard) {
+    case Misheard::owners:
+      if (!request.has_set_attr()) return;
+      request.mutable_set_attr()->clear_uid();
+      request.mutable_set_attr()->clear_gid();
+      return;
+    case Misheard::times:
+      if (!request.has_set_attr()) return;
+      request.mutable_set_attr()->clear_atime();
+      request.mutable_set_attr()->clear_mtime();
+      return;
+    case Misheard::nameless:
+      if (!request.make().nameless()) return;
+      request.mutable_make()->clear_nameless();
+      request.mutable_make()->set_name(std::to_string(++forged_));
+      return;
+    case Misheard::devices:
+      if (request.make().rdev() != 0) request.mutable_make()->set_rdev(request.make().rdev() + 1);
+      return;
+    case Misheard::access_lists:
+      if (request.set_xattr().name().starts_with("system."))
+        request.mutable_set_xattr()->set_name("user.list");
+      return;
+    case Misheard::seeks:
+      if (request.has_seek())
+        request.mutable_seek()->set_whence(SEEK_DATA + SEEK_HOLE - request.seek().whence());
+      return;
+    case Misheard::cookies:
+      if (request.read_dir().cookie() != 0)
+        request.mutable_read_dir()->set_cookie(request.read_dir().cookie() + 1);
+      return;
+    case Misheard::space:
+    case Misheard::nothing: return;
+  }
 }
 
 /// True: in its place.

@@ -31,6 +31,19 @@ class Network {
     bool hide_losses = false;       ///< No mount hears that the target has lost its cache.
     bool hide_locks = false;        ///< No coordinator hears what a session has locked before.
     bool double_appends = false;    ///< Each append is asked for a second time, as another request.
+    /// What coordinators do not get quite right of requests.
+    enum class Misheard {
+      nothing,
+      owners,        ///< They stay as they are.
+      times,         ///< The same.
+      nameless,      ///< The file has a name.
+      devices,       ///< Of another number.
+      access_lists,  ///< Kept as an attribute that means nothing.
+      seeks,         ///< Data for holes, and holes for data.
+      cookies,       ///< The listing goes on one further.
+      space,         ///< A block less is free with each answer.
+    };
+    Misheard misheard{};
   };
   Forgery forgery;
   /// A coordinator sends something to a mount.
@@ -72,6 +85,7 @@ class Network {
   void died(std::uint64_t door);
   void listen_in(Stream& stream, int from, const protocol::Message& sent) const;
   bool forge(const std::shared_ptr<Stream>& stream, int from, const protocol::Message& sent);
+  void mishear(wire::Frame& frame);
 
   World& world_;
   std::map<std::string, Listening> listening_;

@@ -157,6 +157,7 @@ Task<void> PageCache::drop_range(InodeId inode, std::uint64_t offset, std::uint6
 
 Task<void> PageCache::drop(InodeId inode, std::vector<Range> ranges, Function<void()> done) {
   co_await yield(*loop_);  // it is another thread's
+  if (drop_takes > Duration::zero()) co_await sleep(*loop_, drop_takes);
   for (auto range : ranges)
     if (!keeps_pages) co_await drop_range(inode, range.begin, range.end - range.begin, false);
   done();

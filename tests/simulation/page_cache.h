@@ -40,6 +40,7 @@ class PageCache {
   Task<void> before_close(File file);
 
   bool keeps_pages = false;  ///< Whatever it is told to drop: to see that this shows.
+  Duration drop_takes{};     ///< To drop pages, once it is told.
 
  private:
   using Key = std::pair<InodeId, std::uint64_t>;

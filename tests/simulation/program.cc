@@ -4,6 +4,8 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -25,6 +27,11 @@ Outcome outcome_of(const wire::Attr& attr) {
   out.inode = attr.inode();
   out.mode = attr.mode();
   out.nlink = attr.nlink();
+  out.uid = attr.uid();
+  out.gid = attr.gid();
+  out.rdev = attr.rdev();
+  out.atime = attr.atime();
+  out.mtime = attr.mtime();
   out.size = attr.size();
   return out;
 }
@@ -42,8 +49,10 @@ std::uint64_t kForever = ~0ull;
 bool needs_space(Op::Kind kind) {
   switch (kind) {
     case Op::Kind::make_file:
+    case Op::Kind::make_nameless:
     case Op::Kind::make_directory:
     case Op::Kind::make_symlink:
+    case Op::Kind::make_special:
     case Op::Kind::link:
     case Op::Kind::truncate:  // in the middle of a block that another file shares
     case Op::Kind::write:
@@ -251,7 +260,7 @@ Number Program::any_file() {
 std::optional<Number> Program::any_regular() {
   if (files_.empty()) return {};
   auto file = any_file();
-  if (symlinks_.contains(file)) return {};
+  if (not_regular_.contains(file)) return {};
   return file;
 }
 
@@ -261,7 +270,7 @@ std::string Program::any_name() {
 }
 
 void Program::learn(Number number, std::uint32_t mode) {
-  if (S_ISLNK(mode)) symlinks_.insert(number);
+  if (!S_ISREG(mode) && !S_ISDIR(mode)) not_regular_.insert(number);
   auto& known = S_ISDIR(mode) ? directories_ : files_;
   if (std::find(known.begin(), known.end(), number) != known.end()) return;
   known.push_back(number);
@@ -317,6 +326,7 @@ std::optional<std::size_t> Program::handle_of(Number inode) const {
 }
 
 Task<void> Program::work_with_names() {
+  if (random_.chance(1, 7)) co_return co_await work_with_what_is_rare();
   auto dice = random_.below(100);
   if (dice < 12) {
     (void)co_await lookup(any_directory(), any_name());
@@ -365,6 +375,25 @@ Task<void> Program::work_with_names() {
   }
 }
 
+Task<void> Program::work_with_what_is_rare() {
+  auto any = random_.chance(1, 4) ? any_directory() : any_file();
+  switch (random_.below(11)) {
+    case 0:
+      if (open_.size() < 3) co_await make_nameless(any_directory());
+      break;
+    case 1: co_await make_special(any_directory(), any_name()); break;
+    case 2: co_await chown(any); break;
+    case 3: co_await set_times(any); break;
+    case 4: (void)co_await attr(any); break;
+    case 5: co_await set_access_list(any, kAccessList); break;
+    case 6: co_await set_access_list(any_directory(), kDefaultList); break;
+    case 7: co_await look_at_xattr(any, random_.chance(1, 3) ? kDefaultList : kAccessList); break;
+    case 8: co_await remove_xattr(any, random_.chance(1, 2) ? kDefaultList : kAccessList); break;
+    case 9: co_await list_in_pieces(any_directory()); break;
+    default: co_await statistics(); break;
+  }
+}
+
 Task<void> Program::work_with_images() {
   constexpr std::uint64_t kBlock = 4096;
   if (open_.empty() || (open_.size() < 2 && random_.chance(1, 20))) {
@@ -389,6 +418,9 @@ Task<void> Program::work_with_images() {
     co_return co_await store_into_mapping(at, offset, length);
   }
   if (random_.chance(1, 14)) co_return co_await clone(*any_open(), at);
+  if (random_.chance(1, 40)) co_return co_await set_times(open_[at].inode);
+  if (random_.chance(1, 20))
+    co_return co_await seek(at, random_.below(sizes.most + kBlock), random_.chance(1, 2));
   if (dice < 32) {
     auto count = random_.chance(1, 12) ? 128 + random_.below(129) : 1 + random_.below(16);
     // Half of all goes to a few blocks, so that writes meet.
@@ -480,11 +512,27 @@ Task<std::optional<Outcome>> Program::attr(Number inode) {
   op.kind = Op::Kind::attr;
   op.inode = inode;
   op.open = is_open(inode);
+  op.times = !workload_.options_.mappings;  // the history does not know of stores
   Call call{*this, op};
-  auto outcome = outcome_of(co_await mount().attr(InodeId{inode}));
+  auto found = co_await mount().attr(InodeId{inode});
+  auto outcome = outcome_of(found);
+  if (found) look_at_ctime(*found, call.began());
   co_await finish(call, outcome, under);
   if (outcome.error == EIO) co_return std::nullopt;
   co_return outcome;
+}
+
+/// Whatever clocks say, it never goes back.
+void Program::look_at_ctime(const wire::Attr& attr, Duration began) {
+  constexpr std::size_t kMost = 32;
+  auto& seen = ground_.ctimes[attr.inode()];
+  auto before = seen.lower_bound(began);
+  if (before != seen.begin() && std::prev(before)->second > attr.ctime())
+    workload_.fail(fmt::format("{} {} inode {}: ctime {} was {} before", ground_.name, name_,
+                               attr.inode(), attr.ctime(), std::prev(before)->second));
+  auto latest = seen.empty() ? attr.ctime() : std::max(attr.ctime(), seen.rbegin()->second);
+  seen[workload_.world_.now()] = latest;
+  if (seen.size() > kMost) seen.erase(seen.begin());
 }
 
 Task<std::optional<Outcome>> Program::list(Number directory) {
@@ -510,6 +558,55 @@ Task<std::optional<Outcome>> Program::list(Number directory) {
   co_await finish(call, outcome, under);
   if (outcome.error == EIO) co_return std::nullopt;
   co_return outcome;
+}
+
+/// With other work in between, and perhaps another coordinator.
+Task<void> Program::list_in_pieces(Number directory) {
+  constexpr std::uint32_t kPieces = 30;
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::list_in_pieces;
+  op.inode = directory;
+  Call call{*this, op};
+  Outcome outcome;
+  std::uint64_t cookie = 0;
+  for (std::uint32_t piece = 0;; ++piece) {
+    auto limit = piece < kPieces ? 1 + static_cast<std::uint32_t>(random_.below(3)) : 1000;
+    auto entries = co_await mount().list(InodeId{directory}, cookie, limit);
+    if (!entries) {
+      outcome = outcome_of(entries.error());
+      break;
+    }
+    for (const auto& entry : entries->entries()) {
+      cookie = entry.cookie();
+      if (entry.name() == "." || entry.name() == "..") continue;
+      outcome.entries.push_back(
+          {.name = entry.name(), .inode = entry.attr().inode(), .mode = entry.attr().mode()});
+    }
+    if (entries->end()) break;
+    co_await think(workload_.options_.most_thinking / 4);
+  }
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::make_special(Number parent, std::string name) {
+  constexpr std::uint32_t kTypes[] = {S_IFIFO, S_IFSOCK, S_IFCHR, S_IFBLK};
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::make_special;
+  op.parent = parent;
+  op.name = name;
+  op.mode = kTypes[random_.below(4)] | 0644;
+  if (S_ISCHR(op.mode) || S_ISBLK(op.mode)) op.rdev = 1 + random_.below(0xffff);
+  wire::Make what;
+  what.set_parent(parent);
+  what.set_name(name);
+  what.set_mode(op.mode);
+  what.set_rdev(op.rdev);
+  Call call{*this, op};
+  auto outcome = outcome_of(co_await mount().make(Caller{}, std::move(what)));
+  if (outcome.error == 0) learn(outcome.inode, outcome.mode);
+  co_await finish(call, outcome, under);
 }
 
 Task<void> Program::make(Number parent, std::string name, Op::Kind kind) {
@@ -546,6 +643,7 @@ Task<void> Program::link(Number inode, Number parent, std::string name) {
   op.inode = inode;
   op.parent = parent;
   op.name = name;
+  op.open = is_open(inode);
   Call call{*this, op};
   auto outcome =
       outcome_of(co_await mount().link(InodeId{inode}, InodeId{parent}, std::move(name)));
@@ -591,7 +689,8 @@ Task<void> Program::chmod(Number inode) {
   Op op;
   op.kind = Op::Kind::chmod;
   op.inode = inode;
-  op.mode = random_.chance(1, 2) ? 0600 : 0666;
+  constexpr std::uint32_t kModes[] = {0600, 0666, 0755, 06755, 02644};
+  op.mode = kModes[random_.below(5)];
   wire::SetAttr to;
   to.set_inode(inode);
   to.set_mode(op.mode);
@@ -613,43 +712,105 @@ Task<void> Program::read_link(Number inode) {
   co_await finish(call, outcome, under);
 }
 
-Task<void> Program::set_xattr(Number inode) {
+Task<void> Program::chown(Number inode) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::chown;
+  op.inode = inode;
+  op.uid = static_cast<std::uint32_t>(random_.below(1000));
+  op.gid = static_cast<std::uint32_t>(random_.below(1000));
+  wire::SetAttr to;
+  to.set_inode(inode);
+  to.set_uid(op.uid);
+  to.set_gid(op.gid);
+  Call call{*this, op};
+  auto outcome = outcome_of(co_await mount().change(std::move(to)));
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::set_times(Number inode) {
+  auto under = session();
+  auto any_time = [this] { return 1 + static_cast<std::int64_t>(random_.below(kClocks - 1)); };
+  Op op;
+  op.kind = Op::Kind::set_times;
+  op.inode = inode;
+  wire::SetAttr to;
+  to.set_inode(inode);
+  auto which = random_.below(4);
+  if (which != 1) to.set_atime(*(op.atime = any_time()));
+  if (which == 1 || which == 2) to.set_mtime(*(op.mtime = any_time()));
+  if (which == 3) to.set_mtime_now(true), op.mtime = 0;
+  // What another node has written may come to be known later (docs/mount.md).
+  auto writers = ground_.writers.find(inode);
+  op.times = writers == ground_.writers.end() ||
+             (writers->second.size() == 1 && writers->second.contains(csvfs_.incarnation()));
+  Call call{*this, op};
+  auto outcome = outcome_of(co_await mount().change(std::move(to)));
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::set_xattr(Number inode, std::string name, std::string value,
+                              std::uint32_t flags) {
   auto under = session();
   Op op;
   op.kind = Op::Kind::set_xattr;
   op.inode = inode;
-  op.name = "user.k";
-  op.text = fmt::format("v{}", random_.below(100000));
+  op.name = std::move(name);
+  op.text = std::move(value);
+  op.flags = flags;
   wire::SetXattr what;
   what.set_inode(inode);
   what.set_name(op.name);
   what.set_value(op.text);
+  what.set_flags(flags);
   Call call{*this, op};
   auto outcome = outcome_of(co_await mount().set_xattr(std::move(what)));
   co_await finish(call, outcome, under);
 }
 
-Task<void> Program::look_at_xattr(Number inode) {
+Task<void> Program::set_xattr(Number inode) {
+  auto dice = random_.below(4);
+  std::uint32_t flags = dice == 0 ? XATTR_CREATE : dice == 1 ? XATTR_REPLACE : 0;
+  co_await set_xattr(inode, "user.k", fmt::format("v{}", random_.below(100000)), flags);
+}
+
+Task<void> Program::set_access_list(Number inode, const char* name) {
+  auto any = [this] { return static_cast<std::uint32_t>(random_.below(8)); };
+  AccessList list{any(), any(), any(), {}};
+  if (random_.chance(3, 4)) list.named = AccessList::Named{any(), any()};
+  co_await set_xattr(inode, name, list.encode(), 0);
+}
+
+Task<void> Program::look_at_xattr(Number inode, std::string name) {
   auto under = session();
   Op op;
   op.kind = Op::Kind::xattr;
   op.inode = inode;
-  op.name = "user.k";
+  op.name = name;
   Call call{*this, op};
-  auto got = co_await mount().xattr(InodeId{inode}, "user.k");
+  auto got = co_await mount().xattr(InodeId{inode}, std::move(name));
   auto outcome = got ? Outcome{} : outcome_of(got.error());
   if (got) outcome.text = *got;
   co_await finish(call, outcome, under);
 }
 
-Task<void> Program::remove_xattr(Number inode) {
+Task<void> Program::remove_xattr(Number inode, std::string name) {
   auto under = session();
   Op op;
   op.kind = Op::Kind::remove_xattr;
   op.inode = inode;
-  op.name = "user.k";
+  op.name = name;
   Call call{*this, op};
-  auto outcome = outcome_of(co_await mount().remove_xattr(InodeId{inode}, "user.k"));
+  auto outcome = outcome_of(co_await mount().remove_xattr(InodeId{inode}, std::move(name)));
+  co_await finish(call, outcome, under);
+}
+
+Task<void> Program::statistics() {
+  auto under = session();
+  Call call{*this, "statfs"};
+  auto found = co_await mount().statistics();
+  if (found) workload_.judge(*found);
+  auto outcome = found ? Outcome{} : outcome_of(found.error());
   co_await finish(call, outcome, under);
 }
 
@@ -674,7 +835,46 @@ Task<void> Program::create(Number parent, std::string name) {
     ground_.open.insert(outcome.inode);
     learn(outcome.inode, outcome.mode);
   }
+  // Made, and removed by others before this mount's word that it is open counted: the kernel begins
+  // anew.
+  if (outcome.error == ESTALE) {
+    if (parent == ground_.root)
+      ++workload_.counts.anew;  // else it may be the directory that is gone
+    co_return call.settled(outcome);
+  }
   co_await finish(call, outcome, under);
+}
+
+/// O_TMPFILE, and linkat, mostly.
+Task<void> Program::make_nameless(Number parent) {
+  auto under = session();
+  Op op;
+  op.kind = Op::Kind::make_nameless;
+  op.parent = parent;
+  op.mode = 0600;
+  wire::Make what;
+  what.set_parent(parent);
+  what.set_mode(S_IFREG | 0600);
+  what.set_nameless(true);
+  Call call{*this, op};
+  auto made = co_await mount().create(Caller{}, what, {.writes = true});
+  // As the file system does: a new coordinator did not know that somebody has it open.
+  if (!made && made.error().to_errno() == ESTALE)
+    made = co_await mount().create(Caller{}, std::move(what), {.writes = true});
+  auto outcome = made ? outcome_of(made->attr) : outcome_of(made.error());
+  if (made) {
+    open_.push_back({made->handle, outcome.inode, session(), workload_.world_.now()});
+    ground_.open.insert(outcome.inode);
+  }
+  co_await finish(call, outcome, under);
+  if (!made || random_.chance(1, 4)) co_return;
+  co_await think(workload_.options_.most_thinking);
+  if (auto at = handle_of(outcome.inode); at && random_.chance(1, 2))
+    co_await write(*at, 0, 1 + random_.below(9000));
+  if (!is_open(outcome.inode)) co_return;
+  co_await link(outcome.inode, any_directory(), any_name());
+  (void)co_await attr(outcome.inode);
+  learn(outcome.inode, outcome.mode);
 }
 
 Task<void> Program::open(Number inode) {
@@ -721,6 +921,7 @@ Task<void> Program::write(std::size_t at, std::uint64_t offset, std::uint64_t le
   Mount::WriteOptions options;
   options.durable = random_.chance(1, 10);
   call.writes(open.inode, offset, offset + length, stamp, {&csvfs_, options.durable});
+  writes(open.inode);
   co_await csvfs_.pages().before_write(InodeId{open.inode}, offset, length);
   auto written = co_await mount().write(open.handle, offset, data.span(), options);
   auto outcome = written ? Outcome{} : outcome_of(written.error());
@@ -842,6 +1043,7 @@ Task<void> Program::allocate(std::size_t at, std::uint32_t mode, std::uint64_t o
   op.open = true;
   op.text = fmt::format("allocate {} {}+{}", mode, offset, length);
   Call call{*this, op};
+  writes(open.inode);
   if (zeroes) call.writes(open.inode, offset, offset + length, 0);
   wire::Allocate what;
   what.set_offset(offset);
@@ -882,6 +1084,7 @@ Task<void> Program::clone(std::size_t at, std::size_t into_at) {
   op.text = fmt::format("clone of {} {}+{}, rest w{}", from.inode, offset, length, stamp);
   Call call{*this, op};
   auto copied = call.copies(from.inode, offset, into.inode, into_offset, length);
+  writes(into.inode);
   co_await csvfs_.pages().before_read(InodeId{from.inode}, offset, length);
   co_await csvfs_.pages().before_read(InodeId{into.inode}, into_offset, length);
   Mount::CloneWish what{from.handle, into.handle, offset, into_offset, length};
@@ -918,6 +1121,32 @@ Task<void> Program::clone(std::size_t at, std::size_t into_at) {
       if (handle_of(inode)) co_await close(*handle_of(inode));
 }
 
+Task<void> Program::seek(std::size_t at, std::uint64_t offset, bool data) {
+  auto open = opened(at);
+  Op op;
+  op.kind = Op::Kind::seek;
+  op.inode = open.inode;
+  op.offset = offset;
+  op.flags = data ? SEEK_DATA : SEEK_HOLE;
+  op.open = true;
+  Call call{*this, op};
+  call.reads(open.inode);
+  auto found = co_await mount().seek(open.handle, offset, op.flags);
+  auto outcome = found ? Outcome{} : outcome_of(found.error());
+  if (found) outcome.size = *found;
+  // Up to data, and where a hole begins, is nothing but zeros.
+  std::optional<std::string> wrong;
+  auto judge = [&](std::uint64_t from, std::uint64_t to) {
+    wrong = ground_.files[open.inode].judge_hole(from, to, call.began(), workload_.world_.now());
+  };
+  if (data && (found || outcome.error == ENXIO)) judge(offset, found ? *found : kForever);
+  if (!data && found) judge(*found, *found + 1);
+  if (wrong)
+    workload_.fail(fmt::format("{} {} inode {}: {}", ground_.name, name_, open.inode, *wrong));
+  co_await finish(call, outcome, open.session);
+  if (outcome.error == EIO && handle_of(open.inode)) co_await close(*handle_of(open.inode));
+}
+
 Task<void> Program::sync(std::size_t at) {
   auto open = opened(at);
   Call call{*this, fmt::format("sync inode={}", open.inode)};
@@ -946,6 +1175,7 @@ Task<void> Program::append(std::size_t at, std::size_t length) {
   Call call{*this, op};
   auto& log = ground_.logs[open.inode];
   log.begin(stamp, workload_.world_.now());
+  writes(open.inode);
   Mount::WriteOptions options;
   options.append = true;
   // The kernel says where it believes the end to be, and may be wrong.
@@ -989,6 +1219,7 @@ Task<void> Program::look_at_everything() {
     left.pop_back();
     auto entries = co_await list(directory);
     if (!entries) continue;
+    co_await list_in_pieces(directory);
     for (const auto& entry : entries->entries) {
       (void)co_await attr(entry.inode);
       if (S_ISDIR(entry.mode)) left.push_back(entry.inode);

@@ -591,6 +591,7 @@ void add(Workload::Counts& sum, const Workload::Counts& one) {
   sum.eio += one.eio;
   sum.loads += one.loads;
   sum.stores += one.stores;
+  sum.anew += one.anew;
   sum.no_space += one.no_space;
   sum.losses += one.losses;
 }
@@ -874,6 +875,10 @@ Plan Plan::mixed(std::uint64_t seed) const {
 }
 
 Result simulate(std::uint64_t seed, const Plan& plan) {
+  // A life is one thread. Told before anything else, or not at all.
+  static const int configured =
+      sqlite3_config(SQLITE_CONFIG_SINGLETHREAD) | sqlite3_config(SQLITE_CONFIG_MEMSTATUS, 0);
+  (void)configured;
   // SQLite's own random numbers must follow from the seed too (it has one generator a process).
   sqlite3_initialize();
   sqlite3_test_control(SQLITE_TESTCTRL_PRNG_SEED, static_cast<int>(seed | 1), nullptr);

@@ -98,6 +98,7 @@ TEST_CASE("simulation: without faults everything is done and nothing is in doubt
     CHECK(result.counts.stores > 20);
     CHECK(result.locks > 50);
     CHECK(result.counts.eio == 0);
+    CHECK(result.counts.anew == 0);
     CHECK(result.counts.abandoned == 0);
     CHECK(!result.undecided);
     CHECK(result.mounts.direct_reads > 0);
@@ -201,6 +202,29 @@ TEST_CASE("simulation: a request that takes effect twice is found out") {
   auto plan = Plan::calm();
   plan.length = 5s;
   bites(plan, [](Plan& with) { with.broken.forgery.double_appends = true; }, {" stands twice"});
+}
+
+TEST_CASE("simulation: a request that is not done as it was asked is found out") {
+  using Misheard = Network::Forgery::Misheard;
+  auto plan = Plan::calm();
+  plan.length = 5s;
+  Misheard misheard{};
+  std::string_view word = kNames;
+  SUBCASE("owners") { misheard = Misheard::owners; }
+  SUBCASE("times") { misheard = Misheard::times; }
+  SUBCASE("files without names") { misheard = Misheard::nameless; }
+  SUBCASE("devices") { misheard = Misheard::devices; }
+  SUBCASE("access control lists") { misheard = Misheard::access_lists; }
+  SUBCASE("where a listing goes on") { misheard = Misheard::cookies; }
+  SUBCASE("where data and holes are") {
+    misheard = Misheard::seeks;
+    word = " are a hole, could show ";
+  }
+  SUBCASE("free space") {
+    misheard = Misheard::space;
+    word = "everything was removed, ";
+  }
+  bites(plan, [&](Plan& with) { with.broken.forgery.misheard = misheard; }, {word, kNames});
 }
 
 TEST_CASE("simulation: a new coordinator that is not told of the locks is found out") {

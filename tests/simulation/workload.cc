@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "coordinator/volume/superblock.h"
 #include "csvfs/base/log.h"
 #include "tests/simulation/program.h"
 
@@ -33,6 +34,8 @@ void Workload::fail(std::string what) {
 
 Task<void> Workload::set_up(std::size_t node, std::function<void()> done) {
   auto& mount = cluster_.mount(node, options_.volume)->mount();
+  auto space = co_await mount.statistics();
+  if (space) judge(*space);
   for (std::size_t i = 0; i < options_.playgrounds; ++i) {
     auto kind =
         static_cast<Playground::Kind>(i < 3 ? (i + options_.volume) % 3 : world_.random().below(3));
@@ -198,7 +201,42 @@ Task<void> Workload::remove_everything(std::size_t node, std::function<void()> d
     auto gone = co_await csvfs.mount().unlink(kRootInode, ground->name, true);
     if (!gone) fail("removing " + ground->name + ": " + gone.error().message());
   }
+  if (violation_.empty()) co_await all_is_free(csvfs);
   done();
+}
+
+void Workload::judge(const wire::FsStat& space) {
+  if (!space_) space_ = space;
+  if (space.free_blocks() <= space.total_blocks() && space.inodes() > 0 &&
+      space.total_blocks() == space_->total_blocks())
+    return;
+  fail(fmt::format("statfs: {} blocks free of {}, and {} inodes, where there were {} blocks",
+                   space.free_blocks(), space.total_blocks(), space.inodes(),
+                   space_->total_blocks()));
+}
+
+/// Freed is what was removed, within a moment; the catalog keeps what it has grown by, in whole
+/// chunks.
+Task<void> Workload::all_is_free(Csvfs& csvfs) {
+  constexpr std::uint64_t kChunk = volume::kChunkSize / 4096;
+  auto& mount = csvfs.mount();
+  auto entries = co_await mount.list(kRootInode, 0, 1000);
+  // Whoever filled the volume may have been killed.
+  if (entries)
+    for (const auto& entry : entries->entries())
+      if (entry.name().starts_with("hoard"))
+        (void)co_await mount.unlink(kRootInode, entry.name(), false);
+  wire::FsStat now;
+  for (auto give_up = world_.now() + 60s; world_.now() < give_up && space_;) {
+    auto found = co_await mount.statistics();
+    if (found) now = *found;
+    if (found && space_->free_blocks() >= now.free_blocks() &&
+        (space_->free_blocks() - now.free_blocks()) % kChunk == 0)
+      co_return;
+    co_await sleep(*csvfs.process().loop, 500ms);
+  }
+  fail(fmt::format("everything was removed, and {} blocks are free of {}, where {} were",
+                   now.free_blocks(), now.total_blocks(), space_ ? space_->free_blocks() : 0));
 }
 
 }  // namespace csv::sim

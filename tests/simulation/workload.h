@@ -30,6 +30,10 @@ struct Playground {
     Duration began{}, ended{};
   };
   std::map<Number, std::map<std::size_t, Opening>> openings;
+  /// Mounts' lives in which something was written.
+  std::map<Number, std::set<std::uint64_t>> writers;
+  /// The latest ctime that anybody had been answered by then.
+  std::map<Number, std::map<Duration, std::int64_t>> ctimes;
 };
 
 struct WorkloadOptions {
@@ -70,7 +74,7 @@ class Workload {
   [[nodiscard]] std::vector<std::string> stuck() const;
   /// Reads everything on `node` and compares.
   Task<void> look_at_everything(std::size_t node, std::function<void()> done);
-  /// Removes everything.
+  /// Removes everything, and looks whether all space is free again.
   Task<void> remove_everything(std::size_t node, std::function<void()> done);
   /// Operations of dead mounts of which nobody knows yet that they are over.
   [[nodiscard]] std::size_t unsettled() const { return ghosts_.size(); }
@@ -84,6 +88,7 @@ class Workload {
     std::uint64_t loads = 0, stores = 0;     ///< Through mappings.
     std::uint64_t clones = 0;                ///< That shared something.
     std::uint64_t resumed = 0;               ///< Uses of a handle after its session's end.
+    std::uint64_t anew = 0;                  ///< Files that were gone before they were open.
     std::uint64_t no_space = 0, losses = 0;  ///< Refusals that the volume or the target explains.
   };
   Counts counts;
@@ -111,6 +116,10 @@ class Workload {
   std::vector<Ghost> ghosts_;
   std::map<SessionId, Away> away_;
   void suspect(const Csvfs* mount, Duration since);
+  /// What statfs says can be.
+  void judge(const wire::FsStat& space);
+  Task<void> all_is_free(Csvfs& csvfs);
+  std::optional<wire::FsStat> space_;                       ///< Of the volume while it was empty.
   std::map<const Csvfs*, Duration> told_;                   ///< When last, whoever told it.
   std::map<std::optional<std::size_t>, Duration> refused_;  ///< When last, by NotDurable::mount.
   Ghost* dying_ = nullptr;                                  ///< While dies() runs its course.

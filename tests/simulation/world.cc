@@ -22,7 +22,7 @@ World::EventId World::at(Duration when, Function<void()> act) {
 }
 
 bool World::run(Function<bool()> until, Duration limit) {
-  CSV_CHECK(on_main_thread());
+  CSV_CHECK(on_main_stack());
   while (!until()) {
     if (events_.empty() || events_.begin()->first.first > limit) return false;
     auto event = events_.extract(events_.begin());
@@ -72,7 +72,7 @@ WallTime SimLoop::wall_now() const {
   return WallTime{kBeginning + (to_local(world_.now()) - skew_.boot + skew_.wall).count()};
 }
 
-bool SimLoop::here() const { return world_.on_main_thread() && running_; }
+bool SimLoop::here() const { return world_.on_main_stack() && running_; }
 
 /// A frozen process finds everything that was due when it wakes up, in the order it was due.
 void SimLoop::run(Function<void()> work) {
@@ -104,7 +104,7 @@ void SimLoop::execute(Function<void()> work) {
 }
 
 void SimLoop::enter(Function<void()> work) {
-  CSV_CHECK(world_.on_main_thread());
+  CSV_CHECK(world_.on_main_stack());
   execute(std::move(work));
 }
 

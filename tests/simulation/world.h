@@ -6,7 +6,6 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <utility>
 
 #include "csvfs/base/loop.h"
@@ -15,8 +14,8 @@
 namespace csv::sim {
 
 /// Virtual time and chance. Everything that happens in a simulated cluster is an event here, in an
-/// order fixed by the seed: one event at a time, on the thread that runs the world, or on a worker
-/// (worker.h) that it handed its turn to.
+/// order fixed by the seed: one event at a time, or a worker (worker.h) that was handed the turn.
+/// All of it on one thread.
 class World {
  public:
   explicit World(std::uint64_t seed);
@@ -37,8 +36,9 @@ class World {
   /// Runs events until `until` says true (asked after each), or until `limit`. True: it did.
   bool run(Function<bool()> until, Duration limit);
   [[nodiscard]] std::uint64_t events_run() const { return run_; }
-  /// True on the thread that runs events, while it has the turn.
-  [[nodiscard]] bool on_main_thread() const { return std::this_thread::get_id() == main_; }
+  /// True where events run; false while a worker has the turn.
+  [[nodiscard]] bool on_main_stack() const { return on_main_stack_; }
+  void set_on_main_stack(bool yes) { on_main_stack_ = yes; }
 
   /// The history as a number: equal runs say equal things in an equal order.
   void note(std::string_view line);
@@ -47,7 +47,7 @@ class World {
   void set_verbose(bool verbose) { verbose_ = verbose; }
 
  private:
-  std::thread::id main_ = std::this_thread::get_id();
+  bool on_main_stack_ = true;
   Duration now_{};
   Random random_;
   std::map<EventId, Function<void()>> events_;
