@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# The target loses its power, and with it its volatile write cache: while three nodes work, once also the coordinator. What was made durable is there,
+# what was lost is told once, names are as they were acknowledged.
+source "$(dirname "$0")/cluster.sh"
+
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+state=$work/state
+mkdir "$state"
+programs() { python "$here/power.py" "$@"; }
+
+lab up --nodes 3 --size 512M --volatile
+lab format
+lab mount
+nodes=(node1 node2 node3)
+for each in "${nodes[@]}"; do begin "work-$each" on "$each" python3 "$here/power.py" work "$volume/power" "$state"; done
+begun() { (($(ls "$state" | grep -c '^rounds-') == ${#nodes[@]})); }
+wait_for 30 "programs on all nodes" begun
+
+losses=0
+# loses [hold|-] [NODE]: power, while all that is written is made durable, or some is not; with NODE its csvd is killed in the meantime.
+loses() {
+  programs progress "$state" 15 "${nodes[@]}"
+  if [[ $1 == hold ]]; then
+    : >"$state/hold"
+    programs progress "$state" 30 "${nodes[@]}"
+  fi
+  losses=$((losses + 1))
+  : >"$state/loss-$losses"
+  lab san stop
+  if [[ ${2:-} ]]; then lab kill "$2" csvd; fi
+  rm -f "$state/hold"
+  lab san start
+  if [[ ${2:-} ]]; then lab start "$2" csvd; fi
+}
+
+say "power is lost while nothing is made durable, and in the midst of everything"
+loses hold
+loses -
+say "and the coordinator dies, too"
+loses hold node1
+loses - node1
+programs progress "$state" 15 "${nodes[@]}"
+: >"$state/stop"
+for each in "${nodes[@]}"; do await "work-$each" 60; done
+for each in "${nodes[@]}"; do on "$each" python3 "$here/power.py" verify "$volume/power" "$state" || die "$each does not find what was acknowledged"; done
+told=$(programs judge "$state" "$losses") || die "what was lost was not told as it should be"
+note "$told"
+end_clean
