@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The target loses its power, and with it its volatile write cache: while three nodes work, once also the coordinator. What was made durable is there,
 # what was lost is told once, names are as they were acknowledged.
+# Usage: power_loss.sh [ROUNDS]
 source "$(dirname "$0")/cluster.sh"
 
 here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
@@ -33,12 +34,14 @@ loses() {
   if [[ ${2:-} ]]; then lab start "$2" csvd; fi
 }
 
-say "power is lost while nothing is made durable, and in the midst of everything"
-loses hold
-loses -
-say "and the coordinator dies, too"
-loses hold node1
-loses - node1
+for ((round = 1; round <= ${1:-1}; round++)); do
+  say "power is lost while nothing is made durable, and in the midst of everything"
+  loses hold
+  loses -
+  say "and the coordinator dies, too"
+  loses hold node1
+  loses - node1
+done
 programs progress "$state" 15 "${nodes[@]}"
 : >"$state/stop"
 for each in "${nodes[@]}"; do await "work-$each" 60; done
