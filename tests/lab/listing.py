@@ -1,6 +1,8 @@
 """A listing of a large folder that goes on while its volume's coordinator changes, and names come and go.
 
 usage: listing.py make FOLDER FIRST END        makes the names FIRST to END
+       listing.py look FOLDER FIRST END        looks each of them up, and one that is not there beside each thousandth
+       listing.py remove FOLDER FIRST END      removes them
        listing.py churn FOLDER STOP            makes, replaces, renames and removes other names until there is a file STOP
        listing.py list FOLDER COUNT STEPS GO   lists it, in pieces, COUNT names of `make`; after each part of STEPS parts says "part N"
                                                and waits for a line from GO. Each of the names stands there once, no other one twice; and
@@ -37,6 +39,18 @@ def entries(folder, buffer):
 def make(folder, first, end):
     for number in range(int(first), int(end)):
         os.close(os.open(f"{folder}/{name_of(number)}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+
+
+def look(folder, first, end):
+    for number in range(int(first), int(end)):
+        os.stat(f"{folder}/{name_of(number)}")
+        if number % 1000 == 0 and os.path.lexists(f"{folder}/{name_of(number)}-not"):
+            sys.exit(f"{name_of(number)}-not is there")
+
+
+def remove(folder, first, end):
+    for number in range(int(first), int(end)):
+        os.unlink(f"{folder}/{name_of(number)}")
 
 
 def churn(folder, stop):
@@ -86,4 +100,4 @@ def list_it(folder, count, steps, go):
     print(f"{len(order)} names")
 
 
-{"make": make, "churn": churn, "list": list_it}[sys.argv[1]](*sys.argv[2:])
+{"make": make, "look": look, "remove": remove, "churn": churn, "list": list_it}[sys.argv[1]](*sys.argv[2:])
