@@ -31,6 +31,26 @@ done
 lab mount "${far[@]}"
 breaks() { local each; for each in "${far[@]}"; do on "$each" pkill -USR1 -f "relay.py $work/$1 "; done; }
 
+# Besides, records at the end of one file: done twice they would stand there twice.
+cat >"$work/append.py" <<'END'
+import os, sys
+file, stop, node, number = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY | os.O_APPEND), sys.argv[2], os.uname().nodename, 0
+while not os.path.exists(stop):
+    number += 1
+    os.write(file, b"%s %d\n" % (node.encode(), number))
+END
+cat >"$work/appended.py" <<'END'
+import sys
+last = {}
+for line in open(sys.argv[1]):
+    node, number = line.split()
+    if int(number) != last.get(node, 0) + 1:
+        print(f"{node} has appended {number} after {last.get(node, 0)}")
+        sys.exit(1)
+    last[node] = int(number)
+print(*(f"{node} {number}" for node, number in sorted(last.items())))
+END
+for each in "${nodes[@]}"; do begin "append-$each" on "$each" python3 "$work/append.py" "$volume/appended" "$state/stop"; done
 for each in "${nodes[@]}"; do begin "work-$each" on "$each" python3 "$here/checked.py" work "$volume/work" "$state" 3; done
 begun() { (($(ls "$state" | grep -c '^progress-') == ${#nodes[@]})); }
 wait_for 30 "programs on all nodes" begun
@@ -53,10 +73,12 @@ takes private 10 20
 takes storage 5 10
 goes_on 3
 say "the ways to the coordinator break, then those to the target, with answers on them"
+takes private 40
 for way in private storage private storage; do
   breaks $way
   goes_on 2
 done
+takes private 10 20
 say "the coordinator is far from its LUN"
 lab coordinator 2
 breaks private
@@ -70,5 +92,8 @@ for each in "${nodes[@]}"; do
   [[ $told == none ]] || die "programs on $each were told of errors: $told"
 done
 for each in "${nodes[@]}"; do on "$each" python3 "$here/checked.py" verify "$volume/work" "$state" || die "$each does not find what was done"; done
+for each in "${nodes[@]}"; do await "append-$each" 60; done
+appended=$(on node2 python3 "$work/appended.py" "$volume/appended") || die "$appended"
+note "appended, each once: $appended"
 for way in private storage; do grep -hq '^breaks [1-9]' "$work/$way"-node?.log || die "no connection to break of $way: nothing was shown"; done
 end_clean
