@@ -18,7 +18,9 @@ begun() { (($(ls "$state" | grep -c '^rounds-') == ${#nodes[@]})); }
 wait_for 30 "programs on all nodes" begun
 
 losses=0
-# loses [hold|-] [NODE]: power, while all that is written is made durable, or some is not; with NODE its csvd is killed in the meantime.
+coordinator=node1
+# loses hold|- [stays|moves]: power, while nothing that is written is made durable, or in the midst of everything; with a second word the coordinator's
+# csvd is killed in the meantime, and the same node, or another one, has the volume next.
 loses() {
   programs progress "$state" 15 "${nodes[@]}"
   if [[ $1 == hold ]]; then
@@ -28,10 +30,18 @@ loses() {
   losses=$((losses + 1))
   : >"$state/loss-$losses"
   lab san stop
-  if [[ ${2:-} ]]; then lab kill "$2" csvd; fi
+  if [[ ${2:-} ]]; then lab kill $coordinator csvd; fi
   rm -f "$state/hold"
   lab san start
-  if [[ ${2:-} ]]; then lab start "$2" csvd; fi
+  case ${2:-} in
+    stays) lab start $coordinator csvd ;;
+    moves)
+      next=$([[ $coordinator == node1 ]] && echo node2 || echo node1)
+      lab coordinator $next
+      lab start $coordinator csvd
+      coordinator=$next
+      ;;
+  esac
 }
 
 for ((round = 1; round <= ${1:-1}; round++)); do
@@ -39,8 +49,8 @@ for ((round = 1; round <= ${1:-1}; round++)); do
   loses hold
   loses -
   say "and the coordinator dies, too"
-  loses hold node1
-  loses - node1
+  loses hold stays
+  loses - moves
 done
 programs progress "$state" 15 "${nodes[@]}"
 : >"$state/stop"
