@@ -110,10 +110,10 @@ Task<Service::Outcome> Service::get_attr(CallRef call) {
 Task<Service::Outcome> Service::set_attr(CallRef call) {
   const auto& asked = call->request.set_attr();
   InodeId inode{asked.inode()};
-  auto now = wall_now();
   // What was written directly so far comes before a time that is set now, whoever wrote it.
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
   if (asked.has_mtime() || asked.mtime_now()) co_await ask_who_wrote(call->session, inode);
+  auto now = wall_now();
   if (asked.accessed()) note_access(inode);
   co_await settle_access(inode);
   volume::AttrChange change;

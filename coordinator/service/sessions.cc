@@ -567,6 +567,7 @@ Task<Expected<void>> Service::fence(std::vector<Key> keys, SessionId ends, Fenci
                  done.error().message());
     nothing->files.clear();
     nothing->listed = true;
+    nothing->next_inode = Suspended::kNoInode;
     suspended_.add(*nothing);
     auto mark_nothing = marking(NodeId{}, *nothing);
     done = co_await writer_.change(std::move(mark_nothing));

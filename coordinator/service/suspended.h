@@ -21,6 +21,8 @@ class Suspended {
   /// Files of one node: beyond that many what was open is not listed; beyond as many that were
   /// touched all of it is given up.
   static constexpr std::size_t kMostListed = 4096, kMostTouched = 16'384;
+  /// Of a row that is not written yet: the catalog puts the next one that is made in its place.
+  static constexpr InodeId kNoInode{std::numeric_limits<std::int64_t>::max()};
 
   [[nodiscard]] bool empty() const { return rows_.empty(); }
   [[nodiscard]] std::size_t count() const { return rows_.size(); }

@@ -13,9 +13,6 @@ using volume::SuspendedRow;
 
 namespace {
 
-/// The next one that is made: known when the row is written.
-constexpr InodeId kNoInode{std::numeric_limits<std::int64_t>::max()};
-
 /// That marks are on their way into the catalog.
 class Marking {
  public:
@@ -55,7 +52,7 @@ std::optional<SuspendedRow> Service::what_it_leaves(const Session& session) cons
   row.session = session.id;
   row.incarnation = session.incarnation;
   row.listed = session.declared && session.open.size() <= Suspended::kMostListed;
-  row.next_inode = kNoInode;
+  row.next_inode = Suspended::kNoInode;
   if (row.listed) {
     for (auto inode : session.open)
       row.files[inode] = touched(inode) ? Touch::content : Touch::none;
@@ -87,15 +84,17 @@ SuspendedRow Service::what_to_suspend(const Session& session) const {
     if (!session.declared || (before && !row)) {
       row = *known;
       row->session = session.id;
-      if (row->listed) row->next_inode = kNoInode;
+      if (row->listed) row->next_inode = Suspended::kNoInode;
     } else if (before && known->listed && !row->listed) {
       row.reset();  // which of its files the list lacks cannot be said
     } else if (before) {
       // What a list lacks does not go on. The session before may have had it open all the same, and
       // others may have touched it since: of that nothing is noted.
-      if (known->listed)
-        for (auto& [inode, touched] : row->files)
-          if (inode < known->next_inode && !known->files.contains(inode)) touched = Touch::content;
+      // Without a list that is so of what was made after the row.
+      for (auto& [inode, touched] : row->files)
+        if (!known->files.contains(inode) && (inode < known->next_inode) == known->listed)
+          touched = Touch::content;
+      if (!known->listed) row->next_inode = std::min(row->next_inode, known->next_inode);
       row->listed = row->listed && known->listed;
       for (auto [inode, touched] : known->files) {
         auto& all = row->files[inode];
@@ -306,19 +305,22 @@ Task<Expected<void>> Service::give_up_suspended(std::vector<NodeId> nodes) {
     nothing.push_back(*row);
     nothing.back().listed = true;
     nothing.back().files.clear();
+    nothing.back().next_inode = Suspended::kNoInode;
     suspended_.forget(node);
     giving_up_.insert(node);
   }
   if (nothing.empty()) co_return Expected<void>{};
-  auto body = [nothing](Catalog& catalog) mutable -> Expected<void> {
-    for (auto& row : nothing) CSV_TRY(catalog.suspend(row));
-    return {};
+  auto body =
+      [rows = std::move(nothing)](Catalog& catalog) mutable -> Expected<std::vector<SuspendedRow>> {
+    for (auto& row : rows) CSV_TRY(catalog.suspend(row));
+    return std::move(rows);
   };
-  if (auto done = co_await writer_.change(std::move(body)); !done) {
+  auto done = co_await writer_.change(std::move(body));
+  if (!done) {
     stop(done.error().within("giving up what was open"));  // touches wait for it
     co_return done.error();
   }
-  for (auto& row : nothing) {
+  for (auto& row : *done) {
     giving_up_.erase(row.node);
     // An end has left another one meanwhile, which came later.
     if (suspended_.find(row.node) == nullptr) suspended_.add(std::move(row));

@@ -69,11 +69,16 @@ Task<Expected<void>> PageCache::fault(File file, std::uint64_t index) {
 /// Past the lease nothing clean is left, but while the mount stands still, and a moment longer: a
 /// program may go on before it. What is dirty cannot go before it is written.
 Task<void> PageCache::until_mount_has_seen_to(Key key) {
-  while (open_until_() <= loop_->now()) {
+  for (;;) {
+    bool over = open_until_() <= loop_->now();
+    // Whoever is fenced while it stands still, under a lease that its csvd keeps, may wake up with
+    // pages that others have changed: nobody could take them away (docs/mount.md, "Limits").
+    bool just_woke = loop_->stood_still_within(kAwake);
+    if (!over && !just_woke) co_return;
     auto found = pages_.find(key);
     if (found == pages_.end()) co_return;  // the fault waits, too
     bool keeps = found->second.dirty || found->second.locked;
-    if (!keeps && !loop_->stood_still_within(kAwake)) co_return;
+    if (!keeps && !just_woke) co_return;
     co_await sleep(*loop_, kLook);
   }
 }
