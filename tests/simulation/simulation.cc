@@ -325,9 +325,11 @@ class Saboteur {
     what.set_mode(S_IFREG | 0600);
     auto made = co_await mount.create(Caller{}, std::move(what), {});
     if (!made) co_return;
-    // In ever smaller pieces, until nothing fits.
+    // In ever smaller pieces, until nothing fits; but whoever was held up must not take in small
+    // pieces whatever is given back for the rest of the life.
+    auto until = loop.now() + keep;
     std::uint64_t at = 0;
-    for (auto piece = 256ull << 20; piece >= 4096;) {
+    for (auto piece = 256ull << 20; piece >= 4096 && loop.now() < until;) {
       wire::Allocate more;
       more.set_offset(at);
       more.set_length(piece);
@@ -340,7 +342,7 @@ class Saboteur {
         break;  // Its session has ended.
       }
     }
-    co_await sleep(loop, keep);
+    co_await sleep(loop, std::max(until - loop.now(), Duration{}));
     co_await mount.close(made->handle);
     (void)co_await mount.unlink(kRootInode, name, false);
   }
