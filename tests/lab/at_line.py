@@ -1,8 +1,8 @@
-"""Ends a process at a line of its log, or makes it stand still there.
+"""Ends a process at a line of a log, or makes it stand still there, or go on.
 
-usage: at_line.py LOG FROM PATTERN DELAY_MS PID HIT KILL|STOP
-                     follows LOG from byte FROM on; once a line matches PATTERN, and DELAY_MS later, PID gets SIGKILL or SIGSTOP, if
-                     nobody else has made the file HIT by then
+usage: at_line.py LOG FROM PATTERN DELAY_MS PID HIT KILL|STOP|CONT [NAME]
+                     follows LOG from byte FROM on; once a line matches PATTERN, and DELAY_MS later, PID gets the signal, if
+                     nobody else has made the file HIT by then; HIT.node says who it was: this machine's name, or NAME
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 import time
 
 
-def main(log, start, pattern, delay_ms, pid, hit, how):
+def main(log, start, pattern, delay_ms, pid, hit, how, name=None):
     wanted = re.compile(pattern)
     rest = ""
     with open(log, errors="replace") as lines:
@@ -28,9 +28,9 @@ def main(log, start, pattern, delay_ms, pid, hit, how):
                 os.close(os.open(hit, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             except FileExistsError:
                 return
-            os.kill(int(pid), {"KILL": signal.SIGKILL, "STOP": signal.SIGSTOP}[how])
+            os.kill(int(pid), {"KILL": signal.SIGKILL, "STOP": signal.SIGSTOP, "CONT": signal.SIGCONT}[how])
             with open(hit + ".node", "w") as node:
-                node.write(os.uname().nodename)
+                node.write(name or os.uname().nodename)
 
 
 main(*sys.argv[1:])
