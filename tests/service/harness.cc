@@ -183,6 +183,8 @@ Coordinator::~Coordinator() { crash(); }
 
 void Coordinator::crash() {
   world_->run([&] { service_.reset(); });
+  // That it has stopped may be on its way to us still.
+  world_->run([] {});
 }
 
 namespace {

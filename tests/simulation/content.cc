@@ -384,7 +384,9 @@ void LogContent::end(Stamp stamp, Duration now) { records_[stamp].ended = now; }
 
 std::optional<std::string> LogContent::judge(std::span<const std::byte> all, Duration since) {
   ++looks_;
-  if (all.size() < known_.size() || std::memcmp(known_.data(), all.data(), known_.size()) != 0) {
+  bool grew = known_.empty() || (all.size() >= known_.size() &&
+                                 std::memcmp(known_.data(), all.data(), known_.size()) == 0);
+  if (!grew) {
     known_.clear();
     order_.clear();
   }
