@@ -1,7 +1,6 @@
 #include "coordinator/volume/wal_region.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <optional>
 #include <string_view>
@@ -80,7 +79,8 @@ WalRegion::WalRegion(iscsi::BlockingLun& lun, const VolumeInfo& info)
     : lun_{&lun},
       volume_{info.id},
       offset_{info.wal_offset},
-      capacity_{info.wal_size - sizeof(disk::LogMark)} {
+      capacity_{info.wal_size - sizeof(disk::LogMark)},
+      memory_{capacity_} {
   const auto& geometry = lun.lun().geometry();
   unit_ = std::clamp<std::uint64_t>(geometry.physical_block_size, geometry.block_size, 4096);
   pages_.resize(capacity_ / disk::kFrameSize + 1);
@@ -127,14 +127,6 @@ Expected<void> check_repair_ended(iscsi::BlockingLun& lun, const VolumeInfo& inf
   return {};
 }
 
-/// Doubles the memory, up to the region's size.
-void WalRegion::make_room(std::uint64_t size) {
-  if (size <= memory_.size()) return;
-  auto grown = Buffer::zeroed(std::min(std::max(std::bit_ceil(size), kReadSize), capacity_));
-  if (!memory_.empty()) std::memcpy(grown.data(), memory_.data(), memory_.size());
-  memory_ = std::move(grown);
-}
-
 Expected<void> WalRegion::load() {
   // First, because another may be writing: the frames it speaks of are there when it is.
   CSV_TRY(read_mark());
@@ -143,7 +135,6 @@ Expected<void> WalRegion::load() {
     // Most logs are empty, or short: what is read beyond them the target's other users wait for.
     auto step = std::clamp(loaded, kReadSize, kReadDepth * kReadSize);
     auto end = std::min<std::uint64_t>(loaded + step, capacity_);
-    make_room(end);
     std::vector<iscsi::BlockingLun::Read> reads;
     for (auto at = loaded; at < end; at += kReadSize)
       reads.push_back(
@@ -174,7 +165,6 @@ Expected<void> WalRegion::settle() {
 }
 
 bool WalRegion::has_header() const {
-  if (memory_.empty()) return false;
   auto header = memory_.span().first(disk::kWalHeaderSize);
   return std::any_of(header.begin(), header.end(), [](std::byte b) { return b != std::byte{}; });
 }
@@ -270,7 +260,6 @@ Expected<void> WalRegion::write(std::uint64_t offset, std::span<const std::byte>
     return Error{Errc::refused, fmt::format("the catalog's log would grow beyond its {} MiB: "
                                             "transactions without a checkpoint",
                                             (capacity_ + sizeof(disk::LogMark)) >> 20)};
-  make_room(offset + data.size());
   std::memcpy(memory_.data() + offset, data.data(), data.size());
   dirty(offset, offset + data.size());
   size_ = std::max(size_, offset + data.size());

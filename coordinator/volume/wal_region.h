@@ -11,6 +11,7 @@
 #include "coordinator/volume/volume_format.h"
 #include "csvfs/base/buffer.h"
 #include "csvfs/base/error.h"
+#include "csvfs/base/untouched_buffer.h"
 #include "iscsi/blocking_lun.h"
 
 namespace csv::volume {
@@ -68,7 +69,6 @@ class WalRegion {
   WalRegion(iscsi::BlockingLun& lun, const VolumeInfo& info);
   Expected<void> load();
   [[nodiscard]] Expected<void> judge(std::uint64_t loaded) const;
-  void make_room(std::uint64_t size);
   [[nodiscard]] bool has_header() const;
   void follow(std::uint64_t loaded);
   Expected<void> read_mark();
@@ -81,7 +81,7 @@ class WalRegion {
   std::uint64_t offset_;
   std::uint64_t capacity_;  ///< Of the region, without the mark.
   std::uint64_t unit_;      ///< Writes are multiples of this: what the LUN writes whole.
-  Buffer memory_;           ///< The region's start, as far as it was used.
+  UntouchedBuffer memory_;  ///< The region.
   std::uint64_t size_ = 0;
   std::map<std::uint64_t, std::uint64_t> dirty_;  ///< From -> to; apart from each other.
   struct Sum {

@@ -1,7 +1,9 @@
 #include <doctest/doctest.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdlib>
@@ -9,6 +11,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <vector>
 
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/endian.h"
@@ -17,8 +20,28 @@
 #include "csvfs/base/random.h"
 #include "csvfs/base/systemd.h"
 #include "csvfs/base/thread_worker.h"
+#include "csvfs/base/untouched_buffer.h"
 
 using namespace csv;
+
+TEST_CASE(
+    "untouched buffer: zeros that take memory where they were written, and stay where they are") {
+  UntouchedBuffer buffer{64 << 20};
+  auto resident = [&buffer] {
+    std::vector<unsigned char> pages(buffer.size() / 4096);
+    REQUIRE(::mincore(buffer.data(), buffer.size(), pages.data()) == 0);
+    return std::count_if(pages.begin(), pages.end(), [](auto page) { return (page & 1) != 0; });
+  };
+  CHECK(resident() == 0);
+  buffer.span()[buffer.size() - 1] = std::byte{7};
+  CHECK(buffer.span()[12345] == std::byte{});
+  CHECK(resident() < (4 << 20) / 4096);  // where the kernel takes large pages, two of them
+  auto* where = buffer.data();
+  UntouchedBuffer moved = std::move(buffer);
+  CHECK(moved.data() == where);
+  CHECK(moved.span().back() == std::byte{7});
+  CHECK(UntouchedBuffer{}.span().empty());
+}
 
 TEST_CASE("crc32c: gives the values of RFC 3720 B.4, whole and in pieces") {
   std::array<std::byte, 32> zeros{};

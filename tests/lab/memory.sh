@@ -15,6 +15,8 @@ if ! mkdir "$group" 2>/dev/null || [[ ! -w $group/$bound ]]; then
   exit 77
 fi
 after_lab() { rmdir "$group"; }
+# doomed COMMAND...: on node1 within that bound, and the first to be killed there, also where nobody can be spared.
+doomed() { on node1 sh -c 'echo $$ >"$1"; echo 1000 >/proc/self/oom_score_adj; shift; exec "$@"' - "$group/cgroup.procs" "$@"; }
 
 make_tree 8 300
 cluster_up 1G
@@ -34,10 +36,12 @@ before="$(pid_of csvd) $(pid_of csvfs)"
 echo $((64 << 20)) >"$group/$bound"
 for each in csvd csvfs; do on node1 sh -c 'echo "$1" >"$2"' - "$(pid_of "$each")" "$group/cgroup.procs"; done
 begin copy on node1 sh -c 'echo $$ >"$1"; exec cp -a "$2" "$3"' - "$group/cgroup.procs" "$work/tree" "$volume/copy"
+# The kernel looks for the next one to kill when the last is dead and its memory still on its way back: where nobody can be spared,
+# there have to be some who come before csvd then.
+for each in {1..30}; do begin "idle$each" doomed sleep 900; done
 hogs=0
 while ((hogs < 5)); do
-  # It goes first, also where nobody can be spared.
-  if on node1 sh -c 'echo $$ >"$1"; echo 1000 >/proc/self/oom_score_adj; exec python3 -c "b\"x\" * (512 << 20)"' - "$group/cgroup.procs" 2>/dev/null; then die "512 MiB were there to be had"; fi
+  if doomed python3 -c 'b"x" * (512 << 20)' 2>/dev/null; then die "512 MiB were there to be had"; fi
   hogs=$((hogs + 1))
 done
 await copy 300
