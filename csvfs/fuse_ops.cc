@@ -26,7 +26,6 @@ constexpr std::size_t kMostKept = kSpareBuffers;
 constexpr std::size_t kMovedUpTo = kMaxTransfer / 2;
 constexpr std::uint32_t kKillSetId = 1u << 2;  // of fuse_write_in.write_flags
 constexpr std::size_t kMostGhosts = 64 * 1024;
-constexpr std::size_t kMostWalking = 1024;
 constexpr int kMakeTries = 200;                    // each a question and its answer
 constexpr int kLifeShift = 48;                     // in node ids
 constexpr std::uint32_t kPreferredIo = 64 * 1024;  // each read or write is a message: not too small
@@ -151,6 +150,12 @@ struct stat to_stat(const wire::Attr& attr) {
   return out;
 }
 
+void Reply::error(int number) && {
+  if (!waits()) return;
+  if (number == ESTALE) state_of(request()).second_walks.begins(fuse_req_ctx(request())->pid);
+  fuse_reply_err(take(), number);
+}
+
 void Reply::entry(const wire::Attr& attr) && {
   if (!waits()) return;
   auto out = to_entry_param(state_of(request()), attr);
@@ -244,6 +249,8 @@ Reply reply_to(fuse_req_t request, bool changes, bool any_signal = false) {
   return Reply{std::move(owed)};
 }
 
+pid_t thread_of(fuse_req_t request) { return fuse_req_ctx(request)->pid; }
+
 Caller caller_of(fuse_req_t request) {
   const auto* context = fuse_req_ctx(request);
   return {context->uid, context->gid};
@@ -259,6 +266,7 @@ bool unreachable(const Mount& mount) {
 // --- One task a request that must wait ------------------------------------------------------
 
 Task<void> lookup(FuseState& state, Reply reply, InodeId parent, std::string name) {
+  auto thread = thread_of(reply.request());
   // "." and ".." are asked for by those who export the volume.
   if (name == "..") {
     auto listed = co_await state.mount->list(parent, 0, 1);
@@ -273,6 +281,8 @@ Task<void> lookup(FuseState& state, Reply reply, InodeId parent, std::string nam
     found = co_await state.mount->attr(parent);
     // A handle of what has been removed, even if somebody has it open.
     if (found && found->nlink() == 0) found = errno_error(ESTALE, "removed");
+  } else if (state.second_walks.under_way(thread)) {
+    found = co_await state.second_walks.lookup(thread, parent, std::move(name));
   } else {
     found = co_await state.mount->lookup(parent, std::move(name));
   }
@@ -361,7 +371,9 @@ std::uint32_t open_flags_for(const FuseState& state, int flags) {
 
 Task<void> open(FuseState& state, Reply reply, fuse_ino_t node, int flags,
                 Mount::OpenOptions options) {
+  auto thread = thread_of(reply.request());
   auto opened = co_await state.mount->open(FuseState::inode_of(node), options, reply.interrupt());
+  state.second_walks.ends(thread);
   if (!opened) {
     std::move(reply).error(opened.error());
     co_return;
@@ -395,10 +407,8 @@ bool owner_may_open(const wire::Attr& attr, const Caller& caller, int flags) {
 Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what, int flags,
                   Mount::OpenOptions options) {
   wire::Make again = what;
-  FuseState::Walk walk{again.parent(), again.name()};
-  auto thread = fuse_req_ctx(reply.request())->pid;
-  auto before = state.walking.extract(thread);
-  int tries = !before.empty() && before.mapped() == walk ? kMakeTries : 0;
+  auto thread = thread_of(reply.request());
+  int tries = state.second_walks.under_way(thread) ? kMakeTries : 0;
   auto made = co_await state.mount->create(caller, std::move(what), options, reply.interrupt());
   while (!made && made.error() == std::errc::file_exists && (flags & O_EXCL) == 0) {
     auto found = co_await state.mount->lookup(InodeId{again.parent()}, again.name());
@@ -408,8 +418,6 @@ Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what,
       made = co_await state.mount->open(InodeId{found->inode()}, how, reply.interrupt());
       if (made || made.error().to_errno() != ESTALE) break;
     } else if (found && tries-- == 0) {
-      if (state.walking.size() >= kMostWalking) state.walking.clear();
-      state.walking.insert_or_assign(thread, walk);
       made = errno_error(ESTALE, "create");
       break;
     } else if (found) {
@@ -426,6 +434,7 @@ Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what,
   // that somebody has it open. Nobody has seen it, so another one will do.
   if (!made && again.nameless() && made.error().to_errno() == ESTALE)
     made = co_await state.mount->create(caller, std::move(again), options, reply.interrupt());
+  state.second_walks.ends(thread);
   if (!made) {
     std::move(reply).error(made.error());
     co_return;

@@ -7,12 +7,15 @@
 
 #include "csvfs/mount.h"
 #include "csvfs/reply.h"
+#include "csvfs/second_walks.h"
 
 namespace csv {
 
 /// What the FUSE operations work on; the session's userdata. All on the mount's loop.
 struct FuseState {
-  Mount* mount = nullptr;
+  FuseState(Loop& loop, Mount& its_mount) : mount{&its_mount}, second_walks{loop, its_mount} {}
+
+  Mount* mount;
   /// The buffer of the request being processed. An operation that needs its bytes longer than its
   /// call (a write) takes it; otherwise the reader uses it again. A write's content stands behind
   /// two headers; the buffer is placed so that it is aligned for the LUN, and never copied.
@@ -62,10 +65,8 @@ struct FuseState {
   /// Attributes of what lost its last name here, as long as the kernel knows it: a program may
   /// still stand in a removed directory.
   std::map<std::uint64_t, wire::Attr> ghosts;
-  /// Threads that were made to walk a path once more when they made a name (create). The kernel
-  /// does so only once, so what they say next of the same name is not answered so lightly.
-  using Walk = std::pair<std::uint64_t, std::string>;
-  std::map<pid_t, Walk> walking;
+  /// Begun by every answer ESTALE.
+  SecondWalks second_walks;
   /// The requests under way. Last: they use everything above.
   TaskScope requests;
 };

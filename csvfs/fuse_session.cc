@@ -140,8 +140,8 @@ class Session final : public FuseSession {
       : loop_{loop},
         on_ended_{std::move(on_ended)},
         readable_{loop.context()},
-        mounts_{loop.context()} {
-    state_.mount = &mount;
+        mounts_{loop.context()},
+        state_{loop, mount} {
     mount.on_session_end([this, alive = alive_](const std::vector<Mount::Over>& open) {
       if (!*alive) return;
       bool shared = (state_.taken & kDirectIoAllowMmap) != 0;
@@ -185,6 +185,7 @@ class Session final : public FuseSession {
 
   Expected<void> open(const std::string& mountpoint, const Options& options, int descriptor) {
     requested_ = options.requested;
+    state_.second_walks.last(options.second_walk);
     if (options.dying) dying_ = options.dying;
     Arguments arguments{{"csvfs"}};
     session_ = fuse_session_new(arguments.get(), &fuse_ops(), sizeof(fuse_lowlevel_ops), &state_);

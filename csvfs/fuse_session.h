@@ -28,6 +28,7 @@ class FuseSession {
     std::function<void()> requested = {};  ///< With each request of the kernel's; may be empty.
     /// Whether a thread is being killed. Where none is given: from /proc.
     std::function<bool(pid_t)> dying;
+    Duration second_walk = std::chrono::seconds{2};  ///< How long one lasts (second_walks.h).
   };
   /// Mounts at `mountpoint`, or on nothing where `descriptor` is a socket to a test that plays the
   /// kernel. `on_ended` comes once, when the kernel has unmounted us.

@@ -53,9 +53,8 @@ class Reply {
   }
 
   void error(const Error& why) && { std::move(*this).error(why.to_errno()); }
-  void error(int number) && {
-    if (waits()) fuse_reply_err(take(), number);
-  }
+  /// After ESTALE the kernel walks the path once more (SecondWalks).
+  void error(int number) &&;
   void ok() && { std::move(*this).error(0); }
   void result(const Expected<void>& result) && {
     std::move(*this).error(result ? 0 : result.error().to_errno());

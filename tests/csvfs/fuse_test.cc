@@ -29,7 +29,8 @@ namespace {
 class Kernel {
  public:
   /// `more`: of INIT's 64 flags, what this kernel offers beside the usual.
-  explicit Kernel(World& world, int node = 1, std::uint64_t more = 0, MountFlags flags = {})
+  explicit Kernel(World& world, int node = 1, std::uint64_t more = 0, MountFlags flags = {},
+                  Duration second_walk = FuseSession::Options{}.second_walk)
       : world_{&world} {
     int ends[2];
     REQUIRE(::socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
@@ -44,6 +45,7 @@ class Kernel {
       FuseSession::Options options;
       options.dying = [this](pid_t) { return dying.load(); };
       options.flags = flags;
+      options.second_walk = second_walk;
       auto session = FuseSession::start(
           world.loop(), mount, "", options, [this] { ended = true; }, ends[0]);
       REQUIRE(session);
@@ -88,7 +90,7 @@ class Kernel {
     header.unique = unique_ += 2;
     header.nodeid = node;
     header.uid = uid;
-    header.pid = 4242;
+    header.pid = thread;
     iovec parts[] = {{&header, sizeof header},
                      {const_cast<char*>(argument.data()), argument.size()}};
     REQUIRE(::writev(fd_, parts, 2) == static_cast<ssize_t>(header.len));
@@ -224,7 +226,7 @@ class Kernel {
   }
 
   std::atomic<bool> dying{false}, ended{false};
-  std::uint32_t uid = 0;
+  std::uint32_t uid = 0, thread = 4242;
   std::uint64_t taken = 0;  ///< What the answer to INIT said.
 
  private:
@@ -530,6 +532,147 @@ TEST_CASE("fuse: a name that another node makes and removes all the time is made
   CHECK(one.answer(again) == 0);
   CHECK(one.body<fuse_entry_out>().attr.uid == 2000);
   CHECK(two.release(file) == 0);
+}
+
+namespace {
+
+/// What `one` has just found `two` removes. The program's requests are those of one thread; others,
+/// of another, are the test's own looks.
+struct Removing {
+  explicit Removing(Duration second_walk = 60s) : one{world, 1, 0, {}, second_walk} {}
+  World world;
+  Kernel one, two{world, 2};
+
+  std::uint64_t made(const std::string& called) {
+    auto file = two.create(called, 0666);
+    CHECK(two.write(file, 0, pattern(4096, file.node)) == 0);
+    CHECK(two.release(file) == 0);
+    return file.node;
+  }
+  int said_once_reaped(std::uint64_t node) {
+    auto program = std::exchange(one.thread, 77u);
+    auto said = one.attr_once_reaped(node);
+    one.thread = program;
+    return said;
+  }
+  /// It is reaped before this returns, unless somebody has it open.
+  void remove(const std::string& called) {
+    CHECK(two.call(FUSE_UNLINK, FUSE_ROOT_ID, Kernel::name(called)) == 0);
+    auto later = made("later");
+    CHECK(two.call(FUSE_UNLINK, FUSE_ROOT_ID, Kernel::name("later")) == 0);
+    CHECK(said_once_reaped(later) == ESTALE);
+  }
+  std::uint64_t found(const std::string& called) {
+    REQUIRE(one.lookup(called) == 0);
+    return one.body<fuse_entry_out>().nodeid;
+  }
+  int open(std::uint64_t node) {
+    fuse_open_in in{};
+    in.flags = O_RDWR;
+    return one.call(FUSE_OPEN, node, Kernel::bytes(in));
+  }
+  /// The program's kernel is told ESTALE.
+  void first_walk() {
+    auto gone = made("name");
+    CHECK(found("name") == gone);
+    remove("name");
+    CHECK(open(gone) == ESTALE);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("fuse: a file that is removed once more between look-up and open is opened") {
+  Removing nodes;
+  auto& one = nodes.one;
+  nodes.first_walk();
+  auto file = nodes.made("name");
+  CHECK(nodes.found("name") == file);
+  CHECK(nodes.found("name") == file);  // as the kernel asks if it knew another file by the name
+  SUBCASE("under the same coordinator") {}
+  SUBCASE("though there is another coordinator by then") { nodes.world.take_over(); }
+  nodes.remove("name");
+  CHECK(one.attr(file).nlink == 0);
+  REQUIRE(nodes.open(file) == 0);
+  Kernel::Made opened{file, one.body<fuse_open_out>().fh};
+  CHECK(one.read(opened, 0, 4096) == pattern(4096, file));
+  CHECK(one.release(opened) == 0);
+  CHECK(nodes.said_once_reaped(file) == ESTALE);  // nothing else keeps it
+  // And the walk is over: what is found is not kept any more.
+  auto next = nodes.made("name");
+  CHECK(nodes.found("name") == next);
+  nodes.remove("name");
+  CHECK(nodes.open(next) == ESTALE);
+}
+
+TEST_CASE("fuse: nor is what was removed once more gone for what else is asked by path") {
+  Removing nodes;
+  auto& one = nodes.one;
+  nodes.first_walk();
+  auto file = nodes.made("name");
+  CHECK(nodes.found("name") == file);
+  nodes.remove("name");
+  CHECK(one.attr(file).nlink == 0);
+  fuse_setattr_in mode{};
+  mode.valid = FATTR_MODE;
+  mode.mode = 0640;
+  CHECK(one.call(FUSE_SETATTR, file, Kernel::bytes(mode)) == 0);
+  CHECK((one.attr(file).mode & 07777) == 0640);
+  CHECK(one.call(FUSE_LISTXATTR, file, Kernel::bytes(fuse_getxattr_in{})) == 0);
+  // What is found next is kept in its place.
+  REQUIRE(nodes.two.call(FUSE_SYMLINK, FUSE_ROOT_ID,
+                         Kernel::name("link") + Kernel::name("target")) == 0);
+  auto link = nodes.found("link");
+  CHECK(nodes.said_once_reaped(file) == ESTALE);
+  nodes.remove("link");
+  REQUIRE(one.call(FUSE_READLINK, link) == 0);
+  CHECK(one.body() == "target");
+}
+
+TEST_CASE("fuse: what a second walk has found is not kept for whoever does not come back") {
+  Removing nodes{100ms};
+  nodes.first_walk();
+  auto file = nodes.made("name");
+  CHECK(nodes.found("name") == file);
+  nodes.remove("name");
+  CHECK(nodes.said_once_reaped(file) == ESTALE);
+}
+
+TEST_CASE("fuse: a mount ends in good order while a second walk keeps something") {
+  Removing nodes;
+  auto& two = nodes.two;
+  nodes.first_walk();
+  auto file = nodes.made("name");
+  CHECK(nodes.found("name") == file);
+  nodes.remove("name");
+  two.send(FUSE_FORGET, file, Kernel::bytes(fuse_forget_in{1}));
+  CHECK(two.attr(file).nlink == 0);
+  auto& mount = nodes.world.mount(1);
+  nodes.world.wait(mount.end());
+  CHECK(mount.farewell_trouble().empty());
+  CHECK(two.attr_once_reaped(file) == ESTALE);
+}
+
+TEST_CASE("fuse: after an ESTALE of whatever kind a name that is in the way is waited for") {
+  Removing nodes;
+  auto& one = nodes.one;
+  one.uid = 2000;
+  nodes.two.uid = 1000;
+  auto& mount = nodes.world.mount(1);
+  auto requests = [&] {
+    std::uint64_t made = 0;
+    nodes.world.post([&] { made = mount.counters().requests; });
+    return made;
+  };
+  nodes.first_walk();
+  CHECK(one.lookup("name") == ENOENT);
+  nodes.made("name");
+  fuse_create_in in{};
+  in.flags = O_RDWR | O_CREAT;
+  in.mode = S_IFREG | 0644;
+  auto before = requests();
+  CHECK(one.call(FUSE_CREATE, FUSE_ROOT_ID, Kernel::bytes(in) + Kernel::name("name")) == ESTALE);
+  CHECK(requests() - before > 100);  // it has waited for the name to go
 }
 
 TEST_CASE("fuse: an owner's own name, made by another node meanwhile, is opened; only if a file") {
