@@ -220,12 +220,16 @@ Task<void> Coordination::serve() {
   while (!stopped_ && !given_up() && !superseded()) co_await changed_.wait();
   bool in_good_order = !stopped_ && given_up() && !superseded();
   auto served = setup_.loop->now() - since_;
+  auto steady = timing_.steady;
   if (stopped_) {
     enter(State::waiting, stopped_->message());
     beaten_ = *stopped_ == Errc::fenced || *stopped_ == Errc::superseded;
     // A path that is lost takes a while to come back; whoever has another one is better. What the
     // target has forgotten is forgotten for everybody.
     if (!beaten_ && *stopped_ != Errc::not_durable) setup_.membership->able(setup_.volume, false);
+    // A target that restarts is no fault of a takeover that succeeded, and may be back already.
+    if (*stopped_ == Errc::lun_lost || *stopped_ == Errc::not_durable)
+      steady = timing_.shortest_pause;
   } else {
     auto given = setup_.membership->assigned(setup_.volume);
     enter(State::closing, !in_good_order             ? "a newer coordinator has taken over"
@@ -238,10 +242,10 @@ Task<void> Coordination::serve() {
   // Told to the peers only now: while it closes, its mounts have nobody better to ask.
   setup_.membership->gave_up(setup_.volume);
   service_.reset();
-  pause_before_next(served >= timing_.steady);
+  pause_before_next(served >= steady);
 }
 
-/// What ended a long tenure may be over already; what ends one attempt after the other is not.
+/// What ended a steady tenure may be over already; what ends one attempt after the other is not.
 void Coordination::pause_before_next(bool was_steady) {
   pause_ = was_steady ? Duration{}
                       : std::clamp(pause_ * 2, timing_.shortest_pause, timing_.longest_pause);

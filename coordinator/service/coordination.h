@@ -38,7 +38,10 @@ class Coordination {
     /// For each present peer with a lower number, which may be about to take over as well.
     Duration precedence = 3s;
     Duration shortest_pause = 1s, longest_pause = 30s;  ///< Between two attempts; doubles.
-    Duration steady = 1min;  ///< Served this long, a stop is no sign of a lasting trouble.
+    /// Served this long, a stop is no sign of a lasting trouble: nodes that take the volume from
+    /// each other, or content that ends each tenure. Where the LUN went away shortest_pause is
+    /// enough.
+    Duration steady = 1min;
     /// A node that is to hand the volume over, and takes part, has this long to close it.
     Duration handover = 10s;
   };

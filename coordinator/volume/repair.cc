@@ -155,6 +155,7 @@ Expected<void> Repair::look_at_superblocks(iscsi::BlockingLun& lun, const Repair
   auto in_force = superblock_in_force(lun, copies);
   if (in_force) {
     info_ = *in_force;
+    has_superblock_ = true;
     auto look = [&](const char* name, const FoundSuperblock& found) {
       if (found.state == State::valid && found.info == info_) return;
       findings_.push_back(
@@ -389,6 +390,8 @@ Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions
 }
 
 Expected<void> Repair::apply(iscsi::BlockingLun& lun, const Progress& progress) {
+  // The copy in force may be in the target's cache only: made safe before A is written.
+  if (has_superblock_) CSV_TRY(read_superblocks(lun, true));
   info_.coordinator_key = info_.closed_key = Key{};  // whoever had it is fenced
   if (chunks_) return install_catalog(lun, info_, work_file_, *chunks_, in_place_, progress);
   if (rewrites_superblocks_) return write_superblocks(lun, info_);

@@ -5,6 +5,7 @@
 #include <deque>
 #include <map>
 #include <optional>
+#include <vector>
 
 #include "tests/fakes/manual_loop.h"
 
@@ -237,6 +238,60 @@ TEST_CASE("coordination: after a stop by itself it takes over again, with pauses
   f.run(1min);
   CHECK(f.state() == State::serving);
   CHECK(f.closes == 0);  // what stopped by itself must not be closed in good order
+}
+
+TEST_CASE("coordination: a target that restarts again and again costs no growing pauses") {
+  Fixture f;
+  auto why = Errc::lun_lost;
+  bool by_cluster = false;
+  SUBCASE("among peers") {}
+  SUBCASE("given by the cluster") { by_cluster = true; }
+  SUBCASE("with the cache that it lost") { why = Errc::not_durable; }
+  if (by_cluster) {
+    f.membership.given =
+        cluster::Membership::Assignment{.decided = true, .node = NodeId{2}, .reason = {}};
+    f.membership.lease = f.loop.now() + 1h;
+  }
+  f.begin(true);
+  f.run(100ms);
+  for (int i = 0; i < 20; ++i) {
+    CAPTURE(i);
+    REQUIRE(f.state() == State::serving);
+    f.run(3s);
+    f.failures.emplace_back(Errc::lun_lost, "it is not back yet");
+    f.serving->stopped(Error{why, "the target restarts"});
+    f.run(1500ms);
+  }
+  CHECK(f.state() == State::serving);
+  CHECK(f.attempts == 41);
+}
+
+TEST_CASE("coordination: what ends one short tenure after the other is tried less and less often") {
+  Error why;
+  Duration tenure = 5s;
+  SUBCASE("somebody takes it each time") { why = Error{Errc::fenced, "key gone"}; }
+  SUBCASE("its content does") { why = Error{Errc::corrupt, "a page is damaged"}; }
+  SUBCASE("a way that does not last as long as the takeovers") {
+    why = Error{Errc::lun_lost, "the connection broke"};
+    tenure = 500ms;
+  }
+  Fixture f;
+  f.begin(true);
+  f.run(100ms);
+  std::vector<Duration> pauses;
+  for (int i = 0; i < 8; ++i) {
+    REQUIRE(f.state() == State::serving);
+    f.run(tenure);
+    f.serving->stopped(why);
+    auto stopped = f.loop.now();
+    do f.run(100ms);
+    while (f.state() != State::serving && f.loop.now() < stopped + 1min);
+    pauses.push_back(f.loop.now() - stopped);
+  }
+  CHECK(pauses.front() <= 1200ms);
+  CHECK(pauses[2] >= 4s);
+  CHECK(pauses.back() >= 30s);
+  CHECK(pauses.back() <= 31s);
 }
 
 TEST_CASE("coordination: a command that fails says why, and the attempts go on") {

@@ -54,9 +54,9 @@ is_whole() { local each; for each in node1 node2 node3; do [[ $(on "$each" csvct
 is_direct() { [[ $(on "$1" csvctl status --json 2>/dev/null | grep -c '"mode": "direct"') == 1 ]]; }
 coordinated_by() { on "$1" csvctl status --json 2>/dev/null | grep -q "\"coordinator_node\": *${2#node}\b"; }
 
-# cluster_up [SIZE]: three nodes that have mounted a new volume.
+# cluster_up [SIZE [OPTION...]]: three nodes that have mounted a new volume.
 cluster_up() {
-  lab up --nodes 3 --size "${1:-2G}"
+  lab up --nodes 3 --size "${1:-2G}" "${@:2}"
   lab format
   lab mount
 }

@@ -151,6 +151,7 @@ class Dsync(Place):
     flags = os.O_DSYNC
 
     def round(self, number):
+        look(self.handles[0], self.node, number % BLOCKS, self.floor, self.numbers)  # before it is written over
         self.write(number % BLOCKS)
         self.floor.answered(number % BLOCKS, self.number)
 
@@ -180,7 +181,9 @@ class Model(Program):
         return f"{self.folder}/{self.kind}-{self.node}/{name}"
 
     def check(self, name):
-        self.compare(self.path(name), self.files[name])
+        """As it is, unless it never was: also before it is written over."""
+        if name in self.files:
+            self.compare(self.path(name), self.files[name])
 
     @staticmethod
     def compare(path, wanted):
@@ -214,17 +217,19 @@ class Model(Program):
 class Fresh(Model):
     def round(self, number):
         name = f"f{number % 4}"
+        self.check(name)
         content = b"".join(block_of(self.node, number, place * BLOCK) for place in range(self.chance.randrange(1, FRESH_BLOCKS)))
         handle = os.open(self.path(name), os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
         wrote = os.write(handle, content)
         os.close(handle)
         self.files[name] = content[:wrote]
-        self.check(f"f{self.chance.randrange(min(number, 4))}" if number > 4 else name)
+        self.check(f"f{self.chance.randrange(4)}")
 
 
 class Tails(Model):
     def round(self, number):
         name = f"f{number % 4}"
+        self.check(name)
         content = self.files.get(name, b"")
         handle = os.open(self.path(name), os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o644)
         deed = self.chance.randrange(4)
@@ -257,6 +262,8 @@ class Tails(Model):
 class Names(Model):
     def round(self, number):
         name, other = (f"f{self.chance.randrange(12)}" for _ in range(2))
+        for each in name, other:
+            self.check(each)
         deed = self.chance.randrange(3)
         if deed == 0 or self.files.get(name) is None:
             content = b"%d %d\n" % (self.node, number) * self.chance.randrange(1, 60)
@@ -271,8 +278,7 @@ class Names(Model):
             os.rename(self.path(name), self.path(other))
             self.files[other], self.files[name] = self.files[name], None
         for each in name, other:
-            if each in self.files:
-                self.check(each)
+            self.check(each)
 
 
 PROGRAMS = {each.__name__.lower(): each for each in (Place, Dsync, Fresh, Tails, Names)}

@@ -1,8 +1,15 @@
 #!/usr/bin/env bash
 # The target loses its power, and with it its volatile write cache: while three nodes work, once also the coordinator. What was made durable is there,
-# what was lost is told once, names are as they were acknowledged.
-# Usage: power_loss.sh [ROUNDS]
+# what was lost is told once, names are as they were acknowledged. With `voting` nodes that vote: who has the volume next is theirs to decide.
+# Usage: power_loss.sh [voting] [ROUNDS]
 source "$(dirname "$0")/cluster.sh"
+
+voting=''
+if [[ ${1:-} == voting ]]; then
+  voting=voting
+  shift
+  with_corosync
+fi
 
 here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 state=$work/state
@@ -19,8 +26,16 @@ wait_for 30 "programs on all nodes" begun
 
 losses=0
 coordinator=node1
-# loses hold|- [stays|moves]: power, while nothing that is written is made durable, or in the midst of everything; with a second word the coordinator's
-# csvd is killed in the meantime, and the same node, or another one, has the volume next.
+# coordinates: which node, as any of them sees it that sees one.
+coordinates() {
+  local each found
+  for each in "${nodes[@]}"; do
+    found=$(on "$each" csvctl status --json 2>/dev/null | python "$lib/status.py" coordinator volume1) && echo "node$found" && return
+  done
+  return 1
+}
+# loses hold|- [stays|moves|dies]: power, while nothing that is written is made durable, or in the midst of everything; with a second word the coordinator's
+# csvd is killed in the meantime, and the same node, or another one, has the volume next; or whoever the cluster gives it to.
 loses() {
   programs progress "$state" 15 "${nodes[@]}"
   if [[ $1 == hold ]]; then
@@ -29,12 +44,16 @@ loses() {
   fi
   losses=$((losses + 1))
   : >"$state/loss-$losses"
+  if [[ $voting ]]; then
+    wait_for 60 "a coordinator" coordinates || die "nobody coordinates"
+    coordinator=$(coordinates)
+  fi
   lab san stop
   if [[ ${2:-} ]]; then lab kill $coordinator csvd; fi
   rm -f "$state/hold"
   lab san start
   case ${2:-} in
-    stays) lab start $coordinator csvd ;;
+    stays | dies) lab start $coordinator csvd ;;
     moves)
       next=$([[ $coordinator == node1 ]] && echo node2 || echo node1)
       lab coordinator $next
@@ -49,8 +68,8 @@ for ((round = 1; round <= ${1:-1}; round++)); do
   loses hold
   loses -
   say "and the coordinator dies, too"
-  loses hold stays
-  loses - moves
+  loses hold "$([[ $voting ]] && echo dies || echo stays)"
+  loses - "$([[ $voting ]] && echo dies || echo moves)"
 done
 programs progress "$state" 15 "${nodes[@]}"
 : >"$state/stop"

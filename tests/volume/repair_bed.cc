@@ -38,7 +38,8 @@ Expected<void> describe(Catalog& catalog, InodeId directory, const std::string& 
 
 }  // namespace
 
-RepairBed::RepairBed(std::uint64_t mib) : bench{{}, mib} {
+RepairBed::RepairBed(std::uint64_t mib, iscsi::RamDiskOptions options)
+    : bench{std::move(options), mib} {
   std::string pattern = std::filesystem::temp_directory_path() / "csv-repair-XXXXXX";
   REQUIRE(::mkdtemp(pattern.data()) != nullptr);
   directory = pattern;
@@ -97,6 +98,15 @@ void RepairBed::change(Catalog& catalog, const std::function<Expected<void>(Cata
   auto ran = catalog.run({&one, 1});
   REQUIRE_MESSAGE(ran, ran.error().message());
   REQUIRE_MESSAGE(one.result, one.result.error().message());
+}
+
+VolumeInfo RepairBed::grow_catalog() {
+  auto at = info().data_offset + 10 * kChunkSize;
+  sql("INSERT INTO chunks(number,at) VALUES(3," + std::to_string(at) + ")");
+  use([](Catalog&) {});  // opening finishes the growth
+  auto grown = info();
+  REQUIRE(grown.chunks.size() == 4);
+  return grown;
 }
 
 VolumeInfo RepairBed::info() {

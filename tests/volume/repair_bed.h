@@ -17,7 +17,7 @@ namespace csv::volume {
 
 /// A formatted volume on a LUN in memory with something of everything, to be damaged and repaired.
 struct RepairBed {
-  explicit RepairBed(std::uint64_t mib = 768);
+  explicit RepairBed(std::uint64_t mib = 768, iscsi::RamDiskOptions options = {});
   ~RepairBed() { std::filesystem::remove_all(directory); }
   RepairBed(const RepairBed&) = delete;
   RepairBed& operator=(const RepairBed&) = delete;
@@ -43,6 +43,8 @@ struct RepairBed {
     return std::to_string(raw(inodes.at(name)));
   }
   VolumeInfo info();
+  /// Adds a chunk to the catalog's three.
+  VolumeInfo grow_catalog();
   /// A log that was copied back and yet lies there would hide what happens to pages.
   void empty_log();
 

@@ -708,16 +708,7 @@ TEST_CASE(
   RepairBed v;
   auto before = v.files();
   auto old = v.info();
-  {
-    auto path = v.bench.connect();
-    auto found = read_superblocks(path.io, true);
-    auto store = open_catalog_store(path.io, *found, v.random);
-    auto at = found->data_offset + 10 * kChunkSize;
-    v.sql("INSERT INTO chunks(number,at) VALUES(3," + std::to_string(at) + ")");
-  }
-  v.use([](Catalog&) {});  // opening finishes the growth
-  auto info = v.info();
-  REQUIRE(info.chunks.size() == 4);
+  auto info = v.grow_catalog();
   v.bench.disk->poke(place_of(Copy::c, info.lun_size), encode_superblock(old, Copy::c).span());
   for (auto copy : {Copy::a, Copy::b}) v.bench.flip_bit(place_of(copy, info.lun_size) + 50);
   v.repair();
@@ -1057,6 +1048,55 @@ TEST_CASE("repair: cut short anywhere, the volume is as before or repaired") {
     }
   }
   FAIL("it never got to its end");
+}
+
+TEST_CASE("repair: a superblock that is in the cache only is made durable before another is") {
+  using Kind = iscsi::RamCommand::Kind;
+  iscsi::RamDiskOptions options;
+  options.write_cache = true;
+  for (std::uint64_t seed = 1; seed <= 10; ++seed) {
+    CAPTURE(seed);
+    RepairBed v{768, options};
+    v.sql("UPDATE inodes SET nlink=nlink+1 WHERE id=" + v.id("a"));
+    auto old = v.info();
+    auto next = v.grow_catalog();
+    for (auto copy : {Copy::a, Copy::b, Copy::c})
+      v.bench.disk->poke(place_of(copy, old.lun_size), encode_superblock(old, copy).span());
+    next.sequence = old.sequence;
+    {
+      // Who has the catalog grow is told that B was not made durable, and no flush does that later.
+      int flushes = 0;
+      auto path = v.bench.connect([&](const iscsi::RamCommand& command) {
+        iscsi::RamFate fate;
+        if (command.kind != Kind::flush || ++flushes != 2) return fate;
+        fate.failure = Error{Errc::not_durable, "MEDIUM ERROR"};
+        fate.misses = true;
+        return fate;
+      });
+      CHECK_FALSE(write_superblocks(path.io, next));
+    }
+    auto repair = v.prepare();
+    {
+      // The power is lost when the repair has written A.
+      bool wrote_a = false, lost = false;
+      auto path = v.bench.connect([&](const iscsi::RamCommand& command) {
+        iscsi::RamFate fate;
+        if (command.kind == Kind::write && command.offset == disk::kSuperblockA) wrote_a = true;
+        if (!wrote_a || command.kind != Kind::flush) return fate;
+        lost = true;
+        fate.failure = Error{Errc::lun_lost, "power loss"};
+        return fate;
+      });
+      CHECK_FALSE(repair->apply(path.io));
+      CHECK(lost);
+    }
+    Random random{seed};
+    v.bench.disk->power_loss(random);
+    auto later = v.bench.connect();
+    auto found = read_superblocks(later.io, false);
+    REQUIRE_MESSAGE(found, found.error().message());
+    CHECK(found->sequence > old.sequence);
+  }
 }
 
 TEST_CASE("repair: a volume without room for a second catalog is repaired in place") {
