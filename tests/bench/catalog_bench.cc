@@ -4,6 +4,7 @@
 //
 //   csv_catalog_bench [FILES] [LOG-MIB]
 //   csv_catalog_bench --into LUN FILES     into a volume that nobody serves, to be measured there
+//   csv_catalog_bench --names LUN FOLDER   the same, into a new folder: names from standard input
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -11,6 +12,8 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
+#include <iostream>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -125,7 +128,8 @@ class Bench {
     for (std::uint64_t made = 0; made < count;) {
       std::vector<Catalog::Change> group;
       for (std::uint64_t i = 0; i < kGroup && made < count; ++i, ++made) {
-        if (number_ % kPerDirectory == 0) make_directory();
+        if (number_ % kPerDirectory == 0)
+          make_directory("d" + std::to_string(number_ / kPerDirectory));
         group.push_back(
             {[this, number = number_++](Catalog& c) -> Expected<void> {
                CSV_TRY(c.make(directory_, std::to_string(number), {.mode = S_IFREG | 0644}, 1));
@@ -142,17 +146,35 @@ class Bench {
     }
   }
 
+  /// One empty file for each line.
+  void make_named(const std::string& folder, std::istream& names) {
+    make_directory(folder);
+    while (names) {
+      std::vector<Catalog::Change> group;
+      for (std::string name; group.size() < kGroup && std::getline(names, name);)
+        group.push_back({[this, name](Catalog& c) -> Expected<void> {
+                           CSV_TRY(c.make(directory_, name, {.mode = S_IFREG | 0644}, 1));
+                           return {};
+                         },
+                         false,
+                         {}});
+      if (group.empty()) return;
+      must(catalog_->run(group));
+      for (auto& each : group) must(std::move(each.result));
+    }
+  }
+
   std::atomic<bool> slow{false};
 
  private:
-  void make_directory() {
+  void make_directory(const std::string& name) {
     Catalog::Change one;
-    one.body = [this](Catalog& c) -> Expected<void> {
-      auto name = "d" + std::to_string(number_ / kPerDirectory);
+    one.body = [this, name](Catalog& c) -> Expected<void> {
       directory_ = CSV_TRY(c.make(kRootInode, name, {.mode = S_IFDIR | 0755}, 1)).inode;
       return {};
     };
     must(catalog_->run({&one, 1}));
+    must(std::move(one.result));
   }
 
   AsioLoop loop_;
@@ -167,11 +189,11 @@ class Bench {
   std::uint64_t number_ = 0;
 };
 
-int fill(const char* lun, const char* files) {
+int fill(const char* lun, const std::function<void(Bench&)>& with) {
   log::set_up("csv_catalog_bench", log::Level::error);
   Bench bench{lun};
   bench.open();
-  bench.make_files(std::strtoull(files, nullptr, 10));
+  with(bench);
   must(bench.catalog().checkpoint());
   return 0;
 }
@@ -179,7 +201,11 @@ int fill(const char* lun, const char* files) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc == 4 && argv[1] == std::string_view{"--into"}) return fill(argv[2], argv[3]);
+  if (argc == 4 && argv[1] == std::string_view{"--into"})
+    return fill(argv[2],
+                [&](Bench& bench) { bench.make_files(std::strtoull(argv[3], nullptr, 10)); });
+  if (argc == 4 && argv[1] == std::string_view{"--names"})
+    return fill(argv[2], [&](Bench& bench) { bench.make_named(argv[3], std::cin); });
   std::uint64_t files = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1'000'000;
   std::uint64_t log_mib = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 57;
   log::set_up("csv_catalog_bench", log::Level::error);

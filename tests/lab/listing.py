@@ -1,7 +1,9 @@
 """A listing of a large folder that goes on while its volume's coordinator changes, and names come and go.
 
-usage: listing.py make FOLDER FIRST END        makes the names FIRST to END
-       listing.py look FOLDER FIRST END        looks each of them up, and one that is not there beside each thousandth
+usage: listing.py names FIRST END              says the names FIRST to END
+       listing.py make FOLDER FIRST END        makes the names FIRST to END
+       listing.py look FOLDER FIRST END [STEP] looks each of them up, or every STEP-th, and one that is not there beside each thousandth
+       listing.py gone FOLDER FIRST END        looks each of them up: none is there
        listing.py remove FOLDER FIRST END      removes them
        listing.py churn FOLDER STOP            makes, replaces, renames and removes other names until there is a file STOP
        listing.py list FOLDER COUNT STEPS GO   lists it, in pieces, COUNT names of `make`; after each part of STEPS parts says "part N"
@@ -36,16 +38,27 @@ def entries(folder, buffer):
     return found
 
 
+def names(first, end):
+    for number in range(int(first), int(end)):
+        print(name_of(number))
+
+
 def make(folder, first, end):
     for number in range(int(first), int(end)):
         os.close(os.open(f"{folder}/{name_of(number)}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
 
 
-def look(folder, first, end):
-    for number in range(int(first), int(end)):
+def look(folder, first, end, step=1):
+    for number in range(int(first), int(end), int(step)):
         os.stat(f"{folder}/{name_of(number)}")
         if number % 1000 == 0 and os.path.lexists(f"{folder}/{name_of(number)}-not"):
             sys.exit(f"{name_of(number)}-not is there")
+
+
+def gone(folder, first, end):
+    for number in range(int(first), int(end)):
+        if os.path.lexists(f"{folder}/{name_of(number)}"):
+            sys.exit(f"{name_of(number)} is there, and was removed")
 
 
 def remove(folder, first, end):
@@ -74,9 +87,11 @@ def churn(folder, stop):
 def list_it(folder, count, steps, go):
     count, steps = int(count), int(steps)
     handle, buffer = os.open(folder, os.O_RDONLY | os.O_DIRECTORY), ctypes.create_string_buffer(2000)
+    # In one go it is read as programs do, in fewer messages.
+    large = ctypes.create_string_buffer(32768) if steps == 1 else buffer
     seen, order, part = set(), [], 1
     with open(go) as line:
-        while more := entries(handle, buffer):
+        while more := entries(handle, large):
             for name, cookie in more:
                 if name in seen:
                     sys.exit(f"{name} is listed twice")
@@ -100,4 +115,4 @@ def list_it(folder, count, steps, go):
     print(f"{len(order)} names")
 
 
-{"make": make, "look": look, "remove": remove, "churn": churn, "list": list_it}[sys.argv[1]](*sys.argv[2:])
+{"names": names, "make": make, "look": look, "gone": gone, "remove": remove, "churn": churn, "list": list_it}[sys.argv[1]](*sys.argv[2:])
