@@ -208,14 +208,15 @@ bool Service::writes_alone(const Session& session, InodeId inode) const {
 
 /// At every tick, so that a file that others open all the time is not asked back any more often.
 void Service::look_who_writes_alone() {
-  for (const auto& [id, session] : sessions_) {
-    const auto& marks = session->written_together;
-    if (session->settling || marks.empty() || !session->resumed || session->ending) continue;
+  for (const auto& [id, ref] : sessions_) {
+    auto& session = *ref;
+    const auto& marks = session.written_together;
+    if (session.settling || marks.empty() || !session.resumed || session.ending) continue;
     bool any = std::any_of(marks.begin(), marks.end(),
-                           [&](const auto& each) { return writes_alone(*session, each.first); });
+                           [&](const auto& each) { return writes_alone(session, each.first); });
     if (!any) continue;
-    session->settling = true;
-    tasks_.spawn(settle_writes(session));
+    session.settling = true;
+    tasks_.spawn(settle_writes(ref));
   }
 }
 

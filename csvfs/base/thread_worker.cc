@@ -26,10 +26,9 @@ ThreadWorker::~ThreadWorker() {
 }
 
 void ThreadWorker::post(Function<void()> work) {
-  {
-    std::lock_guard lock{mutex_};
-    queue_.push_back(std::move(work));
-  }
+  // Once it is let go the work may be done, and the worker be ended by who heard so.
+  std::lock_guard lock{mutex_};
+  queue_.push_back(std::move(work));
   changed_.notify_one();
 }
 

@@ -8,6 +8,8 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <semaphore>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -107,6 +109,23 @@ TEST_CASE("worker: runs everything posted, in order, and may wait for another th
     worker.post([&] { order.push_back(2); });
   }
   CHECK(order == std::vector{1, 2});
+}
+
+// The thread sanitizer sees whether post() still uses what the other thread has ended.
+TEST_CASE("worker: may be ended by another thread as soon as it did what was posted") {
+  auto worker = std::make_unique<ThreadWorker>("test");
+  std::binary_semaphore ran{0};
+  bool done = false;
+  std::thread other{[&] {
+    ran.acquire();
+    worker.reset();
+  }};
+  worker->post([&] {
+    done = true;
+    ran.release();
+  });
+  other.join();
+  CHECK(done);
 }
 
 namespace {

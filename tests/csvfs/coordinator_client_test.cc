@@ -194,7 +194,7 @@ TEST_CASE("coordinator client: what its goodbye ends does not end its wait for t
           CoordinatorClient::CallOptions options;
           options.early = early;
           options.session = to.session();
-          auto answer = co_await to.call(std::move(what), options);
+          auto answer = co_await to.call(what, options);
           into.push_back(answer ? Errc{} : Errc::session_ended);
         }(client, std::move(request), goodbye, said));
   };
@@ -241,7 +241,7 @@ TEST_CASE("coordinator client: clones are not asked of an earlier version, again
     else
       request.mutable_set_attr()->set_inode(2);
     tasks.spawn([](CoordinatorClient& to, wire::Request what, auto& into) -> Task<void> {
-      into.push_back(co_await to.call(std::move(what), {.changes = true}));
+      into.push_back(co_await to.call(what, {.changes = true}));
     }(client, std::move(request), answers));
   };
   loop.run_for(1ms);

@@ -296,6 +296,7 @@ TEST_CASE(
       if (turn == 2) (void)!::write(told[1], "w", 1);
     }
   }
+  ::close(told[1]);  // so that it is heard if the child ends instead
   char byte = 0;
   REQUIRE(::read(told[0], &byte, 1) == 1);
   auto lun = bench.open(named("fencer", 1));
@@ -319,6 +320,5 @@ TEST_CASE(
   REQUIRE(calls.read(0, found));
   CHECK(found == mark);
   ::close(told[0]);
-  ::close(told[1]);
   bench.home.drop(std::move(lun));
 }

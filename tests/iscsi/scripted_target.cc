@@ -43,7 +43,8 @@ struct ScriptedTarget::Connection {
   ScriptedTarget& target;
   int fd;
   int index = 0;
-  std::uint32_t stat_sn = 1, exp_cmd_sn = 0;
+  std::uint32_t stat_sn = 1;
+  std::atomic<std::uint32_t> exp_cmd_sn{0};  // release() answers on another thread
   struct Held {
     std::uint32_t itt;
     Command command;
@@ -83,8 +84,9 @@ struct ScriptedTarget::Connection {
     std::lock_guard lock{sending};
     put(&header[4], static_cast<std::uint32_t>(data.size()));
     put(&header[24], stat_sn++);
-    put(&header[28], exp_cmd_sn);
-    put(&header[32], exp_cmd_sn + target.options_.window - 1);
+    std::uint32_t expected = exp_cmd_sn;
+    put(&header[28], expected);
+    put(&header[32], expected + target.options_.window - 1);
     std::vector<char> all(header.begin(), header.end());
     all.insert(all.end(), reinterpret_cast<const char*>(data.data()),
                reinterpret_cast<const char*>(data.data()) + data.size());

@@ -286,7 +286,7 @@ std::optional<History::Node> History::Tree::node_of(Number number) const {
 
 const History::Digest& History::Tree::digest() const {
   if (!digest_) {
-    digest_.emplace();
+    digest_ = Digest{};
     for (const auto& place : places_) {
       if (!place.held->digest) place.held->digest = place.held->inode.digest();
       digest_->add(place.node);
