@@ -49,6 +49,7 @@ std::optional<wire::NodeNote::Volume> said_of(const Replica& replica, const std:
 VotingMembership::VotingMembership(Surroundings surroundings)
     : with_{std::move(surroundings)},
       began_{with_.loop->now()},
+      ran_{began_},
       joined_{began_},
       beats_{{.loop = with_.loop,
               .transport = with_.transport,
@@ -92,14 +93,28 @@ VotingMembership::~VotingMembership() {
   replica_.reset();  // what it has under way may be at the witness
 }
 
-/// One that has just come may not have had the time to answer. Who answers us and does not get
-/// through to us itself must not count either: each of us would then count other nodes in, and both
-/// would change the votes for ever.
+/// Silence says something of others only where somebody listened. One that has just come may not
+/// have had the time to answer; and where this process itself stood still, what was said to it
+/// meanwhile comes in one by one, its own lease among the first, perhaps.
+bool VotingMembership::listened() const {
+  auto now = with_.loop->now();
+  return now - ran_ <= standstill() && now >= joined_ + with_.timing.term;
+}
+
+void VotingMembership::ran() {
+  auto now = with_.loop->now();
+  if (now - ran_ > standstill()) joined_ = now;
+  ran_ = now;
+}
+
+/// Who answers us and does not get through to us itself must not count either: each of us would
+/// then count other nodes in, and both would change the votes for ever.
 bool VotingMembership::responsive(NodeId node) const {
-  return beats_.both_ways(node) || with_.loop->now() < joined_ + with_.timing.term;
+  return beats_.both_ways(node) || !listened();
 }
 
 void VotingMembership::tick() {
+  ran();
   std::set<NodeId> heard;
   for (const auto& peer : beats_.peers())
     if (responsive(peer.id)) heard.insert(peer.id);
@@ -113,6 +128,7 @@ void VotingMembership::tick() {
 }
 
 void VotingMembership::replica_changed() {
+  ran();
   events_.look(sight_of(*replica_));
   const auto& view = replica_->view();
   if (auto ring = view ? view->members : std::vector<Member>{}; ring != members_) {
@@ -429,7 +445,7 @@ void VotingMembership::place() {
     // A member that is not heard hangs, or nobody can reach it, and one that reaches nobody has no
     // lease: its volumes are better elsewhere.
     if (node != with_.node && !beats_.both_ways(node)) {
-      if (with_.loop->now() < joined_ + with_.timing.term) return;  // it has just come: wait
+      if (!listened()) return;  // nobody can tell yet
       present_.erase(node);
       continue;
     }

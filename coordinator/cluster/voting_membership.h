@@ -113,6 +113,10 @@ class VotingMembership final : public Membership {
   void use_configuration();
   [[nodiscard]] bool stopped(const std::string& volume) const;
   void see_stopped();
+  [[nodiscard]] bool listened() const;
+  void ran();
+  /// Shorter ones make nobody silent who is not: a peer is that after a term without an echo.
+  [[nodiscard]] Duration standstill() const { return with_.timing.term / 2; }
   [[nodiscard]] bool responsive(NodeId node) const;
   void renew();
   void note();
@@ -126,7 +130,8 @@ class VotingMembership final : public Membership {
 
   Surroundings with_;
   TimePoint began_;              ///< This process.
-  TimePoint joined_;             ///< When the members changed last.
+  TimePoint ran_;                ///< When it did so last.
+  TimePoint joined_;             ///< When the members changed last, or this process went on.
   std::vector<Member> members_;  ///< As they were then.
   bool full_ = false;            ///< A volume could not be added; said.
   Beats beats_;

@@ -229,13 +229,44 @@ TEST_CASE("voting membership: a volume that is forgotten while it is given to a 
 
 namespace {
 
+/// A process's part of the one loop: while it stands still nothing runs there, and all of it waits.
+class Process final : public Loop {
+ public:
+  explicit Process(Loop& loop) : loop_{&loop} {}
+  [[nodiscard]] TimePoint now() const override { return loop_->now(); }
+  [[nodiscard]] WallTime wall_now() const override { return loop_->wall_now(); }
+  void post(Function<void()> work) override { loop_->post(held(std::move(work))); }
+  TimerId after(Duration delay, Function<void()> work) override {
+    return loop_->after(delay, held(std::move(work)));
+  }
+  void cancel(TimerId timer) override { loop_->cancel(timer); }
+  [[nodiscard]] bool here() const override { return true; }
+
+  void run(Function<void()> work) { stands_still_ ? waiting_.push_back(std::move(work)) : work(); }
+  void stand_still() { stands_still_ = true; }
+  [[nodiscard]] bool stands_still() const { return stands_still_; }
+  void go_on() {
+    stands_still_ = false;
+    for (auto& work : std::exchange(waiting_, {})) loop_->post(std::move(work));
+  }
+
+ private:
+  Function<void()> held(Function<void()> work) {
+    return [this, work = std::move(work)]() mutable { run(std::move(work)); };
+  }
+  Loop* loop_;
+  bool stands_still_ = false;
+  std::vector<Function<void()>> waiting_;
+};
+
 /// The engines of some nodes, all of which reach each other.
 class Group {
  public:
   explicit Group(Loop& loop) : loop_{&loop} {}
   class One final : public Engine {
    public:
-    One(Group& group, NodeId node) : group_{&group}, node_{node} {}
+    One(Group& group, NodeId node, Process& process)
+        : group_{&group}, node_{node}, process_{&process} {}
     void start(Handlers handlers) override {
       handlers_ = std::move(handlers);
       group_->here_[node_] = this;
@@ -243,7 +274,8 @@ class Group {
     }
     void multicast(std::string message) override {
       group_->loop_->post([group = group_, from = self(), message = std::move(message)] {
-        for (auto [node, one] : std::map{group->here_}) one->handlers_.deliver(from, message);
+        for (auto [node, one] : std::map{group->here_})
+          one->process_->run([one, from, message] { one->handlers_.deliver(from, message); });
       });
     }
     void vote_by(Verdict) override {}
@@ -257,6 +289,7 @@ class Group {
     friend Group;
     Group* group_;
     NodeId node_;
+    Process* process_;
     Handlers handlers_;
   };
 
@@ -268,7 +301,8 @@ class Group {
         view.nodes.push_back(node);
         view.members.push_back(one->self());
       }
-      for (auto [node, one] : std::map{here_}) one->handlers_.view(view);
+      for (auto [node, one] : std::map{here_})
+        one->process_->run([one, view] { one->handlers_.view(view); });
     });
   }
   Loop* loop_;
@@ -311,6 +345,9 @@ class Nodes {
     life(number).membership.reset();
     life(number).listener.reset();
   }
+  /// Its csvd, not its engine: nobody's view changes.
+  void stand_still(int number) { life(number).process.stand_still(); }
+  void go_on(int number) { life(number).process.go_on(); }
   void run_for(Duration time) {
     for (auto end = loop.now() + time; loop.now() < end; loop.run_for(100ms))
       for (auto& life : lives_) life->serve();
@@ -321,12 +358,26 @@ class Nodes {
 
  private:
   struct Life;
+  /// One end, in its process.
   struct Sent final : protocol::Connection {
-    Sent(Nodes& all, Line over, std::unique_ptr<protocol::Connection> connection)
-        : nodes{&all}, line{over}, inner{std::move(connection)} {}
+    Sent(Nodes& all, Process& its_process, Line over,
+         std::unique_ptr<protocol::Connection> connection)
+        : nodes{&all}, process{&its_process}, line{over}, inner{std::move(connection)} {}
     void start(Function<void(protocol::Message)> on_message,
                Function<void(Error)> on_closed) override {
-      inner->start(std::move(on_message), std::move(on_closed));
+      heard = std::make_shared<Heard>(std::move(on_message), std::move(on_closed));
+      auto known = std::weak_ptr{heard};
+      inner->start(
+          [process = process, known](protocol::Message message) {
+            process->run([known, message = std::move(message)]() mutable {
+              if (auto still = known.lock()) still->on_message(std::move(message));
+            });
+          },
+          [process = process, known](Error why) {
+            process->run([known, why = std::move(why)]() mutable {
+              if (auto still = known.lock()) still->on_closed(std::move(why));
+            });
+          });
     }
     void send(protocol::Message message) override {
       if (!nodes->refused.contains(line)) inner->send(std::move(message));
@@ -335,8 +386,16 @@ class Nodes {
     [[nodiscard]] std::string peer() const override { return inner->peer(); }
     [[nodiscard]] bool speaks_for(NodeId node) const override { return inner->speaks_for(node); }
     [[nodiscard]] std::size_t queued_bytes() const override { return inner->queued_bytes(); }
+    struct Heard {
+      Heard(Function<void(protocol::Message)> message, Function<void(Error)> closed)
+          : on_message{std::move(message)}, on_closed{std::move(closed)} {}
+      Function<void(protocol::Message)> on_message;
+      Function<void(Error)> on_closed;
+    };
     Nodes* nodes;
+    Process* process;
     Line line;
+    std::shared_ptr<Heard> heard;
     std::unique_ptr<protocol::Connection> inner;
   };
   struct Way final : protocol::Transport {
@@ -347,13 +406,13 @@ class Nodes {
         return;
       }
       Line line{number, static_cast<int>(raw(node))};
-      nodes->network_.connect(node, endpoint,
-                              [all = nodes, line, done = std::move(done)](auto made) mutable {
-                                if (!made) return done(std::move(made));
-                                std::unique_ptr<protocol::Connection> kept =
-                                    std::make_unique<Sent>(*all, line, *std::move(made));
-                                done(std::move(kept));
-                              });
+      nodes->network_.connect(
+          node, endpoint, [all = nodes, line, done = std::move(done)](auto made) mutable {
+            if (!made) return done(std::move(made));
+            std::unique_ptr<protocol::Connection> kept =
+                std::make_unique<Sent>(*all, all->life(line.first).process, line, *std::move(made));
+            done(std::move(kept));
+          });
     }
     Expected<std::unique_ptr<protocol::Transport::Listener>> listen(
         const std::string& endpoint,
@@ -365,9 +424,12 @@ class Nodes {
   };
   struct Life {
     Life(Nodes& nodes, int number, const Configuration& first)
-        : way{nodes, number}, engine{nodes.group_, id(number)}, store{nodes.loop} {
+        : process{nodes.loop},
+          way{nodes, number},
+          engine{nodes.group_, id(number), process},
+          store{process} {
       VotingMembership::Surroundings with;
-      with.loop = &nodes.loop;
+      with.loop = &process;
       with.transport = &way;
       with.engine = &engine;
       with.store = &store;
@@ -384,15 +446,17 @@ class Nodes {
       auto endpoint = with.endpoint;
       membership = std::make_unique<VotingMembership>(std::move(with));
       first_messages = std::make_unique<protocol::FirstMessages>(
-          nodes.loop, 5s, 64, [this](auto connection, protocol::Message beat) {
+          process, 5s, 64, [this](auto connection, protocol::Message beat) {
             if (membership) membership->accept(std::move(connection), std::move(beat));
           });
-      listener = *nodes.network_.listen(
-          endpoint, [this](auto connection) { first_messages->add(std::move(connection)); });
+      listener = *nodes.network_.listen(endpoint, [this, &nodes, number](auto connection) {
+        first_messages->add(
+            std::make_unique<Sent>(nodes, process, Line{number, 0}, std::move(connection)));
+      });
     }
     /// Whoever is given a volume, and has a lease, serves it.
     void serve() {
-      if (!membership) return;
+      if (!membership || process.stands_still()) return;
       for (const auto& volume : volumes) {
         auto given = membership->assigned(volume);
         bool mine = given && given->decided && given->node == membership_node() &&
@@ -403,6 +467,7 @@ class Nodes {
       }
     }
     [[nodiscard]] NodeId membership_node() const { return engine.self().node; }
+    Process process;
     Way way;
     Group::One engine;
     QuickStore store;
@@ -491,4 +556,28 @@ TEST_CASE("voting membership: of two that connect one way only, one places the v
   nodes.run_for(20s);
   CHECK(nodes.configuration(1).tag == then);
   for (const auto* volume : {"v", "w"}) CHECK(nodes.coordinator(1, volume) == Nodes::id(1));
+}
+
+TEST_CASE(
+    "voting membership: who stood still takes nobody for gone before it has listened for a while") {
+  Nodes nodes{5, {}};
+  nodes.has(2, {"v"});
+  nodes.run_for(5s);
+  for (int i : {1, 3, 4, 5}) nodes.has(i, {"v"});
+  nodes.run_for(5s);
+  REQUIRE(nodes.coordinator(1, "v") == Nodes::id(2));
+  nodes.stand_still(1);
+  nodes.run_for(3500ms);
+  // It hears the others sooner than node 2, and is the one who places volumes again.
+  nodes.stand_still(2);
+  nodes.run_for(500ms);
+  nodes.go_on(1);
+  nodes.run_for(500ms);
+  CHECK(nodes.at(1).open_until() > nodes.loop.now());
+  nodes.go_on(2);
+  nodes.run_for(10s);
+  for (int i : {1, 2, 3}) {
+    CAPTURE(i);
+    CHECK(nodes.coordinator(i, "v") == Nodes::id(2));
+  }
 }

@@ -19,7 +19,7 @@ finish() {
   for pid in $(jobs -pr); do kill "$pid" 2>/dev/null || true; done
   if ((status != 0 && status != 77)); then
     lab status 2>&1 || true
-    for log in "${CSVFS_LAB_DIR:-/var/tmp/csvfs-lab}/$lab_name"/*/*.log; do
+    for log in "${CSVFS_LAB_DIR:-/var/tmp/csvfs-lab}/$lab_name"/*/{,corosync/log/}*.log; do
       [[ -s $log ]] || continue
       echo "--- the end of $log"
       tail -n 40 "$log"
