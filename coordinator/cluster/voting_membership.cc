@@ -93,24 +93,31 @@ VotingMembership::~VotingMembership() {
   replica_.reset();  // what it has under way may be at the witness
 }
 
-/// Silence says something of others only where somebody listened. One that has just come may not
-/// have had the time to answer; and where this process itself stood still, what was said to it
-/// meanwhile comes in one by one, its own lease among the first, perhaps.
-bool VotingMembership::listened() const {
-  auto now = with_.loop->now();
-  return now - ran_ <= standstill() && now >= joined_ + with_.timing.term;
-}
-
+/// Silence says something of others only where somebody listened. Where this process itself stood
+/// still, what was said to it meanwhile comes in one by one, its own lease among the first,
+/// perhaps. Time that it ran is counted, and one standstill after the other does not begin it anew:
+/// whoever stands still all the time judges in the end, too.
 void VotingMembership::ran() {
   auto now = with_.loop->now();
-  if (now - ran_ > standstill()) joined_ = now;
+  auto since = now - ran_;
+  if (since <= standstill())
+    to_listen_ = std::max(Duration{}, to_listen_ - since);
+  else if (to_listen_ == Duration{})
+    to_listen_ = with_.timing.term;
   ran_ = now;
 }
 
-/// Who answers us and does not get through to us itself must not count either: each of us would
-/// then count other nodes in, and both would change the votes for ever.
+bool VotingMembership::stood_still() const {
+  return to_listen_ > Duration{} || with_.loop->now() - ran_ > standstill();
+}
+
+/// One that has just come may not have had the time to answer. After a standstill what was known
+/// before holds: who hung then must not get a vote for it. Who answers us and does not get through
+/// to us itself must not count either: each of us would then count other nodes in, and both would
+/// change the votes for ever.
 bool VotingMembership::responsive(NodeId node) const {
-  return beats_.both_ways(node) || !listened();
+  return beats_.both_ways(node) || with_.loop->now() < joined_ + with_.timing.term ||
+         (stood_still() && heard_.contains(node));
 }
 
 void VotingMembership::tick() {
@@ -445,7 +452,7 @@ void VotingMembership::place() {
     // A member that is not heard hangs, or nobody can reach it, and one that reaches nobody has no
     // lease: its volumes are better elsewhere.
     if (node != with_.node && !beats_.both_ways(node)) {
-      if (!listened()) return;  // nobody can tell yet
+      if (responsive(node)) return;  // nobody can tell yet
       present_.erase(node);
       continue;
     }

@@ -113,8 +113,8 @@ class VotingMembership final : public Membership {
   void use_configuration();
   [[nodiscard]] bool stopped(const std::string& volume) const;
   void see_stopped();
-  [[nodiscard]] bool listened() const;
   void ran();
+  [[nodiscard]] bool stood_still() const;
   /// Shorter ones make nobody silent who is not: a peer is that after a term without an echo.
   [[nodiscard]] Duration standstill() const { return with_.timing.term / 2; }
   [[nodiscard]] bool responsive(NodeId node) const;
@@ -131,7 +131,8 @@ class VotingMembership final : public Membership {
   Surroundings with_;
   TimePoint began_;              ///< This process.
   TimePoint ran_;                ///< When it did so last.
-  TimePoint joined_;             ///< When the members changed last, or this process went on.
+  Duration to_listen_{};         ///< So long after a standstill nobody is newly taken for silent.
+  TimePoint joined_;             ///< When the members changed last.
   std::vector<Member> members_;  ///< As they were then.
   bool full_ = false;            ///< A volume could not be added; said.
   Beats beats_;

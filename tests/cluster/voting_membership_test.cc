@@ -581,3 +581,39 @@ TEST_CASE(
     CHECK(nodes.coordinator(i, "v") == Nodes::id(2));
   }
 }
+
+TEST_CASE("voting membership: who stood still counts nobody in that hung before") {
+  Nodes nodes{3, {}};
+  nodes.run_for(5s);
+  for (int hangs : {2, 3}) {
+    nodes.stand_still(hangs);
+    nodes.run_for(5s);
+  }
+  // Alone it cannot give them votes, and would be left with a change that nobody else takes.
+  REQUIRE(nodes.at(1).open_until() > nodes.loop.now());
+  nodes.stand_still(1);
+  nodes.run_for(2s);
+  nodes.go_on(1);
+  nodes.run_for(1s);
+  for (int gone : {2, 3}) nodes.leave(gone);
+  nodes.run_for(5s);
+  CHECK(nodes.at(1).replica().state() == Replica::State::formed);
+  CHECK(nodes.at(1).open_until() > nodes.loop.now());
+}
+
+TEST_CASE("voting membership: who stands still again and again judges in the end, too") {
+  Nodes nodes{5, {}};
+  nodes.has(2, {"v"});
+  nodes.run_for(5s);
+  for (int i : {1, 3, 4, 5}) nodes.has(i, {"v"});
+  nodes.run_for(5s);
+  REQUIRE(nodes.coordinator(1, "v") == Nodes::id(2));
+  nodes.stand_still(2);
+  for (int i = 0; i < 20 && nodes.coordinator(1, "v") == Nodes::id(2); ++i) {
+    nodes.stand_still(1);
+    nodes.run_for(1700ms);
+    nodes.go_on(1);
+    nodes.run_for(900ms);
+  }
+  CHECK(nodes.coordinator(1, "v") != Nodes::id(2));
+}
