@@ -372,6 +372,7 @@ std::uint32_t open_flags_for(const FuseState& state, int flags) {
 Task<void> open(FuseState& state, Reply reply, fuse_ino_t node, int flags,
                 Mount::OpenOptions options) {
   auto thread = thread_of(reply.request());
+  state.second_walks.waits(thread);
   auto opened = co_await state.mount->open(FuseState::inode_of(node), options, reply.interrupt());
   state.second_walks.ends(thread);
   if (!opened) {
@@ -408,7 +409,7 @@ Task<void> create(FuseState& state, Reply reply, Caller caller, wire::Make what,
                   Mount::OpenOptions options) {
   wire::Make again = what;
   auto thread = thread_of(reply.request());
-  int tries = state.second_walks.under_way(thread) ? kMakeTries : 0;
+  int tries = state.second_walks.waits(thread) ? kMakeTries : 0;
   auto made = co_await state.mount->create(caller, std::move(what), options, reply.interrupt());
   while (!made && made.error() == std::errc::file_exists && (flags & O_EXCL) == 0) {
     auto found = co_await state.mount->lookup(InodeId{again.parent()}, again.name());

@@ -15,14 +15,30 @@ constexpr int kTries = 200;          // each a question and its answer
 }  // namespace
 
 void SecondWalks::begins(pid_t thread) {
-  if (walks_.size() >= kMost && !walks_.contains(thread)) return;
+  if (walks_.size() >= kMost && !walks_.contains(thread))
+    ends(std::min_element(walks_.begin(), walks_.end(), [](const auto& a, const auto& b) {
+           return a.second.until < b.second.until;
+         })->first);
   walks_[thread].until = loop_.now() + lasts_;
   if (!std::exchange(timed_, true)) tasks_.spawn(end_in_time());
 }
 
+bool SecondWalks::waits(pid_t thread) {
+  auto walk = walks_.find(thread);
+  if (walk == walks_.end()) return false;
+  if (walk->second.waiting++ == 0) walk->second.since = loop_.now();
+  return true;
+}
+
+void SecondWalks::has_waited(pid_t thread) {
+  auto walk = walks_.find(thread);
+  // It may be another walk by now.
+  if (walk == walks_.end() || walk->second.waiting == 0 || --walk->second.waiting > 0) return;
+  walk->second.until += loop_.now() - walk->second.since;
+}
+
 Task<Expected<wire::Attr>> SecondWalks::lookup(pid_t thread, InodeId parent, std::string name) {
-  auto began = loop_.now();
-  ++walks_[thread].looking;
+  waits(thread);
   Expected<wire::Attr> found = std::errc::no_such_file_or_directory;
   for (int tries = kTries; tries > 0; --tries) {
     found = co_await mount_.lookup(parent, name);
@@ -32,10 +48,7 @@ Task<Expected<wire::Attr>> SecondWalks::lookup(pid_t thread, InodeId parent, std
     // Removed in between: there may be another one by now.
     if (opened || opened.error().to_errno() != ESTALE) break;
   }
-  if (auto walk = walks_.find(thread); walk != walks_.end()) {
-    if (walk->second.looking > 0) --walk->second.looking;  // it may be another walk by now
-    walk->second.until += loop_.now() - began;
-  }
+  has_waited(thread);
   co_return std::move(found);
 }
 
@@ -57,7 +70,7 @@ Task<void> SecondWalks::end_in_time() {
     auto next = now + lasts_;
     for (auto walk = walks_.begin(); walk != walks_.end();) {
       auto [thread, what] = *walk++;
-      if (what.looking > 0) continue;
+      if (what.waiting > 0) continue;
       if (what.until <= now)
         ends(thread);
       else

@@ -23,7 +23,7 @@ namespace csv {
 class SecondWalks {
  public:
   SecondWalks(Loop& loop, Mount& mount) : loop_{loop}, mount_{mount} {}
-  /// How long one lasts from the ESTALE on, without the time that look-ups wait for the
+  /// How long one lasts from the ESTALE on, without the time that requests wait for the
   /// coordinator. A program that is not given a processor for longer may see ESTALE.
   void last(Duration lasts) { lasts_ = lasts; }
 
@@ -34,15 +34,20 @@ class SecondWalks {
   /// cannot be, the look-up counts all the same. Who is interrupted need not wait for it: what it
   /// then keeps ends in time.
   Task<Expected<wire::Attr>> lookup(pid_t thread, InodeId parent, std::string name);
+  /// The thread begins to open or make something, and ends() is called then. Whether its second
+  /// walk is under way.
+  bool waits(pid_t thread);
   /// The thread has opened something, or has failed to. What it opened has a handle of its own.
   void ends(pid_t thread);
 
  private:
   struct Walk {
     TimePoint until{};
-    int looking = 0;  ///< Look-ups not answered yet: it does not end by itself meanwhile.
+    int waiting = 0;    ///< Requests not answered yet: it does not end by itself meanwhile.
+    TimePoint since{};  ///< When the first of those came.
     std::optional<Mount::Handle> kept;
   };
+  void has_waited(pid_t thread);
   void keep(pid_t thread, Mount::Handle found);
   Task<void> end_in_time();
 

@@ -638,6 +638,24 @@ TEST_CASE("fuse: what a second walk has found is not kept for whoever does not c
   CHECK(nodes.said_once_reaped(file) == ESTALE);
 }
 
+TEST_CASE("fuse: what a second walk has found is kept while its opening waits for a coordinator") {
+  Removing nodes{100ms};
+  auto& one = nodes.one;
+  nodes.first_walk();
+  auto file = nodes.made("name");
+  CHECK(nodes.found("name") == file);
+  CHECK(nodes.two.call(FUSE_UNLINK, FUSE_ROOT_ID, Kernel::name("name")) == 0);
+  nodes.world.crash_coordinator();
+  fuse_open_in in{};
+  in.flags = O_RDWR;
+  auto opening = one.send(FUSE_OPEN, file, Kernel::bytes(in));
+  CHECK_FALSE(one.answered_within(opening, 400ms));
+  nodes.world.take_over();
+  REQUIRE(one.answer(opening) == 0);
+  CHECK(one.release({file, one.body<fuse_open_out>().fh}) == 0);
+  CHECK(nodes.said_once_reaped(file) == ESTALE);
+}
+
 TEST_CASE("fuse: a mount ends in good order while a second walk keeps something") {
   Removing nodes;
   auto& two = nodes.two;
