@@ -351,13 +351,24 @@ std::string Replica::preventing() const {
   return fmt::format("; told to prevent a quorum: {}", list(nodes));
 }
 
+/// Who has no vote, where votes follow who is here, may be one that a voter does not hear: if it
+/// judged that voter in turn, each of the two would take the other's vote for ever. The votes in
+/// force are the same for all, so the first of two such changes settles whose word counts.
 bool Replica::steward() const {
-  const auto* newest = newest_known();
+  const auto* newest = state_ == State::formed ? &*in_force_ : newest_known();
   if (newest == nullptr) return false;
+  std::vector<NodeId> able, voters;
   for (const auto& [node, said] : greetings_) {
     if (!said.configuration && !stored_since_.contains(node)) continue;
     // He has been taken out since, and decides nothing for the others any more.
     if (!newest->nodes.contains(node)) continue;
+    able.push_back(node);
+    auto votes = newest->ballot.now.nodes.find(node);
+    if (votes != newest->ballot.now.nodes.end() && votes->second > 0) voters.push_back(node);
+  }
+  auto rules = voting_rules(*newest);
+  bool adapts = rules.dynamic && !rules.disk_only;
+  for (auto node : adapts && !voters.empty() ? voters : able) {
     if (node == with_.node) return true;
     if (!with_.responsive || with_.responsive(node)) return false;
   }

@@ -111,8 +111,9 @@ class Replica {
   /// kept alive by somebody who has come over from them.
   [[nodiscard]] bool lets(NodeId node) const;
   [[nodiscard]] bool member(NodeId node) const;
-  /// The lowest of those who greeted, have a configuration by now, and are heard: it does what one
-  /// of them has to do. Two may think so for a moment; whatever it does bears that.
+  /// The lowest of those who greeted, have a configuration by now, have a vote (where votes follow
+  /// who is here, and anybody here has one), and are heard: it does what one of them has to do. Two
+  /// may think so for a moment; whatever it does bears that.
   [[nodiscard]] bool steward() const;
   /// Until then the witness is held by whatever side this node was on when it was confirmed: worth
   /// a lease for as long.
