@@ -33,8 +33,9 @@ struct CoordinatorClient::Call {
   Function<void(Expected<Answer>)> done;
   std::uint64_t id = 0;  // 0: not sent yet
   bool has_slot = false;
-  int put_off = 0;       // times, so far
-  bool resting = false;  // put off, and not sent again yet: known not to have been done
+  std::uint64_t made_in = 0;  // attempt_
+  int put_off = 0;            // times, so far
+  bool resting = false;       // put off, and not sent again yet: known not to have been done
   Epoch sent_in{};
   TimePoint sent_at{};
 };
@@ -242,6 +243,8 @@ void CoordinatorClient::greeted(const wire::Frame& frame) {
       return end_session(failure);
     }
     kept_out_ = failure == Errc::refused && !stale;
+    // While a session lasts this is not the last word: the coordinator ends that first.
+    if (kept_out_ && session_ == SessionId{}) refuse_what_waits(failure);
     disconnect(failure);
     if (setup_.elsewhere && reply.elsewhere_node() != 0)
       setup_.elsewhere(NodeId{static_cast<std::uint8_t>(reply.elsewhere_node())},
@@ -414,6 +417,19 @@ void CoordinatorClient::refuse_what_is_unknown() {
         [call] { call->done(errno_error(EOPNOTSUPP, "asking an earlier version to clone")); });
 }
 
+/// What was asked for before this attempt began, so before the node was kept out, or meanwhile.
+/// What came later may be of a program that was started when the node had been let in: the next
+/// answer to a Hello decides. Without a session nothing is under way.
+void CoordinatorClient::refuse_what_waits(const Error& why) {
+  Error kept_out{std::errc::io_error, "this node is kept out: " + why.message()};
+  for (auto* queue : {&early_, &plain_, &changing_})
+    std::erase_if(*queue, [&](const CallPtr& call) {
+      if (call->options.outlasts || call->made_in >= attempt_) return false;
+      setup_.loop->post([call, kept_out]() mutable { call->done(std::move(kept_out)); });
+      return true;
+    });
+}
+
 // --- Calling ----------------------------------------------------------------------------------
 
 Task<Expected<CoordinatorClient::Answer>> CoordinatorClient::call(wire::Request request,
@@ -421,6 +437,7 @@ Task<Expected<CoordinatorClient::Answer>> CoordinatorClient::call(wire::Request 
   auto call = std::make_shared<Call>();
   call->request = std::move(request);
   call->options = options;
+  call->made_in = attempt_;
   if (options.interrupt && options.interrupt->raised()) co_return Error{std::errc::interrupted};
   Stay stay{this, call};
   Interrupt::Watch watch{options.interrupt, [this, call] { interrupt(call); }};

@@ -81,9 +81,12 @@ class CoordinatorClient {
     std::span<const std::byte> bulk{};  ///< Valid until the call ends.
     Interrupt* interrupt = nullptr;     ///< EINTR while it is certain not to have been done.
     bool* sent = nullptr;               ///< Set once it has been; valid until the call ends.
+    bool outlasts = false;              ///< Waits also where the node is kept out.
   };
-  /// Waits as long as waiting can help. The error is the coordinator's, session_ended, or EINTR.
-  /// An answer resumes the caller before anything that came after it is looked at.
+  /// Waits as long as waiting can help. The error is the coordinator's, session_ended, EINTR, or
+  /// EIO if the node was kept out after the call began: whoever had it shut out starts elsewhere
+  /// what ran here, and what waits here must not go on when the node is let in. An answer resumes
+  /// the caller before anything that came after it is looked at.
   Task<Expected<Answer>> call(wire::Request request, CallOptions options);
   Task<Expected<Answer>> call(wire::Request request) {
     return call(std::move(request), CallOptions{});
@@ -142,6 +145,7 @@ class CoordinatorClient {
   void send(Call& call);
   void send_again_later(std::uint64_t id, Duration delay);
   void refuse_what_is_unknown();
+  void refuse_what_waits(const Error& why);
   void finish(const CallPtr& call, Expected<Answer> result);
   wire::Frame frame() const;
 

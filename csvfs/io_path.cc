@@ -775,7 +775,9 @@ Task<void> IoPath::tell_losses() {
     wire::Request request;
     request.mutable_stat_fs();
     request.set_lost_under(*under);
-    (void)co_await client_->call(std::move(request));  // until it is answered, over takeovers too
+    CoordinatorClient::CallOptions options;
+    options.outlasts = true;  // until it is answered, over takeovers too
+    (void)co_await client_->call(std::move(request), options);
   }
   telling_loss_ = false;
 }

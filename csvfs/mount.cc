@@ -587,7 +587,9 @@ void VolumeMount::told_in_vain() {
 Task<void> VolumeMount::say_wrote(InodeId inode) {
   wire::Request request;
   request.mutable_wrote()->set_inode(raw(inode));
-  (void)co_await client_.call(std::move(request));  // nothing to be done for a file that is gone
+  Client::CallOptions options;
+  options.outlasts = true;  // it was written, whoever is let in when
+  (void)co_await client_.call(std::move(request), options);  // the file may be gone: then in vain
 }
 
 Task<void> VolumeMount::ask_for_times(InodeId inode) {

@@ -814,6 +814,52 @@ TEST_CASE("mount: handles of an ended session fail at once if the node is kept o
   CHECK(error_of(world.wait(mount.read(file.handle, 0, 4096))) == EIO);
 }
 
+// Whoever has had the node shut out starts elsewhere what ran on it.
+TEST_CASE(
+    "mount: what waits while the node is kept out fails, and does not go on once it is let in") {
+  CutOff at;
+  auto& [world, mount, other, session] = at;
+  auto file = written_file(world, mount, "file", 8192);
+  auto inode = InodeId{file.attr.inode()};
+  bool waits_before = false;
+  SUBCASE("it waited before the node was shut out") { waits_before = true; }
+  SUBCASE("it came afterwards") {}
+  if (waits_before) at.cut();
+  world.post([&] { world.fenced_node = 2; });
+  for (int i = 0; i < 1000 && !waits_before && mount.state().session != SessionId{}; ++i)
+    world.wait(sleep(world.loop(), 10ms));
+  wire::SetAttr empty;
+  empty.set_inode(raw(inode));
+  empty.set_size(0);
+  Mount::OpenOptions truncates;
+  truncates.writes = truncates.truncate = true;
+  auto looking = world.begin(mount.lookup(kRootInode, "file"));
+  auto opening = world.begin(mount.open(inode, truncates));
+  auto making = world.begin(mount.make(Caller{}, file_named("made")));
+  auto creating = world.begin(mount.create(Caller{}, file_named("created"), {}));
+  auto resizing = world.begin(mount.change(empty));
+  if (waits_before) world.cut_off(0);
+  CHECK(looking->ready_within(10s));
+  CHECK(opening->ready_within(10s));
+  CHECK(making->ready_within(10s));
+  CHECK(creating->ready_within(10s));
+  CHECK(resizing->ready_within(10s));
+  // The root is looked at by whoever looks at the mount point.
+  CHECK(world.begin(mount.attr(kRootInode))->ready_within(10s));
+  world.post([&] { world.fenced_node = 0; });
+  // Not let in yet perhaps, and asked for since then.
+  auto now = world.wait(mount.attr(inode));
+  REQUIRE(now);
+  CHECK(now->size() == 8192);
+  CHECK(error_of(looking->get()) == EIO);
+  CHECK(error_of(opening->get()) == EIO);
+  CHECK(error_of(making->get()) == EIO);
+  CHECK(error_of(creating->get()) == EIO);
+  CHECK(error_of(resizing->get()) == EIO);
+  for (const char* name : {"made", "created"})
+    CHECK(error_of(world.wait(other.lookup(kRootInode, name))) == ENOENT);
+}
+
 TEST_CASE(
     "mount: an interrupted change that has not been sent is answered EINTR and never happens") {
   World world;

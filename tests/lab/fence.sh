@@ -41,6 +41,9 @@ wait_for 20 "what wrote on node3 to fail" has_ended first
 stopped_before "$proven" || die "node3 has written after it was proven to be fenced"
 coordinated_by node1 node1 || coordinated_by node1 node2 || die "node3 coordinates still"
 says node3 'fenced by command' || die "node3 does not say why it waits"
+begin late on node3 python3 "$program" touch "$volume/image" "$work/last"
+wait_for 10 "what is begun on a fenced node to fail" has_ended late
+grep -qF 'Input/output error' "$work/late.log" || die "what was begun on a fenced node was not told: $(<"$work/late.log")"
 on node1 csvctl cluster status | grep -F 'csvctl node unfence node3' || die "the way back is not shown"
 [[ $(on node1 csvctl volume move volume1 --to node3 2>&1) == *'is fenced'* ]] || die "a fenced node was given a volume"
 

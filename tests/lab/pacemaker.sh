@@ -94,8 +94,12 @@ must_be_elsewhere() {
   words=$(on node1 head -c 1048576 "$volume/image" | grep -ao 'node[0-9]' | sort -u | xargs)
   [[ $words == "$(runs_on vm)" ]] || die "the image of the VM on $(runs_on vm) has in it what was written by: $words"
 }
+# By its command line: its name is Python's.
+writes_no_more() { ! on node3 pgrep -r D,R,S,T,t -f voting.py >/dev/null; }
+# What ran there, and what Pacemaker of node3 may have started in its place before it heard of the fence.
 must_have_failed() {
-  wait_for 20 "what wrote on node3 to fail" has_no node3 voting.py
+  wait_for 20 "what wrote on node3 to fail" writes_no_more ||
+    { on node3 ps -eo pid,stat,lstart,wchan:20,args; die "what wrote on node3 runs still: $(<"$work/vm-node3.log")"; }
   grep -qF 'Input/output error' "$work/vm-node3.log" || die "what wrote on node3 was not told: $(<"$work/vm-node3.log")"
 }
 must_come_back() {
