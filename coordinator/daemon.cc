@@ -484,6 +484,7 @@ class Csvd final : public Daemon {
       return !to || !to->decided || to->node == config_.node;
     };
     out.fenced = [this] { return membership_->fenced(); };
+    out.fences = [this](NodeId node) { return membership_->fences(node); };
     out.belongs = [this](NodeId node) { return membership_->belongs(node); };
     out.out_of_reach = [this](NodeId node) { return membership_->out_of_reach(node); };
     if (voting_ != nullptr)

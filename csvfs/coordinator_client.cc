@@ -242,9 +242,12 @@ void CoordinatorClient::greeted(const wire::Frame& frame) {
       adopt(frame);
       return end_session(failure);
     }
-    kept_out_ = failure == Errc::refused && !stale;
+    kept_out_ = reply.kept_out() && !stale;
     // While a session lasts this is not the last word: the coordinator ends that first.
-    if (kept_out_ && session_ == SessionId{}) refuse_what_waits(failure);
+    if (kept_out_ && session_ == SessionId{}) {
+      refuse_what_waits(failure);
+      fences_ = reply.fences();
+    }
     disconnect(failure);
     if (setup_.elsewhere && reply.elsewhere_node() != 0)
       setup_.elsewhere(NodeId{static_cast<std::uint8_t>(reply.elsewhere_node())},
@@ -277,6 +280,10 @@ void CoordinatorClient::greeted(const wire::Frame& frame) {
       connection_->send(std::move(said));
     }
   }
+  // It was fenced by command, and has been let in, while it did not hear of either.
+  if (fresh && fences_ && *fences_ != reply.fences())
+    refuse_what_waits(Error{Errc::refused, "the node was fenced by command meanwhile"});
+  fences_ = reply.fences();
   refuse_what_is_unknown();
   for (auto& [id, call] : unanswered_) send(*call);
   protocol::Message done;

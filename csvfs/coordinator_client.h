@@ -163,6 +163,7 @@ class CoordinatorClient {
   Epoch newest_when_asked_{};  // newest_epoch(), when this attempt began
   Error trouble_;
   bool kept_out_ = false;
+  std::optional<std::uint64_t> fences_;  ///< By command, when the last session was resumed or made.
 
   SessionId session_{};
   Epoch epoch_{};  // the newest known

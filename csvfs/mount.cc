@@ -854,8 +854,15 @@ Task<Expected<wire::Attr>> VolumeMount::lookup(InodeId parent, std::string name)
 Task<Expected<wire::Attr>> VolumeMount::fetch_attr(InodeId inode) {
   wire::Request request;
   request.mutable_get_attr()->set_inode(raw(inode));
-  CSV_CO_TRY(answer, co_await ask(std::move(request)));
-  co_return noted(std::move(*answer.reply.mutable_attr()));
+  auto file = files_.find(inode);
+  auto told = file ? file->told_wrote : 0;
+  auto answer = co_await ask(std::move(request));
+  if (!answer) {
+    // It went with the question, which nobody has heard perhaps. The file may be closed by now.
+    if (file && file->told_wrote != told) tasks_.spawn(say_wrote(inode));
+    co_return answer.error();
+  }
+  co_return noted(std::move(*answer->reply.mutable_attr()));
 }
 
 Task<Expected<wire::Attr>> VolumeMount::attr(InodeId inode) {
@@ -868,7 +875,7 @@ Task<Expected<wire::Attr>> VolumeMount::attr(InodeId inode) {
   // The root must answer while the volume is paused, or whoever looks at the mount point hangs.
   if (!client_.connected()) co_return *root_;
   auto fetched = co_await within(kRootPatience, fetch_attr(inode));
-  if (!fetched) co_return *root_;
+  if (!fetched || (!*fetched && !client_.connected())) co_return *root_;
   co_return std::move(*fetched);
 }
 
@@ -885,7 +892,7 @@ Task<Expected<wire::FsStat>> VolumeMount::statistics() {
   if (!statistics_) co_return co_await fetch_statistics();
   if (!client_.connected()) co_return *statistics_;
   auto fetched = co_await within(kPatience, fetch_statistics());
-  if (!fetched) co_return *statistics_;
+  if (!fetched || (!*fetched && !client_.connected())) co_return *statistics_;
   co_return std::move(*fetched);
 }
 

@@ -17,7 +17,8 @@ constexpr int kTries = 200;          // each a question and its answer
 void SecondWalks::begins(pid_t thread) {
   if (walks_.size() >= kMost && !walks_.contains(thread))
     ends(std::min_element(walks_.begin(), walks_.end(), [](const auto& a, const auto& b) {
-           return a.second.until < b.second.until;
+           return std::pair{a.second.waiting > 0, a.second.until} <
+                  std::pair{b.second.waiting > 0, b.second.until};
          })->first);
   walks_[thread].until = loop_.now() + lasts_;
   if (!std::exchange(timed_, true)) tasks_.spawn(end_in_time());

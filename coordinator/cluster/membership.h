@@ -95,6 +95,8 @@ class Membership {
   /// Nodes that an administrator, or who acts for one, has fenced: no mount of theirs is let in.
   /// With the number of that fence of the node.
   [[nodiscard]] virtual std::map<NodeId, std::uint64_t> fenced() const { return {}; }
+  /// How often that node has been fenced so, up to now.
+  [[nodiscard]] virtual std::uint64_t fences(NodeId) const { return 0; }
   /// False: the cluster has no such node, or no longer. No mount of it is let in either.
   [[nodiscard]] virtual bool belongs(NodeId) const { return true; }
   /// Taking the volume over has failed here, or has gone well: whether this node can do it.

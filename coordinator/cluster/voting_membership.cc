@@ -324,6 +324,13 @@ std::map<NodeId, std::uint64_t> VotingMembership::fenced() const {
   return out;
 }
 
+std::uint64_t VotingMembership::fences(NodeId node) const {
+  const auto* configuration = replica_->configuration();
+  if (configuration == nullptr) return 0;
+  auto record = configuration->nodes.find(node);
+  return record == configuration->nodes.end() ? 0 : record->second.fences;
+}
+
 bool VotingMembership::belongs(NodeId node) const {
   const auto* configuration = replica_->configuration();
   return configuration == nullptr || configuration->nodes.contains(node);

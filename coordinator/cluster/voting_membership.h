@@ -79,6 +79,7 @@ class VotingMembership final : public Membership {
   [[nodiscard]] bool process_gone(NodeId node) const override;
   [[nodiscard]] bool out_of_reach(NodeId node) const override;
   [[nodiscard]] std::map<NodeId, std::uint64_t> fenced() const override;
+  [[nodiscard]] std::uint64_t fences(NodeId node) const override;
   [[nodiscard]] bool belongs(NodeId node) const override;
   void able(const std::string& volume, bool yes) override;
 

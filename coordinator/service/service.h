@@ -113,7 +113,7 @@ class Service final : public VolumeService {
   Task<Expected<void>> load_slots(SessionRef session);
   void attach(const SessionRef& session, const LinkRef& link, const wire::Hello& hello);
   void declare(const SessionRef& session, const wire::Hello& hello);
-  void refuse(const LinkRef& link, const Error& why);
+  void refuse(const LinkRef& link, const Error& why, NodeId kept_out = {});
   /// `for_good`: nothing of what it has open may be gone on with.
   enum class End { fenced, fenced_for_good, said_goodbye };
   Task<void> end_session(SessionRef session, std::string why, End how);

@@ -80,7 +80,7 @@ Task<void> Service::greet(LinkRef link, wire::Hello hello) {
   auto session = co_await session_for(hello);
   if (!link->connection) co_return;
   if (!session) {
-    refuse(link, session.error());
+    refuse(link, session.error(), kept_out(node) ? node : NodeId{});
     co_return;
   }
   attach(*session, link, hello);
@@ -208,6 +208,7 @@ void Service::attach(const SessionRef& session, const LinkRef& link, const wire:
   reply.set_lun_size(info.lun_size);
   reply.set_verifier(verifier_);
   reply.set_clones(true);
+  if (around_.fences) reply.set_fences(around_.fences(session->node));
   if (hello.session() != 0)
     events::report(events::Severity::info, "session", around_.volume,
                    fmt::format("the mount of node {} is connected again", raw(session->node)));
@@ -256,8 +257,12 @@ void Service::declare(const SessionRef& session, const wire::Hello& hello) {
   reap_due_.notify();
 }
 
-void Service::refuse(const LinkRef& link, const Error& why) {
+void Service::refuse(const LinkRef& link, const Error& why, NodeId kept_out) {
   wire::Frame frame;
+  if (kept_out != NodeId{} && why == Errc::refused) {
+    frame.mutable_hello_reply()->set_kept_out(true);
+    if (around_.fences) frame.mutable_hello_reply()->set_fences(around_.fences(kept_out));
+  }
   *frame.mutable_hello_reply()->mutable_failure() = protocol::encode(why);
   log::info("hello refused reason=\"{}\"", why.message());
   send(link, std::move(frame));

@@ -67,6 +67,8 @@ struct Surroundings {
   std::function<bool()> wanted;
   /// Nodes whose mounts are not let in, and are thrown out; with the number of that fence.
   std::function<std::map<NodeId, std::uint64_t>()> fenced;
+  /// How often a node has been fenced so; optional.
+  std::function<std::uint64_t(NodeId)> fences;
   /// The others whose mounts are not: the cluster does not know them, or no longer.
   std::function<bool(NodeId)> belongs;
   /// The cluster does not hear that node at all, not only its csvd.

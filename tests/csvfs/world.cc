@@ -177,6 +177,7 @@ void World::take_over() {
     if (fenced_node != 0) out[NodeId{static_cast<std::uint8_t>(fenced_node)}] = 1;
     return out;
   };
+  around.fences = [this](NodeId) { return static_cast<std::uint64_t>(fences); };
   around.memory = options_.coordinator_memory;
   auto taken = wait(service::VolumeService::take_over(std::move(around)));
   REQUIRE_MESSAGE(taken, taken.error().message());

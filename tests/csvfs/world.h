@@ -106,6 +106,7 @@ class World {
   std::atomic<int> lost_notice_replies{0};
   int lose_resumes_of = 0;           ///< Nor what it asks to go on with.
   int fenced_node = 0;               ///< By command.
+  int fences = 0;                    ///< So often, whatever node.
   std::atomic<bool> stopped{false};  ///< The coordinator, by itself.
   TimePoint open_until = TimePoint::max();
   TimePoint mounts_open_until = TimePoint::max();  ///< Beside that, by their own csvd.
