@@ -2,8 +2,11 @@
 // JSON object. Overwrites the LUN when asked to write.
 //
 //   csv_lun_bench URL [--op read|write] [--pattern random|sequential] [--block BYTES] [--depth N]
-//                 [--seconds S] [--sessions N] [--range BYTES] [--key HEX] [--initiator IQN]
-//                 [--seed N]
+//                 [--threads N] [--seconds S] [--sessions N] [--range BYTES] [--key HEX]
+//                 [--initiator IQN] [--seed N]
+//
+// --threads instead of --depth: so many threads that each wait for one command at a time, as
+// programs do that call pread and pwrite.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -12,12 +15,15 @@
 #include <charconv>
 #include <cstdio>
 #include <map>
+#include <thread>
 #include <vector>
 
 #include "csvfs/base/asio_loop.h"
+#include "csvfs/base/blocking.h"
 #include "csvfs/base/buffer.h"
 #include "csvfs/base/log.h"
 #include "csvfs/base/random.h"
+#include "iscsi/blocking_lun.h"
 #include "iscsi/open_lun.h"
 
 using namespace csv;
@@ -29,12 +35,19 @@ struct Settings {
   std::string url;
   bool write = false, random = true;
   std::uint64_t block = 4096, depth = 32, seconds = 5, sessions = 1, range = 0, key = 0, seed = 1;
+  std::uint64_t threads = 0;  ///< That wait, `depth` of them then; 0: the loop keeps `depth` going.
   std::string initiator = "iqn.2026-01.org.csvfs:bench";
 };
 
 /// Durations by powers of two, each in 16 steps: 6 % at worst.
 class Histogram {
  public:
+  void add(const Histogram& other) {
+    for (std::size_t i = 0; i < counts_.size(); ++i) counts_[i] += other.counts_[i];
+    total_ += other.total_;
+    sum_ += other.sum_;
+    most_ = std::max(most_, other.most_);
+  }
   void add(std::uint64_t nanoseconds) {
     ++counts_[index_of(nanoseconds)];
     ++total_;
@@ -70,7 +83,8 @@ class Histogram {
   std::uint64_t total_ = 0, sum_ = 0, most_ = 0;
 };
 
-/// Keeps `depth` commands in flight on the loop's thread until the time is over.
+/// Keeps `depth` commands in flight until the time is over: by the loop itself, or each by a thread
+/// that waits for it.
 class Bench {
  public:
   Bench(AsioLoop& loop, Lun& lun, const Settings& settings)
@@ -88,7 +102,12 @@ class Bench {
   void start() {
     started_ = loop_->now();
     ends_ = started_ + std::chrono::seconds{settings_.seconds};
-    for (std::size_t i = 0; i < buffers_.size(); ++i) submit(i);
+    if (settings_.threads == 0) {
+      for (std::size_t i = 0; i < buffers_.size(); ++i) submit(i);
+      return;
+    }
+    for (std::size_t i = 0; i < buffers_.size(); ++i)
+      threads_.emplace_back([this, i] { keep_waiting(i); });
   }
 
   [[nodiscard]] std::string json() const {
@@ -100,14 +119,15 @@ class Bench {
     auto counters = lun_->counters();
     auto micro = [](double nanoseconds) { return nanoseconds / 1000; };
     return fmt::format(
-        "{{\"op\": \"{}\", \"pattern\": \"{}\", \"block\": {}, \"depth\": {}, \"sessions\": {}, "
-        "\"seconds\": {:.3f}, \"iops\": {:.0f}, \"mib_per_second\": {:.1f}, \"latency_us\": "
+        "{{\"op\": \"{}\", \"pattern\": \"{}\", \"block\": {}, \"depth\": {}, \"threads\": {}, "
+        "\"sessions\": {}, \"seconds\": {:.3f}, \"iops\": {:.0f}, \"mib_per_second\": {:.1f}, "
+        "\"latency_us\": "
         "{{\"mean\": {:.1f}, "
         "\"p50\": {:.1f}, \"p99\": {:.1f}, \"p999\": {:.1f}, \"max\": {:.1f}}}, \"cpu_seconds\": "
         "{:.2f}, "
         "\"errors\": {}, \"retries\": {}}}",
         settings_.write ? "write" : "read", settings_.random ? "random" : "sequential",
-        settings_.block, settings_.depth, settings_.sessions, seconds,
+        settings_.block, settings_.depth, settings_.threads, settings_.sessions, seconds,
         static_cast<double>(done_) / seconds,
         static_cast<double>(done_ * settings_.block) / seconds / (1 << 20), micro(latency_.mean()),
         micro(static_cast<double>(latency_.quantile(0.5))),
@@ -140,6 +160,35 @@ class Bench {
       lun_->read(at, buffers_[index].span(), std::move(answered));
   }
 
+  /// On a thread of its own.
+  void keep_waiting(std::size_t index) {
+    ThreadBlocking blocking;
+    BlockingLun lun{*lun_, blocking};
+    Random random{settings_.seed + index};
+    Histogram latency;
+    std::uint64_t done = 0, errors = 0;
+    auto now = loop_->now();
+    for (; now < ends_ && errors == 0; ++done) {
+      auto block =
+          settings_.random ? random.below(blocks_) : (index + done * settings_.threads) % blocks_;
+      auto sent = now;
+      auto result = settings_.write ? lun.write(block * settings_.block, buffers_[index].span())
+                                    : lun.read(block * settings_.block, buffers_[index].span());
+      now = loop_->now();
+      latency.add(static_cast<std::uint64_t>((now - sent).count()));
+      if (result) continue;
+      ++errors;
+      std::fprintf(stderr, "error: %s\n", result.error().message().c_str());
+    }
+    loop_->post([this, latency, done, errors, now] {
+      latency_.add(latency);
+      done_ += done;
+      errors_ += errors;
+      stopped_ = std::max(stopped_, now);
+      if (--running_ == 0) loop_->stop();
+    });
+  }
+
   AsioLoop* loop_;
   Lun* lun_;
   Settings settings_;
@@ -149,16 +198,15 @@ class Bench {
   std::uint64_t running_ = settings_.depth;
   TimePoint started_{}, ends_{}, stopped_{};
   Histogram latency_;
+  std::vector<std::jthread> threads_;  ///< Last: they end first.
 };
 
 bool parse(int count, char** arguments, Settings& settings) {
-  std::map<std::string, std::uint64_t*> numbers{{"--block", &settings.block},
-                                                {"--depth", &settings.depth},
-                                                {"--seconds", &settings.seconds},
-                                                {"--range", &settings.range},
-                                                {"--sessions", &settings.sessions},
-                                                {"--seed", &settings.seed},
-                                                {"--key", &settings.key}};
+  std::map<std::string, std::uint64_t*> numbers{
+      {"--block", &settings.block},       {"--depth", &settings.depth},
+      {"--seconds", &settings.seconds},   {"--range", &settings.range},
+      {"--sessions", &settings.sessions}, {"--threads", &settings.threads},
+      {"--seed", &settings.seed},         {"--key", &settings.key}};
   for (int i = 1; i < count; ++i) {
     std::string name = arguments[i];
     if (!name.starts_with("--")) {
@@ -182,8 +230,9 @@ bool parse(int count, char** arguments, Settings& settings) {
       return false;
     }
   }
+  if (settings.threads > 0) settings.depth = settings.threads;
   return !settings.url.empty() && settings.block > 0 && settings.depth > 0 &&
-         settings.sessions > 0 && settings.sessions <= 32;
+         settings.sessions > 0 && settings.sessions <= 32 && settings.threads <= 256;
 }
 
 }  // namespace
@@ -194,9 +243,9 @@ int main(int count, char** arguments) {
     std::fprintf(
         stderr,
         "usage: csv_lun_bench URL [--op read|write] [--pattern random|sequential] [--block BYTES] "
-        "[--depth N] [--seconds S]\n                     [--sessions N] [--range BYTES] [--key "
-        "HEX] "
-        "[--initiator IQN] [--seed N]\n");
+        "[--depth N | --threads N]\n                     [--seconds S] [--sessions N] [--range "
+        "BYTES] "
+        "[--key HEX] [--initiator IQN] [--seed N]\n");
     return 2;
   }
   log::set_up("csv_lun_bench", log::Level::warning);

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One folder of a million entries, of which the last SHARE are made by two nodes at once: listed and looked up by a third, the share removed by
-# two; the memory of csvd and csvfs stays bounded. How long it takes is only said. Through FUSE a million would take hours on a small machine, so the others are
-# put into the catalog before anybody serves it. `many.sh N N` makes all of them through FUSE.
-# Usage: many.sh [COUNT [SHARE]]     a million, and 20 000, without a word
+# two; the memory of csvd and csvfs stays bounded. How long it takes is only said. Through FUSE a million takes a long time on a small machine, so the others are
+# put into the catalog before anybody serves it. `many.sh N N` makes all of them through FUSE; with a third number only so many of them, the last, are removed.
+# Usage: many.sh [COUNT [SHARE [REMOVED]]]     a million, 20 000, and all that were made, without a word
 source "$(dirname "$0")/cluster.sh"
 
 program=$(dirname "$(realpath "${BASH_SOURCE[0]}")")/listing.py
@@ -10,6 +10,9 @@ count=${1:-1000000}
 share=${2:-20000}
 ((share <= count)) || share=$count
 before=$((count - share))
+removed=${3:-$share}
+((removed <= share)) || removed=$share
+left=$((count - removed))
 step=$(((count + 99999) / 100000))  # of those looked up: 100 000 at most
 ((before == 0)) || [[ -x $csvfs_build/tests/csv_catalog_bench ]] || die "no $csvfs_build/tests/csv_catalog_bench: build it first"
 
@@ -59,11 +62,11 @@ all make "$before" "$count" 1 node1 node2
 lists node3 "$count"
 all look 0 "$count" "$step" node3
 remember
-all remove "$before" "$count" 1 node2 node1
+all remove "$left" "$count" 1 node2 node1
 # node3 was told of each of them.
-all gone "$before" "$count" 1 node3
-if ((before > 0)); then
-  lists node3 "$before"
+all gone "$left" "$count" 1 node3
+if ((left > 0)); then
+  lists node3 "$left"
 else
   on node3 rmdir "$volume/many"
 fi
