@@ -254,11 +254,14 @@ TEST_CASE("catalog store: an error of any command stops it, and nothing is writt
     auto info = with_table(bench);
     Random random{at};
     auto commands = std::make_shared<std::atomic<std::uint64_t>>(0);
+    auto of_read = std::make_shared<std::atomic<bool>>(false);
     bool reached = false;
     {
-      auto path = bench.connect([commands, at](const RamCommand&) {
+      auto path = bench.connect([commands, of_read, at](const RamCommand& command) {
         RamFate fate;
-        if (++*commands == at) fate.failure = Error{std::errc::io_error, "sense 3/11/00"};
+        if (++*commands != at) return fate;
+        fate.failure = Error{std::errc::io_error, "sense 3/11/00"};
+        *of_read = command.kind == RamCommand::Kind::read;
         return fate;
       });
       auto store = open_catalog_store(path.io, info, random);
@@ -268,8 +271,11 @@ TEST_CASE("catalog store: an error of any command stops it, and nothing is writt
         continue;
       }
       Sql sql{**store};
+      bool opening = commands->load() >= at;
       if (sql.opened() == SQLITE_OK) work(sql, 12);
       reached = commands->load() >= at;
+      // What was read for the second time is whole, or was not needed.
+      if (opening && *of_read && (*store)->health()) continue;
       if (reached) {
         CHECK_FALSE((*store)->health());
         CHECK((*store)->health().error().message().find("3/11/00") != std::string::npos);
