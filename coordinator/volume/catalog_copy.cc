@@ -198,12 +198,27 @@ Expected<std::unique_ptr<CopyTaker>> CopyTaker::begin(CatalogStore& store, Catal
   if (copy.places.size() < copy_groups(copy.pages)) copy.places.clear();
   if (!copy.places.empty()) copy.places.resize(copy_groups(copy.pages));
   // What was there counts no more, before a byte of it changes.
-  for (auto at : copy.places) CSV_TRY(store.lun().write_zeroes(at, sizeof(disk::CopyHeader)));
-  CSV_TRY(store.lun().flush());
+  auto cleared = taker->put([&copy, &lun = store.lun()]() -> Expected<void> {
+    for (auto at : copy.places) CSV_TRY(lun.write_zeroes(at, sizeof(disk::CopyHeader)));
+    return lun.flush();
+  });
+  if (!cleared) return cleared.error();
   return taker;
 }
 
 CopyTaker::~CopyTaker() { images_->end_image(); }
+
+/// A thin LUN without space has no copy, as one that has no group left; the file is made all the
+/// same.
+Expected<void> CopyTaker::put(const std::function<Expected<void>()>& write) {
+  if (!on_lun()) return {};
+  auto written = write();
+  if (written || !(written.error() == std::errc::no_space_on_device)) return written;
+  log::warning("no copy of the catalog on its LUN volume={} why=\"{}\"", copy_.info.label,
+               written.error().message());
+  copy_.places.clear();
+  return {};
+}
 
 Expected<std::vector<CopyTaker::Piece>> CopyTaker::next() {
   auto pages = CSV_TRY(images_->more_image(kPagesAtOnce));
@@ -224,7 +239,8 @@ Expected<std::vector<CopyTaker::Piece>> CopyTaker::next() {
       std::memcpy(piece.content.data() + (at - i) * disk::kPageSize, pages[at].content.data(),
                   disk::kPageSize);
     }
-    if (on_lun()) CSV_TRY(store_->lun().write(place_in(copy_, piece.page), piece.content.span()));
+    CSV_TRY(put(
+        [&] { return store_->lun().write(place_in(copy_, piece.page), piece.content.span()); }));
     pieces.push_back(std::move(piece));
     i = end;
   }
@@ -240,12 +256,14 @@ Expected<void> CopyTaker::finish() {
     auto [first, end] = pages_of(copy_.pages, i);
     copy_.sums.push_back(sum_of_sums(std::span{sums_}.subspan(first - 1, end - first)));
   }
-  CSV_TRY(lun.write(copy_.places.front() + disk::kCopySuperblockOffset,
-                    encode_superblock(copy_.info, Copy::c).span()));
-  CSV_TRY(lun.flush());
-  for (std::size_t i = 0; i < copy_.places.size(); ++i)
-    CSV_TRY(lun.write(copy_.places[i], encode_copy_header(copy_, i).span()));
-  return lun.flush();
+  return put([&]() -> Expected<void> {
+    CSV_TRY(lun.write(copy_.places.front() + disk::kCopySuperblockOffset,
+                      encode_superblock(copy_.info, Copy::c).span()));
+    CSV_TRY(lun.flush());
+    for (std::size_t i = 0; i < copy_.places.size(); ++i)
+      CSV_TRY(lun.write(copy_.places[i], encode_copy_header(copy_, i).span()));
+    return lun.flush();
+  });
 }
 
 }  // namespace csv::volume
