@@ -653,6 +653,25 @@ TEST_CASE("catalog store: a chunk's space is taken from a thin LUN before, wholl
   CHECK(bench.disk->allocated_bytes() == before + kChunkSize);
 }
 
+TEST_CASE(
+    "catalog store: a full thin LUN that takes nothing back costs the chunk, not the volume") {
+  iscsi::RamDiskOptions disk;
+  disk.thin_bytes = 32ull << 20;
+  LunBench bench{disk};
+  auto info = prepared(bench, 64ull << 20);
+  Random random{1};
+  auto path = bench.connect([](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind == iscsi::RamCommand::Kind::unmap)
+      fate.failure = Error{Errc::unsupported_by_target, "ILLEGAL REQUEST"};
+    return fate;
+  });
+  auto store = open(path, info, random);
+  auto claimed = store->claim_chunk(info.data_offset + kChunkSize);
+  CHECK(claimed.error() == std::errc::no_space_on_device);
+  CHECK_MESSAGE(store->health(), store->health().error().message());
+}
+
 TEST_CASE("catalog store: grows by a chunk, which the superblocks and its header name") {
   LunBench bench;
   auto info = prepared(bench, 64ull << 20);
