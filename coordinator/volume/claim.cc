@@ -5,7 +5,9 @@
 #include <string_view>
 #include <vector>
 
+#include "coordinator/volume/bad_blocks.h"
 #include "csvfs/base/buffer.h"
+#include "csvfs/base/log.h"
 #include "iscsi/scsi.h"
 
 namespace csv::volume {
@@ -23,6 +25,11 @@ Expected<void> claim(iscsi::BlockingLun& lun, std::uint64_t from, std::uint64_t 
   for (std::uint64_t at = 0; at < size; at += kPieceSize)
     writes.push_back({from + at, piece.span().first(std::min(kPieceSize, size - at))});
   auto written = lun.write(writes);
+  // What it cannot write is no place for the catalog, and nothing of the catalog was in it.
+  if (!written && is_bad_block(written.error()))
+    written = Error{std::errc::no_space_on_device,
+                    fmt::format("{} bytes at LUN offset {} cannot be written: {}", size, from,
+                                written.error().message())};
   if (!written && written.error() == std::errc::no_space_on_device) {
     auto given_back = lun.unmap(from, size);
     // A target that refuses to take it keeps it, and that is all.

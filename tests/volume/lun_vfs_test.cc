@@ -672,6 +672,24 @@ TEST_CASE(
   CHECK_MESSAGE(store->health(), store->health().error().message());
 }
 
+TEST_CASE("catalog store: a place that cannot be written is none for a chunk, and no failure") {
+  LunBench bench;
+  auto info = prepared(bench, 64ull << 20);
+  auto at = info.data_offset + kChunkSize;
+  Random random{1};
+  auto path = bench.connect([at](const iscsi::RamCommand& command) {
+    iscsi::RamFate fate;
+    if (command.kind == iscsi::RamCommand::Kind::write && command.offset == at + (5 << 20))
+      fate.failure = Error{std::errc::io_error, "MEDIUM ERROR 0C/00"};
+    return fate;
+  });
+  auto store = open(path, info, random);
+  auto claimed = store->claim_chunk(at);
+  CHECK(claimed.error() == std::errc::no_space_on_device);
+  CHECK_MESSAGE(store->health(), store->health().error().message());
+  CHECK(store->claim_chunk(at + kChunkSize));
+}
+
 TEST_CASE("catalog store: grows by a chunk, which the superblocks and its header name") {
   LunBench bench;
   auto info = prepared(bench, 64ull << 20);
