@@ -252,7 +252,7 @@ ExitCode back_up_catalog(const std::string& socket, const std::string& volume, b
                            bytes_text(got->pages * 4096), got->file,
                            got->on_lun ? " and on the LUN."
                                        : ". The LUN has no room for a copy: no allocation group is "
-                                         "wholly free."));
+                                         "wholly free, or it is thin and has no space left."));
   return ExitCode::done;
 }
 

@@ -706,7 +706,9 @@ class CatalogCheck {
 Expected<void> check_catalog(CatalogStore& store, CheckReport& report, const Progress& progress) {
   auto database = Database::open(store.path(), store.vfs(), {.read_only = true});
   if (!database) {
-    report.problems.push_back("the catalog cannot be opened: " + database.error().message());
+    auto health = store.health();  // says more than SQLite does
+    const auto& why = health ? database.error() : health.error();
+    report.problems.push_back("the catalog cannot be opened: " + why.message());
     return {};
   }
   CatalogCheck{**database, store.info(), [&store] { return store.health(); }, report}.run(progress);

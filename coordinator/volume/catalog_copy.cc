@@ -1,10 +1,12 @@
 #include "coordinator/volume/catalog_copy.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <fstream>
 #include <map>
 
+#include "coordinator/volume/bad_blocks.h"
 #include "coordinator/volume/catalog_pages.h"
 #include "coordinator/volume/superblock.h"
 #include "csvfs/base/crc32c.h"
@@ -86,7 +88,8 @@ Buffer encode_copy_header(const CatalogCopy& copy, std::size_t index) {
 Expected<CopyMark> read_copy_mark(iscsi::BlockingLun& lun, const VolumeId& volume,
                                   std::uint64_t place) {
   Buffer bytes{sizeof(disk::CopyHeader)};
-  CSV_TRY(lun.read(place, bytes.span()));
+  const std::array<iscsi::BlockingLun::Read, 1> read = {{{place, bytes.span()}}};
+  CSV_TRY(read_around_bad_blocks(lun, read));
   auto header = decode(bytes.span(), place);
   if (!header || header->volume_id != volume) return CopyMark{};
   return CopyMark{header->sequence,
@@ -111,10 +114,7 @@ Expected<std::vector<CatalogCopy>> find_copies(iscsi::BlockingLun& lun,
     std::vector<iscsi::BlockingLun::Read> reads;
     for (; reads.size() < kAtOnce && at + kGroupSize <= end; at += step)
       reads.push_back({at, headers[reads.size()].span()});
-    if (auto read = lun.read(reads); !read) {
-      if (read.error() == Errc::lun_lost || read.error() == Errc::fenced) return read.error();
-      continue;
-    }
+    CSV_TRY(read_around_bad_blocks(lun, reads));
     for (const auto& one : reads)
       if (auto header = decode(one.out, one.offset);
           header && (!volume || header->volume_id == *volume))
@@ -134,7 +134,9 @@ Expected<std::vector<CatalogCopy>> find_copies(iscsi::BlockingLun& lun,
       copy.sums.push_back(header.sums);
     }
     Buffer superblock{disk::kSuperblockSize};
-    CSV_TRY(lun.read(copy.places.front() + disk::kCopySuperblockOffset, superblock.span()));
+    const std::array<iscsi::BlockingLun::Read, 1> read = {
+        {{copy.places.front() + disk::kCopySuperblockOffset, superblock.span()}}};
+    CSV_TRY(read_around_bad_blocks(lun, read));
     auto decoded = decode_superblock(superblock.span(), Copy::c);
     if (decoded.state != FoundSuperblock::State::valid || decoded.info.id != key.volume) continue;
     copy.info = std::move(decoded.info);
@@ -161,7 +163,9 @@ Expected<void> extract_copy(iscsi::BlockingLun& lun, const CatalogCopy& copy,
     for (auto page = first; page < end;) {
       auto count = std::min<std::uint64_t>(kPagesAtOnce, end - page);
       auto bytes = piece.span().first(count * disk::kPageSize);
-      CSV_TRY(lun.read(place_in(copy, page), bytes));
+      // What the LUN cannot read is zeros, whose sums are wrong.
+      const std::array<iscsi::BlockingLun::Read, 1> read = {{{place_in(copy, page), bytes}}};
+      CSV_TRY(read_around_bad_blocks(lun, read));
       for (std::uint64_t i = 0; i < count; ++i) {
         auto one = bytes.subspan(i * disk::kPageSize, disk::kPageSize);
         sums.push_back(sum_of(one));
@@ -194,12 +198,27 @@ Expected<std::unique_ptr<CopyTaker>> CopyTaker::begin(CatalogStore& store, Catal
   if (copy.places.size() < copy_groups(copy.pages)) copy.places.clear();
   if (!copy.places.empty()) copy.places.resize(copy_groups(copy.pages));
   // What was there counts no more, before a byte of it changes.
-  for (auto at : copy.places) CSV_TRY(store.lun().write_zeroes(at, sizeof(disk::CopyHeader)));
-  CSV_TRY(store.lun().flush());
+  auto cleared = taker->put([&copy, &lun = store.lun()]() -> Expected<void> {
+    for (auto at : copy.places) CSV_TRY(lun.write_zeroes(at, sizeof(disk::CopyHeader)));
+    return lun.flush();
+  });
+  if (!cleared) return cleared.error();
   return taker;
 }
 
 CopyTaker::~CopyTaker() { images_->end_image(); }
+
+/// A thin LUN without space has no copy, as one that has no group left; the file is made all the
+/// same.
+Expected<void> CopyTaker::put(const std::function<Expected<void>()>& write) {
+  if (!on_lun()) return {};
+  auto written = write();
+  if (written || !(written.error() == std::errc::no_space_on_device)) return written;
+  log::warning("no copy of the catalog on its LUN volume={} why=\"{}\"", copy_.info.label,
+               written.error().message());
+  copy_.places.clear();
+  return {};
+}
 
 Expected<std::vector<CopyTaker::Piece>> CopyTaker::next() {
   auto pages = CSV_TRY(images_->more_image(kPagesAtOnce));
@@ -220,7 +239,8 @@ Expected<std::vector<CopyTaker::Piece>> CopyTaker::next() {
       std::memcpy(piece.content.data() + (at - i) * disk::kPageSize, pages[at].content.data(),
                   disk::kPageSize);
     }
-    if (on_lun()) CSV_TRY(store_->lun().write(place_in(copy_, piece.page), piece.content.span()));
+    CSV_TRY(put(
+        [&] { return store_->lun().write(place_in(copy_, piece.page), piece.content.span()); }));
     pieces.push_back(std::move(piece));
     i = end;
   }
@@ -236,12 +256,14 @@ Expected<void> CopyTaker::finish() {
     auto [first, end] = pages_of(copy_.pages, i);
     copy_.sums.push_back(sum_of_sums(std::span{sums_}.subspan(first - 1, end - first)));
   }
-  CSV_TRY(lun.write(copy_.places.front() + disk::kCopySuperblockOffset,
-                    encode_superblock(copy_.info, Copy::c).span()));
-  CSV_TRY(lun.flush());
-  for (std::size_t i = 0; i < copy_.places.size(); ++i)
-    CSV_TRY(lun.write(copy_.places[i], encode_copy_header(copy_, i).span()));
-  return lun.flush();
+  return put([&]() -> Expected<void> {
+    CSV_TRY(lun.write(copy_.places.front() + disk::kCopySuperblockOffset,
+                      encode_superblock(copy_.info, Copy::c).span()));
+    CSV_TRY(lun.flush());
+    for (std::size_t i = 0; i < copy_.places.size(); ++i)
+      CSV_TRY(lun.write(copy_.places[i], encode_copy_header(copy_, i).span()));
+    return lun.flush();
+  });
 }
 
 }  // namespace csv::volume

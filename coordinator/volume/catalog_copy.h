@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -83,7 +84,8 @@ class CopyTaker {
   /// The next pages, at most a MiB of them but for those that the catalog overwrote meanwhile; they
   /// are on the LUN by then. Empty: that was all.
   Expected<std::vector<Piece>> next();
-  /// After the last piece: from here on the copy on the LUN counts.
+  /// After the last piece: from here on the copy on the LUN counts, if it is still on_lun(): a thin
+  /// LUN may have had no space for it.
   Expected<void> finish();
   [[nodiscard]] const CatalogCopy& copy() const { return copy_; }
   [[nodiscard]] std::uint64_t done() const { return done_; }
@@ -92,6 +94,8 @@ class CopyTaker {
  private:
   CopyTaker(CatalogStore& store, CatalogImages& images, CatalogCopy target)
       : store_{&store}, images_{&images}, copy_{std::move(target)} {}
+  Expected<void> put(const std::function<Expected<void>()>& write);
+
   CatalogStore* store_;
   CatalogImages* images_;
   CatalogCopy copy_;

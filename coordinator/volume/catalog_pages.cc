@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "coordinator/volume/bad_blocks.h"
 #include "coordinator/volume/superblock.h"
 #include "csvfs/base/check.h"
 #include "csvfs/base/crc32c.h"
@@ -69,6 +70,28 @@ std::string chunk_header_problem(std::span<const std::byte> bytes, const VolumeI
   return {};
 }
 
+Expected<std::vector<ChunkHeaderFound>> read_chunk_headers(iscsi::BlockingLun& lun,
+                                                           const VolumeInfo& info,
+                                                           std::uint32_t first,
+                                                           std::uint32_t count) {
+  std::vector<Buffer> headers;
+  std::vector<iscsi::BlockingLun::Read> reads;
+  for (std::uint32_t i = first; i < first + count; ++i)
+    reads.push_back({info.chunks[i], headers.emplace_back(sizeof(disk::ChunkHeader)).span()});
+  auto bad = CSV_TRY(read_around_bad_blocks(lun, reads));
+  std::vector<ChunkHeaderFound> found(count);
+  for (std::uint32_t i = 0; i < count; ++i) {
+    found[i].problem = bad.within(reads[i].offset, sizeof(disk::ChunkHeader));
+    if (found[i].problem.empty())
+      found[i].problem = chunk_header_problem(headers[i].span(), info, first + i);
+    if (!found[i].problem.empty()) continue;
+    disk::ChunkHeader header;
+    std::memcpy(&header, headers[i].data(), sizeof header);
+    found[i].sequence = header.sequence;
+  }
+  return found;
+}
+
 std::uint64_t place_of_page(const VolumeInfo& info, std::uint32_t page) {
   CSV_CHECK(page > 0 && chunk_of(page) < info.chunks.size());
   auto within = (page - 1) % disk::kPagesPerChunk + 1ull;  // Behind the chunk's header.
@@ -88,11 +111,12 @@ Expected<CatalogPages> CatalogPages::open(iscsi::BlockingLun& lun, const VolumeI
   if (info.chunks.empty()) return pages;
   CSV_TRY(pages.verify_chunk(0));
   Buffer first{disk::kPageSize};
-  CSV_TRY(pages.fetch(1, first.span()));
-  if (zero(first.span())) return pages;  // Never used.
+  auto fetched = pages.fetch(1, first.span());
+  if (!fetched && fetched.error() != Errc::corrupt) return fetched.error();
+  if (fetched && zero(first.span())) return pages;  // Never used.
   // A first page torn by an interrupted checkpoint is whole in the log, which then also says the
   // size; if not, SQLite meets the bad page.
-  pages.size_ = pages.verify(1, first.span())
+  pages.size_ = fetched && pages.verify(1, first.span())
                     ? std::uint64_t{big_endian(first.span().subspan(28, 4))} * disk::kPageSize
                     : std::uint64_t{pages.mapped_pages()} * disk::kPageSize;
   return pages;
@@ -105,11 +129,10 @@ std::uint32_t CatalogPages::mapped_pages() const {
 Expected<void> CatalogPages::verify_chunk(std::uint32_t index) {
   verified_.resize(info_->chunks.size());
   if (verified_[index]) return {};
-  Buffer header{sizeof(disk::ChunkHeader)};
-  CSV_TRY(lun_->read(info_->chunks[index], header.span()));
-  if (auto why = chunk_header_problem(header.span(), *info_, index); !why.empty())
+  if (auto found = CSV_TRY(read_chunk_headers(*lun_, *info_, index, 1)).front();
+      !found.problem.empty())
     return Error{Errc::corrupt, fmt::format("catalog chunk {} at LUN offset {}: {}", index,
-                                            info_->chunks[index], why)};
+                                            info_->chunks[index], found.problem)};
   verified_[index] = true;
   return {};
 }
@@ -124,9 +147,10 @@ Expected<void> CatalogPages::fetch(std::uint32_t page, std::span<std::byte> out)
                                             page, info_->chunks.size())};
   CSV_TRY(verify_chunk(chunk_of(page)));
   auto at = place_of_page(*info_, page);
-  if (auto read = lun_->read(at, out.first(disk::kPageSize)); !read)
-    return read.error().within(fmt::format("reading catalog page {} at LUN offset {}", page, at));
-  return {};
+  auto read = lun_->read(at, out.first(disk::kPageSize));
+  if (read) return {};
+  if (is_bad_block(read.error())) read = Error{Errc::corrupt, read.error().message()};
+  return read.error().within(fmt::format("reading catalog page {} at LUN offset {}", page, at));
 }
 
 Expected<void> CatalogPages::verify(std::uint32_t page, std::span<const std::byte> bytes) const {
@@ -153,8 +177,9 @@ Expected<std::size_t> CatalogPages::read(std::uint64_t offset, std::span<std::by
     std::memset(out.data(), 0, out.size());
     return std::size_t{0};
   }
-  Buffer whole{disk::kPageSize};
-  CSV_TRY(fetch(page, whole.span()));
+  auto whole = Buffer::zeroed(disk::kPageSize);
+  auto fetched = fetch(page, whole.span());
+  if (!fetched && !(look && fetched.error() == Errc::corrupt)) return fetched.error();
   if (!look) CSV_TRY(verify(page, whole.span()));
   std::memcpy(out.data(), whole.data() + within, out.size());
   return out.size();
@@ -233,7 +258,10 @@ Expected<void> CatalogPages::fetch_all(std::vector<CatalogImages::ImagePage>& pa
     each.content = Buffer{disk::kPageSize};
     reads.push_back({place_of_page(*info_, each.page), each.content.span()});
   }
-  CSV_TRY(lun_->read(reads, kWriteDepth));
+  auto bad = CSV_TRY(read_around_bad_blocks(*lun_, reads, kWriteDepth));
+  for (const auto& read : reads)
+    if (auto why = bad.within(read.offset, read.out.size()); !why.empty())
+      return Error{Errc::corrupt, "a catalog page: " + why};
   for (const auto& each : pages) CSV_TRY(verify(each.page, each.content.span()));
   return {};
 }
@@ -301,16 +329,13 @@ Expected<void> CatalogPages::sync() {
 }
 
 Expected<std::vector<std::string>> chunk_problems(iscsi::BlockingLun& lun, const VolumeInfo& info) {
-  std::vector<Buffer> headers;
-  std::vector<iscsi::BlockingLun::Read> reads;
-  for (auto at : info.chunks)
-    reads.push_back({at, headers.emplace_back(sizeof(disk::ChunkHeader)).span()});
-  CSV_TRY(lun.read(reads));
+  auto count = static_cast<std::uint32_t>(info.chunks.size());
+  auto found = CSV_TRY(read_chunk_headers(lun, info, 0, count));
   std::vector<std::string> problems;
-  for (std::uint32_t i = 0; i < info.chunks.size(); ++i)
-    if (auto why = chunk_header_problem(headers[i].span(), info, i); !why.empty())
-      problems.push_back(
-          fmt::format("catalog chunk {} at LUN offset {}: {}", i, info.chunks[i], why));
+  for (std::uint32_t i = 0; i < count; ++i)
+    if (!found[i].problem.empty())
+      problems.push_back(fmt::format("catalog chunk {} at LUN offset {}: {}", i, info.chunks[i],
+                                     found[i].problem));
   return problems;
 }
 

@@ -21,6 +21,17 @@ Buffer encode_chunk_header(const VolumeId& volume, std::uint32_t index, std::uin
 std::string chunk_header_problem(std::span<const std::byte> bytes, const VolumeInfo& info,
                                  std::uint32_t index);
 
+struct ChunkHeaderFound {
+  std::string problem;         ///< Why it is not the chunk's header; empty if it is.
+  std::uint64_t sequence = 0;  ///< If it is.
+};
+/// Of `count` of the volume's chunks from `first` on. One that the LUN cannot read is a problem, no
+/// error.
+Expected<std::vector<ChunkHeaderFound>> read_chunk_headers(iscsi::BlockingLun& lun,
+                                                           const VolumeInfo& info,
+                                                           std::uint32_t first,
+                                                           std::uint32_t count);
+
 /// Where database page `page` (from 1) lies on the LUN. It must be in a mapped chunk.
 std::uint64_t place_of_page(const VolumeInfo& info, std::uint32_t page);
 /// The checksum that belongs in the page's tail.

@@ -135,6 +135,9 @@ class Repairer {
   Expected<void> numbers() {
     CSV_TRY(rows("SELECT key,value FROM kv",
                  [&](Query& row) { numbers_[std::string{row.bytes(0)}] = row.u64(1); }));
+    auto lost = [&](const char* key) { return !numbers_.contains(key); };
+    bool any_lost =
+        lost("next_inode") || lost("next_session") || lost("next_grant") || lost("next_key");
     auto at_least = [&](const std::string& key, std::uint64_t least) {
       auto known = numbers_.find(key);
       if (known != numbers_.end() && known->second >= least && known->second < kMostInode) return;
@@ -166,12 +169,14 @@ class Repairer {
                  [&](Query& row) { key = std::max(key, parts_of(Key{row.u64(0)}).number); }));
     at_least("next_key", key + 1);
     at_least("birth", 1);
-    if (options_.from_copy) {
+    // Of what is gone again no row tells that its number was given out.
+    if (options_.from_copy || any_lost) {
       numbers_["next_inode"] += kInodesSince;
       numbers_["next_session"] += kSessionsSince;
       numbers_["next_grant"] += kGrantsSince;
       numbers_["next_key"] += kKeysSince;
-      did("the numbers of inodes, sessions, grants and keys go on far above those of the copy");
+      did("the numbers of inodes, sessions, grants and keys go on far above those of the {}",
+          options_.from_copy ? "copy" : "rows that are left");
     }
     if (numbers_["next_key"] >= kMostKeys)
       return Error{Errc::refused, "the volume has no numbers for keys left"};

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "coordinator/volume/bad_blocks.h"
 #include "coordinator/volume/log_chain.h"
 #include "coordinator/volume/wal_region.h"
 #include "csvfs/base/log.h"
@@ -40,12 +41,15 @@ Expected<void> CatalogSource::read_log() {
   for (std::uint64_t at = 0; at < info_.wal_size; at += kReadSize)
     reads.push_back(
         {info_.wal_offset + at, log_.span().subspan(at, std::min(kReadSize, info_.wal_size - at))});
-  CSV_TRY(lun_->read(reads));
+  auto unreadable = CSV_TRY(read_around_bad_blocks(*lun_, reads));
 
   auto bytes = std::span<const std::byte>{log_.span()};
   auto end_of_log = bytes.size() - sizeof(disk::LogMark);
   auto mark = decode_log_mark(bytes.subspan(end_of_log), info_.id);
   if (!mark && mark.error() != Errc::corrupt) return mark.error();
+  if (auto why = unreadable.within(info_.wal_offset + end_of_log, sizeof(disk::LogMark));
+      !why.empty())
+    problem("the log's mark at " + why);
   bool known = mark && *mark;
   auto retired = known ? std::uint64_t{(*mark)->retired} : 0;
   bool marked = known && (*mark)->salts != LogSalts{};
@@ -60,6 +64,10 @@ Expected<void> CatalogSource::read_log() {
   auto first = bytes.first(disk::kWalHeaderSize);
   bool zeros = std::all_of(first.begin(), first.end(), [](auto b) { return b == std::byte{}; });
   auto header = read_log_header(first);
+  if (auto why = unreadable.within(info_.wal_offset, first.size()); !why.empty()) {
+    log_whole_ = false;
+    problem("the log's header at " + why);
+  }
   if (zeros && !marked) return {};
   bool header_good = header.has_value();
   if (!header_good) {
@@ -90,6 +98,14 @@ Expected<void> CatalogSource::read_log() {
   auto is_good = [](const LogFrame& frame) { return frame.valid; };
   auto bad = std::find_if_not(frames.begin(), frames.end(), is_good);
   auto end = bad;  // what counts
+  if (bad != frames.end()) {
+    auto at = info_.wal_offset + disk::kWalHeaderSize +
+              static_cast<std::uint64_t>(bad - frames.begin()) * disk::kFrameSize;
+    if (auto why = unreadable.within(at, disk::kFrameSize); !why.empty()) {
+      log_whole_ = false;
+      problem(fmt::format("the log is damaged: frame {} at {}", bad - frames.begin() + 1, why));
+    }
+  }
   // Behind the damage: what the mark speaks of; else a transaction's end, and frames of one after.
   auto marked_end = frames.begin() + static_cast<std::ptrdiff_t>(std::min(must, frames.size()));
   auto committed =
@@ -120,26 +136,15 @@ Expected<void> CatalogSource::read_log() {
 /// The highest sequence in the headers of the volume's chunks.
 Expected<std::uint64_t> CatalogSource::newest_chunk() {
   std::uint64_t newest = 0;
-  for (std::uint32_t i = 0; i < info_.chunks.size(); ++i) {
-    disk::ChunkHeader header;
-    Buffer block{sizeof header};
-    CSV_TRY(lun_->read(info_.chunks[i], block.span()));
-    std::memcpy(&header, block.data(), sizeof header);
-    if (chunk_header_problem(block.span(), info_, i).empty())
-      newest = std::max(newest, std::uint64_t{header.sequence});
-  }
+  auto count = static_cast<std::uint32_t>(info_.chunks.size());
+  for (const auto& header : CSV_TRY(read_chunk_headers(*lun_, info_, 0, count)))
+    newest = std::max(newest, header.sequence);
   return newest;
 }
 
 Expected<void> CatalogSource::look_at_chunks() {
-  for (std::uint32_t i = 0; i < info_.chunks.size(); ++i) {
-    Buffer header{sizeof(disk::ChunkHeader)};
-    CSV_TRY(lun_->read(info_.chunks[i], header.span()));
-    auto why = chunk_header_problem(header.span(), info_, i);
-    // Its pages say by their checksums whether they are ours.
-    if (!why.empty())
-      problem(fmt::format("catalog chunk {} at LUN offset {}: {}", i, info_.chunks[i], why));
-  }
+  // Its pages say by their checksums whether they are ours.
+  for (auto& text : CSV_TRY(chunk_problems(*lun_, info_))) problem(std::move(text));
   return {};
 }
 

@@ -5,7 +5,10 @@
 #include <string_view>
 #include <vector>
 
+#include "coordinator/volume/bad_blocks.h"
 #include "csvfs/base/buffer.h"
+#include "csvfs/base/log.h"
+#include "iscsi/scsi.h"
 
 namespace csv::volume {
 
@@ -22,7 +25,16 @@ Expected<void> claim(iscsi::BlockingLun& lun, std::uint64_t from, std::uint64_t 
   for (std::uint64_t at = 0; at < size; at += kPieceSize)
     writes.push_back({from + at, piece.span().first(std::min(kPieceSize, size - at))});
   auto written = lun.write(writes);
-  if (!written && written.error() == std::errc::no_space_on_device) CSV_TRY(lun.unmap(from, size));
+  // What it cannot write is no place for the catalog, and nothing of the catalog was in it.
+  if (!written && is_bad_block(written.error()))
+    written = Error{std::errc::no_space_on_device,
+                    fmt::format("{} bytes at LUN offset {} cannot be written: {}", size, from,
+                                written.error().message())};
+  if (!written && written.error() == std::errc::no_space_on_device) {
+    auto given_back = lun.unmap(from, size);
+    // A target that refuses to take it keeps it, and that is all.
+    if (!given_back && iscsi::is_loss(given_back.error())) return given_back;
+  }
   return written;
 }
 

@@ -6,6 +6,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "coordinator/volume/bad_blocks.h"
 #include "csvfs/base/check.h"
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
@@ -111,6 +112,23 @@ VolumeInfo info_of(const disk::Superblock& block) {
   return info;
 }
 
+/// What was read, or that the LUN could not read it.
+FoundSuperblock found_in(std::span<const std::byte> bytes, Copy copy, std::uint64_t at,
+                         const BadBlocks& bad) {
+  if (auto why = bad.within(at, bytes.size()); !why.empty())
+    return {FoundSuperblock::State::damaged, {}, fmt::format("damaged ({})", why)};
+  return decode_superblock(bytes, copy);
+}
+
+Expected<FoundSuperblock> read_last(iscsi::BlockingLun& lun, std::uint64_t lun_size) {
+  Buffer block{disk::kSuperblockSize};
+  auto at = place_of(Copy::c, lun_size);
+  const std::array<iscsi::BlockingLun::Read, 1> reads = {{{at, block.span()}}};
+  auto bad = read_around_bad_blocks(lun, reads);
+  if (!bad) return bad.error().within("reading superblock C");
+  return found_in(block.span(), Copy::c, at, *bad);
+}
+
 /// Both copies that count, as read.
 struct Pair {
   FoundSuperblock a, b;
@@ -123,8 +141,10 @@ Expected<Pair> read_pair(iscsi::BlockingLun& lun) {
   Buffer a{disk::kSuperblockSize}, b{disk::kSuperblockSize};
   const std::array<iscsi::BlockingLun::Read, 2> reads = {
       {{disk::kSuperblockA, a.span()}, {disk::kSuperblockB, b.span()}}};
-  if (auto read = lun.read(reads); !read) return read.error().within("reading the superblocks");
-  return Pair{decode_superblock(a.span(), Copy::a), decode_superblock(b.span(), Copy::b)};
+  auto bad = read_around_bad_blocks(lun, reads);
+  if (!bad) return bad.error().within("reading the superblocks");
+  return Pair{found_in(a.span(), Copy::a, disk::kSuperblockA, *bad),
+              found_in(b.span(), Copy::b, disk::kSuperblockB, *bad)};
 }
 
 std::string in_words(const Pair& pair) {
@@ -276,11 +296,8 @@ Expected<SuperblockCopies> read_superblock_copies(iscsi::BlockingLun& lun) {
       size = each->info.lun_size;
       break;
     }
-  Buffer last{disk::kSuperblockSize};
-  if (auto read = lun.read(place_of(Copy::c, size), last.span()); !read)
-    return read.error().within("reading superblock C");
-  return SuperblockCopies{std::move(pair.a), std::move(pair.b),
-                          decode_superblock(last.span(), Copy::c)};
+  auto last = CSV_TRY(read_last(lun, size));
+  return SuperblockCopies{std::move(pair.a), std::move(pair.b), std::move(last)};
 }
 
 Expected<VolumeInfo> superblock_in_force(iscsi::BlockingLun& lun, const SuperblockCopies& copies) {
@@ -322,9 +339,7 @@ Expected<void> write_superblocks(iscsi::BlockingLun& lun, VolumeInfo& info) {
 Expected<std::vector<std::string>> superblock_problems(iscsi::BlockingLun& lun) {
   auto pair = CSV_TRY(read_pair(lun));
   auto info = CSV_TRY(choose(lun, pair));
-  Buffer last{disk::kSuperblockSize};
-  CSV_TRY(lun.read(place_of(Copy::c, info.lun_size), last.span()));
-  auto c = decode_superblock(last.span(), Copy::c);
+  auto c = CSV_TRY(read_last(lun, info.lun_size));
   std::vector<std::string> problems;
   auto look = [&](Copy copy, const FoundSuperblock& found) {
     if (found.state != FoundSuperblock::State::valid)

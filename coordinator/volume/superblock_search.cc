@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 
+#include "coordinator/volume/bad_blocks.h"
 #include "coordinator/volume/catalog_copy.h"
 #include "coordinator/volume/catalog_pages.h"
 #include "coordinator/volume/volume_format.h"
@@ -102,10 +103,7 @@ Expected<std::optional<FoundChunks>> find_chunks(iscsi::BlockingLun& lun,
     std::vector<iscsi::BlockingLun::Read> reads;
     for (; reads.size() < kAtOnce && at + kChunkSize <= end; at += step)
       reads.push_back({at, headers[reads.size()].span()});
-    if (auto read = lun.read(reads); !read) {
-      if (read.error() == Errc::lun_lost || read.error() == Errc::fenced) return read.error();
-      continue;  // where the LUN cannot be read there is no chunk to be found
-    }
+    CSV_TRY(read_around_bad_blocks(lun, reads));
     for (const auto& one : reads) {
       disk::ChunkHeader header;
       std::memcpy(&header, one.out.data(), sizeof header);

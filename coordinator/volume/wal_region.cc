@@ -1,10 +1,12 @@
 #include "coordinator/volume/wal_region.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <optional>
 #include <string_view>
 
+#include "coordinator/volume/bad_blocks.h"
 #include "csvfs/base/crc32c.h"
 #include "csvfs/base/log.h"
 
@@ -17,6 +19,9 @@ constexpr std::uint64_t kWriteSize = 1ull << 20;
 constexpr int kWriteDepth = 32;
 /// Up to so many writes FUA costs less than a flush of the whole LUN.
 constexpr std::size_t kFuaWrites = 8;
+constexpr const char* kLost =
+    "changes that were answered are lost if it is taken for the end. Nothing was changed; the "
+    "volume stays closed until it is repaired (csvctl volume check LUN --repair)";
 
 /// The number of the frame whose page is exactly this range.
 std::optional<std::size_t> page_at(std::uint64_t offset, std::size_t length) {
@@ -32,6 +37,17 @@ std::optional<std::size_t> frame_at(std::uint64_t offset, std::size_t length) {
       (offset - disk::kWalHeaderSize) % disk::kFrameSize != 0)
     return {};
   return (offset - disk::kWalHeaderSize) / disk::kFrameSize;
+}
+
+/// As decode_log_mark(). One that the LUN cannot read is damaged.
+Expected<std::optional<disk::LogMark>> read_log_mark(iscsi::BlockingLun& lun, std::uint64_t at,
+                                                     const VolumeId& volume) {
+  Buffer block{sizeof(disk::LogMark)};
+  const std::array<iscsi::BlockingLun::Read, 1> read = {{{at, block.span()}}};
+  auto bad = CSV_TRY(read_around_bad_blocks(lun, read));
+  if (auto why = bad.within(at, block.size()); !why.empty())
+    return Error{Errc::corrupt, "the mark of the catalog's log is damaged: " + why};
+  return decode_log_mark(block.span(), volume);
 }
 
 Error repair_interrupted() {
@@ -103,24 +119,20 @@ Expected<void> WalRegion::clear(iscsi::BlockingLun& lun, const VolumeInfo& info)
 
 Expected<void> WalRegion::retire(iscsi::BlockingLun& lun, const VolumeInfo& info,
                                  std::uint64_t sequence) {
-  Buffer block{sizeof(disk::LogMark)};
-  CSV_TRY(lun.read(place_of_log_mark(info), block.span()));
-  auto mark = decode_log_mark(block.span(), info.id);
+  auto mark = read_log_mark(lun, place_of_log_mark(info), info.id);
   if (!mark && mark.error() != Errc::corrupt) return mark.error();
   bool known = mark && *mark;
   // Of a repair that was interrupted: what it wrote is not what the log is of, either.
   if (known && (*mark)->retired != 0)
     sequence = std::min(sequence, std::uint64_t{(*mark)->retired});
-  block = encode_log_mark(info.id, known ? (*mark)->salts : LogSalts{},
-                          known ? std::uint64_t{(*mark)->frames} : 0, sequence);
+  auto block = encode_log_mark(info.id, known ? (*mark)->salts : LogSalts{},
+                               known ? std::uint64_t{(*mark)->frames} : 0, sequence);
   CSV_TRY(lun.write(place_of_log_mark(info), block.span()));
   return lun.flush();
 }
 
 Expected<void> check_repair_ended(iscsi::BlockingLun& lun, const VolumeInfo& info) {
-  Buffer block{sizeof(disk::LogMark)};
-  CSV_TRY(lun.read(place_of_log_mark(info), block.span()));
-  auto mark = decode_log_mark(block.span(), info.id);
+  auto mark = read_log_mark(lun, place_of_log_mark(info), info.id);
   // A damaged one says nothing, as to who opens the log.
   if (!mark) return mark.error() == Errc::corrupt ? Expected<void>{} : mark.error();
   if (*mark && (*mark)->retired != 0) return repair_interrupted();
@@ -131,6 +143,7 @@ Expected<void> WalRegion::load() {
   // First, because another may be writing: the frames it speaks of are there when it is.
   CSV_TRY(read_mark());
   std::uint64_t loaded = 0;
+  BadBlocks unreadable;
   while (loaded < capacity_ && !broken_) {
     // Most logs are empty, or short: what is read beyond them the target's other users wait for.
     auto step = std::clamp(loaded, kReadSize, kReadDepth * kReadSize);
@@ -139,9 +152,15 @@ Expected<void> WalRegion::load() {
     for (auto at = loaded; at < end; at += kReadSize)
       reads.push_back(
           {offset_ + at, memory_.span().subspan(at, std::min<std::uint64_t>(kReadSize, end - at))});
-    CSV_TRY(lun_->read(reads, kReadDepth));
+    unreadable.add(CSV_TRY(read_around_bad_blocks(*lun_, reads, kReadDepth)));
     loaded = end;
     follow(loaded);
+    if (!broken_) continue;
+    // A write that was under way leaves what can be read: here something is lost.
+    auto at = offset_ + (header_ ? disk::kWalHeaderSize + whole_ * disk::kFrameSize : 0);
+    if (auto why = unreadable.within(at, header_ ? disk::kFrameSize : disk::kWalHeaderSize);
+        !why.empty())
+      return Error{Errc::corrupt, "the catalog's log is damaged: " + why + ": " + kLost};
   }
   CSV_TRY(judge(loaded));
   size_ = has_header() ? loaded : 0;
@@ -191,9 +210,6 @@ void WalRegion::follow(std::uint64_t loaded) {
 
 /// Whether all is there that must be: see LogMark.
 Expected<void> WalRegion::judge(std::uint64_t loaded) const {
-  constexpr std::string_view kLost =
-      "changes that were answered are lost if it is taken for the end. Nothing was changed; "
-      "the volume stays closed until it is repaired (csvctl volume check LUN --repair)";
   if (retired_) return repair_interrupted();
   if (!has_header()) {
     if (marked_ == LogSalts{}) return {};
@@ -219,9 +235,7 @@ Expected<void> WalRegion::judge(std::uint64_t loaded) const {
 }
 
 Expected<void> WalRegion::read_mark() {
-  Buffer block{sizeof(disk::LogMark)};
-  CSV_TRY(lun_->read(offset_ + capacity_, block.span()));
-  auto mark = decode_log_mark(block.span(), volume_);
+  auto mark = read_log_mark(*lun_, offset_ + capacity_, volume_);
   if (!mark && mark.error() != Errc::corrupt) return mark.error();
   if (!mark) {
     log::warning("{}, so whether the log is whole cannot be seen lun_offset={}",

@@ -142,6 +142,37 @@ TEST_CASE("copy: is the catalog as it was when it began, whatever is changed mea
   CHECK(v.problems() == "");
 }
 
+TEST_CASE("copy: a thin LUN without space for it costs the copy on the LUN, not the file") {
+  for (std::uint64_t taken : {0, 1, 2, 3, 4}) {
+    CAPTURE(taken);
+    CopyBed v;
+    REQUIRE(v.copy());
+    auto first = v.found().front().sequence;
+    auto before = v.files();
+    auto seen = std::make_shared<std::uint64_t>(0);
+    auto groups = v.info().data_offset + 3 * kGroupSize;  // behind the catalog's own
+    auto file = v.copy({}, [seen, taken, groups](const iscsi::RamCommand& command) {
+      using Kind = iscsi::RamCommand::Kind;
+      iscsi::RamFate fate;
+      if (command.kind != Kind::write && command.kind != Kind::zero) return fate;
+      if (command.offset < groups || command.offset > 1500ull << 20) return fate;
+      if ((*seen)++ >= taken)
+        fate.failure = Error{std::errc::no_space_on_device, "the thin LUN has no space left"};
+      return fate;
+    });
+    REQUIRE_MESSAGE(file, file.error().message());
+    CHECK(*seen > 0);
+    CheckReport report;
+    REQUIRE(check_catalog_file(*file, v.info(), report, {}));
+    CHECK(report.problems.empty());
+    CHECK(report.entries == before.size());
+    auto there = v.found();
+    REQUIRE(!there.empty());
+    if (*seen > taken) CHECK(there.front().sequence == first);
+    CHECK(v.problems() == "");
+  }
+}
+
 TEST_CASE("copy: two are kept, and one that is cut short costs only the older") {
   CopyBed v;
   REQUIRE(v.copy());

@@ -485,6 +485,38 @@ TEST_CASE("repair: sessions, grants, admissions and numbers") {
   }
 }
 
+TEST_CASE("repair: numbers that are lost are not given out twice") {
+  RepairBed v;
+  InodeId inode{};
+  SessionId session{};
+  std::uint64_t key = 0;
+  auto give_out = [&](Catalog& catalog) {
+    RepairBed::change(catalog, [&](Catalog& c) -> Expected<void> {
+      inode = CSV_TRY(c.make(kRootInode, "passing", {.mode = S_IFREG | 0644}, 1)).inode;
+      session = CSV_TRY(c.new_session(NodeId{1}, 1)).id;
+      key = CSV_TRY(c.new_key_number());
+      return {};
+    });
+  };
+  // What has gone again leaves no row that would tell.
+  v.use([&](Catalog& catalog) {
+    give_out(catalog);
+    RepairBed::change(catalog, [&](Catalog& c) -> Expected<void> {
+      CSV_TRY(c.unlink(kRootInode, "passing", 2));
+      CSV_TRY(c.reap(inode));
+      CSV_TRY(c.end_session(session));
+      return c.forget_session(session);
+    });
+  });
+  auto [gone_inode, gone_session, gone_key] = std::tuple{inode, session, key};
+  v.sql("DELETE FROM kv");
+  v.repair();
+  v.use(give_out);
+  CHECK(raw(inode) > raw(gone_inode));
+  CHECK(raw(session) > raw(gone_session));
+  CHECK(key > gone_key);
+}
+
 TEST_CASE("repair: nobody's files stay suspended") {
   for (auto [sql, finding] : std::initializer_list<std::pair<const char*, const char*>>{
            {"INSERT INTO suspended VALUES(0,1,1,1,0)", "node 0 has files suspended, and cannot be"},

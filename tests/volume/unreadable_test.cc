@@ -1,0 +1,194 @@
+// Blocks that the LUN answers with MEDIUM ERROR until they are written again.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <memory>
+#include <set>
+
+#include "coordinator/volume/catalog_copy.h"
+#include "coordinator/volume/superblock_search.h"
+#include "coordinator/volume/wal_region.h"
+#include "tests/volume/repair_bed.h"
+
+namespace csv::volume {
+namespace {
+
+/// Sectors that cannot be read. Writing one gives it another place on the medium.
+struct BadSectors {
+  std::set<std::uint64_t> at;  ///< Of 512 bytes, by their offset.
+
+  static iscsi::RamPlan plan(const std::shared_ptr<BadSectors>& bad) {
+    return [bad](const iscsi::RamCommand& command) {
+      using Kind = iscsi::RamCommand::Kind;
+      iscsi::RamFate fate;
+      auto from = bad->at.lower_bound(command.offset),
+           to = bad->at.lower_bound(command.offset + command.length);
+      if (from == to) return fate;
+      if (command.kind == Kind::read)
+        fate.failure = Error{std::errc::io_error, "MEDIUM ERROR 11/00"};
+      if (command.kind == Kind::write || command.kind == Kind::zero) bad->at.erase(from, to);
+      return fate;
+    };
+  }
+};
+
+std::shared_ptr<BadSectors> bad_at(std::uint64_t at) {
+  return std::make_shared<BadSectors>(BadSectors{{at / 512 * 512}});
+}
+
+std::string all_of(const std::vector<std::string>& lines) {
+  std::string all;
+  for (const auto& line : lines) all += line + "\n";
+  return all;
+}
+
+/// Checks, repairs and checks again, the sector at `at` being bad. Returns what the first check
+/// found.
+std::string repaired(RepairBed& v, std::uint64_t at) {
+  auto bad = bad_at(at);
+  auto path = v.bench.connect(BadSectors::plan(bad));
+  auto found = check(path.io);
+  REQUIRE_MESSAGE(found, found.error().message());
+  auto problems = all_of(found->problems);
+  auto prepared = Repair::prepare(path.io, {.work_file = v.work_file()});
+  REQUIRE_MESSAGE(prepared, prepared.error().message());
+  CHECK((*prepared)->has_work());
+  auto applied = (*prepared)->apply(path.io);
+  REQUIRE_MESSAGE(applied, applied.error().message());
+  auto after = check(path.io);
+  REQUIRE_MESSAGE(after, after.error().message());
+  CHECK_MESSAGE(after->problems.empty(), all_of(after->problems));
+  return problems;
+}
+
+}  // namespace
+
+TEST_CASE("unreadable: either superblock serves a takeover, which writes the other anew") {
+  for (auto at : {disk::kSuperblockA, disk::kSuperblockB}) {
+    CAPTURE(at);
+    RepairBed v;
+    auto before = v.info();
+    auto bad = bad_at(at + 1024);
+    auto path = v.bench.connect(BadSectors::plan(bad));
+    auto mounts = read_superblocks(path.io, false);
+    REQUIRE_MESSAGE(mounts, mounts.error().message());
+    CHECK(*mounts == before);
+    CHECK(!bad->at.empty());
+    auto taken = read_superblocks(path.io, true);
+    REQUIRE_MESSAGE(taken, taken.error().message());
+    CHECK(*taken == before);
+    CHECK(bad->at.empty());
+  }
+}
+
+TEST_CASE("unreadable: both superblocks are damage, which a repair makes good") {
+  RepairBed v;
+  auto before = v.files();
+  auto bad = bad_at(disk::kSuperblockA);
+  bad->at.insert(disk::kSuperblockB + 512);
+  auto path = v.bench.connect(BadSectors::plan(bad));
+  auto found = read_superblocks(path.io, false);
+  REQUIRE(!found);
+  CHECK(found.error() == Errc::corrupt);
+  auto prepared = Repair::prepare(path.io, {.work_file = v.work_file()});
+  REQUIRE_MESSAGE(prepared, prepared.error().message());
+  auto applied = (*prepared)->apply(path.io);
+  REQUIRE_MESSAGE(applied, applied.error().message());
+  CHECK(bad->at.empty());
+  CHECK(v.problems() == "");
+  CHECK(v.files() == before);
+}
+
+TEST_CASE("unreadable: a superblock is said by the check, and written anew by a repair") {
+  for (auto copy : {Copy::a, Copy::b, Copy::c}) {
+    RepairBed v;
+    auto before = v.files();
+    auto problems = repaired(v, place_of(copy, v.info().lun_size) + 512);
+    CHECK_MESSAGE(problems.find("superblock") == 0, problems);
+    CHECK_MESSAGE(problems.find("MEDIUM ERROR") != problems.npos, problems);
+    CHECK(v.files() == before);
+  }
+}
+
+TEST_CASE("unreadable: the header of a chunk is said, and costs nothing") {
+  for (std::size_t chunk : {0, 1, 2}) {
+    CAPTURE(chunk);
+    RepairBed v;
+    auto before = v.files();
+    auto problems = repaired(v, v.info().chunks[chunk]);
+    CHECK_MESSAGE(problems.find("catalog chunk " + std::to_string(chunk)) != problems.npos,
+                  problems);
+    CHECK(v.files() == before);
+  }
+}
+
+TEST_CASE("unreadable: whichever page of the catalog it is, the others' rows are there") {
+  for (std::uint32_t page : {1, 2, 3, 5, 8, 20, 30}) {
+    CAPTURE(page);
+    RepairBed v;
+    v.empty_log();
+    auto before = v.files().size();
+    auto at = place_of_page(v.info(), page);
+    REQUIRE(v.bench.content(at, 4096) != std::vector<std::byte>(4096));
+    v.empty_log();
+    auto problems = repaired(v, at + 512);
+    CHECK_MESSAGE(problems.find("page " + std::to_string(page)) != problems.npos, problems);
+    CHECK(v.files().size() >= std::min<std::size_t>(before, 300));
+  }
+}
+
+TEST_CASE("unreadable: the log's mark, header and frames are damage to the log") {
+  for (std::uint64_t place : {0, 1, 2, 3}) {
+    CAPTURE(place);
+    RepairBed v;
+    v.use(
+        [&](Catalog& catalog) {
+          for (int i = 0; i < 20; ++i)
+            RepairBed::change(catalog, [i](Catalog& c) -> Expected<void> {
+              CSV_TRY(c.make(kRootInode, "later" + std::to_string(i), {.mode = 0100644}, 9));
+              return {};
+            });
+        },
+        false);
+    auto info = v.info();
+    auto at = place == 0   ? place_of_log_mark(info)
+              : place == 1 ? info.wal_offset
+              : place == 2 ? info.wal_offset + 5 * 4096
+                           : info.wal_offset + (12ull << 20);
+    if (place == 0 || place == 3) {
+      // Nobody has to know it: the log can be seen to end, and all of it is there.
+      auto path = v.bench.connect(BadSectors::plan(bad_at(at)));
+      auto store = open_catalog_store(path.io, info, v.random);
+      REQUIRE_MESSAGE(store, store.error().message());
+      auto catalog = Catalog::open(**store);
+      REQUIRE_MESSAGE(catalog, catalog.error().message());
+      auto last = (*catalog)->lookup(kRootInode, "later19");
+      CHECK_MESSAGE(last, last.error().message());
+      continue;
+    }
+    {
+      auto path = v.bench.connect(BadSectors::plan(bad_at(at)));
+      auto store = open_catalog_store(path.io, info, v.random);
+      REQUIRE(!store);
+      CHECK(store.error() == Errc::corrupt);
+      CHECK_MESSAGE(store.error().message().find("MEDIUM ERROR") != std::string::npos,
+                    store.error().message());
+    }
+    auto problems = repaired(v, at);
+    CHECK_MESSAGE(problems.find("the log") == 0, problems);
+    CHECK(v.files().count("/later19") == 1);
+  }
+}
+
+TEST_CASE("unreadable: one block does not hide the chunks and copies around it") {
+  RepairBed v;
+  auto info = v.info();
+  auto bad = bad_at(info.data_offset + 7 * kGroupSize);
+  auto path = v.bench.connect(BadSectors::plan(bad));
+  auto found = find_chunks(path.io, info.id, info.data_offset, kGroupSize);
+  REQUIRE_MESSAGE(found, found.error().message());
+  REQUIRE(*found);
+  CHECK((*found)->places == info.chunks);
+}
+
+}  // namespace csv::volume
