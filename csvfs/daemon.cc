@@ -95,7 +95,6 @@ class Daemon {
         usable_{std::move(usable)},
         loop_{loop},
         signals_{loop_.context(), SIGTERM, SIGINT},
-        transport_{transport},
         board_{options_.board, options_.volume},
         finder_{{&loop, &transport, peers_of(config), [this] { return board_.coordinator(); }}},
         random_{Random::from_system()},
@@ -226,7 +225,6 @@ class Daemon {
   std::function<bool()> usable_;
   AsioLoop& loop_;
   asio::signal_set signals_;
-  protocol::Transport& transport_;
   BoardView board_;
   Finder finder_;
   Random random_;

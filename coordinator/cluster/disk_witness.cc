@@ -544,10 +544,12 @@ Task<Expected<DiskWitness::Newest>> DiskWitness::newest(Connection& on) {
     for (std::size_t i = 0; i < copies.size(); ++i) {
       CSV_CO_TRY(bytes, co_await read_blocks(*on.lun, disk::kCopyAt[i], disk::kCopySize));
       auto copy = disk::decode_copy(bytes->span(), on.header.id);
-      if (copy) copies[i] = *std::move(copy);
       // What a newer program wrote may be the newest.
       if (!copy && copy.error() == Errc::refused) co_return copy.error();
-      if (!copy) why = copy.error();
+      if (copy)
+        copies[i] = *std::move(copy);
+      else
+        why = copy.error();
     }
     if (!copies[0] && !copies[1]) continue;
     Newest found;

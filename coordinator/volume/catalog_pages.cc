@@ -212,7 +212,7 @@ void CatalogPages::truncate(std::uint64_t size) {
 Expected<std::uint32_t> CatalogPages::begin_image() {
   if (!held_.empty()) return Error{Errc::refused, "pages wait to be written"};
   auto pages = static_cast<std::uint32_t>(size_ / disk::kPageSize);
-  image_.emplace();
+  image_ = Image{};
   image_->taken.resize(pages + 1ull);
   image_->unused.resize(pages + 1ull);
   if (pages > 0) CSV_TRY(find_unused());
