@@ -48,7 +48,7 @@ class Placing {
   [[nodiscard]] Fitness fitness(std::size_t volume, NodeId node) const {
     const auto* way = reach(volume, node);
     if (way == nullptr || nodes_.at(node)->fenced) return Fitness::none;
-    if (!way->path) return Fitness::doubtful;
+    if (!way->path || !nodes_.at(node)->hears_majority) return Fitness::doubtful;
     return nodes_.at(node)->drained ? Fitness::drained : Fitness::fit;
   }
   [[nodiscard]] unsigned sessions(std::size_t volume, NodeId node) const {
@@ -92,6 +92,8 @@ class Placing {
       why = fmt::format("node {} is fenced", raw(*now));
     else if (now && fit == Fitness::drained)
       why = fmt::format("node {} is drained", raw(*now));
+    else if (now && !nodes_.at(*now)->hears_majority)
+      why = fmt::format("node {} does not hear a majority", raw(*now));
     else if (now)
       why = fmt::format("node {} could not take it over, or serve it", raw(*now));
     move(volume, *best, std::move(why));

@@ -30,9 +30,10 @@ struct Reach {
 /// A node that is present: its csvd is a member. Whoever is not listed is gone.
 struct PlacedNode {
   NodeId node{};
-  bool drained = false;  ///< Maintenance: what it coordinates leaves, nothing new comes.
-  bool fenced = false;   ///< By command: it coordinates nothing at all.
-  TimePoint since{};     ///< When it became present, or was resumed.
+  bool drained = false;        ///< Maintenance: what it coordinates leaves, nothing new comes.
+  bool fenced = false;         ///< By command: it coordinates nothing at all.
+  bool hears_majority = true;  ///< Else it has no lease, as far as is known, and can serve nothing.
+  TimePoint since{};           ///< When it became present, or was resumed.
   std::map<std::string, Reach> volumes = {};  ///< By name; no entry: no path.
 };
 

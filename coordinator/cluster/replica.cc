@@ -50,6 +50,18 @@ constexpr const char* kPrevents =
     "this node was told to prevent a quorum: it joins a cluster that others have formed (csvctl "
     "cluster start lets it count again)";
 
+std::uint64_t bit(NodeId node) { return std::uint64_t{1} << raw(node); }
+void put(wire::Hears& out, std::uint64_t nodes) {
+  for (std::uint32_t node = 1; node <= 63; ++node)
+    if ((nodes >> node & 1) != 0) out.add_node(node);
+}
+std::uint64_t from_wire(const wire::Hears& said) {
+  std::uint64_t out = 0;
+  for (auto node : said.node())
+    if (node > 0 && node <= 63) out |= std::uint64_t{1} << node;
+  return out;
+}
+
 std::string list(const std::vector<NodeId>& nodes) {
   std::string out;
   for (auto each : nodes) out += fmt::format("{}{}", out.empty() ? "" : ",", raw(each));
@@ -228,6 +240,8 @@ void Replica::greet_when_idle() {
   }
   *greeting->mutable_promised() = to_wire(promised);
   greeting->set_note(note_);
+  said_hears_ = heard_now();
+  put(*greeting->mutable_hears(), said_hears_);
   auto now = with_.loop->now();
   if (with_.granted)
     for (const auto& [node, when] : with_.granted()) {
@@ -268,6 +282,7 @@ void Replica::on_message(Member from, const std::string& text) {
     case wire::GroupMessage::kPromised: take_promised(from, message); break;
     case wire::GroupMessage::kStored: take_stored(from, message); break;
     case wire::GroupMessage::kHeld: take_held(from, message.held().yes()); break;
+    case wire::GroupMessage::kHears: take_hears(from, message); break;
     case wire::GroupMessage::kNote: notes_[from.node] = message.note(); break;
     case wire::GroupMessage::BODY_NOT_SET: return;
   }
@@ -279,6 +294,7 @@ void Replica::take_greeting(Member from, const wire::GroupMessage& message) {
   Greeted greeted;
   greeted.promised = from_wire(said.promised());
   greeted.prevents = said.prevents();
+  if (said.has_hears()) greeted.hears = from_wire(said.hears());
   if (!said.configuration().empty()) {
     auto read = decode(said.configuration());
     if (!read) {
@@ -351,28 +367,108 @@ std::string Replica::preventing() const {
   return fmt::format("; told to prevent a quorum: {}", list(nodes));
 }
 
-/// Who has no vote, where votes follow who is here, may be one that a voter does not hear: if it
-/// judged that voter in turn, each of the two would take the other's vote for ever. The votes in
-/// force are the same for all, so the first of two such changes settles whose word counts.
-bool Replica::steward() const {
-  const auto* newest = state_ == State::formed ? &*in_force_ : newest_known();
-  if (newest == nullptr) return false;
-  std::vector<NodeId> able, voters;
+/// Of those who can do what one has to do; sorted.
+std::vector<NodeId> Replica::able(const Configuration& newest) const {
+  std::vector<NodeId> out;
   for (const auto& [node, said] : greetings_) {
     if (!said.configuration && !stored_since_.contains(node)) continue;
     // He has been taken out since, and decides nothing for the others any more.
-    if (!newest->nodes.contains(node)) continue;
-    able.push_back(node);
+    if (newest.nodes.contains(node)) out.push_back(node);
+  }
+  return out;
+}
+
+bool Replica::steward() const {
+  if (auto most = hears_most()) return *most == with_.node;
+  return lowest_heard();
+}
+
+/// All know the same of it, once it is delivered, so two that do not hear each other do not undo
+/// each other's changes. Who hears most takes the fewest votes away and moves the fewest volumes.
+/// It stays so when the votes follow it: whoever takes its place because of them hears more, or as
+/// many and is lower, so that soon nobody does. Nobody: no member can do anything by himself, or
+/// one is of a version that does not say whom it hears, and goes by the lowest.
+std::optional<NodeId> Replica::hears_most() const {
+  if (state_ != State::formed) return std::nullopt;
+  std::optional<NodeId> best;
+  std::tuple<bool, std::size_t> most{};
+  for (auto node : able(*in_force_)) {
+    if (!greetings_.at(node).hears) return std::nullopt;
+    std::tuple rank{in_force_->nodes.at(node).votes, heard_with(node).size()};
+    if ((best && rank <= most) || !hears_majority(node)) continue;
+    best = node;
+    most = rank;
+  }
+  return best;
+}
+
+/// Who has no vote, where votes follow who is here, may be one that a voter does not hear: if it
+/// judged that voter in turn, each of the two would take the other's vote for ever. The votes in
+/// force are the same for all, so the first of two such changes settles whose word counts.
+bool Replica::lowest_heard() const {
+  const auto* newest = state_ == State::formed ? &*in_force_ : newest_known();
+  if (newest == nullptr) return false;
+  auto nodes = able(*newest);
+  std::vector<NodeId> voters;
+  for (auto node : nodes) {
     auto votes = newest->ballot.now.nodes.find(node);
     if (votes != newest->ballot.now.nodes.end() && votes->second > 0) voters.push_back(node);
   }
   auto rules = voting_rules(*newest);
   bool adapts = rules.dynamic && !rules.disk_only;
-  for (auto node : adapts && !voters.empty() ? voters : able) {
+  for (auto node : adapts && !voters.empty() ? voters : nodes) {
     if (node == with_.node) return true;
     if (!with_.responsive || with_.responsive(node)) return false;
   }
   return false;
+}
+
+std::uint64_t Replica::heard_now() const {
+  std::uint64_t out = 0;
+  for (const auto& member : view_->members)
+    if (member.node != with_.node && (!with_.responsive || with_.responsive(member.node)))
+      out |= bit(member.node);
+  return out;
+}
+
+bool Replica::says_it_hears(NodeId one, NodeId other) const {
+  auto said = greetings_.find(one);
+  return said != greetings_.end() && (said->second.hears.value_or(~0ull) & bit(other)) != 0;
+}
+
+/// Both say so: who hangs says nothing new, but the others do.
+std::vector<NodeId> Replica::heard_with(NodeId node) const {
+  std::vector<NodeId> out;
+  for (const auto& [other, said] : greetings_) {
+    bool hears_it = (said.hears.value_or(~0ull) & bit(node)) != 0;
+    if (other == node || (hears_it && says_it_hears(node, other))) out.push_back(other);
+  }
+  return out;
+}
+
+bool Replica::hears_majority(NodeId node) const {
+  if (state_ != State::formed) return false;
+  auto nodes = heard_with(node);
+  bool held = keeper_ && std::find(nodes.begin(), nodes.end(), *keeper_) != nodes.end();
+  return majority(in_force_->ballot, nodes, held);
+}
+
+void Replica::say_hears() {
+  if (!view_ || !greeted_self_) return;  // the greeting says it
+  auto now = heard_now();
+  if (now == said_hears_) return;
+  said_hears_ = now;
+  wire::GroupMessage message;
+  put(*message.mutable_hears(), said_hears_);
+  send(message);
+}
+
+void Replica::take_hears(Member from, const wire::GroupMessage& message) {
+  auto greeted = greetings_.find(from.node);
+  if (greeted == greetings_.end()) return;
+  greeted->second.hears = from_wire(message.hears());
+  tidy();
+  keep_holding();
 }
 
 bool Replica::leases() const {
@@ -759,10 +855,11 @@ Configuration Replica::with_votes(Configuration configuration) const {
     ballot.before.reset();
     return configuration;
   }
-  // Who has greeted and is not heard any more votes on nothing.
+  // Who has greeted and is not heard any more votes on nothing. As it was said: whoever hears more
+  // has the word then, if there is one.
   auto present = greeted();
   std::erase_if(present, [this](NodeId node) {
-    return node != with_.node && with_.responsive && !with_.responsive(node);
+    return node != with_.node && !says_it_hears(with_.node, node);
   });
   auto rules = voting_rules(configuration);
   // Where none of them has the witness, whoever could not get it gives way: another one may yet.
@@ -874,12 +971,15 @@ void Replica::take_held(Member from, bool yes) {
 /// somebody does, who does what one has to do.
 bool Replica::keeps_witness() const {
   if (witness_ == nullptr) return false;
-  if (!keeper_ || (*keeper_ != with_.node && with_.responsive && !with_.responsive(*keeper_)))
-    return steward() || turn_;
+  if (!keeper_) return steward() || turn_;
+  // With it he may be a majority, and so the steward, though he hangs.
+  if (*keeper_ != with_.node && with_.responsive && !with_.responsive(*keeper_))
+    return lowest_heard() || turn_;
   return *keeper_ == with_.node;
 }
 
 void Replica::heard() {
+  say_hears();
   tidy();
   look();
   if (keeps_witness() && confirm_timer_ == Loop::TimerId{}) keep_holding();

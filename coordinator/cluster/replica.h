@@ -95,6 +95,10 @@ class Replica {
     if (state_ == State::formed) return &*in_force_;
     return stored_ ? &*stored_ : nullptr;
   }
+  /// What was in force last, in this life, be it that it is not formed any more. Null: nothing.
+  [[nodiscard]] const Configuration* last_in_force() const {
+    return in_force_ ? &*in_force_ : nullptr;
+  }
   /// Of the newest configuration that anybody here has: what a witness compares with what it
   /// stores.
   [[nodiscard]] ClusterTag known_tag() const;
@@ -111,10 +115,18 @@ class Replica {
   /// kept alive by somebody who has come over from them.
   [[nodiscard]] bool lets(NodeId node) const;
   [[nodiscard]] bool member(NodeId node) const;
-  /// The lowest of those who greeted, have a configuration by now, have a vote (where votes follow
-  /// who is here, and anybody here has one), and are heard: it does what one of them has to do. Two
-  /// may think so for a moment; whatever it does bears that.
+  /// It does what one of the members has to do. Where the cluster has formed, that is who hears
+  /// most of those that hear a majority; from what each has said in the engine's order, so that all
+  /// agree on it. Else, or where nobody hears a majority, the lowest that this node hears. Two may
+  /// think so for a moment; whatever it does bears that.
   [[nodiscard]] bool steward() const;
+  /// The members have been told by `one` that it hears the other (Surroundings::responsive); or it
+  /// is of a version that does not tell.
+  [[nodiscard]] bool says_it_hears(NodeId one, NodeId other) const;
+  /// Those that hear the node and are heard by it are, with it, a majority by the votes in force
+  /// (with the witness, if one of them holds it): so it can have a lease, and be reached by enough.
+  /// Only while formed.
+  [[nodiscard]] bool hears_majority(NodeId node) const;
   /// Until then the witness is held by whatever side this node was on when it was confirmed: worth
   /// a lease for as long.
   [[nodiscard]] TimePoint held_until() const { return held_until_; }
@@ -126,8 +138,10 @@ class Replica {
   /// nobody here has given it any, as far as is known.
   [[nodiscard]] std::optional<TimePoint> last_granted(NodeId node) const;
 
-  /// A member is heard that was not, or is not any more (Surroundings::responsive): its vote may
-  /// have to count, and what one has to do may be another's.
+  /// Tells the members whom this one hears (Surroundings::responsive), if that has changed.
+  void say_hears();
+  /// A member is heard that was not, or is not any more: its vote may have to count, and what one
+  /// has to do may be another's.
   void heard();
 
   /// What this member says of itself to all; and what each has said last.
@@ -193,6 +207,12 @@ class Replica {
   [[nodiscard]] std::uint64_t greeted_forced() const;
   [[nodiscard]] std::vector<NodeId> knowing(const Configuration& newest) const;
   void take_held(Member from, bool yes);
+  void take_hears(Member from, const wire::GroupMessage& message);
+  [[nodiscard]] std::uint64_t heard_now() const;
+  [[nodiscard]] std::vector<NodeId> heard_with(NodeId node) const;
+  [[nodiscard]] std::vector<NodeId> able(const Configuration& newest) const;
+  [[nodiscard]] std::optional<NodeId> hears_most() const;
+  [[nodiscard]] bool lowest_heard() const;
   void say_held(bool yes);
   [[nodiscard]] bool keeps_witness() const;
   void wait_for_turn();
@@ -247,8 +267,11 @@ class Replica {
     std::optional<Configuration> configuration;
     ClusterTag promised;
     bool prevents = false;
+    /// As it said last, a bit for each (2^number); none: it does not say.
+    std::optional<std::uint64_t> hears;
   };
   std::map<NodeId, Greeted> greetings_;
+  std::uint64_t said_hears_ = 0;
   /// Who has stored a configuration since he greeted, and may have had none before.
   std::set<NodeId> stored_since_;
   std::map<NodeId, std::string> notes_;

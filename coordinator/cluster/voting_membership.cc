@@ -69,7 +69,10 @@ VotingMembership::VotingMembership(Surroundings surroundings)
   around.node = with_.node;
   around.timing = with_.replica;
   around.granted = [this] { return granted(); };
-  around.responsive = [this](NodeId node) { return responsive(node); };
+  around.responsive = [this](NodeId node) {
+    see_members();
+    return responsive(node);
+  };
   around.changed = [this] { replica_changed(); };
   replica_ = std::make_unique<Replica>(std::move(around));
   // Only until there is a configuration: the one that this node has kept takes their place.
@@ -125,6 +128,7 @@ void VotingMembership::tick() {
   std::set<NodeId> heard;
   for (const auto& peer : beats_.peers())
     if (responsive(peer.id)) heard.insert(peer.id);
+  replica_->say_hears();
   if (heard != std::exchange(heard_, heard)) replica_->heard();
   see_stopped();
   renew();
@@ -137,11 +141,7 @@ void VotingMembership::tick() {
 void VotingMembership::replica_changed() {
   ran();
   events_.look(sight_of(*replica_));
-  const auto& view = replica_->view();
-  if (auto ring = view ? view->members : std::vector<Member>{}; ring != members_) {
-    members_ = std::move(ring);
-    joined_ = with_.loop->now();
-  }
+  see_members();
   use_configuration();
   see_stopped();
   renew();
@@ -149,6 +149,17 @@ void VotingMembership::replica_changed() {
   place();
   judge_others();
   with_.changed();
+}
+
+void VotingMembership::see_members() {
+  const auto& view = replica_->view();
+  auto now = view ? view->members : std::vector<Member>{};
+  if (now == members_) return;
+  members_ = std::move(now);
+  joined_ = with_.loop->now();
+  // Nobody is silent before he was listened to, be it that this process stands still from now on.
+  for (const auto& member : members_)
+    if (member.node != with_.node) heard_.insert(member.node);
 }
 
 /// Peers and witness are what the configuration says, once there is one.
@@ -169,7 +180,7 @@ void VotingMembership::use_configuration() {
   }
   std::erase_if(gates_, [this](const auto& each) { return !stopped(each.first); });
   for (const auto& [name, volume] : now->volumes)
-    if (volume.stopped) gates_.try_emplace(name, lease_);
+    if (stopped(name)) gates_.try_emplace(name, lease_);
   if (now->witness == witness_record_) return;
   // One that was taken away is asked as long as its vote counts.
   const auto& ballot = now->ballot;
@@ -235,7 +246,7 @@ void VotingMembership::coordinating(const std::string& volume, Epoch epoch, Key 
 void VotingMembership::gave_up(const std::string& volume) { beats_.disclaim(volume); }
 
 bool VotingMembership::stopped(const std::string& volume) const {
-  const auto* now = replica_->configuration();
+  const auto* now = acts_by();
   if (now == nullptr) return false;
   auto found = now->volumes.find(volume);
   return found != now->volumes.end() && found->second.stopped;
@@ -316,23 +327,32 @@ std::optional<TimePoint> VotingMembership::answers_until(NodeId node) const {
   return *last + with_.timing.over_after;
 }
 
+/// What is on the disk may be a change that no majority has agreed to, and never will. While the
+/// lease runs what was in force last counts: nobody is kept out, or let in again, against the
+/// majority's word. What others have put in force without this node waits for its lease where that
+/// matters.
+const Configuration* VotingMembership::acts_by() const {
+  const auto* last = replica_->last_in_force();
+  return last != nullptr && with_.loop->now() < lease_ ? last : replica_->configuration();
+}
+
 std::map<NodeId, std::uint64_t> VotingMembership::fenced() const {
   std::map<NodeId, std::uint64_t> out;
-  if (const auto* configuration = replica_->configuration())
+  if (const auto* configuration = acts_by())
     for (const auto& [node, record] : configuration->nodes)
       if (record.fenced) out[node] = record.fences;
   return out;
 }
 
 std::uint64_t VotingMembership::fences(NodeId node) const {
-  const auto* configuration = replica_->configuration();
+  const auto* configuration = acts_by();
   if (configuration == nullptr) return 0;
   auto record = configuration->nodes.find(node);
   return record == configuration->nodes.end() ? 0 : record->second.fences;
 }
 
 bool VotingMembership::belongs(NodeId node) const {
-  const auto* configuration = replica_->configuration();
+  const auto* configuration = acts_by();
   return configuration == nullptr || configuration->nodes.contains(node);
 }
 
@@ -458,11 +478,12 @@ void VotingMembership::place() {
     if (record == configuration.nodes.end() || !replica_->member(node)) continue;
     // A member that is not heard hangs, or nobody can reach it, and one that reaches nobody has no
     // lease: its volumes are better elsewhere.
-    if (node != with_.node && !beats_.both_ways(node)) {
-      if (responsive(node)) return;  // nobody can tell yet
+    if (node != with_.node && !replica_->says_it_hears(with_.node, node)) {
       present_.erase(node);
       continue;
     }
+    // Nobody can tell yet, or once that is said another one decides.
+    if (node != with_.node && !beats_.both_ways(node)) return;
     if (node != with_.node) here.push_back(node);
     wire::NodeNote said;
     if (!said.ParseFromString(text)) continue;
@@ -470,6 +491,7 @@ void VotingMembership::place() {
     one.node = node;
     one.drained = record->second.state == NodeState::drained;
     one.fenced = record->second.fenced;
+    one.hears_majority = replica_->hears_majority(node);
     bool away = one.drained || one.fenced;
     auto [since, is_new] = present_.try_emplace(node, now, away);
     if (!is_new && since->second.second != away) since->second = {now, away};

@@ -112,7 +112,9 @@ class VotingMembership final : public Membership {
   void tick();
   void replica_changed();
   void use_configuration();
+  [[nodiscard]] const Configuration* acts_by() const;
   [[nodiscard]] bool stopped(const std::string& volume) const;
+  void see_members();
   void see_stopped();
   void ran();
   [[nodiscard]] bool stood_still() const;

@@ -336,3 +336,18 @@ TEST_CASE("placement: what is still being taken over is not moved on") {
   for (auto& one : scene.volumes) one.served = true;
   CHECK(scene.placed() == "2211");
 }
+
+TEST_CASE(
+    "placement: a node that hears no majority is given nothing, unless there is nobody else") {
+  Scene scene{3, 3};
+  CHECK(scene.placed() == "123");
+  scene.at(1).hears_majority = false;
+  auto after = scene.placed();
+  CHECK(after.find('1') == std::string::npos);
+  REQUIRE(scene.last.size() == 1);
+  CHECK(scene.last[0].why == "node 1 does not hear a majority");
+  // It may hear one again any time, and to move it brings nothing.
+  for (unsigned i : {2, 3}) scene.at(i).hears_majority = false;
+  CHECK(scene.placed() == after);
+  CHECK(scene.last.empty());
+}

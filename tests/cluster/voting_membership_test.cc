@@ -4,9 +4,9 @@
 
 #include <set>
 
-#include "coordinator/protocol/first_message.h"
 #include "coordinator/protocol/group.pb.h"
 #include "coordinator/protocol/memory_transport.h"
+#include "tests/cluster/nodes.h"
 #include "tests/fakes/manual_loop.h"
 
 using namespace csv;
@@ -99,15 +99,6 @@ struct LoneEngine final : Engine {
   Loop* loop;
   Handlers handlers;
   std::function<void()> before_change;  ///< Once, before a change is said.
-};
-
-/// Takes some time: nodes that undo each other's changes for ever do not stop the clock.
-struct QuickStore final : ConfigurationStore {
-  explicit QuickStore(Loop& its_loop) : loop{&its_loop} {}
-  void save(const Kept&, Function<void(Expected<void>)> done) override {
-    loop->after(10ms, [done = std::move(done)]() mutable { done({}); });
-  }
-  Loop* loop;
 };
 
 Task<void> set(Replica& replica, bool stopped) {
@@ -227,265 +218,6 @@ TEST_CASE("voting membership: a volume that is forgotten while it is given to a 
   REQUIRE(bool(*forgotten));
   CHECK(membership.replica().configuration()->volumes.empty());
 }
-
-namespace {
-
-/// A process's part of the one loop: while it stands still nothing runs there, and all of it waits.
-class Process final : public Loop {
- public:
-  explicit Process(Loop& loop) : loop_{&loop} {}
-  [[nodiscard]] TimePoint now() const override { return loop_->now(); }
-  [[nodiscard]] WallTime wall_now() const override { return loop_->wall_now(); }
-  void post(Function<void()> work) override { loop_->post(held(std::move(work))); }
-  TimerId after(Duration delay, Function<void()> work) override {
-    return loop_->after(delay, held(std::move(work)));
-  }
-  void cancel(TimerId timer) override { loop_->cancel(timer); }
-  [[nodiscard]] bool here() const override { return true; }
-
-  void run(Function<void()> work) { stands_still_ ? waiting_.push_back(std::move(work)) : work(); }
-  void stand_still() { stands_still_ = true; }
-  [[nodiscard]] bool stands_still() const { return stands_still_; }
-  void go_on() {
-    stands_still_ = false;
-    for (auto& work : std::exchange(waiting_, {})) loop_->post(std::move(work));
-  }
-
- private:
-  Function<void()> held(Function<void()> work) {
-    return [this, work = std::move(work)]() mutable { run(std::move(work)); };
-  }
-  Loop* loop_;
-  bool stands_still_ = false;
-  std::vector<Function<void()>> waiting_;
-};
-
-/// The engines of some nodes, all of which reach each other.
-class Group {
- public:
-  explicit Group(Loop& loop) : loop_{&loop} {}
-  class One final : public Engine {
-   public:
-    One(Group& group, NodeId node, Process& process)
-        : group_{&group}, node_{node}, process_{&process} {}
-    void start(Handlers handlers) override {
-      handlers_ = std::move(handlers);
-      group_->here_[node_] = this;
-      group_->tell_view();
-    }
-    void multicast(std::string message) override {
-      group_->loop_->post([group = group_, from = self(), message = std::move(message)] {
-        for (auto [node, one] : std::map{group->here_})
-          one->process_->run([one, from, message] { one->handlers_.deliver(from, message); });
-      });
-    }
-    void vote_by(Verdict) override {}
-    [[nodiscard]] Member self() const override { return {node_, raw(node_)}; }
-    void leave() {
-      group_->here_.erase(node_);
-      group_->tell_view();
-    }
-
-   private:
-    friend Group;
-    Group* group_;
-    NodeId node_;
-    Process* process_;
-    Handlers handlers_;
-  };
-
- private:
-  void tell_view() {
-    loop_->post([this] {
-      View view{.ring = ++ring_, .nodes = {}, .members = {}};
-      for (auto [node, one] : here_) {
-        view.nodes.push_back(node);
-        view.members.push_back(one->self());
-      }
-      for (auto [node, one] : std::map{here_})
-        one->process_->run([one, view] { one->handlers_.view(view); });
-    });
-  }
-  Loop* loop_;
-  std::uint64_t ring_ = 0;
-  std::map<NodeId, One*> here_;
-};
-
-/// Nodes 1 and up with one configuration; some cannot connect to others.
-class Nodes {
- public:
-  using Line = std::pair<int, int>;  // from, to
-
-  Nodes(int count, std::set<Line> not_reached) : refused{std::move(not_reached)} {
-    Configuration first;
-    first.cluster = 4711;
-    first.name = "lab";
-    first.tag = {0, 65, 1};
-    first.policies.hold_s = 1;
-    for (int i = 1; i <= count; ++i) {
-      auto name = "node" + std::to_string(i);
-      first.nodes[id(i)] = {name, name};
-      first.ballot.now.nodes[id(i)] = 1;
-    }
-    for (int i = 1; i <= count; ++i) lives_.push_back(std::make_unique<Life>(*this, i, first));
-  }
-  static NodeId id(int number) { return NodeId{static_cast<std::uint8_t>(number)}; }
-  VotingMembership& at(int number) { return *life(number).membership; }
-  const Configuration& configuration(int number) { return *at(number).replica().configuration(); }
-  NodeId coordinator(int of, const std::string& volume) {
-    const auto& all = configuration(of).volumes;
-    auto found = all.find(volume);
-    return found == all.end() ? NodeId{} : found->second.coordinator;
-  }
-  /// What this node's volumes are from now on, each served where it is given.
-  void has(int number, std::vector<std::string> volumes) {
-    life(number).volumes = std::move(volumes);
-  }
-  void leave(int number) {
-    life(number).engine.leave();
-    life(number).membership.reset();
-    life(number).listener.reset();
-  }
-  /// Its csvd, not its engine: nobody's view changes.
-  void stand_still(int number) { life(number).process.stand_still(); }
-  void go_on(int number) { life(number).process.go_on(); }
-  void run_for(Duration time) {
-    for (auto end = loop.now() + time; loop.now() < end; loop.run_for(100ms))
-      for (auto& life : lives_) life->serve();
-  }
-
-  ManualLoop loop;
-  std::set<Line> refused;  ///< Nothing that is sent over one arrives, nor is a new one made.
-
- private:
-  struct Life;
-  /// One end, in its process.
-  struct Sent final : protocol::Connection {
-    Sent(Nodes& all, Process& its_process, Line over,
-         std::unique_ptr<protocol::Connection> connection)
-        : nodes{&all}, process{&its_process}, line{over}, inner{std::move(connection)} {}
-    void start(Function<void(protocol::Message)> on_message,
-               Function<void(Error)> on_closed) override {
-      heard = std::make_shared<Heard>(std::move(on_message), std::move(on_closed));
-      auto known = std::weak_ptr{heard};
-      inner->start(
-          [process = process, known](protocol::Message message) {
-            process->run([known, message = std::move(message)]() mutable {
-              if (auto still = known.lock()) still->on_message(std::move(message));
-            });
-          },
-          [process = process, known](Error why) {
-            process->run([known, why = std::move(why)]() mutable {
-              if (auto still = known.lock()) still->on_closed(std::move(why));
-            });
-          });
-    }
-    void send(protocol::Message message) override {
-      if (!nodes->refused.contains(line)) inner->send(std::move(message));
-    }
-    void close() override { inner->close(); }
-    [[nodiscard]] std::string peer() const override { return inner->peer(); }
-    [[nodiscard]] bool speaks_for(NodeId node) const override { return inner->speaks_for(node); }
-    [[nodiscard]] std::size_t queued_bytes() const override { return inner->queued_bytes(); }
-    struct Heard {
-      Heard(Function<void(protocol::Message)> message, Function<void(Error)> closed)
-          : on_message{std::move(message)}, on_closed{std::move(closed)} {}
-      Function<void(protocol::Message)> on_message;
-      Function<void(Error)> on_closed;
-    };
-    Nodes* nodes;
-    Process* process;
-    Line line;
-    std::shared_ptr<Heard> heard;
-    std::unique_ptr<protocol::Connection> inner;
-  };
-  struct Way final : protocol::Transport {
-    Way(Nodes& all, int which) : nodes{&all}, number{which} {}
-    void connect(NodeId node, const std::string& endpoint, protocol::Connected done) override {
-      if (nodes->refused.contains({number, static_cast<int>(raw(node))})) {
-        nodes->loop.post([done = std::move(done)]() mutable { done(std::errc::timed_out); });
-        return;
-      }
-      Line line{number, static_cast<int>(raw(node))};
-      nodes->network_.connect(
-          node, endpoint, [all = nodes, line, done = std::move(done)](auto made) mutable {
-            if (!made) return done(std::move(made));
-            std::unique_ptr<protocol::Connection> kept =
-                std::make_unique<Sent>(*all, all->life(line.first).process, line, *std::move(made));
-            done(std::move(kept));
-          });
-    }
-    Expected<std::unique_ptr<protocol::Transport::Listener>> listen(
-        const std::string& endpoint,
-        std::function<void(std::unique_ptr<protocol::Connection>)> accepted) override {
-      return nodes->network_.listen(endpoint, std::move(accepted));
-    }
-    Nodes* nodes;
-    int number;
-  };
-  struct Life {
-    Life(Nodes& nodes, int number, const Configuration& first)
-        : process{nodes.loop},
-          way{nodes, number},
-          engine{nodes.group_, id(number), process},
-          store{process} {
-      VotingMembership::Surroundings with;
-      with.loop = &process;
-      with.transport = &way;
-      with.engine = &engine;
-      with.store = &store;
-      with.node = id(number);
-      with.endpoint = "node" + std::to_string(number);
-      with.incarnation = 1;
-      with.volumes = [this] {
-        std::vector<VotingMembership::LocalVolume> all;
-        for (const auto& volume : volumes) all.push_back({volume});
-        return all;
-      };
-      with.changed = [] {};
-      with.kept.configuration = first;
-      auto endpoint = with.endpoint;
-      membership = std::make_unique<VotingMembership>(std::move(with));
-      first_messages = std::make_unique<protocol::FirstMessages>(
-          process, 5s, 64, [this](auto connection, protocol::Message beat) {
-            if (membership) membership->accept(std::move(connection), std::move(beat));
-          });
-      listener = *nodes.network_.listen(endpoint, [this, &nodes, number](auto connection) {
-        first_messages->add(
-            std::make_unique<Sent>(nodes, process, Line{number, 0}, std::move(connection)));
-      });
-    }
-    /// Whoever is given a volume, and has a lease, serves it.
-    void serve() {
-      if (!membership || process.stands_still()) return;
-      for (const auto& volume : volumes) {
-        auto given = membership->assigned(volume);
-        bool mine = given && given->decided && given->node == membership_node() &&
-                    membership->open_until() > way.nodes->loop.now();
-        if (mine && served.insert(volume).second)
-          membership->coordinating(volume, Epoch{raw(given->node)}, Key{raw(given->node)});
-        if (!mine && served.erase(volume) > 0) membership->gave_up(volume);
-      }
-    }
-    [[nodiscard]] NodeId membership_node() const { return engine.self().node; }
-    Process process;
-    Way way;
-    Group::One engine;
-    QuickStore store;
-    std::vector<std::string> volumes;
-    std::set<std::string> served;
-    std::unique_ptr<VotingMembership> membership;
-    std::unique_ptr<protocol::FirstMessages> first_messages;
-    std::unique_ptr<protocol::Transport::Listener> listener;
-  };
-  Life& life(int number) { return *lives_.at(static_cast<std::size_t>(number - 1)); }
-
-  protocol::MemoryTransport network_{loop};
-  Group group_{loop};
-  std::vector<std::unique_ptr<Life>> lives_;
-};
-
-}  // namespace
 
 TEST_CASE(
     "voting membership: a node that gets through to nobody, though all reach it, is given "
@@ -678,23 +410,84 @@ TEST_CASE(
 }
 
 TEST_CASE(
-    "voting membership: of two that do not hear each other, while others hear both, one places "
-    "the volumes") {
+    "voting membership: where two do not hear each other, and another one hears both, nothing is "
+    "taken from either") {
   Nodes nodes{5, {}};
   for (int i : {1, 2, 3, 4, 5}) nodes.has(i, {"t", "u", "v", "w", "x"});
   nodes.run_for(20s);
+  auto before = nodes.configuration(3).tag;
   nodes.refused = {{1, 2}};
   nodes.run_for(20s);
   auto then = nodes.configuration(3).tag;
   nodes.run_for(20s);
   CHECK(nodes.configuration(3).tag == then);
-  // Whichever of the two took the other's vote.
-  const auto& votes = nodes.configuration(3).ballot.now.nodes;
-  CHECK(votes.at(Nodes::id(1)) + votes.at(Nodes::id(2)) == 1);
-  auto silent = Nodes::id(votes.at(Nodes::id(1)) > 0 ? 2 : 1);
-  for (const auto* volume : {"t", "u", "v", "w", "x"}) {
-    CAPTURE(volume);
-    CHECK(nodes.coordinator(3, volume) != NodeId{});
-    CHECK(nodes.coordinator(3, volume) != silent);
+  // It is one that hears both: neither has lost its vote, nor what it coordinated.
+  CHECK(nodes.at(3).replica().steward());
+  CHECK(then == before);
+  CHECK(nodes.configuration(3).ballot.now.total() == 5);
+}
+
+namespace {
+
+Task<void> change(Replica& replica, std::function<void(Configuration&)> how) {
+  Replica::Change change = [how](Configuration& next) -> Expected<void> {
+    how(next);
+    return {};
+  };
+  auto task = replica.propose(std::move(change), 60s);
+  (void)co_await task;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "voting membership: while its lease runs a node lets in by what was in force, not by a change "
+    "that no majority has taken") {
+  Nodes nodes{3, {}};
+  TaskScope tasks;
+  auto third = Nodes::id(3);
+  auto fence = [third](Configuration& next) {
+    auto& node = next.nodes.at(third);
+    node.fences += node.fenced ? 0 : 1;
+    node.fenced = true;
+  };
+  auto unfence = [third](Configuration& next) { next.nodes.at(third).fenced = false; };
+  auto evict = [third](Configuration& next) {
+    if (next.nodes.contains(third)) take_out(next, third);
+  };
+  std::function<void(Configuration&)> how = fence;
+  bool fenced_before = false, fenced_after = true, belongs_after = true;
+  SUBCASE("a fence") {}
+  SUBCASE("the end of a fence") {
+    how = unfence;
+    fenced_before = true;
+    fenced_after = false;
   }
+  SUBCASE("a node taken out") {
+    how = evict;
+    fenced_after = belongs_after = false;
+  }
+  nodes.run_for(5s);
+  if (fenced_before) tasks.spawn(change(nodes.at(1).replica(), fence));
+  nodes.run_for(5s);
+  REQUIRE(nodes.at(1).fenced().contains(third) == fenced_before);
+  for (int stopped : {2, 3}) nodes.stand_still(stopped);
+  tasks.spawn(change(nodes.at(1).replica(), how));
+  nodes.run_for(300ms);
+  nodes.new_view();
+  nodes.run_for(300ms);
+  auto& at = nodes.at(1);
+  REQUIRE(at.replica().state() != Replica::State::formed);
+  REQUIRE(at.open_until() > nodes.loop.now());
+  Configuration wanted = *at.replica().last_in_force();
+  how(wanted);
+  REQUIRE(nodes.configuration(1).nodes == wanted.nodes);  // on its disk
+  CHECK(at.fenced().contains(third) == fenced_before);
+  CHECK(at.fences(third) == (fenced_before ? 1 : 0));
+  CHECK(at.belongs(third));
+  for (int stopped : {2, 3}) nodes.go_on(stopped);
+  nodes.run_for(10s);
+  REQUIRE(at.replica().state() == Replica::State::formed);
+  CHECK(at.fenced().contains(third) == fenced_after);
+  CHECK(at.belongs(third) == belongs_after);
 }

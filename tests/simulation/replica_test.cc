@@ -26,7 +26,7 @@ TEST_CASE("replica: when the founder is not heard, another one does at once what
     life.unheard = {id(0)};
     life.loop.enter([&] { life.replica->heard(); });
   }
-  CHECK(bed.lives[1]->replica->steward());
+  CHECK(bed.run_until([&] { return bed.lives[1]->replica->steward(); }, 100ms));
   CHECK(!bed.lives[2]->replica->steward());
   CHECK(!bed.lives[3]->replica->steward());
   CHECK(bed.run_until([&] { return bed.now(1).ballot.now.nodes.at(id(0)) == 0; }));
