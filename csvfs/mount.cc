@@ -92,7 +92,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   Task<Expected<wire::Attr>> rename(wire::Rename what, Interrupt* interrupt) override;
   Task<Expected<std::string>> read_link(InodeId inode, bool accessed) override;
   Task<Expected<wire::Entries>> list(InodeId directory, std::uint64_t after_cookie,
-                                     std::uint32_t limit, bool accessed) override;
+                                     ListOptions options) override;
   Task<Expected<std::string>> xattr(InodeId inode, std::string name) override;
   Task<Expected<std::string>> list_xattrs(InodeId inode) override;
   Task<Expected<void>> set_xattr(wire::SetXattr what, Interrupt* interrupt) override;
@@ -971,13 +971,14 @@ Task<Expected<std::string>> VolumeMount::read_link(InodeId inode, bool accessed)
 }
 
 Task<Expected<wire::Entries>> VolumeMount::list(InodeId directory, std::uint64_t after_cookie,
-                                                std::uint32_t limit, bool accessed) {
+                                                ListOptions options) {
   wire::Request request;
   auto& body = *request.mutable_read_dir();
   body.set_inode(raw(directory));
   body.set_cookie(after_cookie);
-  body.set_limit(limit);
-  body.set_accessed(accessed);
+  body.set_limit(options.limit);
+  body.set_room(options.room);
+  body.set_accessed(options.accessed);
   CSV_CO_TRY(answer, co_await ask(std::move(request)));
   co_return std::move(*answer.reply.mutable_entries());
 }

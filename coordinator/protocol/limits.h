@@ -42,6 +42,11 @@ inline constexpr int kMaxUnwatched = 4096;                     ///< In one messa
 inline constexpr std::uint64_t kMaxOffset = (1ull << 63) - 1;  ///< The kernel's loff_t.
 
 /// Whether everything `frame` says, with `bulk_length` bytes beside it, is within the limits and
+/// What an entry of a directory takes of ReadDir.room: that of the kernel's fuse_dirent.
+constexpr std::size_t room_of_entry(std::size_t name_length) {
+  return (24 + name_length + 7) / 8 * 8;
+}
+
 /// the ranges of its fields, and a body is there at all. Errc::refused with the field's name.
 Expected<void> check_limits(const wire::Frame& frame, std::size_t bulk_length);
 

@@ -2,9 +2,11 @@
 #include <linux/falloc.h>
 
 #include <cerrno>
+#include <map>
 #include <thread>
 
 #include "coordinator/protocol/failure.h"
+#include "coordinator/protocol/limits.h"
 #include "coordinator/service/takeover.h"
 #include "coordinator/volume/database.h"
 #include "coordinator/volume/volume.h"
@@ -828,6 +830,47 @@ TEST_CASE("write: pages of a mapping stay within the file, whoever made it short
   CHECK(b.read(file, 2 * kBlock, 1) == std::string(1, '\0'));
   coordinator.close();
   CHECK(world.problems().empty());
+}
+
+// ---------------------------------------------------------------------------- listings
+
+TEST_CASE("read_dir: an answer brings no more than there is room for, and never nothing") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  constexpr int kFiles = 150;
+  for (int i = 0; i < kFiles; ++i)
+    a.create("f" + std::to_string(i) + std::string(static_cast<std::size_t>(i), 'n'), false);
+  // Too little for any; for a few, and with some left over; for all, and one more than there are
+  // looked up at once; not said.
+  for (std::uint32_t room : {1u, 500u, 4096u, 65536u, 0u}) {
+    CAPTURE(room);
+    std::map<std::string, int> seen;
+    wire::Request list;
+    list.mutable_read_dir()->set_inode(raw(kRootInode));
+    list.mutable_read_dir()->set_limit(1024);
+    list.mutable_read_dir()->set_room(room);
+    for (bool end = false; !end;) {
+      auto reply = a.call(list);
+      REQUIRE(reply.failure().code() == 0);
+      const auto& entries = reply.entries();
+      end = entries.end();
+      REQUIRE((end || entries.entries_size() > 0));
+      std::size_t used = 0;
+      for (const auto& entry : entries.entries()) {
+        used += protocol::room_of_entry(entry.name().size());
+        ++seen[entry.name()];
+        list.mutable_read_dir()->set_cookie(entry.cookie());
+      }
+      if (room != 0) CHECK((used <= room || entries.entries_size() == 1));
+      // As many as there is room for: not a message more than is needed.
+      if (room == 4096 && !end) CHECK(used > room - protocol::room_of_entry(160));
+    }
+    CHECK(seen.size() == kFiles);
+    for (const auto& [name, times] : seen) CHECK(times == 1);
+  }
 }
 
 // ---------------------------------------------------------------------------- unlink
