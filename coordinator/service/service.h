@@ -379,6 +379,7 @@ class Service final : public VolumeService {
   [[nodiscard]] bool openers_known() const;
   [[nodiscard]] bool reaping_goes_on() const;
   Task<void> reap_orphans();
+  [[nodiscard]] std::vector<InodeId> reapable(std::size_t most) const;
   Task<void> reap(InodeId inode);
   Task<void> clean_up_ended();
   Task<Expected<void>> clean_up(SessionId session);

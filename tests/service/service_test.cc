@@ -908,6 +908,34 @@ TEST_CASE("unlink: a file that another session has open keeps its content until 
   CHECK(world.problems().empty());
 }
 
+TEST_CASE("unlink: what is removed within a moment is reaped in one transaction") {
+  World world;
+  world.timing.gather_removed = 500ms;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  constexpr std::uint64_t kFiles = 16;
+  std::vector<std::uint64_t> files;
+  for (std::uint64_t i = 0; i < kFiles; ++i)
+    files.push_back(a.create("f" + std::to_string(i), false));
+  auto before = coordinator.status().transactions;
+  for (std::uint64_t i = 0; i < kFiles; ++i)
+    REQUIRE(a.unlink("f" + std::to_string(i)).failure().code() == 0);
+  for (auto file : files) {
+    wire::Request get;
+    get.mutable_get_attr()->set_inode(file);
+    bool gone = false;
+    for (int tries = 0; tries < 400 && !gone; ++tries) {
+      pause(std::chrono::milliseconds{5});
+      gone = is_errno(a.call(get), ESTALE);
+    }
+    CHECK(gone);
+  }
+  // Some for whatever else goes on, and for a machine that takes more than one moment.
+  CHECK(coordinator.status().transactions - before <= kFiles + kFiles / 2);
+}
+
 TEST_CASE("unlink: after a takeover an orphan waits for the sessions that may have it open") {
   World world;
   Client a{world, 1, 11}, b{world, 2, 22};
