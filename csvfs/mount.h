@@ -129,7 +129,9 @@ class Mount {
   /// O_CREAT: makes the file and opens it. EEXIST if it exists. `what.nameless`: O_TMPFILE.
   virtual Task<Expected<Opened>> create(Caller caller, wire::Make what, OpenOptions options,
                                         Interrupt* interrupt = nullptr) = 0;
-  /// Never fails; waits for the coordinator to know, so that a following unlink frees the file.
+  /// Never fails. The coordinator is told before anything that this mount removes afterwards, so
+  /// that an unlink frees the file; if there is nothing else to say of it some milliseconds later,
+  /// of several at once.
   virtual Task<void> close(Handle handle) = 0;
   struct Content {
     Buffer buffer;           ///< Owns the bytes.

@@ -282,16 +282,26 @@ Task<Service::Outcome> Service::release(CallRef call) {
   const auto& asked = call->request.release();
   InodeId inode{asked.inode()};
   // At once: an Open that comes after it must not be undone by what is waited for here.
-  closed(call->session, inode);
-  if (asked.reads_only()) layouts_.dropped(inode, call->session_id, {.range = kWholeFile});
-  // The kernel drops what it may have left before anybody can see it through a new opening.
-  layouts_.dropped(inode, call->session_id, {.range = kWholeFile, .pages = true});
+  last_closed(call->session, inode, asked.reads_only());
+  for (auto also : asked.also()) last_closed(call->session, InodeId{also}, true);
   // Whoever asks for its times waits for this from now on: there was no wait in between.
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
   if (asked.accessed()) note_access(inode);
-  if (layouts_.may_have_grant(inode, call->session_id))
-    tasks_.spawn(take_back_grant(call->session, inode));
+  auto give_back = [this, &call](InodeId of) {
+    if (layouts_.may_have_grant(of, call->session_id))
+      tasks_.spawn(take_back_grant(call->session, of));
+  };
+  give_back(inode);
+  for (auto also : asked.also()) give_back(InodeId{also});
   co_return Answer{};
+}
+
+/// The mount has no handle of it any more.
+void Service::last_closed(const SessionRef& session, InodeId inode, bool reads_only) {
+  closed(session, inode);
+  if (reads_only) layouts_.dropped(inode, session->id, {.range = kWholeFile});
+  // The kernel drops what it may have left before anybody can see it through a new opening.
+  layouts_.dropped(inode, session->id, {.range = kWholeFile, .pages = true});
 }
 
 Task<Service::Outcome> Service::read_dir(CallRef call) {

@@ -908,6 +908,45 @@ TEST_CASE("unlink: a file that another session has open keeps its content until 
   CHECK(world.problems().empty());
 }
 
+TEST_CASE("unlink: what one message says was closed is freed, and nothing else") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  std::vector<std::uint64_t> files;
+  for (int i = 0; i < 4; ++i) {
+    auto name = "f" + std::to_string(i);
+    files.push_back(a.create(name));
+    REQUIRE(a.write(files.back(), 0, name).failure().code() == 0);
+    REQUIRE(b.unlink(name).failure().code() == 0);
+  }
+  pause(std::chrono::milliseconds{200});
+  for (auto file : files) CHECK(a.read(file, 0, 1) == "f");
+  wire::Request release;
+  release.mutable_release()->set_inode(files[0]);
+  release.mutable_release()->add_also(files[1]);
+  release.mutable_release()->add_also(files[2]);
+  release.mutable_release()->add_also(~0ull);  // of no file at all
+  REQUIRE(a.call(release).failure().code() == 0);
+  for (int i = 0; i < 3; ++i) {
+    wire::Request get;
+    get.mutable_get_attr()->set_inode(files[static_cast<std::size_t>(i)]);
+    bool gone = false;
+    for (int tries = 0; tries < 400 && !gone; ++tries) {
+      pause(std::chrono::milliseconds{5});
+      gone = is_errno(b.call(get), ESTALE);
+    }
+    CHECK(gone);
+  }
+  pause(std::chrono::milliseconds{200});
+  CHECK(a.read(files[3], 0, 2) == "f3");
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
 TEST_CASE("unlink: what is removed within a moment is reaped in one transaction") {
   World world;
   world.timing.gather_removed = 500ms;
