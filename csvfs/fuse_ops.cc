@@ -11,6 +11,8 @@
 #include <cstring>
 #include <limits>
 
+#include "coordinator/protocol/limits.h"
+
 namespace csv {
 namespace {
 
@@ -269,7 +271,7 @@ Task<void> lookup(FuseState& state, Reply reply, InodeId parent, std::string nam
   auto thread = thread_of(reply.request());
   // "." and ".." are asked for by those who export the volume.
   if (name == "..") {
-    auto listed = co_await state.mount->list(parent, 0, 1);
+    auto listed = co_await state.mount->list(parent, 0, {.limit = 1});
     if (!listed) {
       std::move(reply).error(listed.error());
       co_return;
@@ -594,12 +596,15 @@ Task<void> flush(FuseState& state, Reply reply, Mount::Handle handle, std::uint6
 /// entry with cookie c it is c + 2. So they hold for ever, like the cookies.
 Task<void> list(FuseState& state, Reply reply, InodeId directory, std::uint64_t position,
                 std::size_t room) {
-  constexpr std::size_t kLeastEntry = 32;  // bytes an entry takes at least
   constexpr std::uint32_t kMostEntries = 1024;
-  auto limit =
-      static_cast<std::uint32_t>(std::clamp<std::size_t>(room / kLeastEntry, 1, kMostEntries));
-  auto listed = co_await state.mount->list(directory, position <= 2 ? 0 : position - 2, limit,
-                                           position == 0 && state.access_times);
+  auto dots = (position < 1 ? protocol::room_of_entry(1) : 0) +
+              (position < 2 ? protocol::room_of_entry(2) : 0);
+  Mount::ListOptions options;
+  options.room = static_cast<std::uint32_t>(std::max(room, dots + 1) - dots);
+  options.limit = std::clamp<std::uint32_t>(
+      options.room / static_cast<std::uint32_t>(protocol::room_of_entry(1)), 1, kMostEntries);
+  options.accessed = position == 0 && state.access_times;
+  auto listed = co_await state.mount->list(directory, position <= 2 ? 0 : position - 2, options);
   if (!listed) {
     std::move(reply).error(listed.error());
     co_return;

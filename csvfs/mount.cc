@@ -31,6 +31,7 @@ namespace {
 
 constexpr std::uint64_t kMaxFileSize = 16ull << 40;
 constexpr Duration kTick = 1s;
+constexpr Duration kGatherClosed = 10ms;  ///< Files that are closed within it are told of together.
 /// How long what must not block for ever waits for a coordinator that is there.
 constexpr Duration kPatience = 1s;
 /// The same for the root's attributes, which are not wrong before that: longer than the coordinator
@@ -92,7 +93,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   Task<Expected<wire::Attr>> rename(wire::Rename what, Interrupt* interrupt) override;
   Task<Expected<std::string>> read_link(InodeId inode, bool accessed) override;
   Task<Expected<wire::Entries>> list(InodeId directory, std::uint64_t after_cookie,
-                                     std::uint32_t limit, bool accessed) override;
+                                     ListOptions options) override;
   Task<Expected<std::string>> xattr(InodeId inode, std::string name) override;
   Task<Expected<std::string>> list_xattrs(InodeId inode) override;
   Task<Expected<void>> set_xattr(wire::SetXattr what, Interrupt* interrupt) override;
@@ -208,6 +209,12 @@ class VolumeMount final : public Mount, private Client::Owner {
   void open_answered();
   Task<void> release(FilePtr file);
   Task<void> release_at_rest(FilePtr file);
+  [[nodiscard]] bool releases_later(const File& file) const;
+  void release_later(FilePtr file);
+  Task<void> release_in_a_moment(std::uint64_t turn);
+  void release_gathered();
+  Task<void> say_released(std::vector<FilePtr> files);
+  void close_there(File& file);
   Task<Expected<std::uint32_t>> write_to(FilePtr file, std::uint64_t offset,
                                          std::span<const std::byte> data, WriteOptions options,
                                          Interrupt* interrupt);
@@ -255,8 +262,10 @@ class VolumeMount final : public Mount, private Client::Owner {
   std::uint64_t next_handle_ = 1;
   std::vector<FilePtr> suspended_;  // whose handles wait to hear whether they go on
   SessionId ended_session_{}, greeted_session_{};
-  int opens_ = 0;               // openings not answered yet
-  std::set<InodeId> released_;  // meanwhile
+  int opens_ = 0;                  // openings not answered yet
+  std::set<InodeId> released_;     // meanwhile
+  std::vector<FilePtr> gathered_;  // closed, and the coordinator is to hear of it before long
+  std::uint64_t gathering_ = 0;    // how often that was said
   /// With the answer to a notice the coordinator was told that a file was written, and it is not
   /// known yet that its times say so.
   struct Told {
@@ -271,7 +280,8 @@ class VolumeMount final : public Mount, private Client::Owner {
   bool leaving_ = false, told_of_pause_ = false, said_closed_ = false;
   std::string farewell_trouble_ = "it was not ended";
   Epoch greeted_in_{};
-  bool coordinator_clones_ = false;  ///< One of an earlier version does not know how.
+  bool coordinator_clones_ = false;         ///< One of an earlier version does not know how.
+  bool coordinator_releases_many_ = false;  ///< The same.
 
   Client client_;
   Admission admission_;
@@ -309,6 +319,7 @@ void VolumeMount::greeted(const wire::HelloReply& reply, bool fresh) {
   greeted_in_ = client_.epoch();
   admission_.lun_has(reply.lun_size());
   coordinator_clones_ = reply.clones();
+  coordinator_releases_many_ = reply.releases_many();
   if (io_.verified(reply.verifier())) {
     events::report(events::Severity::error, "lun", surroundings_.volume,
                    "the target lost power, and what its write cache held: files written and not "
@@ -946,6 +957,7 @@ Task<Expected<wire::Attr>> VolumeMount::link(InodeId inode, InodeId parent, std:
 
 Task<Expected<wire::Attr>> VolumeMount::unlink(InodeId parent, std::string name, bool directory,
                                                Interrupt* interrupt) {
+  release_gathered();  // it may be one of these, and be freed at once
   wire::Request request;
   auto& body = *request.mutable_unlink();
   body.set_parent(raw(parent));
@@ -956,6 +968,7 @@ Task<Expected<wire::Attr>> VolumeMount::unlink(InodeId parent, std::string name,
 }
 
 Task<Expected<wire::Attr>> VolumeMount::rename(wire::Rename what, Interrupt* interrupt) {
+  release_gathered();  // as in unlink()
   wire::Request request;
   *request.mutable_rename() = std::move(what);
   CSV_CO_TRY(answer, co_await change(std::move(request), interrupt));
@@ -971,13 +984,14 @@ Task<Expected<std::string>> VolumeMount::read_link(InodeId inode, bool accessed)
 }
 
 Task<Expected<wire::Entries>> VolumeMount::list(InodeId directory, std::uint64_t after_cookie,
-                                                std::uint32_t limit, bool accessed) {
+                                                ListOptions options) {
   wire::Request request;
   auto& body = *request.mutable_read_dir();
   body.set_inode(raw(directory));
   body.set_cookie(after_cookie);
-  body.set_limit(limit);
-  body.set_accessed(accessed);
+  body.set_limit(options.limit);
+  body.set_room(options.room);
+  body.set_accessed(options.accessed);
   CSV_CO_TRY(answer, co_await ask(std::move(request)));
   co_return std::move(*answer.reply.mutable_entries());
 }
@@ -1096,7 +1110,9 @@ Task<Expected<Mount::Opened>> VolumeMount::open(InodeId inode, OpenOptions optio
                                                 Interrupt* interrupt) {
   // To the kernel a file whose handles are over becomes another one: that must be known.
   while (auto pending = suspended(inode)) co_await pending->changed.wait();
-  // An Open that overtakes the Release before it would be undone by it.
+  // An Open that overtakes the Release before it would be undone by it. And the coordinator hears
+  // that nobody writes it any more, or the one who has it open now would count as doing so.
+  if (auto before = files_.find(inode); before && before->releasing > 0) release_gathered();
   for (auto before = files_.find(inode); before && before->returning && !before->ended;)
     co_await before->changed.wait();
   CSV_CO_CHECK(may_open(inode));
@@ -1192,6 +1208,7 @@ Task<void> VolumeMount::close(Handle handle) {
 /// The last handle is closed, and the coordinator learns that the file may be freed. Layouts to
 /// read stay for the next opening, until they are recalled.
 Task<void> VolumeMount::release(FilePtr file) {
+  if (releases_later(*file)) co_return release_later(std::move(file));
   ++file->releasing;
   co_await release_at_rest(file);
   --file->releasing;
@@ -1202,12 +1219,7 @@ Task<void> VolumeMount::release_at_rest(FilePtr file) {
   while (!file->ended && (file->returning || !file->in_flight.empty() || file->asking > 0))
     co_await file->changed.wait();
   if (file->ended || file->handles > 0) co_return;
-  file->returning = true;
-  // Nobody has it open: its times stand, and whoever looks at them need not ask us first.
-  file->extents.drop_writes(0, std::numeric_limits<std::uint64_t>::max());
-  // Nor can anybody look at what its kernel has left, which drops it with the next opening.
-  file->pages.forget();
-  if (opens_ > 0) released_.insert(file->inode);
+  close_there(*file);
   wire::Request request;
   request.mutable_release()->set_inode(raw(file->inode));
   request.mutable_release()->set_wrote(std::exchange(file->wrote, false));
@@ -1219,6 +1231,77 @@ Task<void> VolumeMount::release_at_rest(FilePtr file) {
   (void)co_await client_.call(std::move(request), options);
   file->returning = false;
   file->changed.notify();
+}
+
+/// The coordinator is about to be told that it is closed.
+void VolumeMount::close_there(File& file) {
+  file.returning = true;
+  // Nobody has it open: its times stand, and whoever looks at them need not ask us first.
+  file.extents.drop_writes(0, std::numeric_limits<std::uint64_t>::max());
+  // Nor can anybody look at what its kernel has left, which drops it with the next opening.
+  file.pages.forget();
+  if (opens_ > 0) released_.insert(file.inode);
+}
+
+/// There is nothing to be told of it but that it is closed: nobody on another node sees whether
+/// that is so. Programs that close a file mostly close more before long, and one message tells of
+/// all.
+bool VolumeMount::releases_later(const File& file) const {
+  return coordinator_releases_many_ && !file.wrote && !file.accessed && !file.returning &&
+         file.in_flight.empty() && file.only_reads() && !file.pages.in_use();
+}
+
+void VolumeMount::release_later(FilePtr file) {
+  if (std::find(gathered_.begin(), gathered_.end(), file) != gathered_.end()) return;
+  ++file->releasing;
+  gathered_.push_back(std::move(file));
+  if (gathered_.size() >= static_cast<std::size_t>(protocol::kMaxReleased))
+    release_gathered();
+  else if (gathered_.size() == 1)
+    tasks_.spawn(release_in_a_moment(gathering_));
+}
+
+Task<void> VolumeMount::release_in_a_moment(std::uint64_t turn) {
+  co_await sleep(*loop_, kGatherClosed);
+  if (turn == gathering_) release_gathered();
+}
+
+void VolumeMount::release_gathered() {
+  if (gathered_.empty()) return;
+  ++gathering_;
+  std::vector<FilePtr> closed;
+  for (auto& file : std::exchange(gathered_, {})) {
+    // Its session may have ended, or an opening that was under way have been answered.
+    if (!file->ended && file->handles == 0 && releases_later(*file)) {
+      close_there(*file);
+      closed.push_back(std::move(file));
+      continue;
+    }
+    --file->releasing;
+    if (!file->ended && file->handles == 0)
+      tasks_.spawn(release(std::move(file)));
+    else
+      files_.forget_unused(file);
+  }
+  if (!closed.empty()) tasks_.spawn(say_released(std::move(closed)));
+}
+
+Task<void> VolumeMount::say_released(std::vector<FilePtr> files) {
+  wire::Request request;
+  auto& body = *request.mutable_release();
+  body.set_inode(raw(files.front()->inode));
+  body.set_reads_only(true);
+  for (std::size_t i = 1; i < files.size(); ++i) body.add_also(raw(files[i]->inode));
+  Client::CallOptions options;
+  options.session = files.front()->session;
+  // As above.
+  (void)co_await client_.call(std::move(request), options);
+  for (const auto& file : files) {
+    file->returning = false;
+    --file->releasing;
+    file->changed.notify();
+    files_.forget_unused(file);
+  }
 }
 
 Task<Expected<Mount::Content>> VolumeMount::read(Handle handle, std::uint64_t offset,

@@ -98,8 +98,15 @@ class Mount {
   virtual Task<Expected<wire::Attr>> rename(wire::Rename what, Interrupt* interrupt = nullptr) = 0;
   /// `accessed`, here and below: counts for the access time, by relatime.
   virtual Task<Expected<std::string>> read_link(InodeId inode, bool accessed = false) = 0;
+  struct ListOptions {
+    std::uint32_t limit = 1024;  ///< Entries.
+    /// What they may take (protocol::room_of_entry), but for one; 0: whatever they take. An earlier
+    /// coordinator does not look at it.
+    std::uint32_t room = 0;
+    bool accessed = false;
+  };
   virtual Task<Expected<wire::Entries>> list(InodeId directory, std::uint64_t after_cookie,
-                                             std::uint32_t limit, bool accessed = false) = 0;
+                                             ListOptions options) = 0;
   virtual Task<Expected<std::string>> xattr(InodeId inode, std::string name) = 0;
   virtual Task<Expected<std::string>> list_xattrs(InodeId inode) = 0;
   virtual Task<Expected<void>> set_xattr(wire::SetXattr what, Interrupt* interrupt = nullptr) = 0;
@@ -122,7 +129,9 @@ class Mount {
   /// O_CREAT: makes the file and opens it. EEXIST if it exists. `what.nameless`: O_TMPFILE.
   virtual Task<Expected<Opened>> create(Caller caller, wire::Make what, OpenOptions options,
                                         Interrupt* interrupt = nullptr) = 0;
-  /// Never fails; waits for the coordinator to know, so that a following unlink frees the file.
+  /// Never fails. The coordinator is told before anything that this mount removes afterwards, so
+  /// that an unlink frees the file; if there is nothing else to say of it some milliseconds later,
+  /// of several at once.
   virtual Task<void> close(Handle handle) = 0;
   struct Content {
     Buffer buffer;           ///< Owns the bytes.

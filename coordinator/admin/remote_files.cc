@@ -67,7 +67,7 @@ Expected<std::vector<RemoteFiles::Entry>> RemoteFiles::list(InodeId directory) {
   std::uint64_t cookie = 0;
   for (;;) {
     auto some =
-        CSV_TRY(volume_->call([&](Mount& mount) { return mount.list(directory, cookie, 1000); }));
+        CSV_TRY(volume_->call([&](Mount& mount) { return mount.list(directory, cookie, {}); }));
     for (const auto& entry : some.entries()) {
       cookie = entry.cookie();
       if (entry.name() != "." && entry.name() != "..") out.push_back({entry.name(), entry.attr()});

@@ -177,6 +177,8 @@ Expected<void> check(const wire::Request& request, std::size_t bulk_length) {
     case wire::Request::kTestLock: return check(request.test_lock().what());
     case wire::Request::kHeldLocks: return check(request.held_locks());
     case wire::Request::kResume: return check(request.resume());
+    case wire::Request::kRelease:
+      return list("release.also", request.release().also_size(), kMaxReleased);
     case wire::Request::kLockTaken:
     case wire::Request::kLockCancel:
     case wire::Request::kAdmitBegin:
@@ -185,7 +187,6 @@ Expected<void> check(const wire::Request& request, std::size_t bulk_length) {
     case wire::Request::kGetAttr:
     case wire::Request::kReadLink:
     case wire::Request::kOpen:
-    case wire::Request::kRelease:
     case wire::Request::kReadDir:  // the coordinator cuts its limit to what a reply holds
     case wire::Request::kListXattr:
     case wire::Request::kStatFs:

@@ -35,11 +35,17 @@ inline constexpr int kMaxEntries = 4096;                       ///< Of a directo
 inline constexpr int kMaxSegments = 4096;                      ///< Of a layout.
 inline constexpr int kMaxHeldLocks = 4096;                     ///< In one message.
 inline constexpr int kMaxResumed = 1024;                       ///< Files, in one message.
+inline constexpr int kMaxReleased = 256;                       ///< Beside one, in one message.
 inline constexpr int kMaxGaveUp = 16;                          ///< Of one request.
 inline constexpr std::uint64_t kMostVouched = 60'000;          ///< Milliseconds.
 inline constexpr int kMaxAlso = 16;                            ///< Attributes beside a result.
 inline constexpr int kMaxUnwatched = 4096;                     ///< In one message.
 inline constexpr std::uint64_t kMaxOffset = (1ull << 63) - 1;  ///< The kernel's loff_t.
+
+/// What an entry of a directory takes of ReadDir.room: that of the kernel's fuse_dirent.
+constexpr std::size_t room_of_entry(std::size_t name_length) {
+  return (24 + name_length + 7) / 8 * 8;
+}
 
 /// Whether everything `frame` says, with `bulk_length` bytes beside it, is within the limits and
 /// the ranges of its fields, and a body is there at all. Errc::refused with the field's name.

@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <limits>
 
+#include "coordinator/protocol/limits.h"
 #include "coordinator/protocol/relatime.h"
 #include "coordinator/service/service.h"
 #include "coordinator/volume/acl.h"
@@ -19,6 +21,8 @@ using volume::Catalog;
 /// A directory's listing is cut where the message gets long.
 constexpr std::size_t kMaxListed = 1024;
 constexpr std::size_t kMaxListedBytes = 256 * 1024;
+/// So many are looked up before it is seen whether there is room for more.
+constexpr std::size_t kListedAtOnce = 64;
 
 /// How long access times are kept back, how many at most, and how many make one transaction.
 constexpr Duration kAccessDelay = 1s;
@@ -55,6 +59,35 @@ Answer answered(wire::Reply reply) {
   Answer answer;
   answer.reply = std::move(reply);
   return answer;
+}
+
+struct Listed {
+  volume::Attr directory;
+  std::vector<volume::Entry> entries;
+  bool end = false;
+};
+
+/// Up to `limit` entries, as far as there is room for them, but for one that there always is: who
+/// asks may have said less room than the longest name takes. What is left over would be asked for
+/// again.
+Expected<Listed> list(Catalog& catalog, InodeId directory, std::uint64_t cookie, std::size_t limit,
+                      std::size_t room) {
+  Listed listed;
+  listed.directory = CSV_TRY(catalog.attr(directory));
+  std::size_t used = 0;
+  while (listed.entries.size() < limit) {
+    auto wanted = std::min(limit - listed.entries.size(), kListedAtOnce);
+    auto some = CSV_TRY(catalog.list(directory, cookie, wanted));
+    for (auto& entry : some) {
+      used += protocol::room_of_entry(entry.name.size());
+      if (used > room && !listed.entries.empty()) return listed;
+      cookie = entry.cookie;
+      listed.entries.push_back(std::move(entry));
+    }
+    listed.end = some.size() < wanted;
+    if (listed.end) break;
+  }
+  return listed;
 }
 
 }  // namespace
@@ -249,31 +282,35 @@ Task<Service::Outcome> Service::release(CallRef call) {
   const auto& asked = call->request.release();
   InodeId inode{asked.inode()};
   // At once: an Open that comes after it must not be undone by what is waited for here.
-  closed(call->session, inode);
-  if (asked.reads_only()) layouts_.dropped(inode, call->session_id, {.range = kWholeFile});
-  // The kernel drops what it may have left before anybody can see it through a new opening.
-  layouts_.dropped(inode, call->session_id, {.range = kWholeFile, .pages = true});
+  last_closed(call->session, inode, asked.reads_only());
+  for (auto also : asked.also()) last_closed(call->session, InodeId{also}, true);
   // Whoever asks for its times waits for this from now on: there was no wait in between.
   if (asked.wrote()) CSV_CO_CHECK(co_await touch(inode));
   if (asked.accessed()) note_access(inode);
-  if (layouts_.may_have_grant(inode, call->session_id))
-    tasks_.spawn(take_back_grant(call->session, inode));
+  auto give_back = [this, &call](InodeId of) {
+    if (layouts_.may_have_grant(of, call->session_id))
+      tasks_.spawn(take_back_grant(call->session, of));
+  };
+  give_back(inode);
+  for (auto also : asked.also()) give_back(InodeId{also});
   co_return Answer{};
 }
 
+/// The mount has no handle of it any more.
+void Service::last_closed(const SessionRef& session, InodeId inode, bool reads_only) {
+  closed(session, inode);
+  if (reads_only) layouts_.dropped(inode, session->id, {.range = kWholeFile});
+  // The kernel drops what it may have left before anybody can see it through a new opening.
+  layouts_.dropped(inode, session->id, {.range = kWholeFile, .pages = true});
+}
+
 Task<Service::Outcome> Service::read_dir(CallRef call) {
-  struct Listed {
-    volume::Attr directory;
-    std::vector<volume::Entry> entries;
-  };
   const auto& asked = call->request.read_dir();
   InodeId directory{asked.inode()};
   auto limit = std::clamp<std::size_t>(asked.limit(), 1, kMaxListed);
-  auto body = [directory, limit, cookie = asked.cookie()](Catalog& catalog) -> Expected<Listed> {
-    Listed listed;
-    listed.directory = CSV_TRY(catalog.attr(directory));
-    listed.entries = CSV_TRY(catalog.list(directory, cookie, limit));
-    return listed;
+  auto room = asked.room() == 0 ? std::numeric_limits<std::size_t>::max() : asked.room();
+  auto body = [directory, limit, room, cookie = asked.cookie()](Catalog& catalog) {
+    return list(catalog, directory, cookie, limit, room);
   };
   CSV_CO_TRY(listed, co_await writer_.read(std::move(body)));
   if (asked.accessed()) tasks_.spawn(note_reading(directory));
@@ -291,7 +328,7 @@ Task<Service::Outcome> Service::read_dir(CallRef call) {
     bytes += out.ByteSizeLong();
     if (bytes > kMaxListedBytes) break;
   }
-  entries.set_end(listed.entries.size() < limit &&
+  entries.set_end(listed.end &&
                   static_cast<std::size_t>(entries.entries_size()) == listed.entries.size());
   co_return std::move(answer);
 }

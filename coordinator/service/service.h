@@ -244,6 +244,7 @@ class Service final : public VolumeService {
   Task<void> keep_accesses();
   void opened(const SessionRef& session, InodeId inode, bool writes);
   void closed(const SessionRef& session, InodeId inode);
+  void last_closed(const SessionRef& session, InodeId inode, bool reads_only);
   void orphaned(InodeId inode);
 
   // watching.cc
@@ -378,6 +379,7 @@ class Service final : public VolumeService {
   Task<void> find_orphans();
   [[nodiscard]] bool openers_known() const;
   [[nodiscard]] bool reaping_goes_on() const;
+  [[nodiscard]] std::vector<InodeId> reapable(std::size_t most) const;
   Task<void> reap_orphans();
   Task<void> reap(InodeId inode);
   Task<void> clean_up_ended();

@@ -208,6 +208,7 @@ void Service::attach(const SessionRef& session, const LinkRef& link, const wire:
   reply.set_lun_size(info.lun_size);
   reply.set_verifier(verifier_);
   reply.set_clones(true);
+  reply.set_releases_many(true);
   if (around_.fences) reply.set_fences(around_.fences(session->node));
   if (hello.session() != 0)
     events::report(events::Severity::info, "session", around_.volume,

@@ -356,23 +356,31 @@ bool Service::openers_known() const {
 }
 
 /// An orphan is being reaped, or is about to be; its end notifies reap_due_.
-bool Service::reaping_goes_on() const {
-  if (!reaping_.empty()) return true;
-  return openers_known() && std::any_of(orphans_.begin(), orphans_.end(), [this](InodeId inode) {
-           return !openers_.contains(inode);
-         });
+bool Service::reaping_goes_on() const { return !reaping_.empty() || !reapable(1).empty(); }
+
+/// Orphans that nobody has open and that are not being reaped yet.
+std::vector<InodeId> Service::reapable(std::size_t most) const {
+  std::vector<InodeId> found;
+  if (orphans_.empty() || !openers_known()) return found;
+  for (auto inode : orphans_) {
+    if (found.size() >= most) break;
+    if (!openers_.contains(inode) && !reaping_.contains(inode)) found.push_back(inode);
+  }
+  return found;
 }
 
+/// Who removes a file mostly removes more of them, one after the other. What is handed in at once
+/// becomes one transaction, and nobody is answered by it: so a moment's orphans go together.
 Task<void> Service::reap_orphans() {
   for (;;) {
-    bool all_known = openers_known();
-    for (auto inode : orphans_) {
-      if (!all_known || reaping_.size() >= kReapersAtOnce) break;
-      if (openers_.contains(inode) || reaping_.contains(inode)) continue;
+    auto room = [this] { return kReapersAtOnce - reaping_.size(); };
+    while (room() == 0 || reapable(1).empty()) co_await reap_due_.wait();
+    if (reapable(room()).size() < room()) co_await sleep(loop_, around_.timing.gather_removed);
+    if (!serving()) co_return;
+    for (auto inode : reapable(room())) {
       reaping_.insert(inode);
       tasks_.spawn(reap(inode));
     }
-    co_await reap_due_.wait();
   }
 }
 

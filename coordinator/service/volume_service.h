@@ -39,6 +39,8 @@ struct Timing {
   Duration shipped_for =
       10s;  ///< A file with unaligned writers stays shipped this long after the last one.
   Duration maintenance = 200ms;  ///< Between two rounds of cleaning up.
+  /// Files that lose their last name within this are reaped together.
+  Duration gather_removed = 50ms;
   /// A connected session that does not answer a recall this long, while the LUN answers us, is
   /// fenced. Above a LUN command's deadline and a new admission, which the answer may have to wait
   /// for.

@@ -1037,6 +1037,102 @@ TEST_CASE("mount: no more files are open than a coordinator can be told of") {
   world.wait(mount.close(again.handle));
 }
 
+namespace {
+
+Task<bool> close_all(Mount& mount, std::vector<Mount::Opened> files) {
+  for (const auto& file : files) co_await mount.close(file.handle);
+  co_return true;
+}
+
+/// Their last name is removed by `mount`, and then they are freed: nobody has them open.
+bool freed_by(World& world, Mount& mount, const std::vector<Mount::Opened>& files,
+              const std::vector<std::string>& names) {
+  for (const auto& name : names)
+    if (!world.wait(mount.unlink(kRootInode, name, false))) return false;
+  for (const auto& file : files) {
+    bool gone = false;
+    for (int i = 0; i < 500 && !gone; ++i) {
+      gone = error_of(world.wait(mount.attr(InodeId{file.attr.inode()}))) == ESTALE;
+      if (!gone) world.wait(sleep(world.loop(), 10ms));
+    }
+    if (!gone) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE("mount: files that are closed one after the other are told of in one message") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  std::vector<Mount::Opened> files;
+  std::vector<std::string> names;
+  for (int i = 0; i < 20; ++i) {
+    names.push_back("file" + std::to_string(i));
+    files.push_back(create(world, one, names.back()));
+    write(world, one, files.back().handle, 0, pattern(4096, 1));
+  }
+  CHECK(world.wait(close_all(one, files)));
+  CHECK(freed_by(world, two, files, names));
+  CHECK(world.releases == 1);
+}
+
+TEST_CASE("mount: a coordinator of an earlier version is told of each closed file by itself") {
+  World world;
+  world.post([&] { world.earlier_coordinator = true; });
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  std::vector<Mount::Opened> files{create(world, one, "a"), create(world, one, "b"),
+                                   create(world, one, "c")};
+  CHECK(world.wait(close_all(one, files)));
+  CHECK(freed_by(world, two, files, {"a", "b", "c"}));
+  CHECK(world.releases == 3);
+}
+
+TEST_CASE("mount: what is closed is told of before it is opened again, or a name is removed") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  auto file = create(world, one, "file"), other = create(world, one, "other");
+  auto content = pattern(4096, 1);
+  write(world, one, file.handle, 0, content);
+  // Open to the end, though the coordinator hears of the closing, too.
+  auto again = [](Mount& mount, Mount::Opened opened) -> Task<Expected<Mount::Opened>> {
+    co_await mount.close(opened.handle);
+    co_return co_await mount.open(InodeId{opened.attr.inode()}, {});
+  };
+  auto opened = world.wait(again(one, file));
+  REQUIRE(opened);
+  CHECK(world.releases == 1);
+  REQUIRE(world.wait(two.unlink(kRootInode, "file", false)));
+  world.wait(sleep(world.loop(), 200ms));
+  CHECK(read(world, one, opened->handle, 0, 4096) == content);
+
+  auto removed = [](Mount& mount, Mount::Opened closed) -> Task<bool> {
+    co_await mount.close(closed.handle);
+    co_return bool(co_await mount.unlink(kRootInode, "other", false));
+  };
+  CHECK(world.wait(removed(one, other)));
+  CHECK(world.releases == 2);
+}
+
+TEST_CASE("mount: what was closed when the coordinator went is not open at the next one") {
+  World world;
+  auto& one = world.mount(1);
+  auto& two = world.mount(2);
+  std::vector<Mount::Opened> files{create(world, one, "a"), create(world, one, "b")};
+  auto kept = create(world, one, "kept");
+  auto content = pattern(4096, 2);
+  write(world, one, kept.handle, 0, content);
+  CHECK(world.wait(close_all(one, files)));
+  world.take_over();
+  CHECK(freed_by(world, two, files, {"a", "b"}));
+  REQUIRE(world.wait(two.unlink(kRootInode, "kept", false)));
+  world.wait(sleep(world.loop(), 200ms));
+  CHECK(read(world, one, kept.handle, 0, 4096) == content);
+}
+
 TEST_CASE("mount: a read that crossed the loss of what it shows is made again") {
   World world;
   auto& mount = world.mount(2);

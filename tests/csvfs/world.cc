@@ -49,6 +49,8 @@ class World::Cuttable final : public protocol::Connection {
              Function<void(Error)> on_closed) override {
     closed_ = std::make_shared<Function<void(Error)>>(std::move(on_closed));
     auto heard = [this, on_message = std::move(on_message)](protocol::Message message) mutable {
+      if (message.frame.has_hello_reply() && world_->earlier_coordinator)
+        message.frame.mutable_hello_reply()->clear_releases_many();
       if (world_->lose_answers_of != number) on_message(std::move(message));
     };
     inner_->start(std::move(heard), [closed = closed_](Error why) { (*closed)(std::move(why)); });
@@ -59,6 +61,11 @@ class World::Cuttable final : public protocol::Connection {
       return;
     }
     if (message.frame.request().has_resume() && world_->lose_resumes_of == number) return;
+    if (message.frame.request().has_release()) {
+      ++world_->releases;
+      if (world_->earlier_coordinator)
+        message.frame.mutable_request()->mutable_release()->clear_also();
+    }
     if (!cut_) inner_->send(std::move(message));
   }
   void close() override { inner_->close(); }

@@ -105,6 +105,8 @@ class World {
   int lose_notice_replies_of = 0;  ///< What that mount answers when it is asked does not arrive.
   std::atomic<int> lost_notice_replies{0};
   int lose_resumes_of = 0;           ///< Nor what it asks to go on with.
+  bool earlier_coordinator = false;  ///< That does not know of several releases in one message.
+  std::atomic<int> releases{0};      ///< Messages that mounts have told of closed files with.
   int fenced_node = 0;               ///< By command.
   int fences = 0;                    ///< So often, whatever node.
   std::atomic<bool> stopped{false};  ///< The coordinator, by itself.

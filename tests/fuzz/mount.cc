@@ -225,7 +225,8 @@ class Programs {
         return opening([this, made](Interrupt* by) {
           return mount_->create(Caller{}, made, {.writes = true}, by);
         });
-      case Doing::list: return ignore(mount_->list(kRootInode, where, 10, also));
+      case Doing::list:
+        return ignore(mount_->list(kRootInode, where, {.limit = 10, .accessed = also}));
       case Doing::ask_space: return ignore(mount_->statistics());
       case Doing::truncate:
       case Doing::change:

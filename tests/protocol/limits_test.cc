@@ -48,6 +48,10 @@ TEST_CASE("limits: what a healthy peer may say passes") {
        [](auto& f) { request(f).mutable_layout()->set_length(kMaxOffset); }},
       {"recall of everything",
        [](auto& f) { f.mutable_notice()->mutable_recall()->set_length(~0ull); }},
+      {"as many closed files as are gathered",
+       [](auto& f) {
+         for (int i = 0; i < kMaxReleased; ++i) request(f).mutable_release()->add_also(1);
+       }},
       {"reply without result", [](auto& f) { f.mutable_reply(); }},
       {"reply with content", [](auto& f) { f.mutable_reply(); }, kMaxBulk},
       {"failed hello", [](auto& f) { f.mutable_hello_reply()->mutable_failure()->set_code(2); }},
@@ -139,6 +143,10 @@ TEST_CASE("limits: what lies outside is refused, whatever the message") {
        [](auto& f) {
          request(f).mutable_layout()->set_offset(1);
          request(f).mutable_layout()->set_length(kMaxOffset);
+       }},
+      {"too many closed files",
+       [](auto& f) {
+         for (int i = 0; i <= kMaxReleased; ++i) request(f).mutable_release()->add_also(1);
        }},
       {"segment's state",
        [](auto& f) { f.mutable_reply()->mutable_layout()->add_segments()->set_state(3); }},

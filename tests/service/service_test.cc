@@ -2,9 +2,11 @@
 #include <linux/falloc.h>
 
 #include <cerrno>
+#include <map>
 #include <thread>
 
 #include "coordinator/protocol/failure.h"
+#include "coordinator/protocol/limits.h"
 #include "coordinator/service/takeover.h"
 #include "coordinator/volume/database.h"
 #include "coordinator/volume/volume.h"
@@ -830,6 +832,47 @@ TEST_CASE("write: pages of a mapping stay within the file, whoever made it short
   CHECK(world.problems().empty());
 }
 
+// ---------------------------------------------------------------------------- listings
+
+TEST_CASE("read_dir: an answer brings no more than there is room for, and never nothing") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  constexpr int kFiles = 150;
+  for (int i = 0; i < kFiles; ++i)
+    a.create("f" + std::to_string(i) + std::string(static_cast<std::size_t>(i), 'n'), false);
+  // Too little for any; for a few, and with some left over; for all, and one more than there are
+  // looked up at once; not said.
+  for (std::uint32_t room : {1u, 500u, 4096u, 65536u, 0u}) {
+    CAPTURE(room);
+    std::map<std::string, int> seen;
+    wire::Request list;
+    list.mutable_read_dir()->set_inode(raw(kRootInode));
+    list.mutable_read_dir()->set_limit(1024);
+    list.mutable_read_dir()->set_room(room);
+    for (bool end = false; !end;) {
+      auto reply = a.call(list);
+      REQUIRE(reply.failure().code() == 0);
+      const auto& entries = reply.entries();
+      end = entries.end();
+      REQUIRE((end || entries.entries_size() > 0));
+      std::size_t used = 0;
+      for (const auto& entry : entries.entries()) {
+        used += protocol::room_of_entry(entry.name().size());
+        ++seen[entry.name()];
+        list.mutable_read_dir()->set_cookie(entry.cookie());
+      }
+      if (room != 0) CHECK((used <= room || entries.entries_size() == 1));
+      // As many as there is room for: not a message more than is needed.
+      if (room == 4096 && !end) CHECK(used > room - protocol::room_of_entry(160));
+    }
+    CHECK(seen.size() == kFiles);
+    for (const auto& [name, times] : seen) CHECK(times == 1);
+  }
+}
+
 // ---------------------------------------------------------------------------- unlink
 
 TEST_CASE("unlink: a file that another session has open keeps its content until that is closed") {
@@ -863,6 +906,73 @@ TEST_CASE("unlink: a file that another session has open keeps its content until 
   CHECK(b.recalls() == recalls + 1);  // of the layout it kept
   coordinator.close();
   CHECK(world.problems().empty());
+}
+
+TEST_CASE("unlink: what one message says was closed is freed, and nothing else") {
+  World world;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11}, b{world, 2, 22};
+  REQUIRE(!a.connect(coordinator).code());
+  REQUIRE(!b.connect(coordinator).code());
+  a.admit();
+  b.admit();
+  std::vector<std::uint64_t> files;
+  for (int i = 0; i < 4; ++i) {
+    auto name = "f" + std::to_string(i);
+    files.push_back(a.create(name));
+    REQUIRE(a.write(files.back(), 0, name).failure().code() == 0);
+    REQUIRE(b.unlink(name).failure().code() == 0);
+  }
+  pause(std::chrono::milliseconds{200});
+  for (auto file : files) CHECK(a.read(file, 0, 1) == "f");
+  wire::Request release;
+  release.mutable_release()->set_inode(files[0]);
+  release.mutable_release()->add_also(files[1]);
+  release.mutable_release()->add_also(files[2]);
+  release.mutable_release()->add_also(~0ull);  // of no file at all
+  REQUIRE(a.call(release).failure().code() == 0);
+  for (int i = 0; i < 3; ++i) {
+    wire::Request get;
+    get.mutable_get_attr()->set_inode(files[static_cast<std::size_t>(i)]);
+    bool gone = false;
+    for (int tries = 0; tries < 400 && !gone; ++tries) {
+      pause(std::chrono::milliseconds{5});
+      gone = is_errno(b.call(get), ESTALE);
+    }
+    CHECK(gone);
+  }
+  pause(std::chrono::milliseconds{200});
+  CHECK(a.read(files[3], 0, 2) == "f3");
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
+TEST_CASE("unlink: what is removed within a moment is reaped in one transaction") {
+  World world;
+  world.timing.gather_removed = 500ms;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  constexpr std::uint64_t kFiles = 16;
+  std::vector<std::uint64_t> files;
+  for (std::uint64_t i = 0; i < kFiles; ++i)
+    files.push_back(a.create("f" + std::to_string(i), false));
+  auto before = coordinator.status().transactions;
+  for (std::uint64_t i = 0; i < kFiles; ++i)
+    REQUIRE(a.unlink("f" + std::to_string(i)).failure().code() == 0);
+  for (auto file : files) {
+    wire::Request get;
+    get.mutable_get_attr()->set_inode(file);
+    bool gone = false;
+    for (int tries = 0; tries < 400 && !gone; ++tries) {
+      pause(std::chrono::milliseconds{5});
+      gone = is_errno(a.call(get), ESTALE);
+    }
+    CHECK(gone);
+  }
+  // Some for whatever else goes on, and for a machine that takes more than one moment.
+  CHECK(coordinator.status().transactions - before <= kFiles + kFiles / 2);
 }
 
 TEST_CASE("unlink: after a takeover an orphan waits for the sessions that may have it open") {

@@ -542,7 +542,7 @@ Task<std::optional<Outcome>> Program::list(Number directory) {
   op.inode = directory;
   Call call{*this, op};
   Outcome outcome;
-  auto entries = co_await mount().list(InodeId{directory}, 0, 1000);
+  auto entries = co_await mount().list(InodeId{directory}, 0, {});
   if (!entries) {
     outcome = outcome_of(entries.error());
   } else {
@@ -571,8 +571,13 @@ Task<void> Program::list_in_pieces(Number directory) {
   Outcome outcome;
   std::uint64_t cookie = 0;
   for (std::uint32_t piece = 0;; ++piece) {
-    auto limit = piece < kPieces ? 1 + static_cast<std::uint32_t>(random_.below(3)) : 1000;
-    auto entries = co_await mount().list(InodeId{directory}, cookie, limit);
+    // By their number, or by the room for them.
+    Mount::ListOptions options;
+    if (piece < kPieces && random_.chance(1, 2))
+      options.limit = 1 + static_cast<std::uint32_t>(random_.below(3));
+    else if (piece < kPieces)
+      options.room = 1 + static_cast<std::uint32_t>(random_.below(120));
+    auto entries = co_await mount().list(InodeId{directory}, cookie, options);
     if (!entries) {
       outcome = outcome_of(entries.error());
       break;

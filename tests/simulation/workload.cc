@@ -220,7 +220,7 @@ void Workload::judge(const wire::FsStat& space) {
 Task<void> Workload::all_is_free(Csvfs& csvfs) {
   constexpr std::uint64_t kChunk = volume::kChunkSize / 4096;
   auto& mount = csvfs.mount();
-  auto entries = co_await mount.list(kRootInode, 0, 1000);
+  auto entries = co_await mount.list(kRootInode, 0, {});
   // Whoever filled the volume may have been killed.
   if (entries)
     for (const auto& entry : entries->entries())
