@@ -51,6 +51,11 @@ class Placing {
     if (!way->path || !nodes_.at(node)->hears_majority) return Fitness::doubtful;
     return nodes_.at(node)->drained ? Fitness::drained : Fitness::fit;
   }
+  /// None, for a node that is not there: that it is gone is what counts.
+  [[nodiscard]] int cut_off(std::size_t volume, NodeId node) const {
+    const auto* way = reach(volume, node);
+    return way == nullptr ? 0 : static_cast<int>(way->cut_off);
+  }
   [[nodiscard]] unsigned sessions(std::size_t volume, NodeId node) const {
     const auto* way = reach(volume, node);
     return way == nullptr ? 0 : way->sessions;
@@ -75,16 +80,19 @@ class Placing {
   void leave_what_cannot(std::size_t volume) {
     auto now = at_[volume];
     auto fit = now ? fitness(volume, *now) : Fitness::none;
-    if (fit == Fitness::fit) return;
+    auto waits = now ? cut_off(volume, *now) : 0;
+    if (fit == Fitness::fit && waits == 0) return;
     std::optional<NodeId> best;
     auto rank = [&](NodeId node) {
       bool asked_for = volumes_[volume].preferred == node;
-      return std::tuple{fitness(volume, node), asked_for, -static_cast<int>(load(node)),
-                        sessions(volume, node)};
+      return std::tuple{fitness(volume, node), -cut_off(volume, node), asked_for,
+                        -static_cast<int>(load(node)), sessions(volume, node)};
     };
     for (auto [node, about] : nodes_)
       if (!best || rank(node) > rank(*best)) best = node;
-    if (!best || fitness(volume, *best) <= fit) return;
+    if (!best || fitness(volume, *best) < fit) return;
+    bool reached = fit == Fitness::fit && cut_off(volume, *best) < waits;
+    if (fitness(volume, *best) == fit && !reached) return;
     std::string why = "it had no coordinator";
     if (now && !nodes_.contains(*now))
       why = fmt::format("node {} is gone", raw(*now));
@@ -92,6 +100,8 @@ class Placing {
       why = fmt::format("node {} is fenced", raw(*now));
     else if (now && fit == Fitness::drained)
       why = fmt::format("node {} is drained", raw(*now));
+    else if (now && reached)
+      why = fmt::format("node {} is not heard by a node that has mounted it", raw(*now));
     else if (now && !nodes_.at(*now)->hears_majority)
       why = fmt::format("node {} does not hear a majority", raw(*now));
     else if (now)
@@ -111,6 +121,7 @@ class Placing {
     auto preferred = volumes_[volume].preferred;
     if (!preferred || at_[volume] == preferred || !at_[volume]) return;
     if (fitness(volume, *preferred) != Fitness::fit || !settled(volume, *preferred)) return;
+    if (cut_off(volume, *preferred) > cut_off(volume, *at_[volume])) return;
     move(volume, *preferred, fmt::format("node {} is preferred for it", raw(*preferred)));
   }
 
@@ -135,6 +146,7 @@ class Placing {
       for (auto [node, about] : nodes_) {
         if (served(*at_[i]) < load(node) + 2) continue;
         if (fitness(i, node) != Fitness::fit || !settled(i, node)) continue;
+        if (cut_off(i, node) > cut_off(i, *at_[i])) continue;
         Move move{i, node};
         if (!best || rank(move) > rank(*best)) best = move;
       }

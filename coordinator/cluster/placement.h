@@ -25,6 +25,8 @@ struct PlacedVolume {
 struct Reach {
   bool path = false;      ///< Its way to the LUN works.
   unsigned sessions = 0;  ///< Mounts of the volume there: how much it uses it.
+  /// Nodes that have mounted it and do not hear this one: their mounts would wait.
+  unsigned cut_off = 0;
 };
 
 /// A node that is present: its csvd is a member. Whoever is not listed is gone.
@@ -64,7 +66,8 @@ struct Assignment {
 ///
 /// A volume moves at once if its coordinator is gone, fenced, drained or without a path, and
 /// somebody better is there: the preferred node if that can, else who coordinates the fewest
-/// volumes, among those who uses it most, then the lowest number. Drained nodes are the last
+/// volumes, among those who uses it most, then the lowest number; before all that who is heard by
+/// most of those that use it. For that it moves at once, too. Drained nodes are the last
 /// resort, better than a volume that nobody serves; without any path a volume stays where it is.
 ///
 /// It moves for the sake of balance, or back to its preferred node, only once neither it nor what

@@ -460,19 +460,37 @@ void VotingMembership::ask(NodeId node, const std::string& address) {
   });
 }
 
+/// Not from one moment to the next: of one that dies each says so in turn.
+void VotingMembership::see_who_is_apart() {
+  const auto& notes = replica_->notes();
+  for (const auto& [one, said] : notes)
+    for (const auto& [other, said_too] : notes) {
+      bool apart = one != other && replica_->hears_majority(one) &&
+                   replica_->hears_majority(other) &&
+                   !(replica_->says_it_hears(one, other) && replica_->says_it_hears(other, one));
+      if (apart)
+        apart_.try_emplace({one, other}, with_.loop->now());
+      else
+        apart_.erase({one, other});
+    }
+}
+
 /// Who does what one has to do decides which node coordinates what, from what each says of itself.
 void VotingMembership::place() {
   if (replica_->state() != Replica::State::formed || !replica_->steward() ||
       with_.loop->now() >= lease_) {
     present_.clear();
+    apart_.clear();
     return;
   }
+  see_who_is_apart();
   const auto& configuration = *replica_->configuration();
   auto now = with_.loop->now();
   std::vector<PlacedNode> nodes;
   std::vector<NodeId> here{with_.node};
   std::vector<std::string> fresh;
   std::set<std::pair<std::string, NodeId>> serving;
+  std::map<std::string, std::vector<NodeId>> users;
   for (const auto& [node, text] : replica_->notes()) {
     auto record = configuration.nodes.find(node);
     if (record == configuration.nodes.end() || !replica_->member(node)) continue;
@@ -498,6 +516,7 @@ void VotingMembership::place() {
     one.since = since->second.first;
     for (const auto& volume : said.volumes()) {
       one.volumes[volume.name()] = {volume.path(), volume.mounted()};
+      if (volume.mounted() > 0) users[volume.name()].push_back(node);
       if (volume.serving()) serving.emplace(volume.name(), node);
       if (configuration.volumes.count(volume.name()) == 0 &&
           std::find(fresh.begin(), fresh.end(), volume.name()) == fresh.end())
@@ -505,6 +524,12 @@ void VotingMembership::place() {
     }
     nodes.push_back(std::move(one));
   }
+  for (auto& one : nodes)
+    for (auto& [volume, reach] : one.volumes)
+      for (auto user : users[volume]) {
+        auto apart = apart_.find({one.node, user});
+        if (apart != apart_.end() && now - apart->second >= with_.timing.term) ++reach.cut_off;
+      }
   // A lease may rest on the echo of who is not heard himself, and holds himself for the one that
   // decides here: of two that do not hear each other only one may move volumes.
   if (!replica_->majority_for_lease(here, now < replica_->held_until())) return;

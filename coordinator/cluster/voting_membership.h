@@ -124,6 +124,7 @@ class VotingMembership final : public Membership {
   void renew();
   void note();
   void place();
+  void see_who_is_apart();
   void judge_others();
   void ask(NodeId node, const std::string& address);
   Task<void> settle(std::vector<std::string> fresh, std::vector<cluster::Assignment> moves);
@@ -155,6 +156,8 @@ class VotingMembership final : public Membership {
   std::map<std::string, TimePoint> stopped_since_;
   /// Since when; whether it is given no volumes.
   std::map<NodeId, std::pair<TimePoint, bool>> present_;
+  /// Of members that hear a majority: since when two do not hear each other.
+  std::map<std::pair<NodeId, NodeId>, TimePoint> apart_;
   bool placing_ = false;
   NodeWatch watch_;
   ClusterEvents events_;

@@ -98,6 +98,25 @@ TEST_CASE("hearing: where votes stay as they are, one of two that do not hear ea
   check_rests(shape);
 }
 
+TEST_CASE("hearing: a volume goes where all that have mounted it hear who coordinates it") {
+  Nodes nodes{5, {}};
+  for (int i = 1; i <= 5; ++i) {
+    nodes.has(i, kVolumes);
+    nodes.mount(i, "t");
+  }
+  nodes.mount(1, "u");
+  nodes.run_for(20s);
+  auto of_u = nodes.coordinator(1, "u");
+  auto whose = static_cast<int>(raw(nodes.coordinator(1, "t")));
+  REQUIRE(whose != 0);
+  int other = whose == 5 ? 4 : 5;
+  CHECK(rests_with(nodes, {{other, whose}}) == "");
+  auto now = static_cast<int>(raw(nodes.coordinator(1, "t")));
+  CHECK(now != whose);
+  CHECK(now != other);
+  CHECK(nodes.coordinator(1, "u") == of_u);
+}
+
 TEST_CASE("hearing: whoever hears whom, for a while, all of it comes to rest") {
   std::uint64_t first = 1, runs = 4;  // more, by hand: CSV_HEARING_SEEDS=1-1000
   if (const char* seeds = std::getenv("CSV_HEARING_SEEDS")) {
@@ -113,7 +132,11 @@ TEST_CASE("hearing: whoever hears whom, for a while, all of it comes to rest") {
     shape.policy.witness = random.chance(1, 3);
     shape.policy.witness_only = shape.policy.witness && random.chance(1, 3);
     Nodes nodes{shape.count, {}, shape.policy};
-    for (int i = 1; i <= shape.count; ++i) nodes.has(i, kVolumes);
+    for (int i = 1; i <= shape.count; ++i) {
+      nodes.has(i, kVolumes);
+      for (const auto& volume : kVolumes)
+        if (random.chance(1, 2)) nodes.mount(i, volume);
+    }
     nodes.run_for(10s);
     std::string history;
     auto check = [&](const Lines& lines) {

@@ -207,6 +207,7 @@ class Nodes {
   void has(int number, std::vector<std::string> volumes) {
     life(number).volumes = std::move(volumes);
   }
+  void mount(int number, const std::string& volume) { life(number).mounted.insert(volume); }
   void leave(int number) {
     life(number).engine.leave();
     life(number).membership.reset();
@@ -307,7 +308,8 @@ class Nodes {
       with.incarnation = 1;
       with.volumes = [this] {
         std::vector<VotingMembership::LocalVolume> all;
-        for (const auto& volume : volumes) all.push_back({volume});
+        for (const auto& volume : volumes)
+          all.push_back({volume, mounted.contains(volume) ? 1u : 0});
         return all;
       };
       with.make_witness = [this, &nodes, number](const WitnessRecord&) {
@@ -344,7 +346,7 @@ class Nodes {
     Group::One engine;
     QuickStore store;
     std::vector<std::string> volumes;
-    std::set<std::string> served;
+    std::set<std::string> mounted, served;
     std::unique_ptr<VotingMembership> membership;
     std::unique_ptr<protocol::FirstMessages> first_messages;
     std::unique_ptr<protocol::Transport::Listener> listener;

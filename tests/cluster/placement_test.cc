@@ -351,3 +351,24 @@ TEST_CASE(
   CHECK(scene.placed() == after);
   CHECK(scene.last.empty());
 }
+
+TEST_CASE("placement: a volume goes at once where more of those that use it can reach it") {
+  Scene scene{3, 3};
+  CHECK(scene.placed() == "123");
+  scene.at(1).volumes["v0"].cut_off = 1;
+  scene.at(2).volumes["v0"].cut_off = 1;
+  CHECK(scene.placed() == "323");
+  REQUIRE(scene.last.size() == 1);
+  CHECK(scene.last[0].why == "node 1 is not heard by a node that has mounted it");
+  // Neither balance nor a preference brings it back.
+  scene.volumes[0].preferred = node(1);
+  scene.pass(kHold);
+  CHECK(scene.placed().front() == '3');
+  scene.at(1).volumes["v0"].cut_off = 0;
+  scene.pass(kHold);
+  CHECK(scene.placed().front() == '1');
+  // Where nobody is reached by more it stays.
+  for (unsigned i : {1, 2, 3}) scene.at(i).volumes["v0"].cut_off = 1;
+  scene.placed();
+  CHECK(scene.last.empty());
+}
