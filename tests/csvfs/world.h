@@ -32,7 +32,7 @@ class World {
     std::uint64_t size = 512ull << 20;
     service::Timing timing;
     std::uint64_t coordinator_memory = 320ull << 20, mount_memory = 96ull << 20;
-    Duration resume_within = 30s;
+    Duration resume_within = 30s, refused_for = 5s;
     std::size_t most_open = protocol::kMostOpenFiles;
     std::string identity = "naa.6001405c5f000001";
   };
@@ -94,6 +94,8 @@ class World {
   iscsi::RamDisk& disk() { return *disk_; }
   service::VolumeService& service() { return *service_; }
 
+  /// A mount as it begins, ready or not.
+  Mount& start_mount(int number);
   /// What ready() says of a mount whose node reaches another disk.
   Expected<void> mount_over(int number, std::shared_ptr<iscsi::RamDisk> disk);
 
@@ -104,7 +106,9 @@ class World {
   int lose_answers_of = 0;         ///< What is said to that mount does not arrive.
   int lose_notice_replies_of = 0;  ///< What that mount answers when it is asked does not arrive.
   std::atomic<int> lost_notice_replies{0};
-  int lose_resumes_of = 0;           ///< Nor what it asks to go on with.
+  int lose_resumes_of = 0;  ///< Nor what it asks to go on with.
+  int lose_looks_of = 0;    ///< Nor its questions for attributes.
+  std::atomic<int> lost_looks{0};
   int fenced_node = 0;               ///< By command.
   int fences = 0;                    ///< So often, whatever node.
   std::atomic<bool> stopped{false};  ///< The coordinator, by itself.
