@@ -7,6 +7,7 @@
 #include <sys/sysmacros.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <limits>
@@ -265,6 +266,23 @@ bool unreachable(const Mount& mount) {
   return mode == AccessMode::paused || mode == AccessMode::unavailable;
 }
 
+/// What a look-up of a name is answered with, where that was found.
+Expected<wire::Attr> as_the_kernel_knows_it(FuseState& state, InodeId parent,
+                                            const std::string& name, Expected<wire::Attr> found) {
+  auto& directories = state.directories;
+  auto known = directories.find(parent, name);
+  if (found && S_ISDIR(found->mode())) {
+    directories.learn(parent, name, InodeId{found->inode()}, *found);
+    return found;
+  }
+  if (known.attr == nullptr) return found;
+  auto failed = found ? 0 : found.error().to_errno();
+  if (failed == EIO) return *known.attr;
+  if (failed == 0 || failed == ENOENT || failed == ESTALE)
+    directories.forget(std::array{known.inode});
+  return found;
+}
+
 // --- One task a request that must wait ------------------------------------------------------
 
 Task<void> lookup(FuseState& state, Reply reply, InodeId parent, std::string name) {
@@ -283,10 +301,12 @@ Task<void> lookup(FuseState& state, Reply reply, InodeId parent, std::string nam
     found = co_await state.mount->attr(parent);
     // A handle of what has been removed, even if somebody has it open.
     if (found && found->nlink() == 0) found = errno_error(ESTALE, "removed");
-  } else if (state.second_walks.under_way(thread)) {
-    found = co_await state.second_walks.lookup(thread, parent, std::move(name));
   } else {
-    found = co_await state.mount->lookup(parent, std::move(name));
+    auto second = state.second_walks.under_way(thread);
+    auto looking = second ? state.second_walks.lookup(thread, parent, name)
+                          : state.mount->lookup(parent, name);
+    found = co_await looking;
+    found = as_the_kernel_knows_it(state, parent, name, std::move(found));
   }
   if (found)
     std::move(reply).entry(*found);

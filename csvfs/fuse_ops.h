@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "csvfs/base/name_cache.h"
 #include "csvfs/mount.h"
 #include "csvfs/reply.h"
 #include "csvfs/second_walks.h"
@@ -65,6 +66,11 @@ struct FuseState {
   /// Attributes of what lost its last name here, as long as the kernel knows it: a program may
   /// still stand in a removed directory.
   std::map<std::uint64_t, wire::Attr> ghosts;
+  /// Directories that were looked up, as they were found. A look-up that fails, but for want of
+  /// memory, makes the kernel drop what it knows of the name, and with a directory it detaches what
+  /// programs have mounted anywhere below. So where a node is kept out those that it may know are
+  /// found all the same, and what is asked of them then fails.
+  NameCache<wire::Attr> directories{16384};
   /// Begun by every answer ESTALE.
   SecondWalks second_walks;
   /// The requests under way. Last: they use everything above.

@@ -184,6 +184,7 @@ class VolumeMount final : public Mount, private Client::Owner {
   Expected<wire::Attr> noted(wire::Attr attr);
   Expected<FilePtr> file_of(Handle handle) const;
   Task<Expected<FilePtr>> live(Handle handle, Interrupt* interrupt = nullptr);
+  static Task<Expected<void>> change_of(FilePtr file, Interrupt* interrupt);
   static bool do_again(File& file, const Error& why, bool unrepeatable = false);
   [[nodiscard]] FilePtr suspended(InodeId inode) const;
   Task<void> resume(SessionId ended);
@@ -205,7 +206,9 @@ class VolumeMount final : public Mount, private Client::Owner {
     SessionId session{};  ///< Under which it is open.
   };
   Task<Expected<OpenedThere>> open_there(InodeId inode, OpenOptions options, Interrupt* interrupt);
-  Task<Expected<Opened>> opened(OpenedThere there, OpenOptions options, bool say_again);
+  Task<Expected<Opened>> opened(OpenedThere there, OpenOptions options, bool say_again,
+                                Interrupt* interrupt);
+  Task<void> close_unseen(OpenedThere there, OpenOptions options);
   void open_answered();
   Task<void> release(FilePtr file);
   Task<void> release_at_rest(FilePtr file);
@@ -694,8 +697,13 @@ MountCounters VolumeMount::counters() const {
 // --- Beginning and end ------------------------------------------------------------------------
 
 Task<Expected<void>> VolumeMount::ready() {
+  std::optional<TimePoint> refused;  // since
   while (!admitted_once_ || !statistics_ || !root_) {
-    if (!client_.connected() && client_.trouble() == Errc::refused) co_return client_.trouble();
+    // Looked at with every attempt to connect, of which there are several a second.
+    if (!client_.connected() && client_.trouble() == Errc::refused) {
+      if (!refused) refused = loop_->now();
+      if (loop_->now() - *refused >= surroundings_.refused_for) co_return client_.trouble();
+    }
     if (!admission_.path() && admission_.wrong_lun()) co_return admission_.trouble();
     co_await changed_.wait();
   }
@@ -1084,11 +1092,16 @@ Task<Expected<FilePtr>> VolumeMount::live(Handle handle, Interrupt* interrupt) {
     if (found == handles_.end() || !found->second.file->ended ||
         found->second.file->fate == File::Fate::over)
       co_return file_of(handle);
-    auto file = found->second.file;
-    if (interrupt && interrupt->raised()) co_return Error{std::errc::interrupted};
-    Interrupt::Watch watch{interrupt, [file] { file->changed.notify(); }};
-    co_await file->changed.wait();
+    CSV_CO_CHECK(co_await change_of(found->second.file, interrupt));
   }
+}
+
+/// Until the file has changed somehow. EINTR with the interrupt raised.
+Task<Expected<void>> VolumeMount::change_of(FilePtr file, Interrupt* interrupt) {
+  if (interrupt && interrupt->raised()) co_return Error{std::errc::interrupted};
+  Interrupt::Watch watch{interrupt, [file] { file->changed.notify(); }};
+  co_await file->changed.wait();
+  co_return Expected<void>{};
 }
 
 Task<Expected<VolumeMount::OpenedThere>> VolumeMount::open_there(InodeId inode, OpenOptions how,
@@ -1109,12 +1122,12 @@ Task<Expected<VolumeMount::OpenedThere>> VolumeMount::open_there(InodeId inode, 
 Task<Expected<Mount::Opened>> VolumeMount::open(InodeId inode, OpenOptions options,
                                                 Interrupt* interrupt) {
   // To the kernel a file whose handles are over becomes another one: that must be known.
-  while (auto pending = suspended(inode)) co_await pending->changed.wait();
+  while (auto pending = suspended(inode)) CSV_CO_CHECK(co_await change_of(pending, interrupt));
   // An Open that overtakes the Release before it would be undone by it. And the coordinator hears
   // that nobody writes it any more, or the one who has it open now would count as doing so.
   if (auto before = files_.find(inode); before && before->releasing > 0) release_gathered();
   for (auto before = files_.find(inode); before && before->returning && !before->ended;)
-    co_await before->changed.wait();
+    CSV_CO_CHECK(co_await change_of(before, interrupt));
   CSV_CO_CHECK(may_open(inode));
   ++opens_;
   auto there = co_await open_there(inode, options, interrupt);
@@ -1122,7 +1135,7 @@ Task<Expected<Mount::Opened>> VolumeMount::open(InodeId inode, OpenOptions optio
     open_answered();
     co_return there.error();
   }
-  co_return co_await opened(std::move(*there), options, false);
+  co_return co_await opened(std::move(*there), options, false, interrupt);
 }
 
 Task<Expected<Mount::Opened>> VolumeMount::create(Caller caller, wire::Make what,
@@ -1140,24 +1153,28 @@ Task<Expected<Mount::Opened>> VolumeMount::create(Caller caller, wire::Make what
   // A coordinator that answers its predecessor's work from the slot's row knows of no open file.
   bool unknown = answer->sent_in != answer->answered_in;
   OpenedThere there{std::move(*answer->reply.mutable_attr()), answer->session};
-  co_return co_await opened(std::move(there), options, unknown);
+  co_return co_await opened(std::move(there), options, unknown, interrupt);
 }
 
 /// The coordinator has counted the file as open. `say_again`: or it may not have. Nor does it if
 /// another handle was closed, and the Release sent, before the answer to this opening came.
 Task<Expected<Mount::Opened>> VolumeMount::opened(OpenedThere there, OpenOptions options,
-                                                  bool say_again) {
+                                                  bool say_again, Interrupt* interrupt) {
   InodeId inode{there.attr.inode()};
   OpenOptions once_more;
   once_more.writes = options.writes;
   for (;;) {
     while (auto pending = suspended(inode)) {
-      co_await pending->changed.wait();
+      auto waited = co_await change_of(pending, interrupt);
       say_again = true;  // another coordinator may have come meanwhile, and not have heard of it
+      if (waited) continue;
+      // What it was to do it has done: only to be closed it is waited for, by nobody.
+      tasks_.spawn(close_unseen(std::move(there), options));
+      co_return waited.error();
     }
     if (client_.session() == there.session) break;
     // What it was opened under has ended meanwhile, and there may be no other one yet.
-    auto again = co_await open_there(inode, once_more, nullptr);
+    auto again = co_await open_there(inode, once_more, interrupt);
     if (!again) {
       open_answered();
       co_return again.error();
@@ -1180,6 +1197,11 @@ Task<Expected<Mount::Opened>> VolumeMount::opened(OpenedThere there, OpenOptions
     }
   }
   co_return Opened{handle, std::move(attr)};
+}
+
+Task<void> VolumeMount::close_unseen(OpenedThere there, OpenOptions options) {
+  auto file = co_await opened(std::move(there), options, true, nullptr);
+  if (file) co_await close(file->handle);
 }
 
 void VolumeMount::open_answered() {

@@ -42,6 +42,10 @@ struct MountSurroundings {
   /// How long handles wait for a new session, once theirs is known to have ended: as long as a
   /// coordinator waits for a mount that owes it an answer.
   Duration resume_within = std::chrono::seconds{30};
+  /// A mount that was never let in is refused in the end only after it has been for this long: a
+  /// coordinator that has been outdone, and whose configuration is out of date, may say so while
+  /// its lease lasts.
+  Duration refused_for = std::chrono::seconds{5};
   /// Different files open at once; beyond: ENFILE. More than a Hello can name would keep the node
   /// away from every later coordinator.
   std::size_t most_open = protocol::kMostOpenFiles;
@@ -74,8 +78,8 @@ class Mount {
   /// Starts connecting in the background; calls wait for it.
   static std::unique_ptr<Mount> start(MountSurroundings surroundings);
   virtual ~Mount() = default;  ///< Like a crash of the process: nothing is said to anybody.
-  /// Until the first admission: the error that makes waiting hopeless (refused: no such volume, a
-  /// foreign LUN), or success once the volume can be used.
+  /// Until the first admission: the error that makes waiting hopeless (refused: the node is kept
+  /// out, for refused_for by now; a foreign LUN), or success once the volume can be used.
   virtual Task<Expected<void>> ready() = 0;
   /// Good order: waits for what is in flight, returns everything, says goodbye.
   virtual Task<void> end() = 0;

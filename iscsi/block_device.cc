@@ -144,6 +144,7 @@ LunDescription BlockDevice::describe_by_kernel() const {
   profile.write_same = true;
   profile.max_unmap = to_number(attribute("queue/discard_max_bytes"));
   profile.unmap = profile.max_unmap > 0;
+  profile.thin = profile.unmap;  // of which the kernel says nothing else
   return lun;
 }
 

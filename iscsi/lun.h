@@ -75,6 +75,7 @@ struct TargetProfile {
   bool write_cache = false;  ///< WCE: an answered write may be volatile until flush() or FUA.
   bool fua = false;          ///< DPOFUA: the FUA bit is honoured.
   bool write_same = false;
+  bool thin = false;  ///< LBPME: space is allocated when it is written, and may run out.
   bool unmap = false;
   bool unmap_zeroes = false;  ///< LBPRZ: an unmapped block reads as zeros.
   /// It is there, and ends all that the fenced nexus had sent. Else a fence is PREEMPT and then

@@ -743,6 +743,7 @@ class RamLun final : public Lun {
                 .write_cache = options.write_cache,
                 .fua = options.fua,
                 .write_same = options.write_same,
+                .thin = options.thin,
                 .unmap = options.unmap,
                 .unmap_zeroes = options.unmap && options.unmap_zeroes,
                 .preempt_and_abort = options.preempt_and_abort,

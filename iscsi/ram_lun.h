@@ -69,6 +69,7 @@ struct RamDiskOptions {
   bool write_cache = false;
   bool fua = true;
   bool write_same = true;
+  bool thin = true;
   bool unmap = true;
   bool unmap_zeroes =
       true;  ///< Else an unmapped block keeps what it had: the worst a target may do.

@@ -148,6 +148,7 @@ Task<Expected<void>> ask_capacity(ScsiAsker& asker, LunDescription& lun) {
   if (!answer) co_return answer.error();
   CSV_CO_TRY(capacity, parse_capacity(*answer));
   lun.geometry = capacity.geometry;
+  lun.profile.thin = capacity.thin;
   lun.profile.unmap_zeroes = capacity.thin && capacity.reads_zeroes;
   co_return Expected<void>{};
 }

@@ -130,8 +130,10 @@ Expected<Replica::Change> add_node(const AdminRequest& request) {
   return Replica::Change{[id = NodeId{static_cast<std::uint8_t>(*number)},
                           record](Configuration& next) -> Expected<void> {
     auto with = next;
-    auto [at, is_new] = with.nodes.try_emplace(id, record);
-    if (!is_new && at->second != record)
+    auto wanted = record;
+    wanted.fences = cluster::fences_of(next, id);
+    auto [at, is_new] = with.nodes.try_emplace(id, wanted);
+    if (!is_new && at->second != wanted)
       return refused(fmt::format("node {} is {} already", raw(id), at->second.name));
     // Said here, and not only when it is proposed: who asks wants to know it before.
     CSV_TRY(cluster::validate(with));

@@ -74,6 +74,7 @@ std::string encode(const Configuration& configuration) {
     one->set_fences(node.fences);
     for (const auto& each : node.links) one->add_links(each);
   }
+  out.set_fences_of_others(configuration.fences_of_others);
   for (const auto& [name, volume] : configuration.volumes) {
     auto* one = out.add_volumes();
     one->set_name(name);
@@ -125,6 +126,7 @@ Expected<Configuration> decode(std::string_view bytes) {
     if (!out.nodes.emplace(NodeId{static_cast<std::uint8_t>(one.id())}, std::move(record)).second)
       return damaged("one node twice");
   }
+  out.fences_of_others = from.fences_of_others();
   for (const auto& one : from.volumes()) {
     if (one.coordinator() > protocol::kMaxNode || one.preferred() > protocol::kMaxNode)
       return damaged("a volume's node");
@@ -216,13 +218,21 @@ Heartbeat heartbeat_of(const HeartbeatSettings& settings) {
 }
 
 void take_out(Configuration& configuration, NodeId node) {
+  auto fences = fences_of(configuration, node);
   configuration.nodes.erase(node);
+  configuration.fences_of_others = std::max(configuration.fences_of_others, fences) + 1;
   for (auto& [name, volume] : configuration.volumes) {
     if (volume.preferred == node) volume.preferred.reset();
     if (volume.coordinator != node) continue;
     volume.coordinator = NodeId{};
     ++volume.turn;
   }
+}
+
+std::uint64_t fences_of(const Configuration& configuration, NodeId node) {
+  auto record = configuration.nodes.find(node);
+  return record == configuration.nodes.end() ? configuration.fences_of_others
+                                             : record->second.fences;
 }
 
 void set_stopped(VolumeRecord& volume, bool stopped) {

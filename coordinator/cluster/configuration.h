@@ -72,6 +72,9 @@ struct Configuration {
   std::uint16_t cluster = 0;
   std::string name;
   std::map<NodeId, NodeRecord> nodes;
+  /// NodeRecord::fences of the nodes that it does not have, and so of the next one that is added:
+  /// more than any that was taken out had, for being taken out counts as a fence.
+  std::uint64_t fences_of_others = 0;
   std::map<std::string, VolumeRecord> volumes;
   WitnessRecord witness;
   HeartbeatSettings heartbeat;
@@ -97,6 +100,9 @@ Heartbeat heartbeat_of(const HeartbeatSettings& settings);
 
 /// The node belongs to the cluster no more: what it coordinated is nobody's for now.
 void take_out(Configuration& configuration, NodeId node);
+
+/// How often the node has been shut out by command, whether it belongs to the cluster or not.
+std::uint64_t fences_of(const Configuration& configuration, NodeId node);
 
 /// Out of service, or back: then somebody is to be found for it.
 void set_stopped(VolumeRecord& volume, bool stopped);

@@ -306,7 +306,10 @@ Expected<Configuration> replaced(const Configuration& now, const Configuration& 
   next.nodes = wanted.nodes;
   for (auto& [id, node] : next.nodes) {
     auto known = now.nodes.find(id);
-    if (known == now.nodes.end()) continue;
+    if (known == now.nodes.end()) {
+      node.fences = next.fences_of_others;
+      continue;
+    }
     // Nobody writes that down: only a command lets a node come back.
     std::tie(node.fenced, node.fences) = std::pair{known->second.fenced, known->second.fences};
     // A file may be older than they are.

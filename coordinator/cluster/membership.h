@@ -95,7 +95,7 @@ class Membership {
   /// Nodes that an administrator, or who acts for one, has fenced: no mount of theirs is let in.
   /// With the number of that fence of the node.
   [[nodiscard]] virtual std::map<NodeId, std::uint64_t> fenced() const { return {}; }
-  /// How often that node has been fenced so, up to now.
+  /// How often that node has been fenced so, up to now; also by being taken out of the cluster.
   [[nodiscard]] virtual std::uint64_t fences(NodeId) const { return 0; }
   /// False: the cluster has no such node, or no longer. No mount of it is let in either.
   [[nodiscard]] virtual bool belongs(NodeId) const { return true; }

@@ -346,9 +346,7 @@ std::map<NodeId, std::uint64_t> VotingMembership::fenced() const {
 
 std::uint64_t VotingMembership::fences(NodeId node) const {
   const auto* configuration = acts_by();
-  if (configuration == nullptr) return 0;
-  auto record = configuration->nodes.find(node);
-  return record == configuration->nodes.end() ? 0 : record->second.fences;
+  return configuration == nullptr ? 0 : fences_of(*configuration, node);
 }
 
 bool VotingMembership::belongs(NodeId node) const {

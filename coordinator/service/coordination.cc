@@ -228,8 +228,11 @@ Task<void> Coordination::serve() {
     // target has forgotten is forgotten for everybody.
     if (!beaten_ && *stopped_ != Errc::not_durable) setup_.membership->able(setup_.volume, false);
     // A target that restarts is no fault of a takeover that succeeded, and may be back already.
-    if (*stopped_ == Errc::lun_lost || *stopped_ == Errc::not_durable)
-      steady = timing_.shortest_pause;
+    // Unless it is what we ask of it that brings it down: then each takeover resets it for nothing.
+    if (*stopped_ == Errc::lun_lost || *stopped_ == Errc::not_durable) {
+      brief_losses_ = served < timing_.brief ? brief_losses_ + 1 : 0;
+      steady = brief_losses_ < timing_.many_brief ? timing_.shortest_pause : timing_.brief;
+    }
   } else {
     auto given = setup_.membership->assigned(setup_.volume);
     enter(State::closing, !in_good_order             ? "a newer coordinator has taken over"

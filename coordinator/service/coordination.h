@@ -42,6 +42,10 @@ class Coordination {
     /// each other, or content that ends each tenure. Where the LUN went away shortest_pause is
     /// enough.
     Duration steady = 1min;
+    /// A target that restarts serves longer than this in between. So many shorter tenures one after
+    /// the other that ended with the LUN are something that ends them, and pauses grow.
+    Duration brief = 2s;
+    int many_brief = 5;
     /// A node that is to hand the volume over, and takes part, has this long to close it.
     Duration handover = 10s;
   };
@@ -91,6 +95,7 @@ class Coordination {
   bool given_up_ = false;   ///< By command, and not wanted by one since.
   bool beaten_ = false;     ///< The last tenure was ended by a fence or a newer owner.
   std::optional<Error> stopped_;
+  int brief_losses_ = 0;               ///< Tenures up to now that were brief, and lost the LUN.
   Duration pause_{};                   ///< The last one between two attempts.
   TimePoint not_before_{};             ///< Of the next attempt that nobody commands.
   std::optional<TimePoint> given_at_;  ///< When the cluster gave it to us, while it is ours.

@@ -13,7 +13,7 @@
 namespace csv::volume {
 
 Expected<void> claim(iscsi::BlockingLun& lun, std::uint64_t from, std::uint64_t size) {
-  if (!lun.lun().profile().unmap) return {};
+  if (!lun.lun().profile().thin) return {};
   // Something other than zeros: arrays recognise those and give the space back.
   constexpr std::uint64_t kPieceSize = 1ull << 20;
   constexpr std::string_view kText = "csvfs: space for the catalog    ";

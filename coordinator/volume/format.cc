@@ -97,7 +97,7 @@ Expected<void> wipe(iscsi::BlockingLun& lun, std::uint64_t size) {
 
 /// Signs of life of nobody, which are no zeros.
 Expected<void> claim_slots(iscsi::BlockingLun& lun, const VolumeInfo& info) {
-  if (!lun.lun().profile().unmap) return {};
+  if (!lun.lun().profile().thin) return {};
   Buffer slots{disk::kSlotCount * disk::kSlotSize};
   auto nobody = encode(HeartbeatSlot{}, info.id);
   for (std::size_t at = 0; at < slots.size(); at += nobody.size())
@@ -109,7 +109,7 @@ Expected<void> claim_slots(iscsi::BlockingLun& lun, const VolumeInfo& info) {
 /// how it goes on.
 Expected<void> claim_catalog(iscsi::BlockingLun& lun, const VolumeInfo& info,
                              const Progress& progress) {
-  if (!lun.lun().profile().unmap) return {};
+  if (!lun.lun().profile().thin) return {};
   constexpr std::uint64_t kPiece = 16ull << 20;
   auto size = info.wal_size + info.chunks.size() * kChunkSize;
   for (std::uint64_t done = 0; done < size;) {

@@ -159,6 +159,34 @@ TEST_CASE("cluster requests: a node is fenced, and let back in") {
   CHECK(imported.nodes[id(1)].fenced);
 }
 
+// A mount of it may have heard of neither, and holds what waits to be over by this number alone.
+TEST_CASE(
+    "cluster requests: a node that is taken out, and added again, has been fenced once more") {
+  auto evicted = [](const std::string& node, Configuration from) {
+    return made(request("node_evict", node), std::move(from));
+  };
+  auto added = request("node_add", "1", "name=n1 address=10.9.0.9:7800");
+  auto before = made(request("node_unfence", "n1"), made(request("node_fence", "n1")));
+  auto out = evicted("n1", before);
+  auto shut_out = cluster::fences_of(out, id(1));
+  CHECK(shut_out > before.nodes[id(1)].fences);
+  bool imported = false;
+  SUBCASE("by its join") {}
+  SUBCASE("with a file") { imported = true; }
+  auto back = made(imported ? request("config_import", "", cluster::to_toml(before)) : added, out);
+  CHECK(back.nodes[id(1)].fences == shut_out);
+  if (!imported) CHECK(made(added, back) == back);  // said twice
+  // Whatever becomes of others meanwhile, and also if it has never been fenced.
+  auto other = evicted("3", back);
+  CHECK(cluster::fences_of(other, id(1)) == shut_out);
+  auto again = made(added, evicted("n1", other));
+  CHECK(again.nodes[id(1)].fences > shut_out);
+  CHECK(made(added, evicted("n1", three())).nodes[id(1)].fences > 0);
+  auto stored = cluster::decode(cluster::encode(out));
+  REQUIRE(stored);
+  CHECK(*stored == out);
+}
+
 TEST_CASE("cluster requests: a node that is taken out leaves its volumes to nobody") {
   auto change = change_for(request("node_evict", "n1"));
   REQUIRE(change);

@@ -266,6 +266,41 @@ TEST_CASE("coordination: a target that restarts again and again costs no growing
   CHECK(f.attempts == 41);
 }
 
+// One that one of our commands brings down each time would be reset with every takeover, for ever.
+TEST_CASE("coordination: a target that falls over within moments is taken over less often") {
+  auto why = Errc::lun_lost;
+  Duration tenure = 1100ms;
+  bool brief = true;
+  SUBCASE("with the LUN") {}
+  SUBCASE("with its cache") { why = Errc::not_durable; }
+  SUBCASE("but not one that restarts") {
+    tenure = 2500ms;
+    brief = false;
+  }
+  Fixture f;
+  f.begin(true);
+  f.run(100ms);
+  std::vector<Duration> pauses;
+  for (int i = 0; i < 12; ++i) {
+    REQUIRE(f.state() == State::serving);
+    f.run(tenure);
+    f.serving->stopped(Error{why, "the target has gone"});
+    auto stopped = f.loop.now();
+    do f.run(100ms);
+    while (f.state() != State::serving && f.loop.now() < stopped + 1min);
+    pauses.push_back(f.loop.now() - stopped);
+  }
+  CHECK(pauses[3] <= 200ms);
+  CHECK((pauses[6] >= 4s) == brief);
+  CHECK((pauses.back() >= 30s) == brief);
+  CHECK(pauses.back() <= (brief ? 31s : 200ms));
+  // One that has lasted is followed at once again.
+  f.run(3s);
+  f.serving->stopped(Error{why, "the target restarts"});
+  f.run(200ms);
+  CHECK(f.state() == State::serving);
+}
+
 TEST_CASE("coordination: what ends one short tenure after the other is tried less and less often") {
   Error why;
   Duration tenure = 5s;

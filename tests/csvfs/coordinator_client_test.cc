@@ -39,6 +39,7 @@ class Mute final : public protocol::Connection {
 /// A coordinator as each greeting finds it, and what the mount said to it since.
 struct Greeter {
   bool clones = true;
+  std::uint64_t session = 5;  ///< 0: the node is kept out.
   std::uint64_t epoch = 3;
   std::vector<wire::Request> asked;
   std::vector<std::uint64_t> ids;  ///< Of what was asked.
@@ -73,7 +74,12 @@ class Greeting final : public protocol::Connection {
     protocol::Message answer;
     answer.frame.set_epoch(greeter_->epoch);
     answer.frame.set_coordinator_key(1);
-    answer.frame.mutable_hello_reply()->set_session(5);
+    auto& reply = *answer.frame.mutable_hello_reply();
+    reply.set_session(greeter_->session);
+    if (greeter_->session == 0) {
+      *reply.mutable_failure() = protocol::encode(Error{Errc::refused, "fenced"});
+      reply.set_kept_out(true);
+    }
     answer.frame.mutable_hello_reply()->set_clones(greeter_->clones);
     loop_->post(
         [to = received_, answer = std::move(answer)]() mutable { (*to)(std::move(answer)); });
@@ -215,6 +221,62 @@ TEST_CASE("coordinator client: what its goodbye ends does not end its wait for t
   loop.settle();
   REQUIRE(said.size() == 2);
   CHECK(said[1] == (itself ? Errc::session_ended : Errc{}));
+}
+
+TEST_CASE("coordinator client: what outlasts a refusal goes on once the node is let in") {
+  fakes::ManualLoop loop;
+  Idle owner;
+  Greeter greeter;
+  CoordinatorClient client{
+      {.loop = &loop,
+       .connect =
+           [&](protocol::Connected done) {
+             done(std::unique_ptr<protocol::Connection>{new Greeting{loop, greeter}});
+           },
+       .elsewhere = {},
+       .newest_epoch = {},
+       .volume = "volume1",
+       .node = NodeId{1}},
+      owner};
+  TaskScope tasks;
+  std::vector<std::pair<bool, int>> said;
+  auto ask = [&](bool outlasts, bool changes) {
+    wire::Request request;
+    if (changes)
+      request.mutable_set_attr()->set_inode(2);
+    else
+      request.mutable_wrote()->set_inode(2);
+    tasks.spawn([](CoordinatorClient& to, wire::Request what, CoordinatorClient::CallOptions how,
+                   auto& into) -> Task<void> {
+      auto answer = co_await to.call(what, how);
+      into.emplace_back(how.outlasts, answer ? 0 : answer.error().to_errno());
+    }(client, std::move(request), {.changes = changes, .outlasts = outlasts}, said));
+  };
+  loop.run_for(1ms);
+  client.open();
+  ask(true, false);
+  ask(false, false);
+  loop.settle();
+  REQUIRE(greeter.asked.size() == 2);  // and neither is answered
+  greeter.session = 0;
+  client.end_session(Error{Errc::session_ended, "fenced"});
+  ask(true, false);
+  ask(true, true);
+  ask(false, true);
+  loop.run_for(1s);
+  CHECK(client.kept_out());
+  CHECK(said == std::vector{std::pair{false, EIO}, std::pair{false, EIO}});
+  greeter.session = 6;
+  greeter.asked.clear();
+  greeter.ids.clear();
+  loop.run_for(1s);
+  client.open();
+  loop.settle();
+  REQUIRE(greeter.asked.size() == 3);
+  for (auto id : std::vector{greeter.ids}) greeter.answer(id);
+  loop.settle();
+  REQUIRE(said.size() == 5);
+  for (std::size_t i = 2; i < said.size(); ++i) CHECK(said[i] == std::pair{true, 0});
 }
 
 TEST_CASE("coordinator client: clones are not asked of an earlier version, again or at first") {

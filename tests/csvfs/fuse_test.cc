@@ -629,6 +629,55 @@ TEST_CASE("fuse: nor is what was removed once more gone for what else is asked b
   CHECK(one.body() == "target");
 }
 
+// The kernel would detach what is mounted below one that is not found any more.
+TEST_CASE("fuse: a directory that the kernel may know is found though the node is kept out") {
+  World::Options options;
+  options.timing.reconnect_grace = options.timing.lease_term = 300ms;
+  options.timing.key_sweep = 50ms;
+  World world{options};
+  Kernel one{world, 1}, two{world, 2};
+  fuse_mkdir_in directory{};
+  directory.mode = 0755;
+  auto make = [&](const std::string& called, std::uint64_t parent) {
+    REQUIRE(two.call(FUSE_MKDIR, parent, Kernel::bytes(directory) + Kernel::name(called)) == 0);
+    return two.body<fuse_entry_out>().nodeid;
+  };
+  auto outer = make("outer", FUSE_ROOT_ID), inner = make("inner", outer);
+  make("unseen", outer);
+  make("removed", outer);
+  make("replaced", outer);
+  CHECK(one.release(one.create("file")) == 0);
+  REQUIRE(two.lookup("outer") == 0);
+  for (const char* called : {"inner", "removed", "replaced"})
+    REQUIRE(two.lookup(called, outer) == 0);
+  REQUIRE(two.lookup("file") == 0);
+  for (const char* called : {"removed", "replaced"})
+    REQUIRE(one.call(FUSE_RMDIR, outer, Kernel::name(called)) == 0);
+  REQUIRE(one.call(FUSE_SYMLINK, outer, Kernel::name("replaced") + Kernel::name("target")) == 0);
+  CHECK(two.lookup("removed", outer) == ENOENT);
+  CHECK(two.lookup("replaced", outer) == 0);
+  world.post([&] {
+    world.fenced_node = 2;
+    world.fences = 1;
+  });
+  auto seen = [&] { return two.call(FUSE_GETATTR, outer, Kernel::bytes(fuse_getattr_in{})); };
+  for (int i = 0; i < 1000 && seen() == 0; ++i) std::this_thread::sleep_for(5ms);
+  CHECK(seen() == EIO);
+  REQUIRE(two.lookup("outer") == 0);
+  CHECK(two.body<fuse_entry_out>().nodeid == outer);
+  CHECK(two.body<fuse_entry_out>().entry_valid == 0);
+  REQUIRE(two.lookup("inner", outer) == 0);
+  CHECK(two.body<fuse_entry_out>().nodeid == inner);
+  for (const char* called : {"unseen", "removed", "replaced"})
+    CHECK(two.lookup(called, outer) == EIO);
+  CHECK(two.lookup("file") == EIO);
+  CHECK(two.call(FUSE_MKDIR, inner, Kernel::bytes(directory) + Kernel::name("made")) == EIO);
+  world.post([&] { world.fenced_node = 0; });
+  for (int i = 0; i < 1000 && seen() != 0; ++i) std::this_thread::sleep_for(5ms);
+  CHECK(two.lookup("unseen", outer) == 0);
+  CHECK(two.lookup("made", inner) == ENOENT);
+}
+
 TEST_CASE("fuse: what a second walk has found is not kept for whoever does not come back") {
   Removing nodes{100ms};
   nodes.first_walk();

@@ -66,6 +66,10 @@ class World::Cuttable final : public protocol::Connection {
       if (world_->earlier_coordinator)
         message.frame.mutable_request()->mutable_release()->clear_also();
     }
+    if (message.frame.request().has_get_attr() && world_->lose_looks_of == number) {
+      ++world_->lost_looks;
+      return;
+    }
     if (!cut_) inner_->send(std::move(message));
   }
   void close() override { inner_->close(); }
@@ -244,6 +248,7 @@ MountSurroundings World::surroundings(int number, std::shared_ptr<iscsi::RamDisk
   around.node = NodeId{static_cast<std::uint8_t>(number)};
   around.memory = options_.mount_memory;
   around.resume_within = options_.resume_within;
+  around.refused_for = options_.refused_for;
   around.most_open = options_.most_open;
   return around;
 }
@@ -254,13 +259,18 @@ Expected<void> World::mount_over(int number, std::shared_ptr<iscsi::RamDisk> dis
   return wait(mount->ready());
 }
 
-Mount& World::mount(int number) {
+Mount& World::start_mount(int number) {
   auto& mount = mounts_.at(static_cast<std::size_t>(number));
-  if (mount) return *mount;
-  post([&] { mount = Mount::start(surroundings(number, disk_)); });
-  auto ready = wait(mount->ready());
-  REQUIRE_MESSAGE(ready, ready.error().message());
+  if (!mount) post([&] { mount = Mount::start(surroundings(number, disk_)); });
   return *mount;
+}
+
+Mount& World::mount(int number) {
+  if (auto& mount = mounts_.at(static_cast<std::size_t>(number))) return *mount;
+  auto& mount = start_mount(number);
+  auto ready = wait(mount.ready());
+  REQUIRE_MESSAGE(ready, ready.error().message());
+  return mount;
 }
 
 void World::end_mount(int number) {

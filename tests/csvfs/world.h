@@ -32,7 +32,7 @@ class World {
     std::uint64_t size = 512ull << 20;
     service::Timing timing;
     std::uint64_t coordinator_memory = 320ull << 20, mount_memory = 96ull << 20;
-    Duration resume_within = 30s;
+    Duration resume_within = 30s, refused_for = 5s;
     std::size_t most_open = protocol::kMostOpenFiles;
     std::string identity = "naa.6001405c5f000001";
   };
@@ -94,6 +94,8 @@ class World {
   iscsi::RamDisk& disk() { return *disk_; }
   service::VolumeService& service() { return *service_; }
 
+  /// A mount as it begins, ready or not.
+  Mount& start_mount(int number);
   /// What ready() says of a mount whose node reaches another disk.
   Expected<void> mount_over(int number, std::shared_ptr<iscsi::RamDisk> disk);
 
@@ -107,6 +109,8 @@ class World {
   int lose_resumes_of = 0;           ///< Nor what it asks to go on with.
   bool earlier_coordinator = false;  ///< That does not know of several releases in one message.
   std::atomic<int> releases{0};      ///< Messages that mounts have told of closed files with.
+  int lose_looks_of = 0;             ///< Nor its questions for attributes.
+  std::atomic<int> lost_looks{0};
   int fenced_node = 0;               ///< By command.
   int fences = 0;                    ///< So often, whatever node.
   std::atomic<bool> stopped{false};  ///< The coordinator, by itself.

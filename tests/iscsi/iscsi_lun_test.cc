@@ -85,6 +85,7 @@ TEST_CASE("tgt: the profile says what this target really does, not what it claim
   // A fence does not stop these here, so they must not be used.
   CHECK(!profile.write_same);
   CHECK(!profile.unmap);
+  CHECK(profile.thin);  // which is so whether it can be unmapped or not
   CHECK(!profile.all_registrants);
   bench.home.drop(std::move(lun));
 }

@@ -167,6 +167,7 @@ TEST_CASE("lio: the profile has the whole set, also where a reservation keeps th
     CHECK(profile.all_registrants);
     CHECK(profile.write_same);
     CHECK(profile.unmap);
+    CHECK(profile.thin);
   };
   auto a = bench.open(named("a"));
   check(a->profile());

@@ -30,6 +30,8 @@ is 2 explode node3
 lab coordinator 3
 
 say "the node that coordinates is fenced while it writes"
+mkdir "$work/bound" && touch "$work/bound/this"
+on node3 sh -c 'mkdir -p "$1/outer/inner" && mount --bind "$2" "$1/outer/inner"' - "$volume" "$work/bound"
 writes first
 (($(keys_of node3) >= 2)) || die "the keys of node3, its coordinator's and its mount's, are not seen"
 is 0 off node3
@@ -44,6 +46,8 @@ says node3 'fenced by command' || die "node3 does not say why it waits"
 begin late on node3 python3 "$program" touch "$volume/image" "$work/last"
 wait_for 10 "what is begun on a fenced node to fail" has_ended late
 grep -qF 'Input/output error' "$work/late.log" || die "what was begun on a fenced node was not told: $(<"$work/late.log")"
+[[ $(on node3 stat "$volume/outer" 2>&1) == *'Input/output error'* ]] || die "a directory can be looked at on a fenced node"
+on node3 ls "$volume/outer/inner" >/dev/null 2>&1 || true  # the whole way is walked
 on node1 csvctl cluster status | grep -F 'csvctl node unfence node3' || die "the way back is not shown"
 [[ $(on node1 csvctl volume move volume1 --to node3 2>&1) == *'is fenced'* ]] || die "a fenced node was given a volume"
 
@@ -51,6 +55,7 @@ say "it comes back by itself, and is not given what it has lost"
 is 0 on node3
 wait_for 30 "the mount of node3" is_direct node3
 is 0 status node3
+on node3 sh -c 'test -e "$1/this" && umount "$1"' - "$volume/outer/inner" || die "what was mounted below the volume has been detached"
 on node3 sh -c 'echo back >"$1"' - "$volume/back"
 [[ $(on node1 cat "$volume/back") == back ]] || die "node1 does not see what node3 has written"
 

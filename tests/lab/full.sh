@@ -21,9 +21,6 @@ meet() {
 
 # The volume has 64 MiB for files, its LUN a third of that, until it is given more.
 fill_thin() {
-  # Of a LUN without an UNMAP that can be used, as tgt's, nobody knows that it is thin (docs/mount.md): what a format claims of others, slots, log and
-  # first chunks, is claimed here.
-  on san sh -c 'fallocate -l 272M "$1"/lun1.img' - "${CSVFS_LAB_DIR:-/var/tmp/csvfs-lab}/$lab_name/san/pool"
   lab san space 20M
   fill runs_out
 }

@@ -206,10 +206,12 @@ TEST_CASE("format: a crash at any write leaves nothing that looks like a volume,
 }
 
 TEST_CASE("format: on a thin LUN the catalog's space is claimed, elsewhere it is left alone") {
-  for (bool thin : {true, false}) {
+  for (auto [thin, unmap] : {std::pair{true, true}, {true, false}, {false, false}}) {
     CAPTURE(thin);
+    CAPTURE(unmap);
     RamDiskOptions disk;
-    disk.unmap = thin;
+    disk.thin = thin;
+    disk.unmap = unmap;
     LunBench bench{disk};
     auto path = bench.connect();
     auto options = kSmall;
