@@ -213,6 +213,7 @@ Expected<std::unique_ptr<Database>> Repair::start_from_catalog(iscsi::BlockingLu
   auto database = CSV_TRY(create_catalog_file(options.work_file));
   auto source = CSV_TRY(CatalogSource::open(lun, info_));
   auto salvage = CSV_TRY(salvage_catalog(*source, *database));
+  log_lost_ = !source->log_is_whole();
   bool lossy = !salvage.losses.empty();
   shared_lost_ = salvage.shared_lost;
   for (auto& loss : salvage.losses) warnings_.push_back(std::move(loss));
@@ -350,7 +351,8 @@ Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions
     auto database = from_copy ? CSV_TRY(start_from_copy(lun, options))
                               : CSV_TRY(start_from_catalog(lun, options));
     auto repaired = CSV_TRY(repair_catalog(
-        *database, info_, {static_cast<std::int64_t>(options.now), from_copy, shared_lost_}));
+        *database, info_,
+        {static_cast<std::int64_t>(options.now), from_copy, log_lost_, shared_lost_}));
     for (auto& action : repaired.actions) actions_.push_back(std::move(action));
     if (repaired.more > 0)
       actions_.push_back(fmt::format("and {} more repairs like these", repaired.more));

@@ -68,7 +68,7 @@ class Repair {
   std::vector<std::string> findings_, actions_, warnings_;
   bool has_superblock_ = false;  ///< One is in force: nothing had to be made from what is left.
   bool rewrites_superblocks_ = false;
-  bool in_place_ = false, shared_lost_ = false;
+  bool in_place_ = false, shared_lost_ = false, log_lost_ = false;
   std::optional<std::vector<std::uint64_t>> chunks_;  ///< Where the new catalog goes.
 };
 
