@@ -237,6 +237,43 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("unreadable: a repair writes nothing where the LUN was away only while it looked") {
+  for (bool superblocks : {false, true}) {
+    CAPTURE(superblocks);
+    RepairBed v;
+    v.empty_log();
+    v.use(
+        [](Catalog& catalog) {
+          RepairBed::change(catalog, [](Catalog& c) -> Expected<void> {
+            CSV_TRY(c.make(kRootInode, "last", {.mode = S_IFREG | 0644}, 1));
+            return {};
+          });
+        },
+        false);
+    auto info = v.info();
+    bool away = true;
+    auto path = v.bench.connect([&](const iscsi::RamCommand& command) {
+      iscsi::RamFate fate;
+      auto end = superblocks ? disk::kSuperblockB + disk::kSuperblockSize
+                             : info.wal_offset + info.wal_size;
+      auto from = superblocks ? disk::kSuperblockA : info.wal_offset;
+      if (away && command.kind == iscsi::RamCommand::Kind::read && command.offset < end &&
+          from < command.offset + command.length)
+        fate.failure = Error{std::errc::io_error, "NOT READY 08/00"};
+      return fate;
+    });
+    auto prepared = Repair::prepare(path.io, {.work_file = v.work_file()});
+    REQUIRE_MESSAGE(prepared, prepared.error().message());
+    REQUIRE((*prepared)->has_work());
+    away = false;
+    auto applied = (*prepared)->apply(path.io);
+    CHECK(!applied);
+    if (!applied) CHECK(applied.error() == Errc::refused);
+    CHECK(v.info() == info);
+    CHECK(v.files().count("/last") == 1);
+  }
+}
+
 TEST_CASE("unreadable: one block does not hide the chunks and copies around it") {
   RepairBed v;
   auto info = v.info();
