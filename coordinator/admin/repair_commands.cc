@@ -154,6 +154,10 @@ ExitCode repair_volume(const RepairRequest& request, Terminal& terminal) {
   });
   terminal.progress("");
   if (!applied) {
+    if (applied.error() == Errc::refused) {  // Nothing was written, and that is not to be.
+      drop_work_file(*work_file);
+      return failed(terminal, applied.error());
+    }
     (void)failed(terminal, applied.error().within("writing the repair"));
     terminal.note("csvctl: the repaired catalog is kept in " + *work_file +
                   "; go on with: csvctl volume check LUN --repair --from " + *work_file);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "csvfs/base/buffer.h"
 #include "csvfs/base/log.h"
 
 namespace csv::volume {
@@ -26,6 +27,20 @@ std::string BadBlocks::within(std::uint64_t offset, std::uint64_t length) const 
   return found == blocks_.end()
              ? std::string{}
              : fmt::format("LUN offset {} cannot be read: {}", found->offset, found->why);
+}
+
+Expected<void> BadBlocks::check_still_bad(iscsi::BlockingLun& lun) const {
+  for (const auto& block : blocks_) {
+    Buffer content{block.length};
+    auto got = lun.read(block.offset, content.span());
+    if (got)
+      return Error{Errc::refused,
+                   fmt::format("LUN offset {} could not be read a moment ago ({}), and can be now: "
+                               "see to the LUN, and begin anew",
+                               block.offset, block.why)};
+    if (!is_bad_block(got.error())) return got;
+  }
+  return {};
 }
 
 Expected<BadBlocks> read_around_bad_blocks(iscsi::BlockingLun& lun,

@@ -20,6 +20,9 @@ class BadBlocks {
   void add(const BadBlocks& more);
   /// Why the first of them within the range cannot be read; empty if none lies there.
   [[nodiscard]] std::string within(std::uint64_t offset, std::uint64_t length) const;
+  /// Errc::refused if the LUN can read one of them by now: it was away for a moment, and the blocks
+  /// are good. Other errors where it cannot be asked.
+  Expected<void> check_still_bad(iscsi::BlockingLun& lun) const;
 
  private:
   struct Block {

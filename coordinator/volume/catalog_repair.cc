@@ -169,8 +169,8 @@ class Repairer {
                  [&](Query& row) { key = std::max(key, parts_of(Key{row.u64(0)}).number); }));
     at_least("next_key", key + 1);
     at_least("birth", 1);
-    // Of what is gone again no row tells that its number was given out.
-    if (options_.from_copy || any_lost) {
+    // Of what is gone again, or lost, no row tells that its number was given out.
+    if (options_.from_copy || options_.log_lost || any_lost) {
       numbers_["next_inode"] += kInodesSince;
       numbers_["next_session"] += kSessionsSince;
       numbers_["next_grant"] += kGrantsSince;

@@ -13,6 +13,9 @@ struct CatalogRepairOptions {
   /// The catalog is older than the volume: numbers go on far above whatever may have been given out
   /// since.
   bool from_copy = false;
+  /// Transactions may be lost with the log: numbers do so then, too. Their rows are there, as they
+  /// were before it.
+  bool log_lost = false;
   /// Files may share blocks, and rows that say which are missing: what several extents name is
   /// taken for a clone wherever it can be one.
   bool shared_lost = false;

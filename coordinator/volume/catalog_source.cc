@@ -42,6 +42,7 @@ Expected<void> CatalogSource::read_log() {
     reads.push_back(
         {info_.wal_offset + at, log_.span().subspan(at, std::min(kReadSize, info_.wal_size - at))});
   auto unreadable = CSV_TRY(read_around_bad_blocks(*lun_, reads));
+  unreadable_.add(unreadable);
 
   auto bytes = std::span<const std::byte>{log_.span()};
   auto end_of_log = bytes.size() - sizeof(disk::LogMark);
@@ -183,6 +184,7 @@ std::optional<std::span<const std::byte>> CatalogSource::page(std::uint32_t numb
         return {};
       }
       if (!read) {
+        unreadable_.add(place_of_page(info_, number), disk::kPageSize, read.error());
         problem(fmt::format("catalog page {}: {}", number, read.error().message()));
         return {};
       }

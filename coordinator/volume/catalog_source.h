@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/volume/bad_blocks.h"
 #include "coordinator/volume/catalog_pages.h"
 #include "coordinator/volume/volume.h"
 #include "csvfs/base/buffer.h"
@@ -35,6 +36,8 @@ class CatalogSource {
   [[nodiscard]] const std::vector<std::string>& problems() const { return problems_; }
   /// Nothing is known to be lost: SQLite would see the same pages.
   [[nodiscard]] bool log_is_whole() const { return log_whole_; }
+  /// Blocks of log and pages, as far as those were asked for, that the LUN could not read.
+  [[nodiscard]] const BadBlocks& unreadable() const { return unreadable_; }
 
  private:
   CatalogSource(iscsi::BlockingLun& lun, VolumeInfo info) : lun_{&lun}, info_{std::move(info)} {}
@@ -51,6 +54,7 @@ class CatalogSource {
   std::uint32_t page_count_ = 0;
   bool log_whole_ = true, size_known_ = true;
   std::vector<std::string> problems_;
+  BadBlocks unreadable_;
   Expected<void> health_;
   // The last piece read of the chunks.
   Buffer piece_;

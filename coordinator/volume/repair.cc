@@ -213,6 +213,8 @@ Expected<std::unique_ptr<Database>> Repair::start_from_catalog(iscsi::BlockingLu
   auto database = CSV_TRY(create_catalog_file(options.work_file));
   auto source = CSV_TRY(CatalogSource::open(lun, info_));
   auto salvage = CSV_TRY(salvage_catalog(*source, *database));
+  log_lost_ = !source->log_is_whole();
+  unreadable_ = source->unreadable();
   bool lossy = !salvage.losses.empty();
   shared_lost_ = salvage.shared_lost;
   for (auto& loss : salvage.losses) warnings_.push_back(std::move(loss));
@@ -350,7 +352,8 @@ Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions
     auto database = from_copy ? CSV_TRY(start_from_copy(lun, options))
                               : CSV_TRY(start_from_catalog(lun, options));
     auto repaired = CSV_TRY(repair_catalog(
-        *database, info_, {static_cast<std::int64_t>(options.now), from_copy, shared_lost_}));
+        *database, info_,
+        {static_cast<std::int64_t>(options.now), from_copy, log_lost_, shared_lost_}));
     for (auto& action : repaired.actions) actions_.push_back(std::move(action));
     if (repaired.more > 0)
       actions_.push_back(fmt::format("and {} more repairs like these", repaired.more));
@@ -390,6 +393,12 @@ Expected<void> Repair::make_catalog(iscsi::BlockingLun& lun, const RepairOptions
 }
 
 Expected<void> Repair::apply(iscsi::BlockingLun& lun, const Progress& progress) {
+  // Targets say of a medium that is away for a moment what they say of one that is bad.
+  CSV_TRY(unreadable_.check_still_bad(lun));
+  if (!has_superblock_ && superblock_in_force(lun, CSV_TRY(read_superblock_copies(lun))))
+    return Error{Errc::refused,
+                 "a superblock could not be used a moment ago, and can be now: see to the LUN, and "
+                 "begin anew"};
   // The copy in force may be in the target's cache only: made safe before A is written.
   if (has_superblock_) CSV_TRY(read_superblocks(lun, true));
   info_.coordinator_key = info_.closed_key = Key{};  // whoever had it is fenced

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/volume/bad_blocks.h"
 #include "coordinator/volume/check.h"
 #include "coordinator/volume/database.h"
 #include "coordinator/volume/volume.h"
@@ -44,7 +45,8 @@ class Repair {
   [[nodiscard]] const VolumeInfo& info() const { return info_; }
 
   /// Writes it, and that nobody coordinates the volume. The LUN must not have been changed since
-  /// prepare(): whoever calls keeps everybody else away from before prepare() on. An error, or a
+  /// prepare(): whoever calls keeps everybody else away from before prepare() on. Errc::refused,
+  /// and nothing is written, if the LUN can read by now what it could not read then. An error, or a
   /// crash, leaves the old catalog in force unless the superblocks were being written; then both
   /// superblocks say what they said or what they will say. Only if the volume has no room for a
   /// second catalog is the old one overwritten: then go on with the work file as the source.
@@ -66,9 +68,10 @@ class Repair {
   VolumeInfo info_;
   std::string work_file_;
   std::vector<std::string> findings_, actions_, warnings_;
+  BadBlocks unreadable_;         ///< What the new catalog had to do without.
   bool has_superblock_ = false;  ///< One is in force: nothing had to be made from what is left.
   bool rewrites_superblocks_ = false;
-  bool in_place_ = false, shared_lost_ = false;
+  bool in_place_ = false, shared_lost_ = false, log_lost_ = false;
   std::optional<std::vector<std::uint64_t>> chunks_;  ///< Where the new catalog goes.
 };
 

@@ -1,11 +1,13 @@
 // Blocks that the LUN answers with MEDIUM ERROR until they are written again.
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <memory>
 #include <set>
 
 #include "coordinator/volume/catalog_copy.h"
+#include "coordinator/volume/log_chain.h"
 #include "coordinator/volume/superblock_search.h"
 #include "coordinator/volume/wal_region.h"
 #include "tests/volume/repair_bed.h"
@@ -177,6 +179,98 @@ TEST_CASE("unreadable: the log's mark, header and frames are damage to the log")
     auto problems = repaired(v, at);
     CHECK_MESSAGE(problems.find("the log") == 0, problems);
     CHECK(v.files().count("/later19") == 1);
+  }
+}
+
+TEST_CASE(
+    "unreadable: numbers given out by transactions that the log has lost are not given out again") {
+  for (bool last_only : {false, true}) {
+    CAPTURE(last_only);
+    RepairBed v;
+    v.empty_log();
+    InodeId inode{};
+    SessionId session{};
+    std::uint64_t key = 0;
+    auto give_out = [&](Catalog& catalog) {
+      RepairBed::change(catalog, [&](Catalog& c) -> Expected<void> {
+        inode = CSV_TRY(c.make(kRootInode, "last", {.mode = S_IFREG | 0644}, 1)).inode;
+        session = CSV_TRY(c.new_session(NodeId{1}, 1)).id;
+        key = CSV_TRY(c.new_key_number());
+        return {};
+      });
+    };
+    v.use(give_out, false);
+    auto [gone_inode, gone_session, gone_key] = std::tuple{inode, session, key};
+    auto info = v.info();
+    auto bad = std::make_shared<BadSectors>();
+    if (last_only) {
+      auto log = v.bench.content(info.wal_offset, 4 << 20);
+      auto header = read_log_header(std::span{log}.first(disk::kWalHeaderSize));
+      REQUIRE(header);
+      auto sum = header->sum;
+      std::uint64_t last = 0;
+      for (auto at = disk::kWalHeaderSize; at + disk::kFrameSize <= log.size();
+           at += disk::kFrameSize) {
+        auto frame = read_log_frame(*header, sum, std::span{log}.subspan(at, disk::kFrameSize));
+        if (!frame.valid) break;
+        sum = frame.sum;
+        last = at;
+      }
+      REQUIRE(last > 0);
+      bad->at.insert((info.wal_offset + last + disk::kFrameSize / 2) / 512 * 512);
+    } else {
+      bad->at = {info.wal_offset, place_of_log_mark(info)};
+    }
+    {
+      auto path = v.bench.connect(BadSectors::plan(bad));
+      auto prepared = Repair::prepare(path.io, {.work_file = v.work_file()});
+      REQUIRE_MESSAGE(prepared, prepared.error().message());
+      REQUIRE((*prepared)->has_work());
+      auto applied = (*prepared)->apply(path.io);
+      REQUIRE_MESSAGE(applied, applied.error().message());
+    }
+    REQUIRE(v.files().count("/last") == 0);
+    v.use(give_out);
+    CHECK(raw(inode) > raw(gone_inode));
+    CHECK(raw(session) > raw(gone_session));
+    CHECK(key > gone_key);
+  }
+}
+
+TEST_CASE("unreadable: a repair writes nothing where the LUN was away only while it looked") {
+  for (bool superblocks : {false, true}) {
+    CAPTURE(superblocks);
+    RepairBed v;
+    v.empty_log();
+    v.use(
+        [](Catalog& catalog) {
+          RepairBed::change(catalog, [](Catalog& c) -> Expected<void> {
+            CSV_TRY(c.make(kRootInode, "last", {.mode = S_IFREG | 0644}, 1));
+            return {};
+          });
+        },
+        false);
+    auto info = v.info();
+    bool away = true;
+    auto path = v.bench.connect([&](const iscsi::RamCommand& command) {
+      iscsi::RamFate fate;
+      auto end = superblocks ? disk::kSuperblockB + disk::kSuperblockSize
+                             : info.wal_offset + info.wal_size;
+      auto from = superblocks ? disk::kSuperblockA : info.wal_offset;
+      if (away && command.kind == iscsi::RamCommand::Kind::read && command.offset < end &&
+          from < command.offset + command.length)
+        fate.failure = Error{std::errc::io_error, "NOT READY 08/00"};
+      return fate;
+    });
+    auto prepared = Repair::prepare(path.io, {.work_file = v.work_file()});
+    REQUIRE_MESSAGE(prepared, prepared.error().message());
+    REQUIRE((*prepared)->has_work());
+    away = false;
+    auto applied = (*prepared)->apply(path.io);
+    CHECK(!applied);
+    if (!applied) CHECK(applied.error() == Errc::refused);
+    CHECK(v.info() == info);
+    CHECK(v.files().count("/last") == 1);
   }
 }
 
