@@ -62,7 +62,8 @@ DeviceVerdict judge_device(int number, IoRing::Operation::Kind kind, bool regist
       case ENOSPC: return {{std::errc::no_space_on_device, "the thin LUN has no space left"}, {}};
       case EPERM:
       case EROFS: return {{std::errc::read_only_file_system, "the device is write-protected"}, {}};
-      case ENODATA: return {{std::errc::io_error, "the device cannot read or write there"}, {}};
+      // The kernel's name for MEDIUM ERROR.
+      case ENODATA: return {{Errc::bad_medium, "the device cannot read or write there"}, {}};
       case EREMOTEIO: return {{std::errc::io_error, "the device refused the command"}, {}};
       default: return {errno_error(number, "block device"), {}};
     }

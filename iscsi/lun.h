@@ -115,9 +115,9 @@ struct LunCounters {
 /// registered); unsupported_by_target; std::errc::no_space_on_device (thin LUN exhausted, 27h/07h);
 /// not_durable (what had been answered before, by any node, and not been flushed may be gone: a
 /// flush failed, or the target says so with another command, which itself was not done then; told
-/// once, later flushes may succeed); io_error with the sense in the message. Of several parts of a
-/// request the error counts that says most: a loss, then not_durable. Unit attentions and TASK
-/// ABORTED after a reset are repeated inside.
+/// once, later flushes may succeed); bad_medium (MEDIUM ERROR, HARDWARE ERROR); io_error with the
+/// sense in the message. Of several parts of a request the error counts that says most: a loss,
+/// then not_durable. Unit attentions and TASK ABORTED after a reset are repeated inside.
 ///
 /// Offsets and lengths are in bytes and multiples of block_size, else Errc::refused. A buffer stays
 /// valid until the answer. Requests of any length are split to the target's limits. Commands may be

@@ -129,6 +129,8 @@ Verdict check_condition(const Sense& sense, ScsiPurpose purpose, bool registered
       if (purpose == ScsiPurpose::preempt)
         return fail({Errc::unknown_outcome, "PREEMPT was aborted: " + describe(sense)});
       return repeat();
+    case sense_key::medium_error:
+    case sense_key::hardware_error: return fail({Errc::bad_medium, describe(sense)});
     default: return fail({std::errc::io_error, describe(sense)});
   }
 }

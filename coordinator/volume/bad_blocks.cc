@@ -10,7 +10,7 @@ namespace {
 constexpr std::uint64_t kPiece = 4096;
 }
 
-bool is_bad_block(const Error& error) { return error == std::errc::io_error; }
+bool is_bad_block(const Error& error) { return error == Errc::bad_medium; }
 
 void BadBlocks::add(std::uint64_t offset, std::uint64_t length, const Error& why) {
   blocks_.push_back({offset, length, why.message()});

@@ -26,6 +26,7 @@ class Category final : public std::error_category {
       case Errc::retry: return "try again";
       case Errc::not_durable: return "the storage lost data that had not been flushed";
       case Errc::reset_unanswered: return "the target does not answer a LUN RESET";
+      case Errc::bad_medium: return "the storage cannot read or write there";
     }
     return "csv error " + std::to_string(code);
   }

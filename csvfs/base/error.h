@@ -27,9 +27,10 @@ enum class Errc : std::uint16_t {
   retry = 14,             ///< Not now; the same request may be sent again unchanged.
   not_durable = 15,       ///< The target lost what its volatile cache held.
   reset_unanswered = 16,  ///< The target serves, but does not answer a LUN RESET. Repeat it.
+  bad_medium = 17,        ///< The LUN cannot read or write there, and says that this will stay so.
 };
 /// The last of them.
-inline constexpr Errc kLastErrc = Errc::reset_unanswered;
+inline constexpr Errc kLastErrc = Errc::bad_medium;
 
 const std::error_category& csv_category() noexcept;
 inline std::error_code make_error_code(Errc e) noexcept {
@@ -66,6 +67,7 @@ class [[nodiscard]] Error {
 
   friend bool operator==(const Error& a, std::error_code b) { return a.code_ == b; }
   friend bool operator==(const Error& a, Errc b) { return a.code_ == make_error_code(b); }
+  /// What a program would see of it, so a csv error may equal one, too: most equal EIO.
   friend bool operator==(const Error& a, std::errc b) { return a.code_ == b; }
 
  private:

@@ -219,6 +219,8 @@ TEST_CASE("an error of the block layer says whether the device has answered") {
   for (int number : {ENODATA, EREMOTEIO}) {
     CAPTURE(number);
     CHECK(judge_device(number, Kind::read, true).error == std::errc::io_error);
+    CHECK((judge_device(number, Kind::read, true).error == Errc::bad_medium) ==
+          (number == ENODATA));
     CHECK(!judge_device(number, Kind::read, true).ends);
     CHECK(judge_device(number, Kind::flush, true).error == Errc::not_durable);
     CHECK(!judge_device(number, Kind::flush, true).ends);

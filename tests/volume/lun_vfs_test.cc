@@ -260,7 +260,7 @@ TEST_CASE("catalog store: an error of any command stops it, and nothing is writt
       auto path = bench.connect([commands, of_read, at](const RamCommand& command) {
         RamFate fate;
         if (++*commands != at) return fate;
-        fate.failure = Error{std::errc::io_error, "sense 3/11/00"};
+        fate.failure = Error{Errc::bad_medium, "sense 3/11/00"};
         *of_read = command.kind == RamCommand::Kind::read;
         return fate;
       });
@@ -682,7 +682,7 @@ TEST_CASE("catalog store: a place that cannot be written is none for a chunk, an
   auto path = bench.connect([at](const iscsi::RamCommand& command) {
     iscsi::RamFate fate;
     if (command.kind == iscsi::RamCommand::Kind::write && command.offset == at + (5 << 20))
-      fate.failure = Error{std::errc::io_error, "MEDIUM ERROR 0C/00"};
+      fate.failure = Error{Errc::bad_medium, "MEDIUM ERROR 0C/00"};
     return fate;
   });
   auto store = open(path, info, random);

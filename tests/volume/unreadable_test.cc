@@ -26,8 +26,7 @@ struct BadSectors {
       auto from = bad->at.lower_bound(command.offset),
            to = bad->at.lower_bound(command.offset + command.length);
       if (from == to) return fate;
-      if (command.kind == Kind::read)
-        fate.failure = Error{std::errc::io_error, "MEDIUM ERROR 11/00"};
+      if (command.kind == Kind::read) fate.failure = Error{Errc::bad_medium, "MEDIUM ERROR 11/00"};
       if (command.kind == Kind::write || command.kind == Kind::zero) bad->at.erase(from, to);
       return fate;
     };
@@ -80,6 +79,37 @@ TEST_CASE("unreadable: either superblock serves a takeover, which writes the oth
     REQUIRE_MESSAGE(taken, taken.error().message());
     CHECK(*taken == before);
     CHECK(bad->at.empty());
+  }
+}
+
+TEST_CASE("unreadable: a LUN that is away, or not this nexus's, says nothing of its blocks") {
+  const Error reasons[] = {
+      {Errc::lun_lost, "the connection ended"},
+      {Errc::fenced, "RESERVATION CONFLICT on a registered nexus"},
+      {Errc::reservation_conflict, "RESERVATION CONFLICT"},
+      {std::errc::io_error, "NOT READY 08/00"},
+  };
+  for (const auto& reason : reasons) {
+    CAPTURE(reason.message());
+    RepairBed v;
+    std::uint64_t written = 0;
+    auto path = v.bench.connect([&](const iscsi::RamCommand& command) {
+      using Kind = iscsi::RamCommand::Kind;
+      iscsi::RamFate fate;
+      if (command.kind == Kind::write || command.kind == Kind::zero) ++written;
+      bool there = command.offset <= disk::kSuperblockA &&
+                   disk::kSuperblockA < command.offset + command.length;
+      if (command.kind == Kind::read && there) fate.failure = reason;
+      return fate;
+    });
+    for (bool repair : {false, true}) {
+      auto info = read_superblocks(path.io, repair);
+      REQUIRE(!info);
+      CHECK(info.error() == reason.code());
+    }
+    CHECK(!check(path.io));
+    CHECK(!Repair::prepare(path.io, {.work_file = v.work_file()}));
+    CHECK(written == 0);
   }
 }
 
@@ -259,7 +289,7 @@ TEST_CASE("unreadable: a repair writes nothing where the LUN was away only while
       auto from = superblocks ? disk::kSuperblockA : info.wal_offset;
       if (away && command.kind == iscsi::RamCommand::Kind::read && command.offset < end &&
           from < command.offset + command.length)
-        fate.failure = Error{std::errc::io_error, "NOT READY 08/00"};
+        fate.failure = Error{Errc::bad_medium, "HARDWARE ERROR 44/00"};
       return fate;
     });
     auto prepared = Repair::prepare(path.io, {.work_file = v.work_file()});
