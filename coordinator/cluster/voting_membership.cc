@@ -460,17 +460,20 @@ void VotingMembership::ask(NodeId node, const std::string& address) {
 
 /// Not from one moment to the next: of one that dies each says so in turn.
 void VotingMembership::see_who_is_apart() {
-  const auto& notes = replica_->notes();
-  for (const auto& [one, said] : notes)
-    for (const auto& [other, said_too] : notes) {
-      bool apart = one != other && replica_->hears_majority(one) &&
-                   replica_->hears_majority(other) &&
-                   !(replica_->says_it_hears(one, other) && replica_->says_it_hears(other, one));
-      if (apart)
-        apart_.try_emplace({one, other}, with_.loop->now());
-      else
-        apart_.erase({one, other});
+  std::vector<NodeId> nodes;
+  // Of each once, not for each pair: this is done with every echo.
+  for (const auto& [node, said] : replica_->notes())
+    if (replica_->hears_majority(node)) nodes.push_back(node);
+  std::map<std::pair<NodeId, NodeId>, TimePoint> apart;
+  for (auto one : nodes)
+    for (auto other : nodes) {
+      if (one == other ||
+          (replica_->says_it_hears(one, other) && replica_->says_it_hears(other, one)))
+        continue;
+      auto known = apart_.find({one, other});
+      apart[{one, other}] = known == apart_.end() ? with_.loop->now() : known->second;
     }
+  apart_ = std::move(apart);
 }
 
 /// Who does what one has to do decides which node coordinates what, from what each says of itself.
