@@ -529,7 +529,9 @@ void VotingMembership::place() {
     for (auto& [volume, reach] : one.volumes)
       for (auto user : users[volume]) {
         auto apart = apart_.find({one.node, user});
-        if (apart != apart_.end() && now - apart->second >= with_.timing.term) ++reach.cut_off;
+        if (apart == apart_.end() || now - apart->second < with_.timing.term) continue;
+        auto found = apart->second + with_.timing.term;
+        reach.cut_off_since = reach.cut_off++ == 0 ? found : std::max(reach.cut_off_since, found);
       }
   // A lease may rest on the echo of who is not heard himself, and holds himself for the one that
   // decides here: of two that do not hear each other only one may move volumes.
