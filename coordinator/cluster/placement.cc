@@ -77,6 +77,12 @@ class Placing {
     why_[volume] = std::move(why);
   }
 
+  /// One whose path comes and goes would have it again and again otherwise.
+  [[nodiscard]] bool may_leave(std::size_t volume, NodeId node) const {
+    auto moved = volumes_[volume].moved;
+    return !moved || reach(volume, node)->cut_off_since >= *moved || now_ - *moved >= hold_;
+  }
+
   void leave_what_cannot(std::size_t volume) {
     auto now = at_[volume];
     auto fit = now ? fitness(volume, *now) : Fitness::none;
@@ -91,7 +97,7 @@ class Placing {
     for (auto [node, about] : nodes_)
       if (!best || rank(node) > rank(*best)) best = node;
     if (!best || fitness(volume, *best) < fit) return;
-    bool reached = fit == Fitness::fit && cut_off(volume, *best) < waits;
+    bool reached = fit == Fitness::fit && cut_off(volume, *best) < waits && may_leave(volume, *now);
     if (fitness(volume, *best) == fit && !reached) return;
     std::string why = "it had no coordinator";
     if (now && !nodes_.contains(*now))

@@ -27,6 +27,7 @@ struct Reach {
   unsigned sessions = 0;  ///< Mounts of the volume there: how much it uses it.
   /// Nodes that have mounted it and do not hear this one: their mounts would wait.
   unsigned cut_off = 0;
+  TimePoint cut_off_since = TimePoint::max();  ///< When the last of them was found so.
 };
 
 /// A node that is present: its csvd is a member. Whoever is not listed is gone.
@@ -67,8 +68,10 @@ struct Assignment {
 /// A volume moves at once if its coordinator is gone, fenced, drained or without a path, and
 /// somebody better is there: the preferred node if that can, else who coordinates the fewest
 /// volumes, among those who uses it most, then the lowest number; before all that who is heard by
-/// most of those that use it. For that it moves at once, too. Drained nodes are the last
-/// resort, better than a volume that nobody serves; without any path a volume stays where it is.
+/// most of those that use it. For that it moves at once, too, if it is so only since it was given
+/// to its coordinator; else somebody better has come back, and it stays for `hold` first. Drained
+/// nodes are the last resort, better than a volume that nobody serves; without any path a volume
+/// stays where it is.
 ///
 /// It moves for the sake of balance, or back to its preferred node, only once neither it nor what
 /// it goes to has changed for `hold`, and only if that evens out the numbers (from one that

@@ -586,7 +586,7 @@ void Replica::wait_for_turn() {
   auto before = std::distance(greetings_.begin(), greetings_.find(with_.node));
   turn_timer_ = with_.loop->after(with_.timing.patience * before, [this, view = view_count_] {
     turn_timer_ = {};
-    if (view != view_count_ || keeper_) return;
+    if (view != view_count_ || keeper_is_heard()) return;
     turn_ = true;
     look();
     keep_holding();
@@ -970,12 +970,25 @@ void Replica::take_held(Member from, bool yes) {
 /// This node proves the hold, and stores at the witness: whoever holds it in this view, and until
 /// somebody does, who does what one has to do.
 bool Replica::keeps_witness() const {
-  if (witness_ == nullptr) return false;
+  if (witness_ == nullptr || others_need_witness()) return false;
   if (!keeper_) return steward() || turn_;
   // With it he may be a majority, and so the steward, though he hangs.
-  if (*keeper_ != with_.node && with_.responsive && !with_.responsive(*keeper_))
-    return lowest_heard() || turn_;
+  if (!keeper_is_heard()) return lowest_heard() || turn_;
   return *keeper_ == with_.node;
+}
+
+bool Replica::keeper_is_heard() const {
+  return keeper_ && (*keeper_ == with_.node || !with_.responsive || with_.responsive(*keeper_));
+}
+
+/// Not even with it this node hears a majority, and another one would. So it may be where votes do
+/// not follow who is here; held here it would stop all.
+bool Replica::others_need_witness() const {
+  if (state_ != State::formed) return false;
+  auto would = [this](NodeId node) { return majority(in_force_->ballot, heard_with(node), true); };
+  if (would(with_.node)) return false;
+  auto nodes = able(*in_force_);
+  return std::any_of(nodes.begin(), nodes.end(), would);
 }
 
 void Replica::heard() {

@@ -215,6 +215,8 @@ class Replica {
   [[nodiscard]] bool lowest_heard() const;
   void say_held(bool yes);
   [[nodiscard]] bool keeps_witness() const;
+  [[nodiscard]] bool keeper_is_heard() const;
+  [[nodiscard]] bool others_need_witness() const;
   void wait_for_turn();
   void take_prepare(Member from, const wire::GroupMessage& message);
   void take_promised(Member from, const wire::GroupMessage& message);

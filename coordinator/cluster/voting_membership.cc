@@ -460,17 +460,20 @@ void VotingMembership::ask(NodeId node, const std::string& address) {
 
 /// Not from one moment to the next: of one that dies each says so in turn.
 void VotingMembership::see_who_is_apart() {
-  const auto& notes = replica_->notes();
-  for (const auto& [one, said] : notes)
-    for (const auto& [other, said_too] : notes) {
-      bool apart = one != other && replica_->hears_majority(one) &&
-                   replica_->hears_majority(other) &&
-                   !(replica_->says_it_hears(one, other) && replica_->says_it_hears(other, one));
-      if (apart)
-        apart_.try_emplace({one, other}, with_.loop->now());
-      else
-        apart_.erase({one, other});
+  std::vector<NodeId> nodes;
+  // Of each once, not for each pair: this is done with every echo.
+  for (const auto& [node, said] : replica_->notes())
+    if (replica_->hears_majority(node)) nodes.push_back(node);
+  std::map<std::pair<NodeId, NodeId>, TimePoint> apart;
+  for (auto one : nodes)
+    for (auto other : nodes) {
+      if (one == other ||
+          (replica_->says_it_hears(one, other) && replica_->says_it_hears(other, one)))
+        continue;
+      auto known = apart_.find({one, other});
+      apart[{one, other}] = known == apart_.end() ? with_.loop->now() : known->second;
     }
+  apart_ = std::move(apart);
 }
 
 /// Who does what one has to do decides which node coordinates what, from what each says of itself.
@@ -526,7 +529,9 @@ void VotingMembership::place() {
     for (auto& [volume, reach] : one.volumes)
       for (auto user : users[volume]) {
         auto apart = apart_.find({one.node, user});
-        if (apart != apart_.end() && now - apart->second >= with_.timing.term) ++reach.cut_off;
+        if (apart == apart_.end() || now - apart->second < with_.timing.term) continue;
+        auto found = apart->second + with_.timing.term;
+        reach.cut_off_since = reach.cut_off++ == 0 ? found : std::max(reach.cut_off_since, found);
       }
   // A lease may rest on the echo of who is not heard himself, and holds himself for the one that
   // decides here: of two that do not hear each other only one may move volumes.

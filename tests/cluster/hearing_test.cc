@@ -170,3 +170,33 @@ TEST_CASE("hearing: whoever hears whom, for a while, all of it comes to rest") {
   }
   CHECK(served > 0);
 }
+
+TEST_CASE("hearing: a witness is left to those who would be a majority with it") {
+  Nodes nodes{4, {}, {.dynamic = false, .witness = true}};
+  for (int i = 1; i <= 4; ++i) nodes.has(i, kVolumes);
+  nodes.run_for(10s);
+  REQUIRE(nodes.keeper() == 1);
+  for (int i = 2; i <= 4; ++i) nodes.refused.insert({{1, i}, {i, 1}});
+  nodes.run_for(10s);
+  SUBCASE("another one hangs") { nodes.stand_still(4); }
+  SUBCASE("another one is gone") { nodes.leave(4); }
+  nodes.run_for(30s);
+  for (const auto& volume : kVolumes) {
+    auto whose = static_cast<int>(raw(nodes.coordinator(2, volume)));
+    CHECK((whose == 2 || whose == 3));
+    CHECK(nodes.serves(2, volume) + nodes.serves(3, volume) == 1);
+  }
+}
+
+TEST_CASE("hearing: the witness of one that hangs is had by whoever reaches it") {
+  Nodes nodes{3, {}, {.witness_only = true}};
+  for (int i = 1; i <= 3; ++i) nodes.has(i, kVolumes);
+  nodes.run_for(10s);
+  REQUIRE(nodes.keeper() == 1);
+  nodes.cut_from_witness(2);
+  nodes.run_for(2s);
+  nodes.stand_still(1);
+  nodes.run_for(40s);
+  CHECK(nodes.keeper() == 3);
+  for (const auto& volume : kVolumes) CHECK(nodes.serves(2, volume) + nodes.serves(3, volume) == 1);
+}

@@ -33,9 +33,18 @@ class Process final : public Loop {
   [[nodiscard]] WallTime wall_now() const override { return loop_->wall_now(); }
   void post(Function<void()> work) override { loop_->post(held(std::move(work))); }
   TimerId after(Duration delay, Function<void()> work) override {
-    return loop_->after(delay, held(std::move(work)));
+    // One that was cancelled while it waited for its process to go on does not run.
+    auto id = std::make_shared<TimerId>();
+    *id = loop_->after(delay, held([this, id, work = std::move(work)]() mutable {
+                         if (timers_.erase(*id) > 0) work();
+                       }));
+    timers_.insert(*id);
+    return *id;
   }
-  void cancel(TimerId timer) override { loop_->cancel(timer); }
+  void cancel(TimerId timer) override {
+    timers_.erase(timer);
+    loop_->cancel(timer);
+  }
   [[nodiscard]] bool here() const override { return true; }
 
   void run(Function<void()> work) { stands_still_ ? waiting_.push_back(std::move(work)) : work(); }
@@ -53,6 +62,7 @@ class Process final : public Loop {
   Loop* loop_;
   bool stands_still_ = false;
   std::vector<Function<void()>> waiting_;
+  std::set<TimerId> timers_;
 };
 
 /// The engines of some nodes, all of which reach each other.
@@ -115,6 +125,7 @@ class NearWitness final : public Witness {
     NodeId owner{};
     std::uint64_t moves = 0;
     Memory memory;
+    std::set<NodeId> unreached_by = {};
   };
   NearWitness(Place& place, Loop& loop, NodeId node) : place_{&place}, loop_{&loop}, node_{node} {}
   Task<Expected<Memory>> read() override {
@@ -135,6 +146,7 @@ class NearWitness final : public Witness {
   Task<Expected<Hold>> confirm(std::uint64_t) override {
     auto sent = loop_->now();
     co_await sleep(*loop_, kWay);
+    if (place_->unreached_by.contains(node_)) co_return Error{Errc::lun_lost, "not reached"};
     if (place_->owner != node_) co_return Error{Errc::superseded, "another one's"};
     ++place_->moves;
     co_return Hold{sent};
@@ -213,6 +225,9 @@ class Nodes {
     life(number).membership.reset();
     life(number).listener.reset();
   }
+  /// The node does not reach the witness.
+  void cut_from_witness(int number) { place_.unreached_by.insert(id(number)); }
+  [[nodiscard]] int keeper() const { return static_cast<int>(raw(place_.owner)); }
   /// Of the same members.
   void new_view() { group_.tell_view(); }
   /// Its csvd, not its engine: nobody's view changes.

@@ -376,3 +376,23 @@ TEST_CASE("placement: a volume stays where nobody is reached by more of those th
   CHECK(scene.placed() == "123");
   CHECK(scene.last.empty());
 }
+
+TEST_CASE("placement: where one is heard by more, but its path comes and goes") {
+  Scene scene{2, 1};
+  scene.placed();
+  scene.at(2).volumes["v0"].cut_off = 1;
+  scene.at(2).volumes["v0"].cut_off_since = scene.now;
+  scene.now += 1s;
+  std::size_t moves = 0;
+  for (int i = 0; i < 20; ++i) {
+    scene.at(1).volumes["v0"].path = true;
+    scene.placed();
+    moves += scene.last.size();
+    scene.now += 5s;
+    scene.at(1).volumes["v0"].path = false;
+    scene.placed();
+    moves += scene.last.size();
+    scene.now += 30s;
+  }
+  CHECK(moves <= 2 * (20 * 35s / kHold + 1));
+}
