@@ -703,6 +703,8 @@ Task<Expected<void>> VolumeMount::ready() {
     if (!client_.connected() && client_.trouble() == Errc::refused) {
       if (!refused) refused = loop_->now();
       if (loop_->now() - *refused >= surroundings_.refused_for) co_return client_.trouble();
+    } else if (client_.connected()) {
+      refused.reset();
     }
     if (!admission_.path() && admission_.wrong_lun()) co_return admission_.trouble();
     co_await changed_.wait();

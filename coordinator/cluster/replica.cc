@@ -50,7 +50,8 @@ constexpr const char* kPrevents =
     "this node was told to prevent a quorum: it joins a cluster that others have formed (csvctl "
     "cluster start lets it count again)";
 
-std::uint64_t bit(NodeId node) { return std::uint64_t{1} << raw(node); }
+/// None of a number that no node has; the engine may know of such.
+std::uint64_t bit(NodeId node) { return raw(node) < 64 ? std::uint64_t{1} << raw(node) : 0; }
 void put(wire::Hears& out, std::uint64_t nodes) {
   for (std::uint32_t node = 1; node <= 63; ++node)
     if ((nodes >> node & 1) != 0) out.add_node(node);

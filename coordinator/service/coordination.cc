@@ -221,6 +221,8 @@ Task<void> Coordination::serve() {
   bool in_good_order = !stopped_ && given_up() && !superseded();
   auto served = setup_.loop->now() - since_;
   auto steady = timing_.steady;
+  bool lun_went = stopped_ && (*stopped_ == Errc::lun_lost || *stopped_ == Errc::not_durable);
+  brief_losses_ = lun_went && served < timing_.brief ? brief_losses_ + 1 : 0;
   if (stopped_) {
     enter(State::waiting, stopped_->message());
     beaten_ = *stopped_ == Errc::fenced || *stopped_ == Errc::superseded;
@@ -229,10 +231,8 @@ Task<void> Coordination::serve() {
     if (!beaten_ && *stopped_ != Errc::not_durable) setup_.membership->able(setup_.volume, false);
     // A target that restarts is no fault of a takeover that succeeded, and may be back already.
     // Unless it is what we ask of it that brings it down: then each takeover resets it for nothing.
-    if (*stopped_ == Errc::lun_lost || *stopped_ == Errc::not_durable) {
-      brief_losses_ = served < timing_.brief ? brief_losses_ + 1 : 0;
+    if (lun_went)
       steady = brief_losses_ < timing_.many_brief ? timing_.shortest_pause : timing_.brief;
-    }
   } else {
     auto given = setup_.membership->assigned(setup_.volume);
     enter(State::closing, !in_good_order             ? "a newer coordinator has taken over"

@@ -350,13 +350,14 @@ Expected<Run> Allocator::whole_group() {
       break;
     }
     for (auto group = query.u64(0); group < query.u64(0) + query.u64(1) && !lowest; ++group)
-      if (size_of(group) == kGroupBlocks && !has_reservations(group)) lowest = group;
+      if (size_of(group) == kGroupBlocks && !has_reservations(group) && !is_avoided(group))
+        lowest = group;
     if (lowest) break;
     after = query.u64(0);
   }
   auto query = database_.use(fitting_, kGroupBlocks);
   while (CSV_TRY(query.row())) {
-    if (has_reservations(query.u64(0))) continue;
+    if (has_reservations(query.u64(0)) || is_avoided(query.u64(0))) continue;
     if (!lowest || query.u64(0) < *lowest) lowest = query.u64(0);
     break;
   }

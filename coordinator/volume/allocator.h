@@ -57,6 +57,9 @@ class Allocator {
   Expected<void> release(std::span<const Run> runs);
   /// A whole group nobody has anything of: the lowest-numbered, or ENOSPC.
   Expected<Run> whole_group();
+  /// whole_group() gives another one from now on: the LUN cannot write all of this one. Its blocks
+  /// stay free; forgotten with the object.
+  void avoid(const Run& group) { avoided_.insert(group.lun_block); }
 
   /// A LUN block to start a folder's files at: folders are spread over the groups, but for some
   /// that are left whole for whole_group().
@@ -85,6 +88,9 @@ class Allocator {
   Expected<GroupMap*> bitmap(std::uint64_t group);
   Expected<GroupMap> busy(std::uint64_t group);  ///< Used or reserved.
   [[nodiscard]] bool has_reservations(std::uint64_t group) const;
+  [[nodiscard]] bool is_avoided(std::uint64_t group) const {
+    return avoided_.contains(first_block_ + group * kGroupBlocks);
+  }
   Expected<void> mark(std::span<const Run> runs, bool used);
   Expected<void> store(std::uint64_t group, const GroupMap& bits);
   Expected<void> leave_fresh(std::uint64_t group);
@@ -102,6 +108,7 @@ class Allocator {
 
   std::map<std::uint64_t, GroupMap> cache_;
   std::set<std::uint64_t> changed_;  ///< Groups this transaction wrote.
+  std::set<std::uint64_t> avoided_;  ///< By their first LUN block.
   std::map<std::uint64_t, std::uint64_t>
       reserved_;  ///< First to end, of the area; disjoint, not touching.
   std::uint64_t reserved_blocks_ = 0;

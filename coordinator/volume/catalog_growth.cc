@@ -56,6 +56,12 @@ Expected<bool> SqlCatalog::grow_database() {
   CSV_TRY(Expected<Run>{group});
   auto at = group->lun_block * kBlockSize;
   auto claimed = store_.claim_chunk(at);
+  if (!claimed && claimed.error() == Errc::bad_medium) {
+    log::warning("catalog does not grow here volume={} offset={} reason=\"{}\"",
+                 store_.info().label, at, claimed.error().message());
+    allocator_.avoid(*group);
+    return false;
+  }
   if (!claimed && claimed.error() == std::errc::no_space_on_device) {
     log::warning("catalog cannot grow volume={} reason=\"{}\"", store_.info().label,
                  claimed.error().message());

@@ -25,12 +25,8 @@ Expected<void> claim(iscsi::BlockingLun& lun, std::uint64_t from, std::uint64_t 
   for (std::uint64_t at = 0; at < size; at += kPieceSize)
     writes.push_back({from + at, piece.span().first(std::min(kPieceSize, size - at))});
   auto written = lun.write(writes);
-  // What it cannot write is no place for the catalog, and nothing of the catalog was in it.
-  if (!written && is_bad_block(written.error()))
-    written = Error{std::errc::no_space_on_device,
-                    fmt::format("{} bytes at LUN offset {} cannot be written: {}", size, from,
-                                written.error().message())};
-  if (!written && written.error() == std::errc::no_space_on_device) {
+  if (!written &&
+      (is_bad_block(written.error()) || written.error() == std::errc::no_space_on_device)) {
     auto given_back = lun.unmap(from, size);
     // A target that refuses to take it keeps it, and that is all.
     if (!given_back && iscsi::is_loss(given_back.error())) return given_back;

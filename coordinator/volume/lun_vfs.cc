@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "coordinator/volume/bad_blocks.h"
 #include "coordinator/volume/catalog_pages.h"
 #include "coordinator/volume/claim.h"
 #include "coordinator/volume/superblock.h"
@@ -522,7 +523,9 @@ Expected<void> LunStore::may_be_chunk(std::uint64_t at) const {
 Expected<void> LunStore::claim_chunk(std::uint64_t at) {
   CSV_TRY(may_be_chunk(at));
   auto claimed = claim(*lun_, at, kChunkSize);
-  if (!claimed && !(claimed.error() == std::errc::no_space_on_device))
+  // What it cannot write is no place for the catalog, and nothing of the catalog was in it.
+  if (!claimed && !(claimed.error() == std::errc::no_space_on_device) &&
+      !is_bad_block(claimed.error()))
     fail(SQLITE_IOERR_WRITE, claimed.error().within("claiming space for a catalog chunk"));
   return claimed;
 }

@@ -110,8 +110,8 @@ class CatalogStore {
   /// Database pages of 4096 bytes that the mapped chunks hold (PRAGMA max_page_count).
   [[nodiscard]] virtual std::uint32_t mapped_pages() const = 0;
   /// Takes the space of a chunk to be at LUN offset `at`, which is free, from a thin LUN, so that
-  /// its pages never run out of it. std::errc::no_space_on_device: it has none, and nothing
-  /// changed.
+  /// its pages never run out of it. std::errc::no_space_on_device: it has none; Errc::bad_medium:
+  /// it cannot write there. Nothing changed then.
   virtual Expected<void> claim_chunk(std::uint64_t at) = 0;
   /// Maps one more chunk at LUN offset `at`: header written, both superblocks rewritten. The caller
   /// has made the space used in a durable transaction before.

@@ -436,6 +436,28 @@ TEST_CASE("catalog: without a page left it stays what it is, and grows once ther
   CHECK(v.problems() == "");
 }
 
+TEST_CASE("catalog: where the LUN cannot be written it does not grow, but elsewhere") {
+  auto bed = std::make_unique<FileBed>(2 * kGiB);
+  auto& store = bed->store();
+  store.claims = Error{std::errc::no_space_on_device, "the thin LUN has no space left"};
+  TestCatalog v{std::move(bed)};
+  take_all_pages(v);
+  v.sql("DELETE FROM filler WHERE length(x) < 1000000");
+  store.claims = {};
+  store.asked_for.clear();
+  store.bad_places = 2;
+  auto chunks = store.info().chunks.size();
+  for (int i = 0; i < 1100 && store.info().chunks.size() == chunks; ++i)
+    REQUIRE(errno_of(v.change([](Catalog& c) { return c.attr(kRootInode); })) == 0);
+  CHECK(store.info().chunks.size() == chunks + 1);
+  std::set<std::uint64_t> places{store.asked_for.begin(), store.asked_for.end()};
+  CHECK(store.asked_for.size() == 3);
+  CHECK(places.size() == 3);
+  CHECK(store.info().chunks.back() == store.asked_for.back());
+  v.sql("DROP TABLE filler");
+  CHECK(v.problems() == "");
+}
+
 TEST_CASE("catalog: without a page left freeing in steps is put off") {
   auto bed = std::make_unique<FileBed>(2 * kGiB);
   bed->store().claims = Error{std::errc::no_space_on_device, "the thin LUN has no space left"};

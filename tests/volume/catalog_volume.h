@@ -33,14 +33,19 @@ class FileCatalogStore final : public CatalogStore {
   std::uint32_t mapped_pages() const override {
     return static_cast<std::uint32_t>(info_.chunks.size() * kChunkSize / 4096);
   }
-  Expected<void> claim_chunk(std::uint64_t) override { return claims; }
+  Expected<void> claim_chunk(std::uint64_t at) override {
+    asked_for.push_back(at);
+    return asked_for.size() <= bad_places ? Expected<void>{Errc::bad_medium} : claims;
+  }
   Expected<void> add_chunk(std::uint64_t at) override;
   const VolumeInfo& info() const override { return info_; }
   Expected<void> health() const override { return sick; }
   iscsi::BlockingLun& lun() override { check_failed("a catalog in a file has no LUN"); }
 
   bool fail_add_chunk = false;
-  Expected<void> claims;  ///< What claim_chunk answers.
+  Expected<void> claims;                 ///< What claim_chunk answers.
+  std::vector<std::uint64_t> asked_for;  ///< Places, by claim_chunk.
+  std::size_t bad_places = 0;            ///< So many of them, the first, cannot be written.
   Expected<void> sick;
 
  private:

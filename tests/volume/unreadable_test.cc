@@ -93,7 +93,7 @@ TEST_CASE("unreadable: a LUN that is away, or not this nexus's, says nothing of 
     CAPTURE(reason.message());
     RepairBed v;
     std::uint64_t written = 0;
-    auto path = v.bench.connect([&](const iscsi::RamCommand& command) {
+    auto plan = [&](const iscsi::RamCommand& command) {
       using Kind = iscsi::RamCommand::Kind;
       iscsi::RamFate fate;
       if (command.kind == Kind::write || command.kind == Kind::zero) ++written;
@@ -101,14 +101,17 @@ TEST_CASE("unreadable: a LUN that is away, or not this nexus's, says nothing of 
                    disk::kSuperblockA < command.offset + command.length;
       if (command.kind == Kind::read && there) fate.failure = reason;
       return fate;
-    });
+    };
     for (bool repair : {false, true}) {
+      // One that has been fenced is at its end.
+      auto path = v.bench.connect(plan);
       auto info = read_superblocks(path.io, repair);
       REQUIRE(!info);
       CHECK(info.error() == reason.code());
     }
-    CHECK(!check(path.io));
-    CHECK(!Repair::prepare(path.io, {.work_file = v.work_file()}));
+    auto checking = v.bench.connect(plan), repairing = v.bench.connect(plan);
+    CHECK(!check(checking.io));
+    CHECK(!Repair::prepare(repairing.io, {.work_file = v.work_file()}));
     CHECK(written == 0);
   }
 }
