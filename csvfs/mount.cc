@@ -956,6 +956,7 @@ Task<Expected<wire::Attr>> VolumeMount::make(Caller caller, wire::Make what, Int
 
 Task<Expected<wire::Attr>> VolumeMount::link(InodeId inode, InodeId parent, std::string name,
                                              Interrupt* interrupt) {
+  release_gathered();  // a nameless one is gone with the last close
   wire::Request request;
   auto& body = *request.mutable_link();
   body.set_inode(raw(inode));

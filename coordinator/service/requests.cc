@@ -209,7 +209,10 @@ Task<Service::Outcome> Service::make(CallRef call) {
 
 Task<Service::Outcome> Service::link(CallRef call) {
   InodeId inode{call->request.link().inode()};
-  if (reaping_.contains(inode)) co_return errno_error(ENOENT, "the file has been removed");
+  // Closed for the last time, a nameless file is gone, though it may be a while until it is reaped.
+  bool unused = orphans_.contains(inode) && openers_known() && !openers_.contains(inode);
+  if (reaping_.contains(inode) || unused)
+    co_return errno_error(ENOENT, "the file has been removed");
   auto body = [call, now = wall_now()](Catalog& catalog) {
     const auto& asked = call->request.link();
     return attr_reply(

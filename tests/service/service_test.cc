@@ -947,6 +947,41 @@ TEST_CASE("unlink: what one message says was closed is freed, and nothing else")
   CHECK(world.problems().empty());
 }
 
+TEST_CASE("link: a nameless file that nobody has open is gone, though it waits to be reaped") {
+  World world;
+  world.timing.gather_removed = 10s;
+  Coordinator coordinator{world, 1};
+  Client a{world, 1, 11};
+  REQUIRE(!a.connect(coordinator).code());
+  a.admit();
+  auto nameless = [&] {
+    wire::Request make;
+    make.mutable_make()->set_parent(raw(kRootInode));
+    make.mutable_make()->set_mode(0100600);
+    make.mutable_make()->set_open(true);
+    make.mutable_make()->set_nameless(true);
+    auto reply = a.change(make);
+    REQUIRE(reply.failure().code() == 0);
+    return reply.attr().inode();
+  };
+  auto link = [&](std::uint64_t inode, const std::string& name) {
+    wire::Request request;
+    request.mutable_link()->set_inode(inode);
+    request.mutable_link()->set_parent(raw(kRootInode));
+    request.mutable_link()->set_name(name);
+    return a.change(request);
+  };
+  auto open = nameless(), closed = nameless();
+  wire::Request release;
+  release.mutable_release()->set_inode(closed);
+  REQUIRE(a.call(release).failure().code() == 0);
+  CHECK(is_errno(link(closed, "late"), ENOENT));
+  CHECK(link(open, "kept").failure().code() == 0);
+  CHECK(a.attr(open).nlink() == 1);
+  coordinator.close();
+  CHECK(world.problems().empty());
+}
+
 TEST_CASE("unlink: what is removed within a moment is reaped in one transaction") {
   World world;
   world.timing.gather_removed = 500ms;
