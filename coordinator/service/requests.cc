@@ -209,10 +209,7 @@ Task<Service::Outcome> Service::make(CallRef call) {
 
 Task<Service::Outcome> Service::link(CallRef call) {
   InodeId inode{call->request.link().inode()};
-  // Closed for the last time, a nameless file is gone, though it may be a while until it is reaped.
-  bool unused = orphans_.contains(inode) && openers_known() && !openers_.contains(inode);
-  if (reaping_.contains(inode) || unused)
-    co_return errno_error(ENOENT, "the file has been removed");
+  if (is_removed(inode)) co_return errno_error(ENOENT, "the file has been removed");
   auto body = [call, now = wall_now()](Catalog& catalog) {
     const auto& asked = call->request.link();
     return attr_reply(
@@ -263,7 +260,7 @@ Task<Service::Outcome> Service::open(CallRef call) {
   if (had) session->opened_again.insert(inode);
   session->opened_by_resume.erase(inode);
   // Before anything is looked up, so that a file that loses its last name now is kept for us.
-  if (reaping_.contains(inode)) co_return errno_error(ESTALE, "the file has been removed");
+  if (is_removed(inode)) co_return errno_error(ESTALE, "the file has been removed");
   opened(session, inode, asked.writes());
   Outcome outcome = Answer{};
   auto noted = Expected<void>{};

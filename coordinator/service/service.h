@@ -379,6 +379,7 @@ class Service final : public VolumeService {
   Task<void> find_orphans();
   [[nodiscard]] bool openers_known() const;
   [[nodiscard]] bool reaping_goes_on() const;
+  [[nodiscard]] bool is_removed(InodeId inode) const;
   [[nodiscard]] std::vector<InodeId> reapable(std::size_t most) const;
   Task<void> reap_orphans();
   Task<void> reap(InodeId inode);

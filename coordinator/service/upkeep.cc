@@ -355,6 +355,13 @@ bool Service::openers_known() const {
                      [](const auto& each) { return each.second->settled; });
 }
 
+/// Without a name and closed for the last time: nobody gets hold of it any more, though it may be a
+/// moment until it is reaped.
+bool Service::is_removed(InodeId inode) const {
+  if (reaping_.contains(inode)) return true;
+  return orphans_.contains(inode) && !openers_.contains(inode) && openers_known();
+}
+
 /// An orphan is being reaped, or is about to be; its end notifies reap_due_.
 bool Service::reaping_goes_on() const { return !reaping_.empty() || !reapable(1).empty(); }
 

@@ -976,6 +976,9 @@ TEST_CASE("link: a nameless file that nobody has open is gone, though it waits t
   release.mutable_release()->set_inode(closed);
   REQUIRE(a.call(release).failure().code() == 0);
   CHECK(is_errno(link(closed, "late"), ENOENT));
+  wire::Request again;
+  again.mutable_open()->set_inode(closed);
+  CHECK(is_errno(a.call(again), ESTALE));
   CHECK(link(open, "kept").failure().code() == 0);
   CHECK(a.attr(open).nlink() == 1);
   coordinator.close();
