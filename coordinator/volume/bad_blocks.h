@@ -10,8 +10,8 @@ namespace csv::volume {
 
 /// The LUN answered that it cannot read what was asked for (MEDIUM ERROR, HARDWARE ERROR). That is
 /// damage, as a wrong checksum is; whoever has a second copy, or can do without, goes on. Not so
-/// where the way to the LUN is lost, the nexus may not use it, or it is not ready: then nobody knows
-/// what is there.
+/// where the way to the LUN is lost, the nexus may not use it, or it is not ready: then nobody
+/// knows what is there.
 bool is_bad_block(const Error& error);
 
 /// Blocks of a LUN that it cannot read.
