@@ -7,7 +7,6 @@
 
 #include "coordinator/volume/bad_blocks.h"
 #include "csvfs/base/buffer.h"
-#include "csvfs/base/log.h"
 #include "iscsi/scsi.h"
 
 namespace csv::volume {
